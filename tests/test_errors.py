@@ -1,0 +1,23 @@
+import pickle
+
+import pytest
+
+from bridgegarden.errors import BridgegardenError, ConfigError, DataError, ModelError, NonFiniteError
+
+KINDS = [BridgegardenError, ConfigError, DataError, ModelError, NonFiniteError]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_survives_pickling_with_its_message(kind):
+    error = pickle.loads(pickle.dumps(kind("rows.jsonl:17: expected an object, got a list.")))
+    assert type(error) is kind
+    assert str(error) == "rows.jsonl:17: expected an object, got a list."
+
+
+@pytest.mark.parametrize(
+    ("kind", "builtin"),
+    [(ConfigError, ValueError), (DataError, ValueError), (ModelError, ValueError), (NonFiniteError, ArithmeticError)],
+)
+def test_an_error_is_also_the_matching_builtin(kind, builtin):
+    assert issubclass(kind, BridgegardenError)
+    assert issubclass(kind, builtin)
