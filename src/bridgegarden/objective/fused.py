@@ -1,0 +1,211 @@
+"""The fast path: the hybrid objective from hidden states, gradients included, one chunk of positions at a time.
+
+The objective is local to a position (the risk term looks one ahead), so a chunk's loss *and* gradient can be finished
+while its logits exist. Three large products a step, as in plain fine-tuning; neither model's [N, V] logits exist.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from bridgegarden.objective.head import LanguageModelHead, compute_dtype
+from bridgegarden.objective.hybrid import HybridLoss, HybridObjective, dense_student_support
+from bridgegarden.objective.selected_logits import HeadGradients, chunks, default_chunk_tokens, select_support
+from bridgegarden.objective.soft_weight import TrainProgress
+from bridgegarden.objective.support import StudentSupport, TeacherSignal
+
+
+class TeacherSource(Protocol):
+    """A teacher at N positions: slicing gives the signal at some of them. A :class:`TeacherSignal` is one."""
+
+    def __getitem__(self, index: slice, /) -> TeacherSignal: ...
+
+
+@dataclass(frozen=True)
+class ProjectedTeacher:
+    """A teacher at N positions by its hidden states; the signal is made where it is asked for."""
+
+    hidden: Float[Tensor, "N D"]
+    """Final hidden states."""
+    head: LanguageModelHead
+    """The teacher's projection."""
+    top_k: int | None
+    """Tokens kept; None keeps all."""
+    vocab_size: int
+    """Size of the vocabulary both models share."""
+    exponents: tuple[float, ...] = ()
+    """Tail power sums to make; see :attr:`HybridObjective.exponents`."""
+    device: torch.device | None = None
+    """Where the signal is wanted, when not where the hidden states are."""
+
+    def __getitem__(self, index: slice, /) -> TeacherSignal:
+        with torch.no_grad():
+            logits = self.head.logits(self.hidden[index])
+            if self.device is not None:
+                logits = logits.to(self.device)
+            return TeacherSignal.from_logits(logits, self.top_k, self.vocab_size, exponents=self.exponents)
+
+
+@dataclass(frozen=True)
+class FusedLoss:
+    """The objective over a batch of N supervised positions."""
+
+    loss: Float[Tensor, ""]
+    """Sum of the total over positions, divided by the number of items; the only field with a gradient."""
+    terms: HybridLoss
+    """Terms per position, ``(N,)``, without gradient."""
+    teacher_entropy: Float[Tensor, "N"]
+    """Nats."""
+    student_entropy: Float[Tensor, "N"] | None
+    """Nats; None unless asked for."""
+    captured_mass: Float[Tensor, "N"]
+    """Teacher probability of the kept tokens."""
+
+
+def fused_hybrid_loss(
+    hidden: Float[Tensor, "N D"],
+    head: LanguageModelHead,
+    teacher: TeacherSource,
+    data_ids: Int[Tensor, "N"],
+    has_successor: Bool[Tensor, "N"],
+    objective: HybridObjective,
+    *,
+    num_items: Tensor | int,
+    progress: TrainProgress | None = None,
+    chunk_tokens: int | None = None,
+    student_entropy: bool = False,
+) -> FusedLoss:
+    """The objective at N supervised positions, in order, differentiable in `hidden` and the head.
+
+    Measured against the two-pass route (:func:`selected_logits`, whose backward projects again) by
+    ``python benchmarks/head_and_loss.py``; see docs/benchmarks.md for the figures.
+
+    Args:
+        hidden: ``(N, D)`` the student's final hidden states at supervised positions, row by row, in order.
+        head: the student's projection.
+        teacher: the teacher at the same positions.
+        data_ids: ``(N,)`` the token in the data that each position predicts.
+        has_successor: ``(N,)`` whether position i + 1 is the next one of the same sequence.
+        objective: what to compute.
+        num_items: what the sum is divided by.
+        progress: for rules that change as training goes on.
+        chunk_tokens: positions at a time. The result does not depend on it.
+        student_entropy: also measure the student's exact entropy (one more pass over each chunk's logits).
+    """
+    walk = _Walk(
+        head=head,
+        teacher=teacher,
+        data_ids=data_ids,
+        has_successor=has_successor,
+        objective=objective,
+        progress=progress,
+        num_items=torch.as_tensor(num_items, device=hidden.device).clamp(min=1),
+        chunk=chunk_tokens or default_chunk_tokens(head.vocab_size),
+        with_gradient=torch.is_grad_enabled(),
+        student_entropy=student_entropy,
+        # Cast once, not once a chunk, where autocast or a mixed pair asks for another dtype.
+        dtype=compute_dtype(hidden, head.weight),
+    )
+    loss, *records = _FusedHybridLoss.apply(hidden, head.weight, head.bias, walk)
+    terms = HybridLoss(*records[:7])
+    return FusedLoss(loss, terms, records[7], records[9] if student_entropy else None, records[8])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Walk:
+    """Everything a walk over the chunks needs besides the tensors that have gradients."""
+
+    head: LanguageModelHead
+    teacher: TeacherSource
+    data_ids: Tensor
+    has_successor: Tensor
+    objective: HybridObjective
+    progress: TrainProgress | None
+    num_items: Tensor
+    chunk: int
+    with_gradient: bool
+    student_entropy: bool
+    dtype: torch.dtype
+
+
+class _FusedHybridLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, walk: _Walk) -> tuple[Tensor, ...]:
+        needs = tuple(n and walk.with_gradient for n in ctx.needs_input_grad[:3])
+        cast, cast_weight = hidden.to(walk.dtype), weight.to(walk.dtype)
+        head = LanguageModelHead(weight=cast_weight, bias=bias, softcap=walk.head.softcap, scale=walk.head.scale)
+        gradients = HeadGradients(cast, cast_weight, bias, needs)
+        with torch.autocast(hidden.device.type, enabled=False):
+            records = [_chunk(rows, cast, head, walk, gradients, any(needs)) for rows in _rows(hidden, walk.chunk)]
+        merged = tuple(torch.cat(column) for column in zip(*records, strict=True))
+        ctx.gradients = gradients.hidden, gradients.weight, gradients.bias
+        ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
+        ctx.mark_non_differentiable(*merged)
+        ctx.set_materialize_grads(False)
+        return merged[0].sum() / walk.num_items, *merged
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("the fused hybrid loss keeps its gradients for one backward only")
+        gradients, ctx.gradients = ctx.gradients, None
+        scaled = (
+            None if gradient is None else gradient.mul_(d_loss).to(dtype)
+            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
+        )
+        return *scaled, None
+
+
+def _rows(hidden: Tensor, size: int) -> list[slice]:
+    return chunks(hidden.shape[0], size)
+
+
+def _chunk(
+    rows: slice, hidden: Tensor, head: LanguageModelHead, walk: _Walk, gradients: HeadGradients, backward: bool
+) -> tuple[Tensor, ...]:
+    """Loss of the positions `rows`, its gradient added to `gradients`; returns what is recorded per position."""
+    count = rows.stop - rows.start
+    looks_ahead = walk.objective.risk_alpha > 0 and count > 0 and bool(walk.has_successor[rows.stop - 1])
+    seen = slice(rows.start, rows.stop + 1) if looks_ahead else rows
+    signal_seen = walk.teacher[seen]
+    signal = signal_seen[:count]
+    logits = head.logits(hidden[seen]).requires_grad_(backward)
+    with torch.set_grad_enabled(backward):
+        student = _student_support(logits, signal_seen, walk, seen)
+        terms = _terms(signal, student, walk, rows)
+        if backward:
+            (d_logits,) = torch.autograd.grad(terms.total.sum() / walk.num_items, logits)
+            gradients.add(seen, head.pull_back(logits.detach(), d_logits))
+    entropy = (_entropy(logits.detach()[:count], student.log_normaliser[:count]),) if walk.student_entropy else ()
+    own = terms.map(torch.Tensor.detach)
+    return (
+        *(own.total, own.soft, own.hard, own.risk, own.soft_weight, own.mask, own.has_risk),
+        *(signal.entropy, signal.captured_mass, *entropy),
+    )
+
+
+def _student_support(logits: Tensor, signal: TeacherSignal, walk: _Walk, seen: slice) -> StudentSupport:
+    objective = walk.objective
+    target_ids = objective.hard_ids(signal, walk.data_ids[seen])
+    if signal.ids is None:
+        return dense_student_support(logits, signal.logp.shape[-1], target_ids, objective.temperature)
+    return select_support(logits, signal.ids, target_ids, objective.temperature)
+
+
+def _terms(signal: TeacherSignal, student: StudentSupport, walk: _Walk, rows: slice) -> HybridLoss:
+    count = rows.stop - rows.start
+    normalisers = student.log_normaliser
+    following = torch.cat([normalisers[1:], normalisers[-1:]])[:count]
+    return walk.objective(
+        signal, student[:count], walk.data_ids[rows], following, walk.has_successor[rows], walk.progress
+    )
+
+
+def _entropy(logits: Tensor, log_normaliser: Tensor) -> Tensor:
+    probabilities = (logits - log_normaliser.detach().unsqueeze(1)).exp_()
+    return log_normaliser.detach() - torch.linalg.vecdot(probabilities, logits)

@@ -1,0 +1,240 @@
+r"""The hybrid objective: hard and soft labels at every position, weighed by a rule.
+
+.. math:: l = \lambda \, T^2 D(p_T \| q_T) + (1 - \lambda) \Big( -\log q(a^*) + \tfrac{\alpha}{4} \Delta^2 \Big)
+
+:math:`\lambda` is the *soft* weight. Terms come back per position, unreduced, in nats. Equations: arXiv:2605.26246,
+section 5. :func:`hybrid_loss_from_logits` is the slow, readable path over whole logits; the fast path is
+:func:`bridgegarden.objective.fused.fused_hybrid_loss`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from bridgegarden.errors import ConfigError
+from bridgegarden.objective.alignment import IGNORE, next_token_labels
+from bridgegarden.objective.divergences import Divergence, forward_kl
+from bridgegarden.objective.risk import risk_penalty, value_gap
+from bridgegarden.objective.soft_weight import (
+    ConfidenceWeight,
+    CurriculumWeight,
+    EntropyWeight,
+    SoftWeight,
+    StaticWeight,
+    TrainProgress,
+)
+from bridgegarden.objective.support import ABSENT_LOG_MASS, StudentSupport, TeacherSignal
+from bridgegarden.registry import lookup
+
+HardTarget = Literal["teacher_argmax", "data"]
+
+
+@dataclass(frozen=True)
+class HybridLoss:
+    """The terms of the objective per position, all ``(*batch,)``, in nats; zero where `mask` is False."""
+
+    total: Float[Tensor, "*batch"]
+    """What is minimised: ``soft_weight * soft + (1 - soft_weight) * (hard + risk)``."""
+    soft: Float[Tensor, "*batch"]
+    """The divergence at the loss temperature, times its square; before weighting."""
+    hard: Float[Tensor, "*batch"]
+    """Minus the student's log-probability of the hard target; before weighting."""
+    risk: Float[Tensor, "*batch"]
+    """The risk penalty; zero where `has_risk` is False."""
+    soft_weight: Float[Tensor, "*batch"]
+    """The soft weight."""
+    mask: Bool[Tensor, "*batch"]
+    """Supervised positions."""
+    has_risk: Bool[Tensor, "*batch"]
+    """Positions with a risk term: the sequence goes on with the hard target, and the next position is supervised."""
+
+    def mean(self, num_items: Tensor | int | None = None) -> Float[Tensor, ""]:
+        """Sum of `total` over supervised positions, divided by `num_items` (their number by default, at least 1).
+
+        Under gradient accumulation give the number of supervised positions of the *whole* accumulated batch: hard
+        and soft terms then weigh the same however the batch is cut.
+        """
+        count = self.mask.sum() if num_items is None else torch.as_tensor(num_items)
+        return self.total.sum() / count.clamp(min=1)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "HybridLoss":
+        """The same with `function` applied to every field."""
+        return HybridLoss(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class HybridObjective:
+    """Which divergence, which soft weight, which hard target.
+
+    Called with a teacher signal and a student's view of the same support, it returns the terms per position.
+    """
+
+    divergence: Divergence = forward_kl
+    """Soft loss; see :mod:`bridgegarden.objective.divergences`. Bind options with ``functools.partial``."""
+    soft_weight: SoftWeight = field(default_factory=StaticWeight)
+    """Rule for the soft weight; see :mod:`bridgegarden.objective.soft_weight`."""
+    hard_target: HardTarget = "teacher_argmax"
+    """The hard label: the teacher's likeliest token, or the token in the data."""
+    temperature: float = 1.0
+    """Loss temperature T > 0: divides both logits of the soft loss, which is multiplied by T^2."""
+    risk_alpha: float = 0.0
+    """Weight of the risk term, >= 0; the paper uses 0.1. At 0 there is none."""
+
+    def __post_init__(self) -> None:
+        if self.hard_target not in ("teacher_argmax", "data"):
+            raise ConfigError(f"objective.hard_target must be 'teacher_argmax' or 'data', got {self.hard_target!r}.")
+        if not self.temperature > 0:
+            raise ConfigError(f"objective.temperature must be > 0, got {self.temperature}.")
+        if not self.risk_alpha >= 0:
+            raise ConfigError(f"objective.risk_alpha must be >= 0, got {self.risk_alpha}.")
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> "HybridObjective":
+        """One of the paper's methods, with any field replaced by `overrides`.
+
+        Raises:
+            ConfigError: unknown preset.
+        """
+        return cls(**{**lookup(PRESETS, name, field="objective.preset"), **overrides})
+
+    @property
+    def exponents(self) -> tuple[float, ...]:
+        """Exponents of which a top-k teacher signal must store the tail's power sum for this objective."""
+        needed = [1.0 / self.temperature] if self.temperature != 1.0 else []
+        if isinstance(self.soft_weight, EntropyWeight) and self.soft_weight.kind == "power":
+            needed.append(self.soft_weight.gamma)
+        return tuple(needed)
+
+    def hard_ids(self, signal: TeacherSignal, data_ids: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
+        """The hard target at each position, given the token in the data."""
+        return signal.argmax if self.hard_target == "teacher_argmax" else data_ids
+
+    def __call__(
+        self,
+        signal: TeacherSignal,
+        student: StudentSupport,
+        data_ids: Int[Tensor, "*batch"],
+        next_log_normaliser: Float[Tensor, "*batch"] | None = None,
+        has_next: Bool[Tensor, "*batch"] | None = None,
+        progress: TrainProgress | None = None,
+    ) -> HybridLoss:
+        """The terms at each of a batch of supervised positions.
+
+        Args:
+            signal: the teacher at these positions.
+            student: the student at the same positions, on the signal's support, with the logits of :meth:`hard_ids`.
+            data_ids: ``(*batch,)`` the token in the data.
+            next_log_normaliser: ``(*batch,)`` the student's log-normaliser one position on. Needed for the risk term.
+            has_next: ``(*batch,)`` where `next_log_normaliser` is that of a supervised position of the same sequence.
+            progress: for rules that change as training goes on.
+        """
+        weight = self.soft_weight(signal, progress).to(student.log_normaliser.dtype)
+        hard = student.log_normaliser - student.target_logit
+        soft = self._soft(signal, student)
+        mask = torch.ones_like(hard, dtype=torch.bool)
+        if self.risk_alpha > 0 and next_log_normaliser is not None and has_next is not None:
+            # The value of the next position is known only if the sequence really goes on with the hard target.
+            has_risk = has_next & (self.hard_ids(signal, data_ids) == data_ids)
+            gap = torch.where(has_risk, value_gap(next_log_normaliser, student.target_logit), 0.0)
+            risk = risk_penalty(gap, self.risk_alpha)
+        else:
+            has_risk, risk = torch.zeros_like(mask), torch.zeros_like(hard)
+        # At the ends the other term must not enter, not even as 0 * inf.
+        soft_part = torch.where(weight > 0, weight * soft, 0.0)
+        hard_part = torch.where(weight < 1, (1 - weight) * (hard + risk), 0.0)
+        return HybridLoss(soft_part + hard_part, soft, hard, risk, weight, mask, has_risk)
+
+    def _soft(self, signal: TeacherSignal, student: StudentSupport) -> Tensor:
+        if signal.weights is not None:
+            return self._sampled_soft(signal, signal.weights, student)
+        teacher, other = signal.cells(self.temperature), student.cells(self.temperature)
+        if teacher.shape[-1] < other.shape[-1]:
+            absent = torch.full_like(teacher[..., :1], ABSENT_LOG_MASS)
+            teacher = torch.cat([teacher, absent], -1)
+        elif teacher.shape[-1] > other.shape[-1]:
+            other = torch.cat([other, torch.full_like(other[..., :1], ABSENT_LOG_MASS)], -1)
+        return self.temperature**2 * self.divergence(teacher, other)
+
+    def _sampled_soft(self, signal: TeacherSignal, weights: Tensor, student: StudentSupport) -> Tensor:
+        if self.divergence is not forward_kl or self.temperature != 1.0:
+            raise ConfigError(
+                "objective: a sampled teacher signal gives an unbiased forward KL at temperature 1 and nothing else; "
+                f"got divergence {_name(self.divergence)} at temperature {self.temperature:g}. Use a top-k signal."
+            )
+        return (weights * (signal.logp - student.logp_at_support())).sum(-1)
+
+
+def hybrid_loss_from_logits(
+    student_logits: Float[Tensor, "B T V"],
+    teacher_logits: Float[Tensor, "B T W"],
+    labels: Int[Tensor, "B T"],
+    objective: HybridObjective,
+    progress: TrainProgress | None = None,
+    vocab_size: int | None = None,
+) -> HybridLoss:
+    """The objective from whole logits: slow, readable, and what every fast path is tested against.
+
+    Args:
+        student_logits: ``(B, T, V)``, any float type; reductions are in float32 or better.
+        teacher_logits: ``(B, T, W)``; W may differ from V (padded vocabularies).
+        labels: ``(B, T)`` as Hugging Face gives them: unshifted, -100 ignored.
+        objective: what to compute.
+        progress: for rules that change as training goes on.
+        vocab_size: the real vocabulary both models share; the smaller width by default. What either model has beyond
+            it is one tail cell.
+
+    Returns:
+        Terms ``(B, T - 1)``: at ``[b, t]`` for the prediction of token t + 1; zero where that label is -100.
+    """
+    width = min(student_logits.shape[-1], teacher_logits.shape[-1]) if vocab_size is None else vocab_size
+    targets = next_token_labels(labels)
+    mask = targets != IGNORE
+    data_ids = targets.clamp(min=0)
+    dtype = torch.promote_types(student_logits.dtype, torch.float32)
+    signal = TeacherSignal.from_logits(
+        teacher_logits[:, :-1].to(dtype), vocab_size=width, exponents=objective.exponents
+    )
+    logits = student_logits[:, :-1].to(dtype)
+    student = dense_student_support(logits, width, objective.hard_ids(signal, data_ids), objective.temperature)
+    following = torch.cat([student.log_normaliser[:, 1:], student.log_normaliser[:, -1:]], 1)
+    has_next = torch.cat([mask[:, :-1] & mask[:, 1:], torch.zeros_like(mask[:, :1])], 1)
+    loss = objective(signal, student, data_ids, following, has_next, progress)
+    return loss.map(lambda term: torch.where(mask, term, torch.zeros_like(term)))
+
+
+def dense_student_support(
+    logits: Float[Tensor, "*batch V"], width: int, target_ids: Int[Tensor, "*batch"], temperature: float = 1.0
+) -> StudentSupport:
+    """The student's view of the support ``0 .. width - 1``, by ordinary autograd over whole logits."""
+    rest = logits[..., width:]
+    has_rest = rest.shape[-1] > 0
+    return StudentSupport(
+        logits=logits[..., :width],
+        log_rest=rest.logsumexp(-1) if has_rest else None,
+        target_logit=logits.gather(-1, target_ids.unsqueeze(-1)).squeeze(-1),
+        log_normaliser=logits.logsumexp(-1),
+        tempered_log_rest=(rest / temperature).logsumexp(-1) if has_rest and temperature != 1.0 else None,
+    )
+
+
+def _name(divergence: Divergence) -> str:
+    return getattr(divergence, "__name__", repr(divergence))
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "hard": {"soft_weight": StaticWeight(0.0)},
+        "soft": {"soft_weight": StaticWeight(1.0)},
+        "static": {"soft_weight": StaticWeight(0.5)},
+        "confidence": {"soft_weight": ConfidenceWeight()},
+        "entropy": {"soft_weight": EntropyWeight()},
+        "curriculum": {"soft_weight": CurriculumWeight()},
+        "risk_guided": {"soft_weight": StaticWeight(0.5), "risk_alpha": 0.1},
+    }
+)
+"""The paper's methods: the fields in which each differs from the default objective."""

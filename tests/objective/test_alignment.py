@@ -1,0 +1,41 @@
+"""Which token each position predicts."""
+
+import torch
+
+from bridgegarden.objective.alignment import SupervisedPositions
+
+X = -100
+
+
+def test_a_position_predicts_the_token_after_it():
+    positions = SupervisedPositions.from_labels(torch.tensor([[X, X, 7, 8], [X, 5, X, 6]]))
+    assert positions.row.tolist() == [0, 0, 1, 1]
+    assert positions.column.tolist() == [1, 2, 0, 2]
+    assert positions.target.tolist() == [7, 8, 5, 6]
+
+
+def test_a_label_on_the_first_token_is_predicted_by_nobody():
+    assert len(SupervisedPositions.from_labels(torch.tensor([[3, X, X]]))) == 0
+
+
+def test_the_successor_is_the_next_token_of_the_same_row_and_nothing_else():
+    positions = SupervisedPositions.from_labels(torch.tensor([[X, 1, 2, X, 4], [X, X, 5, 6, 7]]))
+    assert positions.has_successor.tolist() == [True, False, False, True, True, False]
+
+
+def test_no_successor_across_documents_of_a_packed_row():
+    # Two documents of three tokens: the collator puts -100 on the first token of each.
+    positions = SupervisedPositions.from_labels(torch.tensor([[X, 1, 2, X, 4, 5]]))
+    assert positions.has_successor.tolist() == [True, False, True, False]
+
+
+def test_values_are_taken_where_the_prediction_is_made():
+    labels = torch.tensor([[X, X, 7], [X, 5, X]])
+    hidden = torch.arange(6).reshape(2, 3, 1)
+    assert SupervisedPositions.from_labels(labels).of(hidden).flatten().tolist() == [1, 3]
+
+
+def test_no_supervised_token_gives_no_positions():
+    positions = SupervisedPositions.from_labels(torch.full((2, 4), X))
+    assert len(positions) == 0
+    assert positions.has_successor.numel() == 0

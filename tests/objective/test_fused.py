@@ -1,0 +1,301 @@
+"""The fast path against the slow one: for every objective, value, terms and gradients."""
+
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import torch
+
+from bridgegarden.objective.alignment import SupervisedPositions
+from bridgegarden.objective.divergences import DIVERGENCES, alpha_beta
+from bridgegarden.objective.fused import ProjectedTeacher, fused_hybrid_loss
+from bridgegarden.objective.head import LanguageModelHead
+from bridgegarden.objective.hybrid import PRESETS, HybridObjective, hybrid_loss_from_logits
+from bridgegarden.objective.selected_logits import selected_logits
+from bridgegarden.objective.soft_weight import (
+    ConfidenceWeight,
+    CurriculumWeight,
+    EntropyWeight,
+    StaticWeight,
+    TrainProgress,
+)
+from bridgegarden.objective.support import StudentSupport, TeacherSignal
+
+X = -100
+B, T, D = 3, 8, 4
+PROGRESS = TrainProgress(step=3, total_steps=20)
+ALL_DIVERGENCES = {
+    **{name: function for name, function in DIVERGENCES.items() if name != "alpha_beta"},
+    "alpha_beta": partial(alpha_beta, alpha=0.2, beta=0.7),
+}
+RULES = (
+    StaticWeight(0.3),
+    ConfidenceWeight(),
+    EntropyWeight(),
+    EntropyWeight(kind="power"),
+    CurriculumWeight(0.8, 0.5),
+)
+
+
+class Pair:
+    """A student and a teacher as hidden states and heads, with labels."""
+
+    def __init__(self, student_width: int = 13, teacher_width: int = 13, softcap: float | None = None) -> None:
+        generator = torch.Generator().manual_seed(0)
+
+        def random(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        self.hidden = random(B, T, D).requires_grad_()
+        self.weight = random(student_width, D).requires_grad_()
+        self.bias = random(student_width).requires_grad_()
+        self.head = LanguageModelHead(weight=self.weight, bias=self.bias, softcap=softcap, scale=0.8)
+        self.teacher_hidden = 2 * random(B, T, D)
+        self.teacher_head = LanguageModelHead(weight=random(teacher_width, D))
+        self.vocab_size = min(student_width, teacher_width, 12)
+        self.labels = torch.randint(0, self.vocab_size, (B, T), generator=generator)
+        self.labels[0, :3] = X
+        self.labels[1, 5] = X
+        self.positions = SupervisedPositions.from_labels(self.labels)
+        self.inputs = (self.hidden, self.weight, self.bias)
+
+    def slow(self, objective: HybridObjective):
+        logits = self.head.logits(self.hidden.flatten(0, 1)).unflatten(0, (B, T))
+        teacher = self.teacher_head.logits(self.teacher_hidden.flatten(0, 1)).unflatten(0, (B, T))
+        return hybrid_loss_from_logits(logits, teacher, self.labels, objective, PROGRESS, self.vocab_size)
+
+    def fast(self, objective: HybridObjective, *, teacher=None, top_k: int | None = None, chunk: int = 3, **options):
+        positions = self.positions
+        source = teacher or ProjectedTeacher(
+            positions.of(self.teacher_hidden), self.teacher_head, top_k, self.vocab_size, objective.exponents
+        )
+        options = {"num_items": len(positions), "progress": PROGRESS, "chunk_tokens": chunk, **options}
+        return fused_hybrid_loss(
+            positions.of(self.hidden),
+            self.head,
+            source,
+            positions.target,
+            positions.has_successor,
+            objective,
+            **options,
+        )
+
+    def whole_vocabulary_as_sparse(self, objective: HybridObjective) -> TeacherSignal:
+        """Every real token kept by id, in a scrambled order: must agree with the dense signal."""
+        logits = self.teacher_head.logits(self.positions.of(self.teacher_hidden))
+        dense = TeacherSignal.from_logits(logits, vocab_size=self.vocab_size, exponents=objective.exponents)
+        generator = torch.Generator().manual_seed(1)
+        ids = torch.stack([torch.randperm(self.vocab_size, generator=generator) for _ in range(len(logits))])
+        return TeacherSignal(
+            ids=ids,
+            logp=dense.logp.gather(1, ids),
+            log_tail=dense.log_tail,
+            entropy=dense.entropy,
+            argmax=dense.argmax,
+            max_logp=dense.max_logp,
+            vocab_size=dense.vocab_size,
+            tail_powers=dense.tail_powers,
+        )
+
+
+def assert_same(pair: Pair, fast, slow) -> None:
+    torch.testing.assert_close(fast.loss, slow.mean())
+    for name in ("total", "soft", "hard", "risk", "soft_weight", "has_risk"):
+        torch.testing.assert_close(getattr(fast.terms, name), getattr(slow, name)[slow.mask])
+    for ours, theirs in zip(
+        torch.autograd.grad(fast.loss, pair.inputs), torch.autograd.grad(slow.mean(), pair.inputs), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("divergence", ALL_DIVERGENCES)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{type(rule).__name__}-{getattr(rule, 'kind', '')}")
+@pytest.mark.parametrize("target", ["data", "teacher_argmax"])
+def test_fast_path_equals_slow_path_for_every_objective(divergence, rule, target):
+    pair = Pair(student_width=13, teacher_width=14)
+    for temperature in (1.0, 2.0):
+        objective = HybridObjective(
+            divergence=ALL_DIVERGENCES[divergence],
+            soft_weight=rule,
+            hard_target=target,
+            temperature=temperature,
+            risk_alpha=0.1,
+        )
+        assert_same(pair, pair.fast(objective), pair.slow(objective))
+        sparse = pair.fast(objective, teacher=pair.whole_vocabulary_as_sparse(objective))
+        assert_same(pair, sparse, pair.slow(objective))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 100])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize(("student_width", "teacher_width"), [(12, 12), (12, 15), (15, 12), (15, 14)])
+def test_chunks_caps_and_padded_vocabularies_change_nothing(chunk, softcap, student_width, teacher_width):
+    """With the risk term, so that a chunk's last position looks into the next chunk."""
+    pair = Pair(student_width, teacher_width, softcap)
+    objective = HybridObjective.preset("risk_guided", hard_target="data")
+    assert_same(pair, pair.fast(objective, chunk=chunk), pair.slow(objective))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("chunk", [2, 100])
+def test_top_k_agrees_with_the_route_over_selected_logits(preset, chunk):
+    """Two independent routes: gradients finished in the forward, and ordinary autograd over ``selected_logits``."""
+    pair = Pair()
+    objective = HybridObjective.preset(preset, temperature=2.0)
+    positions = pair.positions
+    logits = pair.teacher_head.logits(positions.of(pair.teacher_hidden))
+    signal = TeacherSignal.from_logits(logits, k=4, vocab_size=pair.vocab_size, exponents=objective.exponents)
+    fast = pair.fast(objective, top_k=4, chunk=chunk)
+    assert signal.ids is not None
+    target = objective.hard_ids(signal, positions.target)
+    hidden = positions.of(pair.hidden)
+    head = {"bias": pair.bias, "scale": 0.8}
+    chosen = selected_logits(hidden, pair.weight, signal.ids, **head)
+    at_target = selected_logits(hidden, pair.weight, target.unsqueeze(1), **head)
+    tempered = selected_logits(hidden, pair.weight, signal.ids, bias=pair.bias, scale=0.4)
+    student = StudentSupport(
+        chosen.logits, chosen.log_rest, at_target.logits[:, 0], chosen.log_normaliser, tempered.log_rest
+    )
+    following = torch.cat([chosen.log_normaliser[1:], chosen.log_normaliser[-1:]])
+    terms = objective(signal, student, positions.target, following, positions.has_successor, PROGRESS)
+    torch.testing.assert_close(fast.loss, terms.mean())
+    for ours, theirs in zip(
+        torch.autograd.grad(fast.loss, pair.inputs), torch.autograd.grad(terms.mean(), pair.inputs), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("divergence", [name for name in ALL_DIVERGENCES if name not in ("adaptive_kl", "alpha_beta")])
+def test_a_top_k_support_never_exceeds_the_dense_divergence_and_grows_towards_it(divergence):
+    pair = Pair()
+    objective = HybridObjective(divergence=ALL_DIVERGENCES[divergence], soft_weight=StaticWeight(1.0))
+    soft = [pair.fast(objective, top_k=k).terms.soft for k in (1, 3, 6, 11, None)]
+    for fewer, more in pairwise(soft):
+        assert (fewer <= more + 1e-10).all()
+    assert (soft[-1] - soft[0]).max() > 1e-3
+
+
+def test_dropping_the_tail_would_be_seen():
+    """Pushing the student's mass outside the top-k must raise the loss, for the reverse KL too."""
+    pair = Pair()
+    objective = HybridObjective(divergence=DIVERGENCES["reverse_kl"], soft_weight=StaticWeight(1.0))
+    kept = TeacherSignal.from_logits(
+        pair.teacher_head.logits(pair.positions.of(pair.teacher_hidden)), k=2, vocab_size=12
+    )
+    before = pair.fast(objective, teacher=kept).terms.soft
+    assert kept.ids is not None
+    outside = torch.tensor([next(v for v in range(12) if v not in row) for row in kept.ids.tolist()])
+    logits = pair.head.logits(pair.positions.of(pair.hidden)).detach()
+    raised = logits.scatter_add(1, outside.unsqueeze(1), torch.full((len(outside), 1), 6.0, dtype=torch.float64))
+    identity = LanguageModelHead(weight=torch.eye(13, dtype=torch.float64))
+    after = fused_hybrid_loss(
+        raised, identity, kept, pair.positions.target, pair.positions.has_successor, objective, num_items=1
+    ).terms.soft
+    assert (after > before).float().mean() > 0.9
+
+
+def test_student_entropy_is_exact():
+    pair = Pair()
+    logits = pair.head.logits(pair.positions.of(pair.hidden))
+    expected = torch.distributions.Categorical(logits=logits).entropy()
+    got = pair.fast(HybridObjective(), student_entropy=True).student_entropy
+    torch.testing.assert_close(got, expected.detach())
+    assert pair.fast(HybridObjective()).student_entropy is None
+
+
+def test_evaluation_computes_the_same_terms_and_no_gradient():
+    pair = Pair()
+    objective = HybridObjective.preset("risk_guided")
+    trained = pair.fast(objective)
+    with torch.no_grad():
+        evaluated = pair.fast(objective)
+    torch.testing.assert_close(evaluated.loss, trained.loss.detach())
+    assert not evaluated.loss.requires_grad
+
+
+def test_accumulated_micro_batches_give_the_gradient_of_the_joined_batch():
+    pair = Pair()
+    objective = HybridObjective.preset("risk_guided", hard_target="data")
+    expected = torch.autograd.grad(pair.fast(objective).loss, pair.inputs)
+    total = len(pair.positions)
+    for row in range(B):
+        part = SupervisedPositions.from_labels(pair.labels[row : row + 1])
+        source = ProjectedTeacher(
+            part.of(pair.teacher_hidden[row : row + 1]), pair.teacher_head, None, pair.vocab_size, ()
+        )
+        fused_hybrid_loss(
+            part.of(pair.hidden[row : row + 1]),
+            pair.head,
+            source,
+            part.target,
+            part.has_successor,
+            objective,
+            num_items=total,
+        ).loss.backward()
+    for tensor, gradient in zip(pair.inputs, expected, strict=True):
+        torch.testing.assert_close(tensor.grad, gradient)
+
+
+def test_no_supervised_position_gives_zero_and_zero_gradients():
+    pair = Pair()
+    pair.labels[:] = X
+    pair.positions = SupervisedPositions.from_labels(pair.labels)
+    loss = pair.fast(HybridObjective.preset("risk_guided"), num_items=0).loss
+    assert loss.item() == 0.0
+    for gradient in torch.autograd.grad(loss, pair.inputs):
+        assert (gradient == 0).all()
+
+
+def test_a_scaled_loss_scales_its_gradient():
+    pair = Pair()
+    plain = torch.autograd.grad(pair.fast(HybridObjective()).loss, pair.inputs)
+    scaled = torch.autograd.grad(pair.fast(HybridObjective()).loss * 8.0, pair.inputs)
+    for once, eightfold in zip(plain, scaled, strict=True):
+        torch.testing.assert_close(eightfold, 8 * once)
+
+
+def test_a_second_backward_is_refused_and_not_silently_wrong():
+    pair = Pair()
+    loss = pair.fast(HybridObjective()).loss
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="one backward only"):
+        loss.backward()
+
+
+def test_a_frozen_head_gets_no_gradient_and_costs_none():
+    pair = Pair()
+    pair.weight.requires_grad_(False)
+    pair.bias.requires_grad_(False)
+    pair.fast(HybridObjective()).loss.backward()
+    assert pair.hidden.grad is not None
+    assert pair.weight.grad is None
+
+
+def test_autocast_gives_float32_terms_close_to_the_full_precision_ones():
+    pair = Pair()
+    hidden = pair.hidden.detach().float().requires_grad_()
+    head = LanguageModelHead(weight=pair.weight.detach().float().requires_grad_())
+    positions = pair.positions
+    source = ProjectedTeacher(
+        positions.of(pair.teacher_hidden).float(), LanguageModelHead(weight=pair.teacher_head.weight.float()), None, 12
+    )
+
+    def run():
+        return fused_hybrid_loss(
+            positions.of(hidden),
+            head,
+            source,
+            positions.target,
+            positions.has_successor,
+            HybridObjective(),
+            num_items=len(positions),
+        )
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = run()
+    high = run()
+    assert low.loss.dtype == torch.float32
+    torch.testing.assert_close(low.loss, high.loss, rtol=0.05, atol=0.05)
+    low.loss.backward()
+    assert hidden.grad is not None
+    assert hidden.grad.dtype == torch.float32

@@ -1,0 +1,309 @@
+"""The objective against a brute-force version: Python floats, one token at a time, from the formulas alone."""
+
+import math
+from functools import partial
+from typing import Any, cast
+
+import pytest
+import torch
+
+from bridgegarden.errors import ConfigError
+from bridgegarden.objective.divergences import alpha_beta, forward_kl, jensen_shannon, reverse_kl
+from bridgegarden.objective.hybrid import PRESETS, HybridObjective, hybrid_loss_from_logits
+from bridgegarden.objective.soft_weight import (
+    ConfidenceWeight,
+    CurriculumWeight,
+    EntropyWeight,
+    StaticWeight,
+    TrainProgress,
+)
+from bridgegarden.objective.support import StudentSupport, TeacherSignal
+
+X = -100
+PROGRESS = TrainProgress(step=3, total_steps=40)
+
+
+def batch(rows: int = 3, length: int = 6, width: int = 7, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    student = 2 * torch.randn(rows, length, width, generator=generator, dtype=torch.float64)
+    teacher = 3 * torch.randn(rows, length, width, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, width, (rows, length), generator=generator)
+    labels[0, :2] = X
+    labels[-1, length // 2] = X
+    return student, teacher, labels
+
+
+def softmax(logits: list[float], temperature: float = 1.0) -> list[float]:
+    top = max(logits)
+    weights = [math.exp((z - top) / temperature) for z in logits]
+    return [w / sum(weights) for w in weights]
+
+
+def brute_force(student, teacher, labels, rule, target, temperature, alpha) -> list[float]:
+    """Total loss with the forward KL at every supervised position, in reading order."""
+    totals = []
+    for row in range(labels.shape[0]):
+        sequence = labels[row].tolist()
+        for t in range(len(sequence) - 1):
+            token = sequence[t + 1]
+            if token == X:
+                continue
+            f, g = student[row, t].tolist(), teacher[row, t].tolist()
+            p, q = softmax(g), softmax(f)
+            pt, qt = softmax(g, temperature), softmax(f, temperature)
+            soft = temperature**2 * sum(a * math.log(a / b) for a, b in zip(pt, qt, strict=True))
+            aim = token if target == "data" else p.index(max(p))
+            hard = -math.log(q[aim])
+            goes_on = t + 2 < len(sequence) and sequence[t + 2] != X
+            if alpha and goes_on and aim == token:
+                following = math.log(sum(math.exp(z) for z in student[row, t + 1].tolist()))
+                hard += alpha / 4 * (following - f[aim]) ** 2
+            weight = rule(p)
+            totals.append(weight * soft + (1 - weight) * hard)
+    return totals
+
+
+RULES = {
+    "static": (StaticWeight(0.3), lambda p: 0.3),
+    "confidence": (ConfidenceWeight(), lambda p: 1 - max(p)),
+    "entropy": (EntropyWeight(), lambda p: -sum(a * math.log(a) for a in p) / math.log(len(p))),
+    "power": (EntropyWeight(kind="power"), lambda p: (sum(a**0.1 for a in p) - 1) / (len(p) ** 0.9 - 1)),
+    "curriculum": (CurriculumWeight(0.9, 0.5), lambda p: 0.9 * 3 / 20),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("target", ["data", "teacher_argmax"])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("alpha", [0.0, 0.1])
+def test_total_is_the_formula_position_by_position(name, target, temperature, alpha):
+    student, teacher, labels = batch()
+    rule, by_hand = RULES[name]
+    objective = HybridObjective(soft_weight=rule, hard_target=target, temperature=temperature, risk_alpha=alpha)
+    loss = hybrid_loss_from_logits(student, teacher, labels, objective, PROGRESS)
+    expected = brute_force(student, teacher, labels, by_hand, target, temperature, alpha)
+    torch.testing.assert_close(loss.total[loss.mask], torch.tensor(expected, dtype=torch.float64))
+    assert loss.mask.tolist() == (labels[:, 1:] != X).tolist()
+    assert (loss.total[~loss.mask] == 0).all()
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_planted_token_is_learned_at_the_position_before_it_and_nowhere_else(place):
+    """Off by one anywhere, and the gradient appears at another position."""
+    student = torch.zeros(1, 6, 9, requires_grad=True)
+    teacher = torch.zeros(1, 6, 9)
+    teacher[0, place, 4] = 20.0
+    labels = torch.full((1, 6), X)
+    labels[0, place + 1] = 4
+    for preset in ("hard", "soft"):
+        loss = hybrid_loss_from_logits(student, teacher, labels, HybridObjective.preset(preset))
+        (gradient,) = torch.autograd.grad(loss.mean(), student)
+        assert gradient.abs().sum(-1).nonzero().tolist() == [[0, place]]
+        assert gradient[0, place, 4] < 0
+        assert (gradient[0, place, :4] > 0).all()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_gradient_passes_gradcheck_for_every_preset(preset):
+    student, teacher, labels = batch(rows=2, length=4, width=4)
+    objective = HybridObjective.preset(preset)
+    assert torch.autograd.gradcheck(
+        lambda z: hybrid_loss_from_logits(z, teacher, labels, objective, PROGRESS).mean(), student.requires_grad_()
+    )
+
+
+def test_weight_zero_is_plain_cross_entropy_and_weight_one_is_plain_distillation():
+    student, teacher, labels = batch()
+    data = hybrid_loss_from_logits(student, teacher, labels, HybridObjective.preset("hard", hard_target="data"))
+    flat = torch.nn.functional.cross_entropy(student[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=X)
+    torch.testing.assert_close(data.mean(), flat)
+    soft = hybrid_loss_from_logits(student, teacher, labels, HybridObjective.preset("soft"))
+    expected = forward_kl(teacher[:, :-1].log_softmax(-1), student[:, :-1].log_softmax(-1))[soft.mask].mean()
+    torch.testing.assert_close(soft.mean(), expected)
+
+
+def test_forward_kl_hybrid_is_cross_entropy_against_one_mixed_target_up_to_a_constant():
+    student, teacher, labels = batch()
+    student.requires_grad_()
+    loss = hybrid_loss_from_logits(student, teacher, labels, HybridObjective(soft_weight=StaticWeight(0.3)))
+    (gradient,) = torch.autograd.grad(loss.mean(), student)
+    p = teacher.softmax(-1)
+    mixed = 0.3 * p + 0.7 * torch.nn.functional.one_hot(p.argmax(-1), 7)
+    expected = torch.zeros_like(student)
+    expected[:, :-1] = (student.softmax(-1) - mixed)[:, :-1] * loss.mask.unsqueeze(-1) / loss.mask.sum()
+    torch.testing.assert_close(gradient, expected.detach())
+
+
+@pytest.mark.parametrize(
+    "divergence", [forward_kl, reverse_kl, jensen_shannon, partial(alpha_beta, alpha=0.2, beta=0.7)]
+)
+def test_temperature_squared_multiplies_value_and_gradient(divergence):
+    student, teacher, labels = batch()
+    student.requires_grad_()
+    objective = HybridObjective(divergence=divergence, soft_weight=StaticWeight(1.0), temperature=3.0)
+    loss = hybrid_loss_from_logits(student, teacher, labels, objective)
+    by_hand = divergence((teacher[:, :-1] / 3).log_softmax(-1), (student[:, :-1] / 3).log_softmax(-1))
+    expected = 9 * by_hand[loss.mask].mean()
+    torch.testing.assert_close(loss.mean(), expected)
+    torch.testing.assert_close(*(torch.autograd.grad(x, student)[0] for x in (loss.mean(), expected)))
+
+
+def test_micro_batches_of_different_lengths_give_the_gradient_of_the_joined_batch():
+    """Hard and soft terms alike, which is where the released study's weights went wrong."""
+    student, teacher, labels = batch(rows=8, length=9)
+    for row, length in enumerate((9, 4, 6, 9, 3, 8, 5, 7)):
+        labels[row, length:] = X
+    weight = torch.randn(7, 7, dtype=torch.float64, requires_grad=True)
+    for objective in (HybridObjective.preset("static", risk_alpha=0.1), HybridObjective.preset("soft")):
+        whole = hybrid_loss_from_logits(student @ weight, teacher, labels, objective).mean()
+        (expected,) = torch.autograd.grad(whole, weight)
+        count = (labels[:, 1:] != X).sum()
+        parts = [
+            hybrid_loss_from_logits(student[rows] @ weight, teacher[rows], labels[rows], objective).mean(count)
+            for rows in (slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8))
+        ]
+        torch.testing.assert_close(torch.autograd.grad(torch.stack(parts).sum(), weight)[0], expected)
+
+
+def test_batch_order_and_padding_change_nothing():
+    student, teacher, labels = batch()
+    objective = HybridObjective.preset("risk_guided")
+    loss = hybrid_loss_from_logits(student, teacher, labels, objective)
+    order = torch.tensor([2, 0, 1])
+    swapped = hybrid_loss_from_logits(student[order], teacher[order], labels[order], objective)
+    torch.testing.assert_close(swapped.total, loss.total[order])
+    padded = hybrid_loss_from_logits(
+        torch.cat([student, torch.full_like(student[:, :2], 7.0)], 1),
+        torch.cat([teacher, torch.full_like(teacher[:, :2], -3.0)], 1),
+        torch.cat([labels, torch.full_like(labels[:, :2], X)], 1),
+        objective,
+    )
+    torch.testing.assert_close(padded.total[:, :-2], loss.total)
+    torch.testing.assert_close(padded.mean(), loss.mean())
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "risk_guided"])
+def test_a_constant_added_to_the_logits_changes_nothing_without_the_risk_term(name):
+    student, teacher, labels = batch()
+    objective = HybridObjective.preset(name)
+    before = hybrid_loss_from_logits(student, teacher, labels, objective, PROGRESS)
+    after = hybrid_loss_from_logits(student + 5.0, teacher - 4.0, labels, objective, PROGRESS)
+    torch.testing.assert_close(after.total, before.total)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_fully_masked_batch_gives_zero_and_a_finite_gradient(preset):
+    student, teacher, labels = batch()
+    student.requires_grad_()
+    labels[:] = X
+    loss = hybrid_loss_from_logits(student, teacher, labels, HybridObjective.preset(preset), PROGRESS).mean()
+    assert loss.item() == 0.0
+    assert (torch.autograd.grad(loss, student)[0] == 0).all()
+
+
+def test_fully_masked_row_adds_nothing():
+    student, teacher, labels = batch()
+    labels[1] = X
+    objective = HybridObjective.preset("static")
+    both = hybrid_loss_from_logits(student, teacher, labels, objective)
+    kept = [0, 2]
+    without = hybrid_loss_from_logits(student[kept], teacher[kept], labels[kept], objective)
+    torch.testing.assert_close(both.mean(), without.mean())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_impossible_teacher_tokens_keep_loss_and_gradient_finite(preset):
+    student, teacher, labels = batch()
+    student.requires_grad_()
+    teacher[..., 2:] = -math.inf
+    labels = labels.clamp(max=1)
+    loss = hybrid_loss_from_logits(student, teacher, labels, HybridObjective.preset(preset), PROGRESS).mean()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(torch.autograd.grad(loss, student)[0]).all()
+
+
+def test_batch_of_one_keeps_its_dimensions():
+    student, teacher, labels = batch(rows=1, length=2)
+    labels[:] = 3
+    assert hybrid_loss_from_logits(student, teacher, labels, HybridObjective()).total.shape == (1, 1)
+
+
+def test_bfloat16_logits_are_reduced_in_float32():
+    student, teacher, labels = batch(width=300)
+    labels[0, 4] = 17
+    objective = HybridObjective.preset("static", hard_target="data", risk_alpha=0.1)
+    low = hybrid_loss_from_logits(student.bfloat16(), teacher.bfloat16(), labels, objective)
+    high = hybrid_loss_from_logits(student.bfloat16().double(), teacher.bfloat16().double(), labels, objective)
+    assert low.total.dtype == torch.float32
+    torch.testing.assert_close(low.total.double(), high.total, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("student_width", "teacher_width"), [(7, 10), (10, 7), (12, 10)])
+@pytest.mark.parametrize("divergence", [forward_kl, reverse_kl, jensen_shannon])
+def test_padded_vocabularies_of_either_model_give_finite_losses_and_gradients(student_width, teacher_width, divergence):
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(2, 4, student_width, generator=generator, requires_grad=True)
+    teacher = torch.randn(2, 4, teacher_width, generator=generator)
+    labels = torch.randint(0, 7, (2, 4), generator=generator)
+    objective = HybridObjective(divergence=divergence)
+    loss = hybrid_loss_from_logits(student, teacher, labels, objective, vocab_size=7)
+    (gradient,) = torch.autograd.grad(loss.mean(), student)
+    assert torch.isfinite(loss.total).all()
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("divergence", [forward_kl, reverse_kl, jensen_shannon])
+def test_mass_that_the_student_puts_on_ids_the_teacher_lacks_is_penalised(divergence):
+    """Raising a padding logit of the student must raise the loss: renormalising it away would not."""
+    teacher = torch.zeros(1, 2, 4)
+    student = torch.zeros(1, 2, 6)
+    labels = torch.tensor([[X, 1]])
+    objective = HybridObjective(divergence=divergence, soft_weight=StaticWeight(1.0))
+    low = hybrid_loss_from_logits(student, teacher, labels, objective).mean()
+    student[..., 5] = 3.0
+    assert hybrid_loss_from_logits(student, teacher, labels, objective).mean() > low + 0.05
+
+
+def test_padding_without_mass_on_both_sides_changes_nothing():
+    student, teacher, labels = batch()
+    objective = HybridObjective.preset("static")
+    plain = hybrid_loss_from_logits(student, teacher, labels, objective)
+    pad = torch.full_like(student[..., :3], -1e4)
+    padded = hybrid_loss_from_logits(
+        torch.cat([student, pad], -1), torch.cat([teacher, pad], -1), labels, objective, vocab_size=7
+    )
+    torch.testing.assert_close(padded.total, plain.total)
+
+
+def test_presets_are_the_papers_methods():
+    assert HybridObjective.preset("hard").soft_weight == StaticWeight(0.0)
+    assert HybridObjective.preset("soft").soft_weight == StaticWeight(1.0)
+    assert HybridObjective.preset("confidence").soft_weight == ConfidenceWeight()
+    assert HybridObjective.preset("entropy").soft_weight == EntropyWeight()
+    assert HybridObjective.preset("curriculum").soft_weight == CurriculumWeight()
+    assert HybridObjective.preset("risk_guided").risk_alpha == 0.1
+    changed = HybridObjective.preset("risk_guided", soft_weight=EntropyWeight(), temperature=2.0)
+    assert (changed.risk_alpha, changed.soft_weight, changed.temperature) == (0.1, EntropyWeight(), 2.0)
+
+
+@pytest.mark.parametrize(
+    ("build", "match"),
+    [
+        (lambda: HybridObjective.preset("hrad"), "Did you mean 'hard'"),
+        (lambda: HybridObjective(hard_target=cast(Any, "argmax")), "must be 'teacher_argmax' or 'data', got 'argmax'"),
+        (lambda: HybridObjective(temperature=0.0), "temperature must be > 0, got 0.0"),
+        (lambda: HybridObjective(risk_alpha=-1.0), "risk_alpha must be >= 0, got -1.0"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(build, match):
+    with pytest.raises(ConfigError, match=match):
+        build()
+
+
+def test_a_sampled_signal_is_refused_for_anything_but_the_plain_forward_kl():
+    signal = TeacherSignal.from_samples(torch.zeros(2, 5), 3, generator=torch.Generator().manual_seed(0))
+    student = StudentSupport(torch.zeros(2, 3), None, torch.zeros(2), torch.ones(2))
+    data = torch.zeros(2, dtype=torch.long)
+    for objective in (HybridObjective(divergence=reverse_kl), HybridObjective(temperature=2.0)):
+        with pytest.raises(ConfigError, match="sampled teacher signal gives an unbiased forward KL"):
+            objective(signal, student, data)
