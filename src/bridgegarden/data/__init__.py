@@ -1,0 +1,25 @@
+"""Any accepted data set to token ids and labels, with a way to look at the result and to name it."""
+
+from bridgegarden.data.audit import MaskAudit, Span, audit_spans, audit_text
+from bridgegarden.data.chat import Columns, Conversation, conversation
+from bridgegarden.data.fingerprint import chat_template_fingerprint, dataset_fingerprint, tokenizer_fingerprint
+from bridgegarden.data.rows import load_rows
+from bridgegarden.data.tokenise import TokenisedRow, end_of_turn_ids, tokenise, tokenise_row
+
+__all__ = [
+    "Columns",
+    "Conversation",
+    "MaskAudit",
+    "Span",
+    "TokenisedRow",
+    "audit_spans",
+    "audit_text",
+    "chat_template_fingerprint",
+    "conversation",
+    "dataset_fingerprint",
+    "end_of_turn_ids",
+    "load_rows",
+    "tokenise",
+    "tokenise_row",
+    "tokenizer_fingerprint",
+]

@@ -1,0 +1,165 @@
+"""One conversation to token ids and labels: what the student reads, and what it is to learn."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from bridgegarden.data.chat import Conversation
+from bridgegarden.data.template import ChatFormat, Segment, chat_format, name_of
+from bridgegarden.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+"""Label of a position that is not to be learnt; PyTorch's and Hugging Face's convention."""
+ANCHORS = ("\n", "a")
+"""Texts that seldom merge with what follows them; see `_ids_after`."""
+SEAM = 64
+"""How many characters before a seam may have a say in how the text after it is encoded."""
+
+
+class GenerationSettings(Protocol):
+    """The part of ``transformers.GenerationConfig`` that says when to stop."""
+
+    @property
+    def eos_token_id(self) -> int | list[int] | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenisedRow:
+    """One row as a causal language model is trained on it."""
+
+    input_ids: list[int]
+    labels: list[int]
+    """As long as `input_ids` and not shifted: the id itself where it is to be learnt, -100 elsewhere."""
+
+    @property
+    def supervised(self) -> int:
+        """How many tokens are learnt. The first token of a row never is: nothing comes before it."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
+    def truncated(self, max_length: int | None) -> "TokenisedRow":
+        """The first `max_length` tokens."""
+        if max_length is None or len(self.input_ids) <= max_length:
+            return self
+        return TokenisedRow(input_ids=self.input_ids[:max_length], labels=self.labels[:max_length])
+
+
+def end_of_turn_ids(
+    tokenizer: "PreTrainedTokenizerBase", generation_config: GenerationSettings | None = None
+) -> tuple[int, ...]:
+    """The ids at which generation stops, the one that training teaches first.
+
+    Three places may name them and often disagree (a base model's ``eos_token`` is not what its chat template writes):
+    the chat template, the model's generation settings and the tokenizer. All of them are meant here.
+
+    Raises:
+        ModelError: when none of them names one.
+    """
+    ids: list[int | None] = []
+    if tokenizer.chat_template is not None:
+        ids.append(chat_format(tokenizer).stop_id)
+    configured = None if generation_config is None else generation_config.eos_token_id
+    ids += configured if isinstance(configured, list | tuple) else [configured]
+    ids.append(_eos_id(tokenizer))
+    found = tuple(dict.fromkeys(index for index in ids if index is not None))
+    if not found:
+        raise ModelError(
+            f"{name_of(tokenizer)} names no end-of-turn token: it has neither eos_token nor chat template, and the "
+            "generation config has no eos_token_id. Set tokenizer.eos_token."
+        )
+    return found
+
+
+def tokenise_row(chat: Conversation, tokenizer: "PreTrainedTokenizerBase", *, place: str = "row") -> TokenisedRow:
+    """The ids of one conversation, and which of them are to be learnt.
+
+    Only assistant turns are, each with its end-of-turn token. The ids of a prompt are those that generation would
+    see: a token never straddles the place where the assistant begins to speak.
+
+    Raises:
+        DataError: when the chat template or the text cannot be trained on; begins with `place`.
+        ModelError: when the tokenizer has no chat template and needs one, or no end-of-turn token.
+    """
+    return RowTokeniser.of(tokenizer).row(chat, place)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowTokeniser:
+    """A tokenizer with what was found out about its chat template, so that it is found out once."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    format: ChatFormat | None
+    """None where there is no chat template."""
+
+    @classmethod
+    def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "RowTokeniser":
+        return cls(tokenizer=tokenizer, format=None if tokenizer.chat_template is None else chat_format(tokenizer))
+
+    def row(self, chat: Conversation, place: str) -> TokenisedRow:
+        """As :func:`tokenise_row`."""
+        if chat.form == "text" or (chat.form == "pair" and self.format is None):
+            return self._text_row(chat, place)
+        chat_writer = self.format or chat_format(self.tokenizer)  # the latter says why there is none
+        ids: list[int] = []
+        labels: list[int] = []
+        before = Segment("", False)
+        for segment in chat_writer.segments(chat, place=place):
+            new = _ids_after(before.text, segment.text, self.tokenizer)
+            ids += new
+            labels += new if segment.supervised else [IGNORED] * len(new)
+            before = segment
+        return TokenisedRow(input_ids=ids, labels=labels)
+
+    def _text_row(self, chat: Conversation, place: str) -> TokenisedRow:
+        prompt, completion = (message["content"] for message in chat.messages)
+        eos_id, eos = _eos_id(self.tokenizer), self.tokenizer.eos_token
+        if eos_id is None or not isinstance(eos, str):
+            raise ModelError(
+                f"{name_of(self.tokenizer)} has no eos_token, so a student trained on plain text would never learn to "
+                "stop. Set tokenizer.eos_token."
+            )
+        completion = completion.removesuffix(eos)
+        if not completion:
+            raise DataError(f"{place}: the completion is only the token {eos!r}; expected the text to learn.")
+        if eos in completion:
+            raise DataError(f"{place}: the completion holds the end-of-text token {eos!r} before its end.")
+        before = _prompt_ids(prompt, self.tokenizer)
+        after = [*_ids_after(prompt, completion, self.tokenizer), eos_id]
+        return TokenisedRow(input_ids=before + after, labels=[IGNORED] * len(before) + after)
+
+
+def _encode(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    # verbose=False: a row longer than the model's window is truncated later, by the user's own setting.
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # pyright: ignore[reportReturnType]
+
+
+def _prompt_ids(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """A plain prompt with the tokens that the tokenizer puts before text, but not those it puts after."""
+    ids: list[int] = tokenizer(prompt, verbose=False)["input_ids"]  # pyright: ignore[reportAssignmentType]
+    plain = _encode(prompt, tokenizer)
+    surplus = len(ids) - len(plain)
+    for lead in range(surplus + 1):
+        if ids[lead : lead + len(plain)] == plain:
+            return ids[:lead] + plain
+    return ids
+
+
+def _ids_after(before: str, text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The ids of `text` where it follows `before`, of which no token straddles the seam.
+
+    Text encoded alone may differ from text within a text: SentencePiece puts a space before the first word. So it is
+    encoded behind `before`, if the two do not merge, else behind something with which it does not, else alone.
+    """
+    for anchor in (before[-SEAM:], *ANCHORS) if before else ():
+        head = _encode(anchor, tokenizer)
+        both = _encode(anchor + text, tokenizer)
+        # An unknown word swallows whatever is glued to it without a trace.
+        if both[: len(head)] == head and not (head and head[-1] == tokenizer.unk_token_id):
+            return both[len(head) :]
+    return _encode(text, tokenizer)
+
+
+def _eos_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    index = tokenizer.eos_token_id
+    return index if isinstance(index, int) else None

@@ -1,0 +1,155 @@
+"""JSON and JSON-lines files, read line by line so that an error can name the line it is on."""
+
+import codecs
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bridgegarden.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+EXCERPT = 60
+
+
+class _Row(NamedTuple):
+    place: str
+    """Where it is, as ``file:line`` or ``file, item n``."""
+    fields: dict[str, Any]
+
+
+def read_json(path: Path, limit: int | None = None) -> "Dataset":
+    """The objects of a file: one a line, or one array of them.
+
+    A byte-order mark and blank lines are skipped. Refused, because each is a sign of damage: text that is not
+    UTF-8, ``NaN`` and ``Infinity`` (not JSON), a key given twice in one object, half a surrogate pair.
+
+    Raises:
+        DataError: names ``file:line``.
+    """
+    with path.open("rb") as file:
+        start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
+    found = _array_rows(path) if start.startswith(b"[") else _line_rows(path)
+    rows: list[_Row] = []
+    for row in found:
+        rows.append(row)
+        if len(rows) == limit:
+            break
+    if not rows:
+        raise DataError(f"{path}: holds no rows; expected one JSON object a line.")
+    return _to_dataset(path, rows)
+
+
+def _line_rows(path: Path) -> Iterator[_Row]:
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if number == 1:
+                raw = raw.removeprefix(codecs.BOM_UTF8)
+            if raw.strip():
+                place = f"{path}:{number}"
+                yield _Row(place, _object(_parse(raw.rstrip(), path, number), place))
+
+
+def _array_rows(path: Path) -> Iterator[_Row]:
+    items = _parse(path.read_bytes().removeprefix(codecs.BOM_UTF8), path, None)
+    for number, item in enumerate(items, start=1):
+        place = f"{path}, item {number}"
+        yield _Row(place, _object(item, place))
+
+
+def _parse(raw: bytes, path: Path, line: int | None) -> Any:
+    """The JSON value in `raw`, which is line `line` of `path`, or all of it."""
+    place = str(path) if line is None else f"{path}:{line}"
+    first = line or 1
+    try:
+        text = raw.decode()
+        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair survives parsing, not this
+    except UnicodeDecodeError as error:
+        lines = raw[: error.start].split(b"\n")
+        raise DataError(
+            f"{path}:{first + len(lines) - 1}: not UTF-8 text (byte 0x{raw[error.start]:02x} at column "
+            f"{len(lines[-1]) + 1}); expected JSON in UTF-8."
+        ) from error
+    except UnicodeEncodeError as error:
+        raise DataError(f"{place}: holds half of a surrogate pair (\\ud8xx), which is no character.") from error
+    except json.JSONDecodeError as error:
+        got = error.doc.split("\n")[error.lineno - 1]
+        raise DataError(
+            f"{path}:{first + error.lineno - 1}: not valid JSON ({error.msg}, column {error.colno}), got "
+            f"{_excerpt(got)}; expected one JSON object a line."
+        ) from error
+    except RecursionError as error:
+        raise DataError(f"{place}: nested too deeply to be a row.") from error
+    except ValueError as error:
+        raise DataError(f"{place}: {error}") from error
+    return value
+
+
+def _object(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(
+            f"{place}: got {type(value).__name__} {_excerpt(value)}; expected a JSON object, such as "
+            '{"prompt": "...", "completion": "..."}.'
+        )
+    if not value:
+        raise DataError(f"{place}: got an empty object; expected the fields of a row.")
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON; expected a number or null.")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"key {twice!r} is given twice in one object; only one could be kept.")
+    return fields
+
+
+def _to_dataset(path: Path, rows: list[_Row]) -> "Dataset":
+    """Columns are the union of the rows' keys; a key that a row lacks is null there."""
+    import pyarrow as pa
+    from datasets import Dataset
+
+    names = dict.fromkeys(name for row in rows for name in row.fields)
+    columns: dict[str, pa.Array] = {}
+    for name in names:
+        values = [row.fields.get(name) for row in rows]
+        try:
+            columns[name] = pa.array(values)
+        except (pa.ArrowException, OverflowError) as error:
+            raise _mixed_types(name, values, rows) from error
+    return Dataset(pa.table(dict(columns)))
+
+
+def _mixed_types(name: str, values: list[Any], rows: list[_Row]) -> DataError:
+    """Names the first row whose value does not go with those before it (by bisection: prefixes fail monotonically)."""
+    import pyarrow as pa
+
+    good, bad = 0, len(values)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        try:
+            pa.array(values[:middle])
+            good = middle
+        except (pa.ArrowException, OverflowError):
+            bad = middle
+    value = values[bad - 1]
+    before = next((earlier for earlier in values[: bad - 1] if earlier is not None), None)
+    expected = f"as in the rows before, such as {_excerpt(before)}" if before is not None else "a value of one type"
+    return DataError(
+        f"{rows[bad - 1].place}: {name!r} is {type(value).__name__} {_excerpt(value)}; expected {expected}. "
+        "A column must have one type throughout."
+    )
+
+
+def _excerpt(value: object) -> str:
+    text = repr(value.strip() if isinstance(value, str) else value)
+    return text if len(text) <= EXCERPT else text[: EXCERPT - 3] + "..."

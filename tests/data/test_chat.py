@@ -1,0 +1,118 @@
+import json
+import re
+
+import pytest
+
+from bridgegarden.data import Columns, conversation
+from bridgegarden.errors import ConfigError, DataError
+
+USER = {"role": "user", "content": "question"}
+ASSISTANT = {"role": "assistant", "content": "answer"}
+PLACE = "train rows.jsonl, row 17"
+
+
+def read(row, **columns):
+    return conversation(row, Columns(**columns), place=PLACE)
+
+
+def test_messages_are_learnt_from_the_first_assistant_turn_on():
+    chat = read({"messages": [USER, ASSISTANT, USER, ASSISTANT]})
+    assert chat.messages == (USER, ASSISTANT, USER, ASSISTANT)
+    assert (chat.form, chat.learn_from) == ("chat", 0)
+
+
+def test_assistant_turns_of_a_prompt_are_not_learnt():
+    chat = read({"prompt": [USER, ASSISTANT, USER], "completion": [ASSISTANT]})
+    assert chat.messages == (USER, ASSISTANT, USER, ASSISTANT)
+    assert (chat.form, chat.learn_from) == ("chat", 3)
+
+
+def test_plain_strings_stay_text_and_mapped_strings_become_turns():
+    row = {"prompt": "question", "completion": "answer"}
+    assert read(row).form == "text"
+    assert read(row, prompt="prompt").form == "pair"
+    assert read({"q": "question", "a": "answer"}, prompt="q", completion="a").messages == (USER, ASSISTANT)
+
+
+def test_named_columns_are_read_although_others_have_the_usual_names():
+    row = {"messages": [USER, ASSISTANT], "chat": [USER, {"role": "assistant", "content": "other"}], "q": "Q", "a": "A"}
+    assert read(row, messages="chat").messages[1]["content"] == "other"
+    assert read(row, prompt="q", completion="a").messages[0]["content"] == "Q"
+    assert read(row).messages[1]["content"] == "answer"
+
+
+def test_nulls_that_columnar_storage_adds_are_removed():
+    call = {"function": {"name": "add", "arguments": {"x": 1, "y": None}}}
+    messages = [{**USER, "tool_calls": None}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    chat = read({"messages": messages})
+    assert chat.messages[0] == USER
+    assert chat.messages[1] == {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"function": {"name": "add", "arguments": {"x": 1}}}],
+    }
+
+
+@pytest.mark.parametrize("encode", [lambda tools: tools, json.dumps])
+def test_tools_are_read_as_objects_or_as_json(encode):
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    assert read({"messages": [USER, ASSISTANT], "tools": encode(tools)}).tools == tuple(tools)
+    assert read({"messages": [USER, ASSISTANT], "tools": None}).tools is None
+    assert read({"messages": [USER, ASSISTANT], "tools": []}).tools is None
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ({"text": "t"}, ": has columns 'text'; expected 'messages', or 'prompt' and 'completion', or columns named by"),
+        ({"messages": [USER]}, ": 'messages' has no assistant message to learn from (roles: user)."),
+        ({"messages": []}, ": 'messages' has no assistant message to learn from (roles: none)."),
+        ({"messages": "hello"}, ": 'messages' is str 'hello'; expected a list of messages."),
+        ({"messages": [USER, "hi"]}, ": messages[1] is str 'hi'; expected an object with 'role' and 'content'."),
+        ({"messages": [ASSISTANT]}, ": the conversation begins with the assistant; expected a user or system message"),
+        (
+            {"messages": [{"from": "human", "value": "hi"}]},
+            ": messages[0] has keys 'from', 'value'; expected 'role' and 'content' ('from' and 'value' must be renamed",
+        ),
+        (
+            {"messages": [{"role": "human", "content": "hi"}]},
+            ": messages[0].role: unknown role 'human'. Did you mean 'user'? Known: system, developer, user, assistant",
+        ),
+        (
+            {"messages": [{"role": "assitant", "content": "hi"}]},
+            ": messages[0].role: unknown role 'assitant'. Did you mean 'assistant'?",
+        ),
+        ({"messages": [USER, {"role": "assistant"}]}, ": messages[1].content is null; expected a string."),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]},
+            ": messages[0].content is a list; expected a string.",
+        ),
+        (
+            {"messages": [USER, {"role": "assistant", "content": " \n"}]},
+            ": messages[1].content is empty; expected the assistant's text.",
+        ),
+        ({"prompt": [USER, ASSISTANT], "completion": [USER]}, ": 'completion' has no assistant message to learn from"),
+        ({"prompt": [], "completion": [ASSISTANT]}, ": the conversation begins with the assistant"),
+        ({"prompt": "p", "completion": "  "}, ": 'completion' is empty; expected the text to learn."),
+        ({"prompt": "p", "completion": None}, ": 'completion' is null; expected text or messages."),
+        ({"prompt": "p", "completion": 4}, ": 'prompt' is str 'p' and 'completion' is int 4; expected two strings, or"),
+        ({"prompt": "p", "completion": [ASSISTANT]}, ": 'prompt' is str 'p' and 'completion' is a list; expected two"),
+        ({"messages": [USER, ASSISTANT], "tools": "[{"}, ": 'tools' is a string but not valid JSON"),
+        ({"messages": [USER, ASSISTANT], "tools": [3]}, ": 'tools' is a list; expected a list of JSON schemas."),
+    ],
+)
+def test_a_bad_row_is_refused_with_its_place(row, complaint):
+    with pytest.raises(DataError, match="^" + re.escape(PLACE + complaint)):
+        read(row)
+
+
+def test_a_named_column_that_is_not_there_is_refused_with_the_closest():
+    with pytest.raises(DataError, match=r"columns: unknown column 'qestion'\. Did you mean 'question'\?"):
+        read({"question": "q", "answer": "a"}, prompt="qestion", completion="answer")
+
+
+def test_columns_name_messages_or_a_pair_but_not_both():
+    with pytest.raises(ConfigError, match=r"data\.messages excludes data\.prompt"):
+        Columns(messages="m", prompt="p")
+    with pytest.raises(ConfigError, match=r"data\.prompt: must name a column, got an empty string"):
+        Columns(prompt="")

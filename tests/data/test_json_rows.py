@@ -1,0 +1,104 @@
+import codecs
+import json
+import re
+
+import pytest
+
+from bridgegarden.data.json_rows import read_json
+from bridgegarden.errors import DataError
+
+GOOD = b'{"prompt": "p", "completion": "c"}\n'
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(content: bytes, name: str = "rows.jsonl"):
+        path = tmp_path / name
+        path.write_bytes(content)
+        return path
+
+    return write
+
+
+def test_blank_lines_and_a_byte_order_mark_are_skipped(written):
+    rows = read_json(written(codecs.BOM_UTF8 + b"\n" + GOOD + b"   \r\n\n" + GOOD))
+    assert rows.to_list() == [{"prompt": "p", "completion": "c"}] * 2
+
+
+def test_the_last_line_needs_no_line_break(written):
+    assert len(read_json(written(GOOD + GOOD.rstrip()))) == 2
+
+
+def test_a_key_that_only_later_rows_have_is_kept(written):
+    rows = read_json(written(b'{"a": 1}\n{"a": 2, "b": "x"}\n'))
+    assert rows.to_list() == [{"a": 1, "b": None}, {"a": 2, "b": "x"}]
+
+
+def test_an_array_of_objects_is_read_as_rows(written):
+    rows = read_json(written(b' [\n{"a": 1},\n {"a": 2}]', "rows.json"))
+    assert rows["a"][:] == [1, 2]
+
+
+def test_text_beyond_the_basic_plane_and_a_megabyte_on_one_line_survive(written):
+    text = "\N{BRIDGE AT NIGHT}é" * 200_000
+    rows = read_json(written(json.dumps({"a": text}).encode() + b"\n" + json.dumps({"a": "\U0001f309"}).encode()))
+    assert rows["a"][:] == [text, "\U0001f309"]
+
+
+def test_reading_stops_at_the_limit_before_a_bad_line(written):
+    assert len(read_json(written(GOOD * 2 + b"broken"), limit=2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        (b'{"a": \n', "not valid JSON (Expecting value, column 6), got '{\"a\":'; expected one JSON object a line."),
+        (b"plain words\n", "not valid JSON (Expecting value, column 1), got 'plain words'; expected one JSON object"),
+        (b"{'a': 1}\n", "not valid JSON (Expecting property name enclosed in double quotes, column 2)"),
+        (b'{"a": NaN}\n', "NaN is not JSON; expected a number or null."),
+        (b'{"a": -Infinity}\n', "-Infinity is not JSON"),
+        (b'{"a": 1, "a": 2}\n', "key 'a' is given twice in one object"),
+        (b'{"b": {"a": 1, "a": 2}}\n', "key 'a' is given twice in one object"),
+        (b"[1, 2]\n", "got list [1, 2]; expected a JSON object"),
+        (b'"text"\n', "got str 'text'; expected a JSON object"),
+        (b"null\n", "got NoneType None; expected a JSON object"),
+        (b"{}\n", "got an empty object; expected the fields of a row."),
+        (b'{"a": "caf\xe9"}\n', "not UTF-8 text (byte 0xe9 at column 11); expected JSON in UTF-8."),
+        (b"\x89PNG\r\n", "not UTF-8 text (byte 0x89 at column 1)"),
+        (b"\x00\x01\x02\n", "not valid JSON"),
+        (b'{"a": "\\ud83d"}\n', "holds half of a surrogate pair"),
+        (b'{"a": ' + b"[" * 100_000 + b"\n", "nested too deeply to be a row."),
+        (b'{"a": ' + b"9" * 5000 + b"}\n", "integer string conversion"),
+        (
+            b'{"prompt": ["p"], "completion": "c"}\n',
+            "'prompt' is list ['p']; expected as in the rows before, such as 'p'",
+        ),
+        (b'{"prompt": 7, "completion": "c"}\n', "'prompt' is int 7; expected as in the rows before, such as 'p'."),
+    ],
+)
+def test_a_bad_line_is_named_by_file_and_number(written, line, complaint):
+    path = written(GOOD * 2 + b"\n" + line + GOOD)
+    with pytest.raises(DataError, match=rf"^{re.escape(str(path))}:4: .*{re.escape(complaint)}"):
+        read_json(path)
+
+
+def test_a_long_bad_line_is_quoted_in_part(written):
+    with pytest.raises(DataError) as error:
+        read_json(written(b"x" * 1_000_000))
+    assert len(str(error.value)) < 300
+
+
+def test_a_bad_array_is_named_by_its_line_or_item(written):
+    path = written(b'[{"a": 1},\n{"a": }]', "rows.json")
+    with pytest.raises(DataError, match=rf"^{re.escape(str(path))}:2: not valid JSON"):
+        read_json(path)
+    with pytest.raises(DataError, match=r"rows\.json:3: not UTF-8 text \(byte 0xff at column 8\)"):
+        read_json(written(b'[\n{"a": 1},\n{"a": "\xff"}]', "rows.json"))
+    with pytest.raises(DataError, match=r"rows\.json, item 2: got int 3; expected a JSON object"):
+        read_json(written(b'[{"a": 1}, 3]', "rows.json"))
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n  \n", codecs.BOM_UTF8, b"[]"])
+def test_a_file_without_rows_is_refused(written, content):
+    with pytest.raises(DataError, match=r"rows\.jsonl: holds no rows; expected one JSON object a line\."):
+        read_json(written(content))

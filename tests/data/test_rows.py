@@ -1,0 +1,158 @@
+import json
+import re
+
+import datasets
+import pytest
+from datasets import Dataset, DatasetDict
+
+from bridgegarden.data import load_rows
+from bridgegarden.errors import ConfigError, DataError
+
+ROWS = [{"prompt": f"p{n}", "completion": f"c{n}"} for n in range(4)]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_parquet(path, rows):
+    Dataset.from_list(rows).to_parquet(path)
+
+
+@pytest.mark.parametrize("limit", [None, 2, 9])
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "saved", "saved splits", "folder of jsonl", "folder of parquet"])
+def test_every_form_gives_the_same_rows(here, form, limit):
+    source = here / "rows"
+    if form == "jsonl":
+        source = here / "rows.jsonl"
+        write_jsonl(source, ROWS)
+    elif form == "parquet":
+        source = here / "rows.parquet"
+        write_parquet(source, ROWS)
+    elif form == "saved":
+        Dataset.from_list(ROWS).save_to_disk(str(source))
+    elif form == "saved splits":
+        DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS[:1])}).save_to_disk(str(source))
+    else:
+        source.mkdir()
+        write, suffix = (write_jsonl, "jsonl") if form.endswith("jsonl") else (write_parquet, "parquet")
+        write(source / f"part-0.{suffix}", ROWS[:3])
+        write(source / f"part-1.{suffix}", ROWS[3:])
+    before = sorted(here.rglob("*"))
+    assert load_rows(str(source), limit=limit).to_list() == ROWS[:limit]
+    assert sorted(here.rglob("*")) == before, "reading wrote something"
+
+
+def test_a_split_picks_the_files_named_after_it(here):
+    write_jsonl(here / "train-0.jsonl", ROWS[:2])
+    write_jsonl(here / "train-1.jsonl", ROWS[2:3])
+    write_jsonl(here / "test.jsonl", ROWS[3:])
+    assert load_rows(str(here)).to_list() == ROWS[:3]
+    assert load_rows(str(here), split="test").to_list() == ROWS[3:]
+    with pytest.raises(DataError, match=r"named after splits \(test\.jsonl, .*\), but none is 'validation'"):
+        load_rows(str(here), split="validation")
+
+
+def test_a_split_that_a_saved_data_set_lacks_is_refused_with_those_it_has(here):
+    DatasetDict({"train": Dataset.from_list(ROWS)}).save_to_disk(str(here / "rows"))
+    with pytest.raises(DataError, match=r"rows: has no split 'test'; it has train\."):
+        load_rows(str(here / "rows"), split="test")
+
+
+def test_files_of_a_folder_may_lack_a_column_but_not_change_its_type(here):
+    write_jsonl(here / "a.jsonl", [{"prompt": "p", "n": 1}])
+    write_jsonl(here / "b.jsonl", [{"prompt": "q"}])
+    assert load_rows(str(here)).to_list() == [{"prompt": "p", "n": 1}, {"prompt": "q", "n": None}]
+    write_jsonl(here / "c.jsonl", [{"prompt": "q", "n": "one"}])
+    with pytest.raises(DataError, match="files disagree about the type of a column"):
+        load_rows(str(here))
+
+
+def test_a_missing_file_is_refused_with_the_neighbour_of_the_closest_name(here):
+    write_jsonl(here / "rows.jsonl", ROWS)
+    with pytest.raises(DataError, match=r"^row\.jsonl: no such file\. Did you mean rows\.jsonl\?"):
+        load_rows("row.jsonl")
+    with pytest.raises(
+        DataError, match=rf"no such file, and there is no folder {re.escape(str(here / 'gone'))} either"
+    ):
+        load_rows(str(here / "gone" / "rows.jsonl"))
+
+
+@pytest.mark.parametrize("source", ["rows.jsonl", "./rows", "a/b/c", "../rows.parquet", "not a name", ""])
+def test_what_looks_like_a_file_is_never_asked_of_the_hub(here, source, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked the hub"))
+    with pytest.raises(DataError):
+        load_rows(source)
+
+
+def test_a_hub_name_may_carry_a_config_and_reads_no_more_rows_than_asked(here, monkeypatch):
+    asked = []
+
+    def hub(*arguments, **options):
+        asked.append((arguments, options))
+        return Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", hub)
+    load_rows("openai/gsm8k:main", split="test", limit=3)
+    load_rows("imdb")
+    assert asked == [
+        (("openai/gsm8k", "main"), {"split": "test[:3]"}),
+        (("imdb", None), {"split": "train"}),
+    ]
+
+
+def test_a_hub_failure_says_what_was_asked_and_why_it_failed(here, monkeypatch):
+    def hub(*_, **__):
+        raise ConnectionError("Offline mode is enabled.\nLong story.")
+
+    monkeypatch.setattr(datasets, "load_dataset", hub)
+    with pytest.raises(DataError, match=r"^openai/gsm8k:main: .*\(split 'train': Offline mode is enabled\.\)") as error:
+        load_rows("openai/gsm8k:main")
+    assert "\n" not in str(error.value)
+
+
+def test_progress_bars_are_hidden_only_while_the_hub_answers_a_pipe(here, monkeypatch):
+    from datasets.utils import are_progress_bars_disabled
+
+    seen = []
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *_, **__: seen.append(are_progress_bars_disabled()) or Dataset.from_list(ROWS)
+    )
+    before = are_progress_bars_disabled()
+    load_rows("imdb")
+    assert seen == [True]
+    assert are_progress_bars_disabled() == before
+
+
+def test_a_file_of_an_unknown_kind_is_refused(here):
+    (here / "rows.csv").write_text("a,b\n")
+    with pytest.raises(DataError, match=r"rows\.csv: unknown kind of file '\.csv'; expected one of \.jsonl"):
+        load_rows("rows.csv")
+    with pytest.raises(DataError, match="holds no data files; expected"):
+        load_rows(str(here))
+
+
+def test_a_torn_parquet_file_is_refused(here):
+    write_parquet(here / "rows.parquet", ROWS)
+    content = (here / "rows.parquet").read_bytes()
+    (here / "rows.parquet").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"rows\.parquet: cannot be read as Parquet"):
+        load_rows("rows.parquet")
+
+
+def test_no_rows_and_no_limit_are_refused(here):
+    write_parquet(here / "rows.parquet", ROWS)
+    with pytest.raises(ConfigError, match="data limit must be at least 1, got 0"):
+        load_rows("rows.parquet", limit=0)
+    Dataset.from_dict({"prompt": []}).save_to_disk("empty")
+    with pytest.raises(DataError, match=r"^empty: cannot be read as a saved data set"):
+        load_rows("empty")
+    Dataset.from_dict({"prompt": []}).to_parquet("empty.parquet")
+    with pytest.raises(DataError, match=r"^empty\.parquet: holds no rows \(split 'train'\)"):
+        load_rows("empty.parquet")
