@@ -1,0 +1,1 @@
+"""Where teacher signals come from."""

@@ -1,0 +1,95 @@
+"""A teacher in memory: asked at every step, only where a token is supervised."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from bridgegarden.causal_lm import check_head, freeze, head_of, hidden_states
+from bridgegarden.errors import ConfigError
+from bridgegarden.objective.alignment import SupervisedPositions
+from bridgegarden.objective.fused import ProjectedTeacher
+
+# What a collator may add that has no meaning for a model's forward.
+_NOT_FOR_THE_MODEL = ("labels", "row", "use_cache", "output_router_logits")
+
+
+class LiveTeacher:
+    """A frozen causal language model that gives its distribution at supervised positions.
+
+    Its logits are made chunk by chunk where the loss is computed, never for a whole batch.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        top_k: int | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """
+        Args:
+            model: the teacher; frozen and put in evaluation mode here, its dtype kept.
+            top_k: tokens kept per position, with the tail; None keeps the whole vocabulary (exact).
+            device: where it runs; the student's device by default (set by the trainer). A model that is already
+                split over devices stays where it is.
+
+        Raises:
+            ConfigError: `top_k` < 1.
+            ModelError: the teacher's head cannot be read.
+        """
+        if top_k is not None and top_k < 1:
+            raise ConfigError(f"teacher.top_k must be >= 1 or null (whole vocabulary), got {top_k}.")
+        freeze(model)
+        self.model = model
+        self.top_k = top_k
+        self._device = None if device is None else torch.device(device)
+        check_head(model)
+
+    @property
+    def name(self) -> str:
+        """The model's name or path."""
+        return self.model.config._name_or_path or type(self.model).__name__
+
+    @property
+    def width(self) -> int:
+        """Rows of the projection, padding included."""
+        return head_of(self.model).vocab_size
+
+    def place(self, student_device: torch.device) -> None:
+        """Move the teacher to its device, the student's unless another was asked for."""
+        if getattr(self.model, "hf_device_map", None) is None:
+            module: nn.Module = self.model
+            module.to(self._device or student_device)
+
+    def at(
+        self,
+        positions: SupervisedPositions,
+        inputs: Mapping[str, Any],
+        *,
+        vocab_size: int,
+        exponents: tuple[float, ...],
+    ) -> ProjectedTeacher:
+        """The teacher at `positions` of the batch `inputs`, one forward without gradient.
+
+        Args:
+            positions: the N supervised positions.
+            inputs: the batch, as the student gets it.
+            vocab_size: size of the vocabulary both models share.
+            exponents: tail power sums the objective needs.
+        """
+        device = self.model.device
+        own = {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in inputs.items()
+            if name not in _NOT_FOR_THE_MODEL
+        }
+        with torch.no_grad():
+            # A student's autocast must not change the teacher's own precision.
+            with torch.autocast(device.type, enabled=False):
+                hidden = positions.of(hidden_states(self.model, own))
+        return ProjectedTeacher(
+            hidden, head_of(self.model), self.top_k, vocab_size, exponents, device=positions.row.device
+        )

@@ -1,0 +1,39 @@
+"""Batches that remember which row of the data each token came from."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+ROW = "row"
+"""Column with the number of a row in the source data; per token in packed rows."""
+
+
+class RowCollator:
+    """TRL's collator, with a ``row`` tensor shaped as ``input_ids`` beside it: -1 where a token is padding.
+
+    An error can then name the row of the data, whatever shuffling and packing did.
+    """
+
+    def __init__(self, collator: DataCollatorForLanguageModeling) -> None:
+        self.collator = collator
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collator(examples)
+        if ROW in examples[0]:
+            batch[ROW] = self._rows(examples, batch["input_ids"])
+        return batch
+
+    def _rows(self, examples: list[dict[str, Any]], input_ids: Tensor) -> Tensor:
+        rows = torch.full_like(input_ids, -1)
+        start = 0
+        for index, example in enumerate(examples):
+            length = len(example["input_ids"])
+            value = torch.as_tensor(example[ROW])
+            if self.collator.padding_free:
+                rows[0, start : start + length] = value
+                start += length
+            else:
+                rows[index, :length] = value
+        return rows

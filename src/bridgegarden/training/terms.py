@@ -1,0 +1,66 @@
+"""Averages of the objective's terms over supervised positions, for the log."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from bridgegarden.objective.fused import FusedLoss
+
+_NAMES = ("loss", "soft_loss", "hard_loss", "risk_loss", "soft_weight", "teacher_entropy", "captured_mass")
+
+
+class TermSums:
+    """Sums over positions since the last reset, kept on the device so that adding does not wait for it.
+
+    Means are over *positions*, whatever the batches they came in: a batch with twice the tokens weighs twice.
+    """
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None
+
+    def add(self, fused: FusedLoss, tokens: int) -> None:
+        """Add one batch.
+
+        Args:
+            fused: its loss and terms.
+            tokens: how many tokens, supervised or not, the student read.
+        """
+        terms = fused.terms
+        columns = (
+            *(terms.total, terms.soft, terms.hard, terms.risk, terms.soft_weight),
+            *(fused.teacher_entropy, fused.captured_mass),
+        )
+        sums = [column.sum(dtype=torch.float64) for column in columns]
+        entropy = fused.student_entropy
+        count = sums[0].new_tensor(len(terms.total))
+        sums += [
+            count,
+            terms.has_risk.sum(dtype=torch.float64),
+            sums[0].new_zeros(()) if entropy is None else entropy.sum(dtype=torch.float64),
+            torch.zeros_like(count) if entropy is None else count,
+            sums[0].new_tensor(tokens),
+        ]
+        batch = torch.stack(sums)
+        self._sums = batch if self._sums is None else self._sums + batch
+
+    def reset(self) -> Tensor | None:
+        """Forget everything; returns the sums, or None when there were none."""
+        sums, self._sums = self._sums, None
+        return sums
+
+
+def term_means(sums: Tensor) -> dict[str, float]:
+    """Means by name, from (possibly gathered) sums; nats, except the two shares.
+
+    ``risk_share`` is the share of positions that had a risk term. Terms nobody measured are left out.
+    """
+    values = sums.tolist()
+    count, with_risk, entropy, entropy_count, tokens = values[len(_NAMES) :]
+    means = {name: value / count if count else math.nan for name, value in zip(_NAMES, values, strict=False)}
+    means["risk_share"] = with_risk / count if count else math.nan
+    if entropy_count:
+        means["student_entropy"] = entropy / entropy_count
+    means["supervised_tokens"] = count
+    means["tokens"] = tokens
+    return means

@@ -1,0 +1,305 @@
+"""TRL's supervised fine-tuning trainer with the hybrid objective in place of its loss."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, cast
+
+import torch
+from datasets import Dataset, IterableDataset
+from torch import Tensor
+from transformers import PreTrainedModel
+from trl.data_utils import pack_dataset
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
+
+from bridgegarden.causal_lm import add_hidden_loss, check_head, head_of
+from bridgegarden.data import Columns, tokenise
+from bridgegarden.errors import ConfigError, NonFiniteError
+from bridgegarden.objective.alignment import SupervisedPositions
+from bridgegarden.objective.fused import FusedLoss, fused_hybrid_loss
+from bridgegarden.objective.head import LanguageModelHead
+from bridgegarden.objective.hybrid import HybridObjective
+from bridgegarden.objective.soft_weight import TrainProgress
+from bridgegarden.teacher.live import LiveTeacher
+from bridgegarden.training.collator import ROW, RowCollator
+from bridgegarden.training.terms import TermSums, term_means
+
+
+class HybridDistillationTrainer(SFTTrainer):
+    """Distil `teacher` into `model` with a :class:`HybridObjective`.
+
+    Everything else is TRL's :class:`~trl.SFTTrainer`: data sets (``messages``, ``prompt``/``completion``, ``text``, or
+    tokenised ``input_ids`` and ``labels``), :class:`~trl.SFTConfig`, adapters, packing, callbacks, trackers, launching.
+    One forward each of teacher and student a step; neither model's logits are built for a batch. The loss is
+    normalised by the supervised tokens of the whole accumulated batch over all processes, hard and soft terms alike.
+
+    Logged per supervised position, in nats: ``loss``, ``soft_loss``, ``hard_loss``, ``risk_loss``,
+    ``teacher_entropy``, ``student_entropy``; and ``soft_weight``, ``captured_mass``, ``risk_share``,
+    ``tokens_per_second``. Evaluation logs the same with the prefix ``eval_``.
+    """
+
+    _tag_names = ["bridgegarden", "distillation"]
+    _name = "bridgegarden"
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel",
+        teacher: PreTrainedModel | LiveTeacher,
+        objective: HybridObjective | None = None,
+        args: SFTConfig | None = None,
+        *,
+        columns: Columns | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            model: the student.
+            teacher: a frozen causal language model with the same tokenizer, or a :class:`LiveTeacher` with options.
+            objective: what to minimise; the default :class:`HybridObjective` if None.
+            args: training arguments.
+            columns: which columns of the data hold prompt and completion, or messages, when not named so.
+            kwargs: the further arguments of :class:`~trl.SFTTrainer` (``train_dataset``, ``eval_dataset``,
+                ``processing_class``, ``peft_config``, ``callbacks``, ...).
+
+        Raises:
+            ConfigError: an argument of the trainer contradicts the objective.
+            ModelError: a head that cannot be read.
+        """
+        _refuse_what_contradicts(args, kwargs)
+        self.objective = objective if objective is not None else HybridObjective()
+        self.teacher = teacher if isinstance(teacher, LiveTeacher) else LiveTeacher(teacher)
+        self._columns = columns or Columns()
+        self._terms = {"train": TermSums(), "eval": TermSums()}
+        self._clock: float | None = None
+        self._window_rows: list[Tensor] = []
+        super().__init__(model=model, args=args, **kwargs)
+        if self.aux_loss_enabled:
+            raise ConfigError(
+                "training.router_aux_loss_coef: the load-balancing loss of mixture-of-experts students is not "
+                "supported; set it to 0.0."
+            )
+        student = self._student()
+        check_head(student)
+        add_hidden_loss(student)
+        self.teacher.place(self.accelerator.device)
+        self.vocab_size = min(len(self._tokenizer), head_of(student).vocab_size, self.teacher.width)
+        # The loss is summed and divided by the supervised tokens of the whole window: nothing is left to divide.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+        self._loss_shifts_labels = True
+        if isinstance(self.data_collator, DataCollatorForLanguageModeling):
+            self.data_collator = RowCollator(self.data_collator)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The objective on one batch: teacher, student, loss, and the terms set aside for the log."""
+        mode = self._mode
+        positions = SupervisedPositions.from_labels(inputs["labels"])
+        forward_inputs = {name: value for name, value in inputs.items() if name not in ("labels", ROW)}
+        teacher = self.teacher.at(
+            positions, forward_inputs, vocab_size=self.vocab_size, exponents=self.objective.exponents
+        )
+        results: list[FusedLoss] = []
+
+        def hidden_loss(hidden: Tensor, head: LanguageModelHead) -> dict[str, Tensor]:
+            fused = fused_hybrid_loss(
+                positions.of(hidden),
+                head,
+                teacher,
+                positions.target,
+                positions.has_successor,
+                self.objective,
+                num_items=len(positions) if num_items_in_batch is None else num_items_in_batch,
+                progress=TrainProgress(self.state.global_step, self.state.max_steps),
+                student_entropy=mode == "eval" or self._logs_this_step(),
+            )
+            results.append(fused)
+            return {"loss": fused.loss}
+
+        outputs = model(**forward_inputs, hidden_loss=hidden_loss)
+        loss = outputs["loss"]
+        self._stop_if_not_finite(loss, results[0], positions, inputs)
+        if mode == "train" and ROW in inputs:
+            self._window_rows.append(inputs[ROW])
+        self._terms[mode].add(results[0], _token_count(forward_inputs))
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            # DistributedDataParallel averages over processes what is already divided by all their tokens.
+            loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self, model: torch.nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor, None, None]:
+        """Loss and terms of an evaluation batch; logits are never built, so no others can be returned."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, inputs).detach(), None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Evaluate; every metric, the loss included, is a mean over positions and not over batches."""
+        self._terms["eval"].reset()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        means = self._means("eval")
+        means.pop("tokens", None)
+        cast(dict, output.metrics).update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
+        return output
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One micro-batch, on the clock that ``tokens_per_second`` is read from."""
+        if self._clock is None:
+            self._clock = time.perf_counter()
+        return super().training_step(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the terms of the objective since the last time."""
+        if self._mode == "train":
+            means = self._means("train")
+            means.pop("loss", None)
+            tokens = means.pop("tokens", None)
+            if tokens is not None and self._clock is not None:
+                means["tokens_per_second"] = tokens / (time.perf_counter() - self._clock)
+            self._clock = None
+            logs.update(means)
+        super().log(logs, start_time)
+
+    def _means(self, mode: str) -> dict[str, float]:
+        sums = self._terms[mode].reset()
+        if sums is None:
+            return {}
+        # float32 carries the sums over processes (not every backend and device has float64).
+        if self.accelerator.num_processes > 1:
+            sums = cast(Tensor, self.accelerator.reduce(sums.float(), "sum"))
+        return term_means(sums)
+
+    @property
+    def _mode(self) -> Literal["train", "eval"]:
+        return "train" if cast(PreTrainedModel, self.model).training else "eval"
+
+    def _logs_this_step(self) -> bool:
+        every = max(int(self.state.logging_steps or 1), 1)
+        step = self.state.global_step + 1
+        return step % every == 0 or (step == 1 and self.args.logging_first_step)
+
+    def _student(self) -> PreTrainedModel:
+        """The causal language model inside adapters."""
+        model: Any = self.model
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def _prepare_dataset(
+        self,
+        dataset: Any,
+        processing_class: Any,
+        args: SFTConfig,
+        packing: bool,
+        formatting_func: Callable | None,
+        dataset_name: str,
+    ) -> Any:
+        """Tokenise and mask our way (every assistant turn up to its end-of-turn token), truncate and pack TRL's way."""
+        ours = isinstance(dataset, Dataset) and formatting_func is None
+        if ours and "text" not in dataset.column_names:
+            dataset = tokenise(
+                dataset, processing_class, columns=self._columns, max_length=args.max_length, name=dataset_name
+            )
+        elif ours and ROW not in dataset.column_names:
+            dataset = dataset.add_column(ROW, list(range(len(dataset))))
+        if isinstance(dataset, IterableDataset) and packing:
+            raise ConfigError("training.packing: packing a streamed data set is not supported; load it whole.")
+        prepared = super()._prepare_dataset(dataset, processing_class, args, False, formatting_func, dataset_name)
+        if not packing:
+            return prepared
+        if args.max_length is None:
+            raise ConfigError("training.max_length: packing needs the length of a packed row; got null.")
+        per_token = cast(Dataset, prepared).map(_row_of_every_token, remove_columns=prepared.column_names)
+        return pack_dataset(per_token, args.max_length, args.packing_strategy)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if ROW not in self._signature_columns:
+            self._signature_columns.append(ROW)
+
+    def _stop_if_not_finite(
+        self, loss: Tensor, fused: FusedLoss, positions: SupervisedPositions, inputs: Mapping[str, Any]
+    ) -> None:
+        if torch.isfinite(loss):
+            return
+        terms = fused.terms
+        named = {"teacher_entropy": fused.teacher_entropy, "soft_loss": terms.soft, "hard_loss": terms.hard}
+        named |= {"risk_loss": terms.risk, "soft_weight": terms.soft_weight, "loss": terms.total}
+        for name, values in named.items():
+            bad = (~torch.isfinite(values)).nonzero().flatten()
+            if bad.numel():
+                rows = positions.row[bad], positions.column[bad]
+                found = f"{name} is {values[bad[0]].item()} at {bad.numel()} of {len(positions)} positions"
+                raise NonFiniteError(f"{self._step()}: {found}, {_where(inputs.get(ROW), *rows)}. {_ADVICE[name]}")
+        raise NonFiniteError(f"{self._step()}: the loss is {loss.item()}, though every position's is finite.")
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        rows, self._window_rows = self._window_rows, []
+        # A gradient scaler (fp16) meets infinite gradients by design, skips the step and lowers its scale.
+        if norm is not None and self.accelerator.scaler is None and not torch.isfinite(torch.as_tensor(norm)):
+            ids = sorted({int(row) for batch in rows for row in batch.unique().tolist() if row >= 0})
+            raise NonFiniteError(
+                f"{self._step()}: the gradient norm is {float(norm)} although the loss is finite; rows of this step: "
+                f"{ids or 'unknown'}. The student was not updated. Lower the learning rate, or train in bfloat16 or "
+                "float32 rather than float16."
+            )
+        return norm
+
+    def _step(self) -> str:
+        return f"step {self.state.global_step + 1}"
+
+
+_ADVICE = {
+    "teacher_entropy": "The teacher's own distribution is not finite: load it in bfloat16 or float32 (teacher.dtype).",
+    "soft_loss": "The divergence is infinite where one side has no mass; see the chosen divergence's documentation.",
+    "hard_loss": "The student's logits are not finite: lower the learning rate or check the student's weights.",
+    "risk_loss": "The risk term squares the student's logits: lower objective.risk_alpha or the learning rate.",
+    "soft_weight": "The rule for the soft weight gave no number.",
+    "loss": "The terms are finite one by one, but not their sum.",
+}
+
+
+def _where(rows: Tensor | None, row: Tensor, column: Tensor) -> str:
+    if rows is None:
+        return f"first at position {int(column[0])} of sequence {int(row[0])} of the batch"
+    ids = sorted(set(rows[row, column].tolist()))
+    shown = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
+    return f"rows of the data: {shown} (first at position {int(column[0])} of its sequence)"
+
+
+def _token_count(inputs: Mapping[str, Any]) -> int:
+    mask = inputs.get("attention_mask")
+    return inputs["input_ids"].numel() if mask is None else int(mask.sum())
+
+
+def _row_of_every_token(example: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: example[name] for name in ("input_ids", "labels")}
+    return kept | ({ROW: [example[ROW]] * len(example["input_ids"])} if ROW in example else {})
+
+
+def _refuse_what_contradicts(args: SFTConfig | None, kwargs: Mapping[str, Any]) -> None:
+    if kwargs.get("compute_loss_func") is not None:
+        raise ConfigError("compute_loss_func: the objective is the loss; pass `objective` instead.")
+    if kwargs.get("compute_metrics") is not None or kwargs.get("preprocess_logits_for_metrics") is not None:
+        raise ConfigError("compute_metrics needs the student's whole logits, which are never built; use a callback.")
+    if args is None:
+        return
+    if getattr(args, "loss_type", "nll") != "nll":
+        raise ConfigError(f"training.loss_type: the objective is the loss; got {args.loss_type!r}, remove it.")
+    if args.label_smoothing_factor:
+        raise ConfigError(
+            "training.label_smoothing_factor: not part of the objective; soft labels do its work. Set it to 0."
+        )
+    if args.use_liger_kernel:
+        raise ConfigError("training.use_liger_kernel: its fused loss would replace the objective; set it to false.")
+    if getattr(args, "packing", False) and args.packing_strategy != "bfd":
+        raise ConfigError(
+            f"training.packing_strategy: got {args.packing_strategy!r}, which cuts documents in two, so that neither "
+            "model would see the prompt of what it predicts. Use 'bfd'."
+        )
