@@ -1,0 +1,70 @@
+"""The ``bridgegarden`` command and how it ends: 0, 2 for what the user can mend, 130 when interrupted."""
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from bridgegarden.errors import BridgegardenError
+
+COMMANDS = {
+    "train": "bridgegarden.cli.train:train_command",
+    "recipes": "bridgegarden.cli.recipes:recipes_group",
+}
+"""Every command and where it lives, in the order ``--help`` shows them."""
+
+
+class UserError(click.ClickException):
+    """One line on stderr for what the user can mend."""
+
+    exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+class Interrupted(UserError):
+    """One line on stderr after Ctrl-C."""
+
+    exit_code = 130
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        return getattr(import_module(module), attribute)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BridgegardenError as error:
+            raise UserError(str(error)) from error
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted.") from None
+
+
+def one_line(message: str) -> str:
+    """`message` on one line, with control characters shown rather than obeyed by the terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="bridgegarden")
+def cli() -> None:
+    """Distil a large language model into a small one with hybrid hard and soft labels.
+
+    RECIPE is a YAML file, or a name from `bridgegarden recipes list`.
+    """
+
+
+def main() -> None:
+    """Run the command line and exit with its status."""
+    sys.exit(cli(prog_name="bridgegarden"))

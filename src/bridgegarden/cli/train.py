@@ -1,0 +1,46 @@
+"""``bridgegarden train``."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from bridgegarden.recipe import Recipe
+
+
+@click.command("train")
+@click.argument("recipe")
+@click.option(
+    "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change a setting, such as training.max_steps=10."
+)
+@click.option("--dry-run", is_flag=True, help="Print the recipe with every default filled in, and stop.")
+@click.option("--audit", is_flag=True, help="Print some rows with the tokens that are trained on marked, and stop.")
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in the recipe's output folder.")
+def train_command(recipe: str, overrides: tuple[str, ...], dry_run: bool, audit: bool, resume: bool) -> None:
+    """Distil the teacher of RECIPE into its student.
+
+    The model is written to OUTPUT/model, with the recipe, metrics and versions beside it. A dry run loads no model and
+    needs no network.
+    """
+    if dry_run + audit + resume > 1:
+        raise click.UsageError("--dry-run, --audit and --resume exclude each other; give one.")
+    from bridgegarden.recipe import load_recipe
+
+    resolved = load_recipe(recipe, overrides)
+    if dry_run:
+        click.echo(_resolved_text(resolved), nl=False)
+    elif audit:
+        from bridgegarden.run import audit as audit_rows
+
+        click.echo(audit_rows(resolved))
+    else:
+        from bridgegarden.run import train
+
+        click.echo(train(resolved, resume=resume))
+
+
+def _resolved_text(recipe: "Recipe") -> str:
+    """The recipe as YAML, with what its objective amounts to as a comment."""
+    from bridgegarden.recipe import build_objective, describe_objective
+
+    return f"# objective: {describe_objective(build_objective(recipe.objective))}\n{recipe.to_yaml()}"

@@ -1,0 +1,33 @@
+"""Recipes: YAML files that describe a whole distillation run, and the dataclasses they become."""
+
+from bridgegarden.recipe.load import load_recipe
+from bridgegarden.recipe.objective import build_objective, describe_objective
+from bridgegarden.recipe.sections import (
+    DataSection,
+    LoraSection,
+    ObjectiveSection,
+    Recipe,
+    StudentSection,
+    TeacherSection,
+    TrainingSection,
+)
+from bridgegarden.recipe.shipped import describe_recipe, list_recipes, read_recipe_text
+from bridgegarden.recipe.training import build_lora_config, build_sft_config
+
+__all__ = [
+    "DataSection",
+    "LoraSection",
+    "ObjectiveSection",
+    "Recipe",
+    "StudentSection",
+    "TeacherSection",
+    "TrainingSection",
+    "build_lora_config",
+    "build_objective",
+    "build_sft_config",
+    "describe_objective",
+    "describe_recipe",
+    "list_recipes",
+    "load_recipe",
+    "read_recipe_text",
+]

@@ -1,0 +1,189 @@
+"""Plain values to the types of dataclass fields, with the recipe path of whatever does not fit."""
+
+import math
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from bridgegarden.errors import ConfigError
+from bridgegarden.registry import unknown_name
+
+T = TypeVar("T")
+
+
+def section_from(cls: type[T], tree: Any, place: str) -> T:
+    """An instance of the dataclass `cls` from a mapping.
+
+    Args:
+        cls: a dataclass; the types of its fields decide what is accepted.
+        tree: what the recipe says, a mapping of plain values.
+        place: the section's path in the recipe, for messages; empty for the recipe itself.
+
+    Raises:
+        ConfigError: not a mapping, an unknown or missing key, or a value of the wrong type.
+    """
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{place or 'recipe'}: expected a mapping (key: value), got {_shown(tree)}.")
+    hints = get_type_hints(cls)
+    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    for key in tree:
+        if key not in known:
+            raise unknown_name(key, known, field=place or "recipe", kind="key")
+    for name, field in known.items():
+        if field.default is MISSING and field.default_factory is MISSING and name not in tree:
+            raise ConfigError(f"{place or 'recipe'}: key {name!r} is missing; it has no default.")
+    return cls(**{key: coerce(value, hints[key], _join(place, key)) for key, value in tree.items()})
+
+
+def coerce(value: Any, annotation: Any, place: str) -> Any:
+    """`value` as the type `annotation` says: exact types, and ``1`` as 1.0, ``1e3`` as 1000, ``"1.0e-5"`` as 1e-5.
+
+    Raises:
+        ConfigError: it does not fit; names `place`.
+    """
+    members = _members(annotation)
+    if value is None and type(None) in members:
+        return None
+    wanted = [member for member in members if member is not type(None)]
+    enums = [member for member in wanted if isinstance(member, type) and issubclass(member, Enum)]
+    if enums and isinstance(value, str):
+        return _enum_value(value, enums[0], place)
+    if len(wanted) == 1:
+        return _as_one(value, wanted[0], place, _expected(members))
+    # The member whose type the value already has comes first, so that "1e3" stays text where text is accepted.
+    wanted.sort(key=lambda member: (get_origin(member) or member) is not type(value))
+    for member in wanted:
+        try:
+            return _as_one(value, member, place, "")
+        except ConfigError:
+            continue
+    raise _mismatch(value, _expected(members), place)
+
+
+def plain(value: Any, place: str) -> Any:
+    """A copy of `value` if it is made of text, finite numbers, booleans, nulls, lists and mappings with text keys.
+
+    Raises:
+        ConfigError: it holds something else; names its place.
+    """
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise ConfigError(f"{place}: a key must be text, got {_shown(key)}.")
+        return {key: plain(item, _join(place, key)) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item, f"{place}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _mismatch(value, "a finite number", place)
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    raise _mismatch(value, "text, a number, true, false, null, a list or a mapping", place)
+
+
+def _as_one(value: Any, annotation: Any, place: str, expected: str) -> Any:
+    """`value` as one type that is not a union."""
+    origin = get_origin(annotation) or annotation
+    if origin is Literal:
+        if not any(type(value) is type(choice) and value == choice for choice in get_args(annotation)):
+            raise unknown_name(value, map(str, get_args(annotation)), field=place, kind="value")
+        return value
+    if origin is Any:
+        return plain(value, place)
+    if is_dataclass(origin) and isinstance(origin, type):
+        return value if isinstance(value, origin) else section_from(origin, value, place)
+    if origin in (dict, Mapping) and isinstance(value, Mapping):
+        return plain(value, place)
+    if origin in (list, Sequence, tuple) and isinstance(value, (list, tuple)):
+        return _items(value, annotation, origin, place)
+    converter = _CONVERTERS.get(origin)
+    converted = converter(value) if converter else None
+    if converted is None:
+        raise _mismatch(value, expected, place)
+    return converted
+
+
+def _items(value: Sequence[Any], annotation: Any, origin: Any, place: str) -> Any:
+    (item, *_) = get_args(annotation) or (Any,)
+    items = [coerce(entry, item, f"{place}[{i}]") for i, entry in enumerate(value)]
+    return tuple(items) if origin is tuple else items
+
+
+def _enum_value(value: str, enum: type[Enum], place: str) -> str:
+    names = [str(member.value) for member in enum]
+    if value not in names:
+        raise unknown_name(value, names, field=place, kind="value")
+    return value
+
+
+def _integer(value: Any) -> int | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) else None
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+_CONVERTERS: dict[Any, Any] = {
+    bool: lambda value: value if isinstance(value, bool) else None,
+    int: _integer,
+    float: _number,
+    str: lambda value: value if isinstance(value, str) else None,
+    Path: lambda value: Path(value) if isinstance(value, (str, Path)) and str(value).strip() else None,
+}
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+
+
+def _expected(members: tuple[Any, ...]) -> str:
+    names = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a finite number",
+        str: "text",
+        Path: "a path",
+        dict: "a mapping",
+        Mapping: "a mapping",
+        list: "a list",
+        tuple: "a list",
+        type(None): "null",
+    }
+    origins = [get_origin(member) or member for member in members]
+    shown = [names[origin] for origin in origins if origin in names]
+    return " or ".join(dict.fromkeys(shown)) or "nothing: this cannot be set in a recipe"
+
+
+def _mismatch(value: Any, expected: str, place: str) -> ConfigError:
+    hint = ""
+    if "text" in expected and isinstance(value, bool):
+        hint = " YAML reads yes, no, on and off as true and false: put the word in quotes."
+    elif "text" in expected and isinstance(value, (int, float)):
+        hint = f' Put it in quotes: "{value}".'
+    return ConfigError(f"{place}: expected {expected}, got {_shown(value)}.{hint}")
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _join(place: str, key: str) -> str:
+    return f"{place}.{key}" if place else key

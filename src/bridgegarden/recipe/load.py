@@ -1,0 +1,95 @@
+"""From a file or a shipped name, with changes from the command line, to a checked :class:`Recipe`."""
+
+import os
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from bridgegarden.errors import ConfigError
+from bridgegarden.recipe.plain_yaml import read_yaml, read_yaml_file
+from bridgegarden.recipe.sections import Recipe
+from bridgegarden.recipe.shipped import list_recipes, read_recipe_text
+
+PATHS = (("teacher", "model"), ("student", "model"), ("data", "train"), ("data", "eval"))
+"""Settings that may name something beside the recipe's file."""
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a file, or the shipped one of that name.
+
+    A relative path in the file is taken from the file's folder if something is there, else from the working directory
+    (or it is a name on the hub). Paths in `overrides`, and `output`, are taken from the working directory. A recipe
+    without `output` writes to ``runs/NAME``.
+
+    Args:
+        source: path of a YAML file, or a name of :func:`~bridgegarden.recipe.shipped.list_recipes`.
+        overrides: changes such as ``training.max_steps=10``; the value is YAML. Later ones win.
+
+    Raises:
+        ConfigError: there is no such recipe, or something in it is wrong; names the place in it.
+    """
+    name, tree = _read(source)
+    if not isinstance(tree, dict):
+        got = "nothing" if tree is None else type(tree).__name__
+        raise ConfigError(f"{source}: expected sections (teacher, student, data, ...), got {got}.")
+    for override in overrides:
+        _apply(override, tree)
+    tree.setdefault("output", f"runs/{name}")
+    if isinstance(tree["output"], str):
+        tree["output"] = os.path.expanduser(tree["output"])
+    try:
+        return Recipe.from_dict(tree)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+
+
+def _read(source: str | Path) -> tuple[str, Any]:
+    """The recipe's name and its tree, with paths beside the file made absolute."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        tree = read_yaml_file(path)
+        _anchor(tree, path.resolve().parent)
+        return path.stem, tree
+    if str(source) in list_recipes():
+        return str(source), read_yaml(read_recipe_text(str(source)), str(source))
+    raise _missing(source, path)
+
+
+def _missing(source: str | Path, path: Path) -> ConfigError:
+    if path.is_dir():
+        return ConfigError(
+            f"{source}: is a folder; expected a recipe's file or a name from `bridgegarden recipes list`."
+        )
+    beside = [os.fspath(path.parent / f.name) for f in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    close = get_close_matches(str(source), [*list_recipes(), *beside], n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return ConfigError(f"{source}: no such file, and no shipped recipe.{hint} Shipped: {', '.join(list_recipes())}.")
+
+
+def _anchor(tree: Any, folder: Path) -> None:
+    for section, key in PATHS:
+        part = tree.get(section) if isinstance(tree, dict) else None
+        value = part.get(key) if isinstance(part, dict) else None
+        if isinstance(part, dict) and isinstance(value, str) and value:
+            beside = folder / os.path.expanduser(value)
+            if beside.exists():
+                part[key] = os.path.normpath(beside)
+
+
+def _apply(override: str, tree: dict[str, Any]) -> None:
+    """Change one setting of `tree` in place."""
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"--set {override}: expected KEY=VALUE, such as training.max_steps=10.")
+    value = read_yaml(text, f"--set {path}")
+    node: Any = tree
+    for depth, key in enumerate(keys[:-1]):
+        if node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+        if not isinstance(node, dict):
+            place = ".".join(keys[: depth + 1])
+            raise ConfigError(f"--set {override}: {place} is {node!r}, not a section; set {place} as a whole.")
+    node[keys[-1]] = value

@@ -1,0 +1,106 @@
+"""From the recipe's words to a :class:`~bridgegarden.objective.hybrid.HybridObjective`."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, cast
+
+from bridgegarden.errors import ConfigError
+from bridgegarden.recipe.coerce import coerce, section_from
+from bridgegarden.registry import lookup, unknown_name
+
+if TYPE_CHECKING:
+    from bridgegarden.objective.divergences import Divergence
+    from bridgegarden.objective.hybrid import HybridObjective
+    from bridgegarden.objective.soft_weight import SoftWeight
+    from bridgegarden.recipe.sections import ObjectiveSection
+
+OPTION_RANGES: Mapping[tuple[str, str], tuple[float, float]] = MappingProxyType(
+    {
+        ("jensen_shannon", "beta"): (0.0, 1.0),
+        ("skewed_forward_kl", "skew"): (0.0, 1.0),
+        ("skewed_reverse_kl", "skew"): (0.0, 1.0),
+        ("adaptive_kl", "mu"): (0.0, float("inf")),
+    }
+)
+"""Divergence options that are not free, with both ends included."""
+
+
+def build_objective(section: "ObjectiveSection") -> "HybridObjective":
+    """The objective a recipe describes: its preset with the fields that are given.
+
+    Raises:
+        ConfigError: an unknown name, a value out of range, or two settings that contradict each other.
+    """
+    from bridgegarden.objective.hybrid import HybridObjective
+
+    given: dict[str, Any] = {
+        name: value
+        for name in ("hard_target", "temperature", "risk_alpha")
+        if (value := getattr(section, name)) is not None
+    }
+    if section.divergence is not None:
+        given["divergence"] = _divergence(section.divergence, section.divergence_options or {})
+    elif section.divergence_options:
+        raise ConfigError("objective.divergence_options: name the divergence they belong to in objective.divergence.")
+    if section.soft_weight is not None and section.kd_ratio is not None:
+        raise ConfigError("objective: kd_ratio is a soft_weight that is a number; give one of the two.")
+    weight = section.soft_weight if section.kd_ratio is None else section.kd_ratio
+    if weight is not None:
+        given["soft_weight"] = _soft_weight(weight)
+    return HybridObjective(**given) if section.preset is None else HybridObjective.preset(section.preset, **given)
+
+
+def describe_objective(objective: "HybridObjective") -> str:
+    """Every field of an objective, on one line."""
+    divergence: Any = objective.divergence
+    if isinstance(divergence, partial):
+        options = ", ".join(f"{key}={value}" for key, value in divergence.keywords.items())
+        name = f"{divergence.func.__name__}({options})"
+    else:
+        name = divergence.__name__
+    rest = [f"{f.name}={getattr(objective, f.name)}" for f in fields(objective) if f.name != "divergence"]
+    return ", ".join([f"divergence={name}", *rest])
+
+
+def _divergence(name: str, options: Mapping[str, Any]) -> "Divergence":
+    from bridgegarden.objective.divergences import DIVERGENCES
+
+    function = lookup(DIVERGENCES, name, field="objective.divergence")
+    place = "objective.divergence_options"
+    known = dict(list(inspect.signature(function).parameters.items())[2:])
+    for key in options:
+        if not known:
+            raise ConfigError(f"{place}: {name} has no options, got {key!r}; leave them out.")
+        if key not in known:
+            raise unknown_name(key, known, field=place, kind=f"option of {name}")
+    for key, parameter in known.items():
+        if parameter.default is inspect.Parameter.empty and key not in options:
+            raise ConfigError(f"{place}: {name} needs {key!r}; it has no default.")
+    values = {key: _option(name, key, value) for key, value in options.items()}
+    return cast("Divergence", partial(function, **values)) if values else function
+
+
+def _option(name: str, key: str, value: Any) -> float:
+    place = f"objective.divergence_options.{key}"
+    number = coerce(value, float, place)
+    low, high = OPTION_RANGES.get((name, key), (float("-inf"), float("inf")))
+    if not low <= number <= high:
+        raise ConfigError(f"{place} of {name} must be in [{low:g}, {high:g}], got {number:g}.")
+    return number
+
+
+def _soft_weight(weight: float | str | Mapping[str, Any]) -> "SoftWeight":
+    from bridgegarden.objective.soft_weight import SOFT_WEIGHTS, StaticWeight
+
+    place = "objective.soft_weight"
+    if isinstance(weight, (int, float)):
+        return StaticWeight(value=float(weight))
+    if isinstance(weight, str):
+        return section_from(lookup(SOFT_WEIGHTS, weight, field=place), {}, place)
+    if "rule" not in weight:
+        raise ConfigError(f"{place}: key 'rule' is missing; it names one of {', '.join(SOFT_WEIGHTS)}.")
+    rule = lookup(SOFT_WEIGHTS, coerce(weight["rule"], str, f"{place}.rule"), field=f"{place}.rule")
+    return section_from(rule, {key: value for key, value in weight.items() if key != "rule"}, place)

@@ -1,0 +1,212 @@
+"""The sections of a recipe: what is taught, to whom, with which data and objective, and how it is trained."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from bridgegarden.errors import ConfigError
+from bridgegarden.recipe.coerce import plain, section_from
+from bridgegarden.recipe.objective import build_objective
+from bridgegarden.recipe.plain_yaml import write_yaml
+from bridgegarden.recipe.training import checked_arguments
+
+DType = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSection:
+    """The model that is imitated."""
+
+    model: str
+    """Name on the hub, or a folder."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; null is the newest."""
+    dtype: DType = "auto"
+    """Type of the weights; ``auto`` is the type they were saved in."""
+    device: str | None = None
+    """Where it runs, such as ``cuda:1`` or ``cpu``; null is beside the student."""
+    top_k: int | None = None
+    """Tokens kept per position, >= 1, with the rest as one tail; null keeps the whole vocabulary."""
+
+    def __post_init__(self) -> None:
+        _require_text("teacher.model", self.model)
+        _require_positive("teacher.top_k", self.top_k)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSection:
+    """Low-rank adapters on the student; the fields are those of ``peft.LoraConfig``."""
+
+    r: int = 16
+    """Rank, >= 1."""
+    lora_alpha: float = 32.0
+    """Scale of the update, > 0; it is divided by the rank."""
+    lora_dropout: float = 0.0
+    """Dropout on the adapters' input, in [0, 1)."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """Which modules get adapters: ``all-linear``, a pattern, or names."""
+
+    def __post_init__(self) -> None:
+        _require_positive("student.lora.r", self.r)
+        if not self.lora_alpha > 0:
+            raise ConfigError(f"student.lora.lora_alpha must be > 0, got {self.lora_alpha}.")
+        if not 0 <= self.lora_dropout < 1:
+            raise ConfigError(f"student.lora.lora_dropout must be in [0, 1), got {self.lora_dropout}.")
+        if not self.target_modules:
+            raise ConfigError("student.lora.target_modules is empty; name modules, or leave it out for all-linear.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentSection:
+    """The model that is trained."""
+
+    model: str
+    """Name on the hub, or a folder."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; null is the newest."""
+    dtype: DType = "auto"
+    """Type of the weights; ``auto`` is the type they were saved in."""
+    lora: LoraSection | None = None
+    """Train adapters only; null trains every weight. ``{}`` takes the defaults. Needs the extra ``peft``."""
+
+    def __post_init__(self) -> None:
+        _require_text("student.model", self.model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSection:
+    """The rows that both models read."""
+
+    train: str
+    """A JSONL or Parquet file, a folder, or a name on the hub (``name`` or ``name:config``)."""
+    split: str = "train"
+    """Split of `train`, where it has splits."""
+    eval: str | None = None
+    """Rows for the evaluation loss, as `train`; null is none."""
+    eval_split: str = "test"
+    """Split of `eval`, where it has splits."""
+    prompt: str | None = None
+    """Column with the prompt, if it is not called ``prompt``; it becomes a user's turn. Needs `completion`."""
+    completion: str | None = None
+    """Column with the answer that is trained on; it becomes the assistant's turn. Needs `prompt`."""
+    messages: str | None = None
+    """Column with a conversation (a list of role and content), if it is not called ``messages``."""
+    limit: int | None = None
+    """At most so many training rows, from the start, >= 1; null is all."""
+    eval_limit: int | None = None
+    """At most so many evaluation rows, from the start, >= 1; null is all."""
+
+    def __post_init__(self) -> None:
+        _require_text("data.train", self.train)
+        if self.eval is not None:
+            _require_text("data.eval", self.eval)
+        _require_positive("data.limit", self.limit)
+        _require_positive("data.eval_limit", self.eval_limit)
+        if (self.prompt is None) != (self.completion is None):
+            given, missing = ("prompt", "completion") if self.completion is None else ("completion", "prompt")
+            raise ConfigError(f"data: {given!r} names a column but {missing!r} does not; name both or neither.")
+        if self.messages is not None and self.prompt is not None:
+            raise ConfigError("data: 'messages' and 'prompt' are both given; a row is one or the other.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSection:
+    """What is minimised: a preset, then any field that differs from it. Null is the preset's value."""
+
+    preset: str | None = None
+    """``hard``, ``soft``, ``static``, ``confidence``, ``entropy``, ``curriculum`` or ``risk_guided``."""
+    divergence: str | None = None
+    """The soft loss, by its name in :mod:`bridgegarden.objective.divergences`."""
+    divergence_options: Mapping[str, Any] | None = None
+    """Options of `divergence`, such as ``{skew: 0.1}``."""
+    soft_weight: float | str | Mapping[str, Any] | None = None
+    """A number in [0, 1], the name of a rule, or a rule with its fields, such as ``{rule: entropy, kind: power}``."""
+    kd_ratio: float | None = None
+    """The usual name of a soft weight that is a number."""
+    hard_target: Literal["teacher_argmax", "data"] | None = None
+    """The hard label: the teacher's likeliest token, or the token in the data."""
+    temperature: float | None = None
+    """Loss temperature, > 0. Not the temperature of sampling."""
+    risk_alpha: float | None = None
+    """Weight of the risk term, >= 0."""
+
+    def __post_init__(self) -> None:
+        build_objective(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSection:
+    """Any field of ``trl.SFTConfig``; what is left out has a default suited to distillation."""
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Names and values; :data:`bridgegarden.recipe.training.DEFAULTS` fill the gaps."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "arguments", checked_arguments(self.arguments))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole distillation run."""
+
+    teacher: TeacherSection
+    """The model that is imitated."""
+    student: StudentSection
+    """The model that is trained."""
+    data: DataSection
+    """The rows that both models read."""
+    objective: ObjectiveSection = field(default_factory=ObjectiveSection)
+    """What is minimised."""
+    training: TrainingSection = field(default_factory=TrainingSection)
+    """How."""
+    output: Path
+    """Folder for the model and its records."""
+
+    def __post_init__(self) -> None:
+        strategy = self.training.arguments.get("eval_strategy", "no")
+        if self.data.eval is None and strategy != "no":
+            raise ConfigError(f"training.eval_strategy is {strategy!r} but there are no rows for it; set data.eval.")
+
+    @classmethod
+    def from_dict(cls, tree: Any) -> "Recipe":
+        """The recipe that a tree of plain values describes.
+
+        Raises:
+            ConfigError: names the path of what does not fit.
+        """
+        if isinstance(tree, Mapping):
+            # An optional section whose lines are all commented out reads as null.
+            tree = {key: part for key, part in tree.items() if part is not None or key not in ("objective", "training")}
+            if isinstance(tree.get("training"), Mapping):
+                tree["training"] = TrainingSection(arguments=tree["training"])
+        return section_from(cls, tree, "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The tree of plain values; :meth:`from_dict` gives the recipe back. Settings that are null are left out."""
+        tree: dict[str, Any] = {}
+        for f in fields(self):
+            tree[f.name] = _tree(getattr(self, f.name))
+        tree["training"] = tree["training"]["arguments"]
+        return tree
+
+    def to_yaml(self) -> str:
+        """:meth:`to_dict` as text, in the form that ``bridgegarden train`` reads."""
+        return write_yaml(self.to_dict())
+
+
+def _tree(value: Any) -> Any:
+    if isinstance(value, (TeacherSection, StudentSection, LoraSection, DataSection, ObjectiveSection, TrainingSection)):
+        items = ((f.name, getattr(value, f.name)) for f in fields(value))
+        return {name: _tree(item) for name, item in items if item is not None}
+    return str(value) if isinstance(value, Path) else plain(value, "")
+
+
+def _require_text(place: str, value: str) -> None:
+    if not value.strip():
+        raise ConfigError(f"{place} is empty; give a name or a path.")
+
+
+def _require_positive(place: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise ConfigError(f"{place} must be >= 1, got {value}.")

@@ -1,0 +1,145 @@
+"""The recipe's ``training`` section and TRL's ``SFTConfig``: which fields, which defaults, which are not the user's."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from bridgegarden.errors import ConfigError
+from bridgegarden.recipe.coerce import coerce
+from bridgegarden.registry import unknown_name
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from trl.trainer.sft_config import SFTConfig
+
+    from bridgegarden.recipe.sections import LoraSection, TrainingSection
+
+DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {
+        # The teacher's distribution says more per row than a label does.
+        "num_train_epochs": 1.0,
+        "per_device_train_batch_size": 8,
+        # Half of TRL's rate for supervised fine-tuning: the student starts near the teacher.
+        "learning_rate": 1e-5,
+        "lr_scheduler_type": "cosine",
+        # Below one, transformers takes it as a share of all steps.
+        "warmup_steps": 0.03,
+        "max_length": 1024,
+        "logging_steps": 10.0,
+        # TRL turns it on; without [N, V] logits in memory it mostly costs time.
+        "gradient_checkpointing": False,
+        # Nothing leaves the machine unless the recipe names a tracker.
+        "report_to": "none",
+    }
+)
+"""Where ours differ from TRL's, or are stated because a run depends on them."""
+
+_BY_DATA = "rows are tokenised, and what is supervised decided, by the data section"
+_BY_OBJECTIVE = "the objective section decides the loss"
+_BY_MODELS = "the teacher and student sections say how models are loaded"
+RESERVED: Mapping[str, str] = MappingProxyType(
+    {
+        "output_dir": "set output instead",
+        "resume_from_checkpoint": "run `bridgegarden train --resume` instead",
+        "hub_token": "a recipe is saved beside the model and must hold no secret; run `hf auth login` instead",
+        "trust_remote_code": "code from the hub is never run",
+        "model_init_kwargs": _BY_MODELS,
+        "assistant_only_loss": _BY_DATA,
+        "completion_only_loss": _BY_DATA,
+        "chat_template_path": _BY_DATA,
+        "dataset_kwargs": _BY_DATA,
+        "dataset_text_field": _BY_DATA,
+        "label_smoothing_factor": _BY_OBJECTIVE,
+        "loss_type": _BY_OBJECTIVE,
+        "activation_checkpointing": "set gradient_checkpointing, which is the same",
+        "activation_checkpointing_kwargs": "set gradient_checkpointing_kwargs, which is the same",
+        "parallelism_config": "start the run with `accelerate launch`, whose configuration says it",
+        "do_train": "training is what the command does",
+        "do_eval": "set data.eval instead",
+        "do_predict": "there is nothing to predict",
+    }
+)
+"""Fields of ``SFTConfig`` that a recipe must not set, with the reason."""
+
+
+def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """`arguments` with the types that ``SFTConfig`` declares, over :data:`DEFAULTS`.
+
+    Raises:
+        ConfigError: an unknown or reserved field, or a value of the wrong type.
+    """
+    known = _sft_fields()
+    for name in arguments:
+        if name in RESERVED:
+            raise ConfigError(f"training.{name} cannot be set: {RESERVED[name]}.")
+        if name not in known:
+            settable = [field for field in known if field not in RESERVED]
+            raise unknown_name(name, settable, field="training", kind="key")
+    given = {name: coerce(value, known[name], f"training.{name}") for name, value in arguments.items()}
+    return {**DEFAULTS, **given}
+
+
+def build_sft_config(section: "TrainingSection", output_dir: Path, *, evaluate: bool = False) -> "SFTConfig":
+    """TRL's configuration for this machine.
+
+    Unless the recipe says otherwise: bfloat16 autocast exactly where a CUDA device has it, and, when there are rows to
+    evaluate on, an evaluation after each epoch.
+
+    Args:
+        section: the recipe's training section.
+        output_dir: where the trainer writes its checkpoints.
+        evaluate: whether there are evaluation rows.
+
+    Raises:
+        ConfigError: TRL refuses the combination.
+    """
+    import torch
+    from trl.trainer.sft_config import SFTConfig
+
+    arguments = dict(section.arguments)
+    if arguments.get("bf16") is None:
+        on_gpu = torch.cuda.is_available() and not arguments.get("use_cpu", False)
+        arguments["bf16"] = on_gpu and not arguments.get("fp16", False) and torch.cuda.is_bf16_supported()
+    if evaluate:
+        arguments.setdefault("eval_strategy", "epoch")
+    for name in ("activation_checkpointing", "activation_checkpointing_kwargs"):
+        # Newer versions of transformers warn of the old names.
+        old = name.replace("activation", "gradient")
+        if name in _sft_fields() and old in arguments:
+            arguments[name] = arguments.pop(old)
+    try:
+        return SFTConfig(output_dir=str(output_dir), **arguments)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"training: {error}") from error
+
+
+def build_lora_config(section: "LoraSection") -> "LoraConfig":
+    """PEFT's configuration of a student's adapters.
+
+    Raises:
+        ConfigError: PEFT is not installed.
+    """
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise ConfigError("student.lora needs PEFT; install it with: pip install 'bridgegarden[peft]'") from error
+    modules = section.target_modules
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=section.r,
+        lora_alpha=section.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=section.lora_dropout,
+        target_modules=modules if isinstance(modules, str) else list(modules),
+    )
+
+
+@cache
+def _sft_fields() -> dict[str, Any]:
+    """Names and types of the fields of ``SFTConfig``."""
+    from trl.trainer.sft_config import SFTConfig
+
+    hints = get_type_hints(SFTConfig)
+    return {f.name: hints[f.name] for f in fields(SFTConfig) if f.init}

@@ -1,0 +1,113 @@
+import sys
+from types import ModuleType
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from bridgegarden.cli.main import cli
+from bridgegarden.errors import ModelError
+from bridgegarden.recipe import Recipe, load_recipe
+
+RECIPE = "llama3.1-8b-1b"
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What the command asked of ``bridgegarden.run``, which is replaced whole."""
+    seen = []
+    run = ModuleType("bridgegarden.run")
+
+    def train(recipe: Recipe, *, resume: bool = False) -> str:
+        seen.append(("train", recipe, resume))
+        return "trained 3 steps"
+
+    def audit(recipe: Recipe) -> str:
+        seen.append(("audit", recipe, None))
+        return "row 0: what is 2 + 2? «4»"
+
+    monkeypatch.setattr(run, "train", train, raising=False)
+    monkeypatch.setattr(run, "audit", audit, raising=False)
+    monkeypatch.setitem(sys.modules, "bridgegarden.run", run)
+    return seen
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(cli, ["train", *arguments])
+
+
+def test_train_hands_over_the_recipe_and_prints_the_summary(calls):
+    result = invoke(RECIPE)
+    assert (result.exit_code, result.stdout) == (0, "trained 3 steps\n")
+    assert calls == [("train", load_recipe(RECIPE), False)]
+
+
+def test_resume_is_handed_over(calls):
+    assert invoke(RECIPE, "--resume").exit_code == 0
+    assert calls == [("train", load_recipe(RECIPE), True)]
+
+
+def test_audit_prints_rows_and_does_not_train(calls):
+    result = invoke(RECIPE, "--audit")
+    assert result.stdout == "row 0: what is 2 + 2? «4»\n"
+    assert [name for name, *_ in calls] == ["audit"]
+
+
+def test_a_dry_run_does_neither(calls):
+    result = invoke(RECIPE, "--dry-run")
+    assert result.exit_code == 0
+    assert calls == []
+
+
+def test_set_changes_what_is_run(calls):
+    result = invoke(RECIPE, "--set", "training.max_steps=3", "--set", "objective.soft_weight.rule=confidence")
+    assert result.exit_code == 0, result.output
+    ((_, recipe, _),) = calls
+    assert recipe.training.arguments["max_steps"] == 3
+    assert recipe.objective.soft_weight == {"rule": "confidence"}
+
+
+def test_what_a_dry_run_prints_can_be_run_and_means_the_same(tmp_path):
+    result = invoke(RECIPE, "--dry-run", "--set", "objective.divergence=skewed_forward_kl", "--set", "training.seed=7")
+    (tmp_path / "resolved.yaml").write_text(result.stdout)
+    again = invoke(str(tmp_path / "resolved.yaml"), "--dry-run")
+    assert again.stdout == result.stdout
+    assert yaml.safe_load(result.stdout)["training"]["seed"] == 7
+
+
+def test_a_dry_run_says_what_the_objective_amounts_to():
+    result = invoke(
+        RECIPE,
+        "--dry-run",
+        "--set",
+        "objective={preset: risk_guided, divergence: jensen_shannon, divergence_options: {beta: 0.3}}",
+    )
+    assert result.stdout.splitlines()[0] == (
+        "# objective: divergence=jensen_shannon(beta=0.3), soft_weight=StaticWeight(value=0.5), "
+        "hard_target=teacher_argmax, temperature=1.0, risk_alpha=0.1"
+    )
+
+
+def test_an_error_of_the_run_is_the_user_s(calls, monkeypatch):
+    def train(recipe, *, resume=False):
+        raise ModelError("student.model: 'x/y' is not on this machine.")
+
+    monkeypatch.setattr(sys.modules["bridgegarden.run"], "train", train)
+    result = invoke(RECIPE)
+    assert result.exit_code == 2
+    assert result.stderr == "Error: student.model: 'x/y' is not on this machine.\n"
+
+
+@pytest.mark.parametrize("flags", [("--dry-run", "--audit"), ("--audit", "--resume"), ("--dry-run", "--resume")])
+def test_flags_that_exclude_each_other_are_refused(calls, flags):
+    result = invoke(RECIPE, *flags)
+    assert result.exit_code == 2
+    assert "exclude each other" in result.stderr
+    assert calls == []
+
+
+def test_a_missing_recipe_is_answered_with_the_closest(calls):
+    result = invoke("llama3.1-8b-2b", "--dry-run")
+    assert result.exit_code == 2
+    assert "Did you mean 'llama3.1-8b" in result.stderr
+    assert result.stderr.count("\n") == 1

@@ -1,0 +1,151 @@
+import pickle
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridgegarden.errors import ConfigError
+from bridgegarden.recipe import (
+    DataSection,
+    LoraSection,
+    ObjectiveSection,
+    Recipe,
+    StudentSection,
+    TeacherSection,
+    TrainingSection,
+)
+from bridgegarden.recipe.plain_yaml import read_yaml
+
+SMALLEST = {"teacher": {"model": "t"}, "student": {"model": "s"}, "data": {"train": "rows.jsonl"}, "output": "runs/x"}
+
+words = st.text(min_size=1).filter(str.strip)
+counts = st.none() | st.integers(1, 10**9)
+shares = st.floats(0, 1)
+dtypes = st.sampled_from(["auto", "bfloat16", "float16", "float32"])
+teachers = st.builds(
+    TeacherSection, model=words, revision=st.none() | st.text(), dtype=dtypes, device=st.none() | words, top_k=counts
+)
+loras = st.builds(
+    LoraSection,
+    r=st.integers(1, 512),
+    lora_alpha=st.floats(1e-3, 1e6),
+    lora_dropout=st.floats(0, 0.99),
+    target_modules=words | st.lists(words, min_size=1, max_size=3).map(tuple),
+)
+students = st.builds(StudentSection, model=words, dtype=dtypes, lora=st.none() | loras)
+columns = st.sampled_from([{}, {"messages": "chat"}, {"prompt": "question", "completion": "no"}])
+data = st.builds(lambda named, **rest: DataSection(**named, **rest), columns, train=words, limit=counts, eval=words)
+soft_weights = st.one_of(
+    st.none(),
+    shares,
+    st.sampled_from(["static", "confidence", "entropy", "curriculum"]),
+    st.builds(lambda gamma: {"rule": "entropy", "kind": "power", "gamma": gamma}, st.floats(0.01, 0.99)),
+    st.builds(lambda maximum: {"rule": "curriculum", "maximum": maximum}, shares),
+)
+objectives = st.builds(
+    ObjectiveSection,
+    preset=st.none() | st.sampled_from(["hard", "soft", "risk_guided"]),
+    divergence=st.just("jensen_shannon"),
+    divergence_options=st.none() | st.builds(lambda beta: {"beta": beta}, shares),
+    soft_weight=soft_weights,
+    hard_target=st.none() | st.sampled_from(["data", "teacher_argmax"]),
+    temperature=st.none() | st.floats(1e-3, 1e3),
+    risk_alpha=st.none() | st.floats(0, 1e3),
+)
+arguments = st.fixed_dictionaries(
+    {},
+    optional={
+        "learning_rate": st.floats(1e-9, 1),
+        "max_steps": st.integers(-1, 10**6),
+        "report_to": st.sampled_from(["none", ["tensorboard", "wandb"]]),
+        "run_name": st.text(),
+        "lr_scheduler_type": st.sampled_from(["linear", "cosine"]),
+        "lr_scheduler_kwargs": st.dictionaries(st.text(), st.floats(-1, 1) | st.text() | st.booleans(), max_size=3),
+        "eval_strategy": st.sampled_from(["no", "steps", "epoch"]),
+        "include_num_input_tokens_seen": st.sampled_from(["no", "all", True, False]),
+    },
+)
+recipes = st.builds(
+    Recipe,
+    teacher=teachers,
+    student=students,
+    data=data,
+    objective=objectives,
+    training=st.builds(TrainingSection, arguments=arguments),
+    output=words.map(Path),
+)
+
+
+@given(recipes)
+def test_a_recipe_goes_through_its_tree_and_its_text_unchanged(recipe):
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert Recipe.from_dict(read_yaml(recipe.to_yaml(), "test")) == recipe
+    assert Recipe.from_dict(recipe.to_dict()).to_yaml() == recipe.to_yaml()
+
+
+def test_a_recipe_is_readable_by_any_yaml_reader_and_picklable():
+    recipe = Recipe.from_dict({**SMALLEST, "training": {"learning_rate": 1e-5, "run_name": "no"}})
+    assert yaml.safe_load(recipe.to_yaml()) == recipe.to_dict()
+    assert pickle.loads(pickle.dumps(recipe)) == recipe
+
+
+def test_only_teacher_student_data_and_output_are_needed():
+    recipe = Recipe.from_dict(SMALLEST)
+    assert recipe.objective == ObjectiveSection()
+    assert recipe.training == TrainingSection()
+
+
+def test_a_section_whose_lines_are_all_commented_out_is_left_out():
+    assert Recipe.from_dict({**SMALLEST, "training": None, "objective": None}) == Recipe.from_dict(SMALLEST)
+
+
+def test_what_a_tree_held_can_change_without_changing_the_recipe():
+    kwargs = {"a": 1.0}
+    recipe = Recipe.from_dict({**SMALLEST, "training": {"lr_scheduler_kwargs": kwargs}})
+    kwargs["a"] = 2.0
+    assert recipe.training.arguments["lr_scheduler_kwargs"] == {"a": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"teecher": {}}, r"^recipe: unknown key 'teecher'. Did you mean 'teacher'\?"),
+        ({"teacher": None}, r"^teacher: expected a mapping \(key: value\), got nothing"),
+        ({"teacher": {}}, r"^teacher: key 'model' is missing"),
+        ({"teacher": {"model": " "}}, r"^teacher.model is empty"),
+        ({"teacher": {"model": "t", "top_k": 0}}, r"^teacher.top_k must be >= 1, got 0"),
+        ({"teacher": {"model": "t", "dtype": "bf16"}}, r"^teacher.dtype: unknown value 'bf16'. .*bfloat16"),
+        ({"teacher": {"model": "t", "revision": 1234567}}, r'^teacher.revision: expected text .*in quotes: "1234567"'),
+        ({"student": {"model": "s", "lora": {"rank": 8}}}, r"^student.lora: unknown key 'rank'"),
+        ({"student": {"model": "s", "lora": {"r": 0}}}, r"^student.lora.r must be >= 1"),
+        ({"student": {"model": "s", "lora": {"lora_alpha": 0}}}, r"^student.lora.lora_alpha must be > 0"),
+        ({"student": {"model": "s", "lora": {"lora_dropout": 1}}}, r"^student.lora.lora_dropout must be in \[0, 1\)"),
+        ({"student": {"model": "s", "lora": {"target_modules": []}}}, r"^student.lora.target_modules is empty"),
+        ({"data": {"train": "x", "prompt": "q"}}, r"^data: 'prompt' names a column but 'completion' does not"),
+        ({"data": {"train": "x", "completion": "a"}}, r"^data: 'completion' names a column but 'prompt' does not"),
+        (
+            {"data": {"train": "x", "messages": "m", "prompt": "q", "completion": "a"}},
+            r"^data: 'messages' and 'prompt'",
+        ),
+        ({"data": {"train": "x", "limit": 0}}, r"^data.limit must be >= 1, got 0"),
+        ({"data": {"train": "x", "eval": ""}}, r"^data.eval is empty"),
+        ({"data": {"train": ["a", "b"]}}, r"^data.train: expected text, got \['a', 'b'\]"),
+        ({"objective": {"temprature": 1}}, r"^objective: unknown key 'temprature'. Did you mean 'temperature'\?"),
+        ({"objective": "risk_guided"}, r"^objective: expected a mapping \(key: value\), got 'risk_guided'"),
+        ({"training": [1]}, r"^training: expected a mapping \(key: value\), got \[1\]"),
+        ({"training": {"arguments": {"max_steps": 1}}}, r"^training: unknown key 'arguments'"),
+        ({"training": {"eval_strategy": "epoch"}}, r"^training.eval_strategy is 'epoch' but .* set data.eval"),
+        ({"output": 3}, r"^output: expected a path, got 3"),
+        ({"output": ""}, r"^output: expected a path, got ''"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_its_path(change, message):
+    with pytest.raises(ConfigError, match=message):
+        Recipe.from_dict({**SMALLEST, **change})
+
+
+def test_a_recipe_that_is_no_mapping_is_refused():
+    with pytest.raises(ConfigError, match=r"^recipe: expected a mapping \(key: value\), got \['x'\]"):
+        Recipe.from_dict(["x"])

@@ -1,0 +1,60 @@
+"""The package as a whole: its public names, what importing it costs, and what its wheel carries."""
+
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import bridgegarden
+
+ROOT = Path(__file__).parents[1]
+
+
+def python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("name", bridgegarden.__all__)
+def test_a_public_name_can_be_imported(name):
+    assert getattr(bridgegarden, name) is not None
+
+
+def test_an_unknown_attribute_is_refused_in_python_s_own_words():
+    with pytest.raises(AttributeError, match="module 'bridgegarden' has no attribute 'forward_kl_divergence'"):
+        _ = bridgegarden.forward_kl_divergence
+
+
+def test_the_version_is_the_installed_one():
+    assert bridgegarden.__version__ == version("bridgegarden")
+
+
+def test_dir_lists_the_public_names_before_they_are_used():
+    assert python("import bridgegarden; print(set(bridgegarden.__all__) <= set(dir(bridgegarden)))") == "True\n"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import bridgegarden",
+        "import bridgegarden.cli.main as m; [m.cli.get_command(None, name) for name in m.COMMANDS]",
+        "import bridgegarden.recipe as r; [r.describe_recipe(name) for name in r.list_recipes()]",
+    ],
+    ids=["the package", "every command", "the shipped recipes"],
+)
+def test_heavy_libraries_are_not_imported_by(code):
+    heavy = "{'torch', 'transformers', 'trl', 'datasets', 'numpy', 'pandas', 'pyarrow'}"
+    assert python(f"import sys; {code}; print(sorted({heavy} & set(sys.modules)))") == "[]\n"
+
+
+def test_the_wheel_carries_the_recipes_and_the_type_marker(tmp_path):
+    from hatchling.builders.wheel import WheelBuilder
+
+    (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    names = set(zipfile.ZipFile(wheel).namelist())
+    recipes = {f"bridgegarden/recipes/{f.name}" for f in (ROOT / "src/bridgegarden/recipes").glob("*.yaml")}
+    assert recipes
+    assert recipes | {"bridgegarden/py.typed", "bridgegarden/cli/main.py"} <= names
+    assert not [name for name in names if name.startswith("tests")]

@@ -1,0 +1,66 @@
+"""The recipes that come with the package."""
+
+import socket
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from bridgegarden.cli.main import cli
+from bridgegarden.errors import ConfigError
+from bridgegarden.recipe import Recipe, build_objective, describe_recipe, list_recipes, load_recipe, read_recipe_text
+
+PAIRS = [
+    "qwen2.5-7b-3b",
+    "qwen2.5-7b-1.5b",
+    "llama3.1-8b-3b",
+    "llama3.1-8b-1b",
+    "gemma2-9b-2b",
+    "deepseek-coder-6.7b-1.3b",
+    "qwen2.5-coder-7b-1.5b",
+]
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a dry run must not open a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def test_every_pair_of_the_paper_has_a_recipe():
+    assert sorted(PAIRS) == list(list_recipes())
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_a_shipped_recipe_loads_and_dry_runs_without_network(name, no_network):
+    result = CliRunner().invoke(cli, ["train", name, "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert Recipe.from_dict(yaml.safe_load(result.stdout)) == load_recipe(name)
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_a_shipped_recipe_names_a_larger_teacher_of_the_same_family_and_writes_below_runs(name):
+    recipe = load_recipe(name)
+    assert recipe.teacher.model.split("/")[0] == recipe.student.model.split("/")[0]
+    assert recipe.teacher.model != recipe.student.model
+    assert str(recipe.output) == f"runs/{name}"
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_a_shipped_recipe_uses_hard_and_soft_labels(name):
+    objective = build_objective(load_recipe(name).objective)
+    assert objective.risk_alpha > 0 or type(objective.soft_weight).__name__ == "EntropyWeight"
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_a_shipped_recipe_says_what_it_is_and_why(name):
+    assert len(describe_recipe(name)) > 20
+    assert read_recipe_text(name).count("#") >= 3
+
+
+def test_an_unknown_recipe_is_answered_with_the_closest():
+    with pytest.raises(ConfigError, match=r"unknown recipe 'qwen2.5-7b-3B'. Did you mean 'qwen2.5-7b-3b'\?"):
+        read_recipe_text("qwen2.5-7b-3B")
