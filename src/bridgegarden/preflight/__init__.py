@@ -1,0 +1,97 @@
+"""Everything that can be found wrong with a pair of models before any weights are loaded."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bridgegarden.preflight.endings import Endings, check_endings
+from bridgegarden.preflight.memory import MemoryEstimate, estimate_memory
+from bridgegarden.preflight.models import ModelFacts, ModelReference, load_facts, load_tokenizer
+from bridgegarden.preflight.tokenizers import TokenizerMatch, compare_tokenizers
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+__all__ = [
+    "Endings",
+    "MemoryEstimate",
+    "ModelFacts",
+    "ModelReference",
+    "Preflight",
+    "TokenizerMatch",
+    "check_endings",
+    "compare_tokenizers",
+    "estimate_memory",
+    "load_facts",
+    "load_tokenizer",
+    "preflight",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """A pair of models that can be distilled."""
+
+    teacher: ModelFacts
+    student: ModelFacts
+    match: TokenizerMatch
+    """How the tokenizers compare."""
+    endings: Endings
+    """The tokenizer and chat template to train with, and where a turn ends."""
+    memory: MemoryEstimate
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What may go wrong, each with what to do, the gravest first."""
+        return self.endings.warnings + self.match.warnings + self.memory.warnings + self._precision_warnings()
+
+    @property
+    def summary(self) -> str:
+        """One line on tokenizer, chat template and end of turn."""
+        count = len(self.endings.tokenizer)
+        relation = "the same tokenizer"
+        if self.match.relation == "padded":
+            relation += f", embeddings padded to {self.teacher.width} (teacher) and {self.student.width} (student) rows"
+        source = self.endings.template_from
+        template = "no chat template" if source is None else f"the {source}'s chat template"
+        end = self.endings.tokenizer.convert_ids_to_tokens(self.endings.taught)
+        return f"{relation}, {count} tokens; {template}, a turn ends with {end!r}"
+
+    def _precision_warnings(self) -> tuple[str, ...]:
+        """Updates of a usual size vanish in 8 bits of mantissa."""
+        dtype = str(self.student.dtype).removeprefix("torch.")
+        if self.student.dtype.itemsize >= 4 or any(part.name.startswith("adapters") for part in self.memory.parts):
+            return ()
+        return (
+            f"the student's weights are trained in {dtype}, in which updates below about 1/256 of a weight are rounded "
+            "away. Set student.dtype: float32 (bfloat16 autocast keeps it fast), or train adapters.",
+        )
+
+
+def preflight(
+    teacher: ModelReference,
+    student: ModelReference,
+    *,
+    positions: int,
+    lora: "LoraConfig | None" = None,
+    use_cpu: bool = False,
+) -> Preflight:
+    """Check that `teacher` can teach `student`, from configurations and tokenizers alone.
+
+    Args:
+        teacher: the model that is imitated.
+        student: the model that is trained.
+        positions: tokens of a batch at most, for the memory estimate.
+        lora: adapters to train in place of all weights.
+        use_cpu: whether the run is kept off accelerators.
+
+    Raises:
+        ModelError: a model cannot be used, or their tokenizers differ.
+    """
+    teacher_facts, student_facts = load_facts(teacher), load_facts(student)
+    return Preflight(
+        teacher=teacher_facts,
+        student=student_facts,
+        match=compare_tokenizers(teacher_facts, student_facts),
+        endings=check_endings(teacher_facts, student_facts),
+        memory=estimate_memory(teacher_facts, student_facts, positions=positions, lora=lora, use_cpu=use_cpu),
+    )

@@ -1,0 +1,252 @@
+"""What can be known of a model before its weights are loaded: configuration, tokenizer, format of its files."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bridgegarden.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+OFFLINE_ADVICE = (
+    "the hub cannot be reached, and the files are not in the local cache. Check the name and the connection, download "
+    "it where there is one (`hf download NAME`), or give a folder"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelReference:
+    """A model by its name on the hub or its folder."""
+
+    role: Literal["teacher", "student"]
+    """Also the recipe's section, for messages."""
+    model: str
+    """Name on the hub, or a folder."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; None is the newest."""
+    dtype: str = "auto"
+    """Type of the weights in memory; ``auto`` is the type they were saved in."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder on this machine."""
+        return Path(self.model).expanduser().is_dir()
+
+    @property
+    def location(self) -> str:
+        """What ``from_pretrained`` takes."""
+        return str(Path(self.model).expanduser()) if self.is_local else self.model
+
+    def error(self, message: str) -> ModelError:
+        """An error that begins with where the model was named."""
+        return ModelError(f"{self.role}.model {self.model!r}: {message}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """A model without its weights."""
+
+    reference: ModelReference
+    config: "PretrainedConfig"
+    generation_config: "GenerationConfig | None"
+    """None where the model has none."""
+    tokenizer: "PreTrainedTokenizerBase"
+    commit: str | None
+    """The commit on the hub that `reference.revision` is now; None for a folder. Weights are loaded from it too."""
+
+    @property
+    def width(self) -> int:
+        """Rows of the embedding, padding included."""
+        return self.config.get_text_config().vocab_size
+
+    @property
+    def dtype(self) -> "torch.dtype":
+        """Of the weights in memory."""
+        import torch
+
+        if self.reference.dtype != "auto":
+            return getattr(torch, self.reference.dtype)
+        return (
+            getattr(self.config.get_text_config(), "dtype", None)
+            or getattr(self.config, "dtype", None)
+            or torch.float32
+        )
+
+    @property
+    def stored_revision(self) -> str | None:
+        """What to pass as ``revision``, so that weights and what was checked here belong together."""
+        return self.commit or self.reference.revision
+
+
+def load_facts(reference: ModelReference) -> ModelFacts:
+    """Configuration, generation settings and tokenizer of a model, checked for what would stop us later.
+
+    Raises:
+        ModelError: it does not exist, cannot be reached, is no causal language model, needs code from its repository,
+            or has no safetensors weights.
+    """
+    _check_location(reference)
+    config = load_config(reference)
+    commit = getattr(config, "_commit_hash", None)
+    _check_architecture(reference, config)
+    _check_weight_files(reference, commit)
+    return ModelFacts(
+        reference=reference,
+        config=config,
+        generation_config=_generation_config(reference, commit),
+        tokenizer=load_tokenizer(reference, commit),
+        commit=commit,
+    )
+
+
+def load_config(reference: ModelReference) -> "PretrainedConfig":
+    """The configuration of a model.
+
+    Raises:
+        ModelError: as in :func:`load_facts`.
+    """
+    from transformers import AutoConfig
+
+    with _explained(reference, "config.json"):
+        return AutoConfig.from_pretrained(reference.location, revision=reference.revision, trust_remote_code=False)
+
+
+def load_tokenizer(reference: ModelReference, commit: str | None = None) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a model.
+
+    Raises:
+        ModelError: it has none, or one that cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    _check_location(reference)
+    with _explained(reference, "its tokenizer"):
+        return AutoTokenizer.from_pretrained(
+            reference.location, revision=commit or reference.revision, trust_remote_code=False
+        )
+
+
+def _generation_config(reference: ModelReference, commit: str | None) -> "GenerationConfig | None":
+    from transformers import GenerationConfig
+
+    try:
+        with _quiet_retries():
+            return GenerationConfig.from_pretrained(reference.location, revision=commit or reference.revision or "main")
+    except OSError:  # the file is optional
+        return None
+
+
+def _check_location(reference: ModelReference) -> None:
+    path = Path(reference.model).expanduser()
+    if path.is_file():
+        raise reference.error("is a file; expected a folder with config.json and safetensors, or a name on the hub.")
+    looks_like_a_path = path.is_absolute() or reference.model.startswith(("./", "../", "~")) or len(path.parts) > 2
+    if looks_like_a_path and not path.is_dir():
+        raise reference.error("no such folder. Give the folder of a model, or a name on the hub (owner/name).")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise reference.error(f"the folder {path} holds no config.json, so it is not a saved model.")
+
+
+def _check_architecture(reference: ModelReference, config: "PretrainedConfig") -> None:
+    from transformers import AutoModelForCausalLM
+
+    if type(config) in AutoModelForCausalLM._model_mapping:  # pyright: ignore[reportAttributeAccessIssue]
+        return
+    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        raise reference.error(_REMOTE_CODE)
+    raise reference.error(f"model type {config.model_type!r} is not a causal language model that transformers knows.")
+
+
+_REMOTE_CODE = (
+    "needs Python code from its own repository, which is never run here. Choose a model whose architecture is part of "
+    "transformers, or convert it to one."
+)
+
+
+def _check_weight_files(reference: ModelReference, commit: str | None) -> None:
+    names = _file_names(reference, commit)
+    if any(name.endswith(".safetensors") and not name.startswith("adapter_") for name in names):
+        return
+    if "adapter_config.json" in names:
+        raise reference.error("is an adapter, not a whole model. Merge it into its base model and save that.")
+    if any(name.endswith((".bin", ".pt", ".pth", ".ckpt")) for name in names):
+        raise reference.error(
+            "its weights are pickle files, which can run code when they are opened; expected *.safetensors. Convert it "
+            "where you trust it: AutoModelForCausalLM.from_pretrained(NAME).save_pretrained(FOLDER)."
+        )
+    raise reference.error(f"holds no weights (*.safetensors); found {', '.join(sorted(names)[:8]) or 'no file'}.")
+
+
+def _file_names(reference: ModelReference, commit: str | None) -> set[str]:
+    """Files at the top of the model's folder or repository (of the local cache, where the hub cannot be reached)."""
+    from huggingface_hub import list_repo_files, snapshot_download
+
+    if reference.is_local:
+        return {path.name for path in Path(reference.location).iterdir()}
+    revision = commit or reference.revision
+    try:
+        with _quiet_retries():
+            return {name for name in list_repo_files(reference.model, revision=revision) if "/" not in name}
+    except OSError:
+        with _explained(reference, "its weights"):
+            folder = snapshot_download(reference.model, revision=revision, local_files_only=True)
+        return {path.name for path in Path(folder).iterdir()}
+
+
+@contextmanager
+def _explained(reference: ModelReference, what: str) -> Iterator[None]:
+    """What transformers and the hub's client raise, as one line that says what to do."""
+    try:
+        with _quiet_retries():
+            yield
+    except (OSError, ValueError, KeyError) as error:
+        raise reference.error(_explanation(reference, what, error)) from error
+
+
+def _explanation(reference: ModelReference, what: str, error: Exception) -> str:
+    from huggingface_hub import errors as hub
+
+    causes = list(_causes(error))
+
+    def caused_by(*kinds: Any) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    if any("custom code" in str(cause) or "trust_remote_code" in str(cause) for cause in causes):
+        return _REMOTE_CODE
+    if caused_by(hub.GatedRepoError):
+        return "access is restricted. Accept its licence on its page of the hub, then run `hf auth login`."
+    if caused_by(hub.RevisionNotFoundError):
+        return f"the hub has no revision {reference.revision!r} of it."
+    if caused_by(hub.RepositoryNotFoundError):
+        return "neither a folder here nor a model on the hub that you may see. Check the name, or `hf auth login`."
+    if not reference.is_local and caused_by(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError):
+        return f"{OFFLINE_ADVICE}."
+    return f"{what} cannot be read ({_first_line(error)})."
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(" .:")
+
+
+@contextmanager
+def _quiet_retries() -> Iterator[None]:
+    """Without the hub client's line per attempt; what comes of them is said once, in our words."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,212 @@
+"""What a person sees while the trainer works, and the same as a file."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+SHOWN = (
+    ("loss", "loss", ".4g"),
+    ("soft_loss", "soft", ".4g"),
+    ("hard_loss", "hard", ".4g"),
+    ("risk_loss", "risk", ".3g"),
+    ("soft_weight", "soft weight", ".3f"),
+    ("tokens_per_second", "tokens/s", ",.0f"),
+)
+"""Terms on display: the trainer's name, ours, how it is written. A risk of zero is left out."""
+
+
+def stderr_console() -> Console:
+    """A console on stderr that writes plain text wherever stderr is no terminal, whatever the environment says."""
+    return Console(stderr=True, force_terminal=None if sys.stderr.isatty() else False, highlight=False)
+
+
+def terms_text(logs: Mapping[str, Any], prefix: str = "") -> str:
+    """The terms of `logs` in one line: ``loss 2.16  soft 0.119  hard 4.18  ...``."""
+    parts = []
+    for key, name, form in SHOWN:
+        value = logs.get(prefix + key)
+        if isinstance(value, (int, float)) and not (key == "risk_loss" and value == 0):
+            parts.append(f"{value:{form}} {name}" if key == "tokens_per_second" else f"{name} {value:{form}}")
+    return "  ".join(parts)
+
+
+class ProgressDisplay(TrainerCallback):
+    """A live display on a terminal; elsewhere one plain line each time something is logged.
+
+    A context manager, since the trainer tells its callbacks nothing when it is interrupted::
+
+        with ProgressDisplay(console) as display:
+            trainer.add_callback(display)
+            trainer.train()
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        """
+        Args:
+            console: where to; stderr if None.
+        """
+        self.console = console or stderr_console()
+        self.interactive = self.console.file.isatty() and not self.console.is_dumb_terminal
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self._training = self._bar.add_task("training", total=None, visible=False)
+        self._evaluating = self._bar.add_task("evaluating", total=None, visible=False)
+        self._train_line, self._eval_line = Text(), Text()
+        self._live = Live(console=self.console, get_renderable=self._screen, refresh_per_second=4)
+        self._started = (0, time.monotonic())
+
+    def __enter__(self) -> "ProgressDisplay":
+        if self.interactive:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.interactive:
+            self._bar.update(self._evaluating, visible=False)
+            self._live.stop()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._started = (state.global_step, time.monotonic())
+        self._bar.reset(self._training, total=state.max_steps, completed=state.global_step, visible=True)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._bar.update(self._training, completed=state.global_step)
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        loader = kwargs.get("eval_dataloader")
+        self._bar.update(self._evaluating, advance=1, total=None if loader is None else len(loader), visible=True)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        where = f"step {state.global_step}/{state.max_steps}"
+        if "loss" in logs:
+            self._train_line = Text(terms_text(logs))
+            self._say(f"{where}  {self._train_line}  {self._time_left(state)}")
+        if "eval_loss" in logs:
+            self._bar.reset(self._evaluating, visible=False)
+            self._eval_line = Text(f"evaluation at {where}: {terms_text(logs, 'eval_')}")
+            self._say(str(self._eval_line))
+
+    def _say(self, line: str) -> None:
+        if not self.interactive:
+            self.console.print(Text(line.rstrip()), soft_wrap=True)
+
+    def _screen(self) -> Group:
+        return Group(self._bar.get_renderable(), *(line for line in (self._train_line, self._eval_line) if line.plain))
+
+    def _time_left(self, state: TrainerState) -> str:
+        first, since = self._started
+        done = state.global_step - first
+        if done <= 0 or state.global_step >= state.max_steps:
+            return ""
+        seconds = round((time.monotonic() - since) / done * (state.max_steps - state.global_step))
+        return f"{duration(seconds)} left"
+
+
+def duration(seconds: float) -> str:
+    """``8s``, ``3m 20s``, ``2h 05m``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+
+
+class MetricsLog(TrainerCallback):
+    """Every log as one line of JSON, on disk as soon as it is made; what is not finite is null.
+
+    A resumed run keeps the lines up to its checkpoint. The last step is always logged, whatever ``logging_steps`` is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """
+        Args:
+            path: file to write, in a folder that exists when training begins.
+        """
+        self.path = path
+        self._file: IO[str] | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        kept = _lines_through(self.path, state.global_step) if state.global_step else []
+        self._file = self.path.open("w", encoding="utf-8")
+        self._file.writelines(kept)
+        self._file.flush()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self._file is None or not logs:
+            return
+        line = {"step": state.global_step, "time": round(time.time(), 3)}
+        line |= {name: _finite(value) for name, value in logs.items()}
+        self._file.write(json.dumps(line, allow_nan=False, default=str) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; logs that come later are not written."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _finite(value: Any) -> Any:
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _lines_through(path: Path, step: int) -> list[str]:
+    """Whole lines of an earlier run up to `step`; the crash that ended it may have cut the last one."""
+    kept = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            try:
+                at = json.loads(line)["step"]
+            except ValueError:
+                continue
+            if at <= step and line.endswith("\n"):
+                kept.append(line)
+    return kept

@@ -1,0 +1,77 @@
+import dataclasses
+import io
+
+import pytest
+from peft import LoraConfig, inject_adapter_in_model
+from rich.console import Console
+
+from bridgegarden.preflight import ModelReference, Preflight, estimate_memory, load_facts, preflight
+from tests.tiny import save_tiny, tiny_model
+
+POSITIONS = 64
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    save_tiny(folder / "teacher", tiny_model("gemma2", 272, hidden_size=48))
+    save_tiny(folder / "student", tiny_model("qwen2", 264))
+    return (
+        ModelReference(role="teacher", model=str(folder / "teacher"), dtype="bfloat16"),
+        ModelReference(role="student", model=str(folder / "student")),
+    )
+
+
+def parts(estimate):
+    return {part.name: part for part in estimate.parts}
+
+
+def test_parameters_are_counted_exactly_and_tied_ones_once(pair):
+    found = parts(estimate_memory(*map(load_facts, pair), positions=POSITIONS))
+    student = sum(p.numel() for p in tiny_model("qwen2", 264).parameters())
+    teacher = sum(p.numel() for p in tiny_model("gemma2", 272, hidden_size=48).parameters())
+    assert found["student weights (float32)"].bytes == 4 * student
+    assert found["gradients"].bytes == 4 * student
+    assert found["optimizer states (AdamW)"].bytes == 8 * student
+    assert found["teacher weights (bfloat16)"].bytes == 2 * teacher
+
+
+def test_adapters_are_what_is_trained(pair):
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
+    found = parts(estimate_memory(*map(load_facts, pair), positions=POSITIONS, lora=lora))
+    adapted = inject_adapter_in_model(lora, tiny_model("qwen2", 264))
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert found["adapters (float32)"].parameters == found["gradients"].parameters == trained
+    assert found["optimizer states (AdamW)"].bytes == 8 * trained
+
+
+def test_the_sum_is_of_all_parts_and_the_table_shows_it(pair):
+    estimate = estimate_memory(*map(load_facts, pair), positions=POSITIONS)
+    assert estimate.total == sum(part.bytes for part in estimate.parts)
+    console = Console(width=80, file=io.StringIO())
+    console.print(estimate.table())
+    assert f"{estimate.total / 1e6:.1f} MB" in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_too_little_memory_is_warned_of(pair):
+    estimate = estimate_memory(*map(load_facts, pair), positions=POSITIONS)
+    assert estimate.warnings == ()
+    (warning,) = dataclasses.replace(estimate, available=1000).warnings
+    assert "student.lora" in warning
+
+
+def test_a_student_in_half_precision_is_warned_of_unless_adapters_are_trained(pair):
+    teacher, student = pair
+    half = dataclasses.replace(student, dtype="bfloat16")
+    assert "rounded away" in preflight(teacher, half, positions=POSITIONS).warnings[-1]
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
+    assert "rounded away" not in str(preflight(teacher, half, positions=POSITIONS, lora=lora).warnings)
+
+
+def test_the_summary_says_which_template_and_how_a_turn_ends(pair):
+    checked = preflight(*pair, positions=POSITIONS)
+    assert isinstance(checked, Preflight)
+    assert checked.summary == (
+        "the same tokenizer, embeddings padded to 272 (teacher) and 264 (student) rows, 259 tokens; "
+        "the student's chat template, a turn ends with '<|im_end|>'"
+    )
