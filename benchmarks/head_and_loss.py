@@ -1,0 +1,224 @@
+"""Time and memory of the language-model head and the loss, several routes side by side.
+
+    python benchmarks/head_and_loss.py [--vocab 151936] [--tokens 512 1024 2048 4096] [--markdown FILE]
+
+Each route runs forward and backward on the same random hidden states in a process of its own, on one thread. Memory is
+the peak of the resident set above what stood before (inputs and weights), so the weight's gradient counts. The routes:
+
+* ``sft``: student logits, cross-entropy against the data (what plain fine-tuning pays).
+* ``dense hybrid``: the hybrid loss as usually written, float32 logits of both models, static weight.
+* ``trl gkd``: ``GKDTrainer.generalized_jsd_loss`` of TRL on dense logits of both models (no hard term).
+* ``two-pass top-64``: ours over ``selected_logits``, whose backward projects again; teacher signal given (cached).
+* ``fused top-64``: ours, gradients finished in the forward; teacher signal given (cached).
+* ``fused live top-64`` and ``fused live dense``: the same with the teacher projected chunk by chunk.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from bridgegarden.objective.fused import ProjectedTeacher, fused_hybrid_loss
+from bridgegarden.objective.head import LanguageModelHead
+from bridgegarden.objective.hybrid import HybridObjective
+from bridgegarden.objective.selected_logits import selected_logits
+from bridgegarden.objective.support import StudentSupport, TeacherSignal
+
+K = 64
+
+
+class Problem:
+    """Random hidden states and heads of a student and a teacher, and labels."""
+
+    def __init__(self, tokens: int, vocab: int, student_width: int, teacher_width: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.hidden = torch.randn(tokens, student_width, generator=generator).requires_grad_()
+        self.weight = (torch.randn(vocab, student_width, generator=generator) / student_width**0.5).requires_grad_()
+        self.teacher_hidden = 3 * torch.randn(tokens, teacher_width, generator=generator)
+        self.teacher_weight = torch.randn(vocab, teacher_width, generator=generator) / teacher_width**0.5
+        self.data = torch.randint(0, vocab, (tokens,), generator=generator)
+        self.successor = torch.ones(tokens, dtype=torch.bool)
+        self.successor[-1] = False
+        self.objective = HybridObjective.preset("static", hard_target="data")
+        self.vocab = vocab
+
+    def cached_signal(self) -> TeacherSignal:
+        """The top-k signal, made in small chunks so that making it leaves no mark on the peak."""
+        head = LanguageModelHead(weight=self.teacher_weight)
+        parts = [TeacherSignal.from_logits(head.logits(h), K) for h in self.teacher_hidden.split(32)]
+
+        def joined(name: str) -> torch.Tensor:
+            return torch.cat([getattr(part, name) for part in parts])
+
+        names = ("ids", "logp", "log_tail", "entropy", "argmax", "max_logp")
+        return TeacherSignal(**{name: joined(name) for name in names}, vocab_size=self.vocab)
+
+
+def sft(problem: Problem) -> Callable[[], torch.Tensor]:
+    return lambda: F.cross_entropy((problem.hidden @ problem.weight.T).float(), problem.data)
+
+
+def dense_hybrid(problem: Problem) -> Callable[[], torch.Tensor]:
+    def loss() -> torch.Tensor:
+        student = (problem.hidden @ problem.weight.T).float()
+        with torch.no_grad():
+            teacher = (problem.teacher_hidden @ problem.teacher_weight.T).float()
+        soft = F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+        hard = F.cross_entropy(student, problem.data, reduction="none")
+        return (0.5 * soft + 0.5 * hard).mean()
+
+    return loss
+
+
+def trl_gkd(problem: Problem) -> Callable[[], torch.Tensor]:
+    import warnings
+
+    warnings.simplefilter("ignore")
+    from trl.experimental.gkd import GKDTrainer
+
+    def loss() -> torch.Tensor:
+        student = problem.hidden @ problem.weight.T
+        with torch.no_grad():
+            teacher = problem.teacher_hidden @ problem.teacher_weight.T
+        return GKDTrainer.generalized_jsd_loss(
+            student.unsqueeze(0), teacher.unsqueeze(0), labels=problem.data.unsqueeze(0), beta=0.5
+        )
+
+    return loss
+
+
+def two_pass(problem: Problem) -> Callable[[], torch.Tensor]:
+    signal = problem.cached_signal()
+
+    def loss() -> torch.Tensor:
+        ids = torch.cat([signal.ids, problem.data.unsqueeze(1)], 1)
+        chosen = selected_logits(problem.hidden, problem.weight, ids)
+        # The label is one cell more on the student's side only: give its mass back to the rest.
+        label, kept = chosen.logits[:, -1], chosen.logits[:, :-1]
+        among = (signal.ids == problem.data.unsqueeze(1)).any(1)
+        rest = torch.where(among, chosen.log_rest, torch.logaddexp(chosen.log_rest, label))
+        student = StudentSupport(kept, rest, label, chosen.log_normaliser)
+        return problem.objective(signal, student, problem.data).mean()
+
+    return loss
+
+
+def fused(teacher: Callable[[Problem], object]) -> Callable[[Problem], Callable[[], torch.Tensor]]:
+    def route(problem: Problem) -> Callable[[], torch.Tensor]:
+        source = teacher(problem)
+        head = LanguageModelHead(weight=problem.weight)
+        return lambda: (
+            fused_hybrid_loss(
+                problem.hidden,
+                head,
+                source,  # pyright: ignore[reportArgumentType]
+                problem.data,
+                problem.successor,
+                problem.objective,
+                num_items=len(problem.data),
+            ).loss
+        )
+
+    return route
+
+
+def live(top_k: int | None) -> Callable[[Problem], ProjectedTeacher]:
+    return lambda problem: ProjectedTeacher(
+        problem.teacher_hidden, LanguageModelHead(weight=problem.teacher_weight), top_k, problem.vocab
+    )
+
+
+ROUTES: dict[str, Callable[[Problem], Callable[[], torch.Tensor]]] = {
+    "sft": sft,
+    "dense hybrid": dense_hybrid,
+    "trl gkd": trl_gkd,
+    "two-pass top-64": two_pass,
+    "fused top-64": fused(Problem.cached_signal),
+    "fused live top-64": fused(live(K)),
+    "fused live dense": fused(live(None)),
+}
+
+
+def measure(route: str, tokens: int, vocab: int, student: int, teacher: int, repeats: int) -> dict[str, float]:
+    """Seconds (process CPU and wall, the faster of `repeats`) and peak MiB above the start, in this process."""
+    torch.set_num_threads(1)
+    problem = Problem(tokens, vocab, student, teacher)
+    loss = ROUTES[route](problem)
+    before = reset_peak()
+    times = []
+    for _ in range(repeats):
+        problem.hidden.grad = problem.weight.grad = None
+        cpu, wall = time.process_time(), time.perf_counter()
+        loss().backward()
+        times.append((time.process_time() - cpu, time.perf_counter() - wall))
+    peak = resident("VmHWM")
+    return {"cpu_s": min(times)[0], "wall_s": min(w for _, w in times), "peak_mib": (peak - before) / 1024}
+
+
+def resident(field: str) -> int:
+    """KiB of resident memory of this process, now (``VmRSS``) or at its peak (``VmHWM``). Linux only."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+
+
+def reset_peak() -> int:
+    """Make the peak the present resident size; returns it in KiB."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vocab", type=int, default=151_936)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[512, 1024, 2048])
+    parser.add_argument("--student", type=int, default=512, help="hidden size of the student")
+    parser.add_argument("--teacher", type=int, default=1024, help="hidden size of the teacher")
+    parser.add_argument("--routes", nargs="+", default=list(ROUTES), choices=list(ROUTES))
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        tokens = arguments.tokens[0]
+        sizes = tokens, arguments.vocab, arguments.student, arguments.teacher, arguments.repeats
+        print(json.dumps(measure(arguments.one, *sizes)))
+        return
+    lines = [
+        f"V = {arguments.vocab}, hidden {arguments.student} (student) and {arguments.teacher} (teacher), float32, "
+        f"one thread, {platform.machine()}, torch {torch.__version__}",
+        "",
+        "| route | tokens | CPU s | wall s | peak MiB |",
+        "|---|---|---|---|---|",
+    ]
+    print("\n".join(lines), flush=True)
+    for tokens in arguments.tokens:
+        for route in arguments.routes:
+            command = [
+                sys.executable,
+                __file__,
+                "--one",
+                route,
+                "--tokens",
+                str(tokens),
+                "--vocab",
+                str(arguments.vocab),
+            ]
+            command += ["--student", str(arguments.student), "--teacher", str(arguments.teacher)]
+            command += ["--repeats", str(arguments.repeats)]
+            result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            row = f"| {route} | {tokens} | {result['cpu_s']:.2f} | {result['wall_s']:.2f} | {result['peak_mib']:.0f} |"
+            print(row, flush=True)
+            lines.append(row)
+    if arguments.markdown:
+        arguments.markdown.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
