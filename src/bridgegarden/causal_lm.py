@@ -80,7 +80,7 @@ def check_head(model: PreTrainedModel) -> None:
     """Make sure that decoder and head, as read here, give the model's own logits on a few tokens.
 
     Raises:
-        ModelError: they do not; training on them would optimise another model.
+        ModelError: they do not, and training on them would optimise another model; or they are not finite.
     """
     ids = torch.arange(4, device=model.device).unsqueeze(0)
     was_training = model.training
@@ -89,6 +89,11 @@ def check_head(model: PreTrainedModel) -> None:
         own = model(input_ids=ids, use_cache=False).logits[0].float()
         ours = head_of(model).logits(hidden_states(model, {"input_ids": ids})[0])
     model.train(was_training)
+    if not torch.isfinite(own).all():
+        raise ModelError(
+            f"{model.config._name_or_path or type(model).__name__}: its logits are not finite in {model.dtype}. Its "
+            "weights are damaged, or it needs bfloat16 or float32."
+        )
     off = (own - ours).abs().max().item()
     # Half-precision models round their logits once more than we do.
     tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 2e-2

@@ -1,5 +1,6 @@
 import sys
 from types import ModuleType
+from typing import NamedTuple
 
 import pytest
 import yaml
@@ -12,15 +13,24 @@ from bridgegarden.recipe import Recipe, load_recipe
 RECIPE = "llama3.1-8b-1b"
 
 
+class Summary(NamedTuple):
+    """As much of ``TrainSummary`` as the command uses."""
+
+    is_main: bool
+
+    def __str__(self) -> str:
+        return "trained 3 steps"
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """What the command asked of ``bridgegarden.run``, which is replaced whole."""
     seen = []
     run = ModuleType("bridgegarden.run")
 
-    def train(recipe: Recipe, *, resume: bool = False) -> str:
+    def train(recipe: Recipe, *, resume: bool = False) -> Summary:
         seen.append(("train", recipe, resume))
-        return "trained 3 steps"
+        return Summary(is_main=recipe.training.arguments["seed"] == 0)
 
     def audit(recipe: Recipe) -> str:
         seen.append(("audit", recipe, None))
@@ -37,14 +47,18 @@ def invoke(*arguments: str):
 
 
 def test_train_hands_over_the_recipe_and_prints_the_summary(calls):
-    result = invoke(RECIPE)
+    result = invoke(RECIPE, "--set", "training.seed=0")
     assert (result.exit_code, result.stdout) == (0, "trained 3 steps\n")
-    assert calls == [("train", load_recipe(RECIPE), False)]
+    assert calls == [("train", load_recipe(RECIPE, ["training.seed=0"]), False)]
+
+
+def test_only_the_main_process_of_a_distributed_run_prints_the_summary(calls):
+    assert invoke(RECIPE, "--set", "training.seed=1").stdout == ""
 
 
 def test_resume_is_handed_over(calls):
-    assert invoke(RECIPE, "--resume").exit_code == 0
-    assert calls == [("train", load_recipe(RECIPE), True)]
+    assert invoke(RECIPE, "--resume", "--set", "training.seed=0").exit_code == 0
+    assert calls == [("train", load_recipe(RECIPE, ["training.seed=0"]), True)]
 
 
 def test_audit_prints_rows_and_does_not_train(calls):
@@ -60,7 +74,8 @@ def test_a_dry_run_does_neither(calls):
 
 
 def test_set_changes_what_is_run(calls):
-    result = invoke(RECIPE, "--set", "training.max_steps=3", "--set", "objective.soft_weight.rule=confidence")
+    changes = ("training.max_steps=3", "objective.soft_weight.rule=confidence", "training.seed=0")
+    result = invoke(RECIPE, *(part for change in changes for part in ("--set", change)))
     assert result.exit_code == 0, result.output
     ((_, recipe, _),) = calls
     assert recipe.training.arguments["max_steps"] == 3

@@ -2,7 +2,6 @@
 
 import math
 from functools import partial
-from typing import Any, cast
 
 import pytest
 import torch
@@ -290,7 +289,7 @@ def test_presets_are_the_papers_methods():
     ("build", "match"),
     [
         (lambda: HybridObjective.preset("hrad"), "Did you mean 'hard'"),
-        (lambda: HybridObjective(hard_target=cast(Any, "argmax")), "must be 'teacher_argmax' or 'data', got 'argmax'"),
+        (lambda: HybridObjective(hard_target="argmax"), "must be 'teacher_argmax' or 'data', got 'argmax'"),
         (lambda: HybridObjective(temperature=0.0), "temperature must be > 0, got 0.0"),
         (lambda: HybridObjective(risk_alpha=-1.0), "risk_alpha must be >= 0, got -1.0"),
     ],

@@ -158,7 +158,8 @@ def test_a_broken_teacher_stops_the_run_with_step_term_and_rows(make_trainer):
     trainer = make_trainer(teacher=teacher, max_steps=1, per_device_train_batch_size=16)
     with torch.no_grad():
         teacher.model.norm.weight[0] = math.nan
-    with pytest.raises(NonFiniteError, match=r"step 1: teacher_entropy is nan at \d+ of \d+ positions, rows of the data: 100"):
+    found = r"step 1: teacher_entropy is nan at \d+ of \d+ positions, rows of the data: 100"
+    with pytest.raises(NonFiniteError, match=found):
         trainer.train()
 
 

@@ -36,7 +36,9 @@ def train_command(recipe: str, overrides: tuple[str, ...], dry_run: bool, audit:
     else:
         from bridgegarden.run import train
 
-        click.echo(train(resolved, resume=resume))
+        summary = train(resolved, resume=resume)
+        if summary.is_main:
+            click.echo(summary)
 
 
 def _resolved_text(recipe: "Recipe") -> str:

@@ -7,18 +7,20 @@ sides leave empty (``-inf``) contributes nothing to value or gradient. All are f
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 LogProbs: TypeAlias = Float[Tensor, "*batch C"]
 PerPosition: TypeAlias = Float[Tensor, "*batch"]
 
 
+@runtime_checkable
 class Divergence(Protocol):
     """A function of teacher and student log-probabilities, ``(*batch, C)`` each, to ``(*batch,)`` nats."""
 
@@ -39,9 +41,7 @@ def forward_kl(teacher_logp: LogProbs, student_logp: LogProbs) -> PerPosition:
         Hinton et al., 2015, arXiv:1503.02531, section 2, at temperature 1.
     """
     teacher_logp, student_logp = _at_least_float32(teacher_logp, student_logp)
-    # The ratio is masked before it is multiplied: 0 * (-inf + inf) would be NaN, also in the gradient.
-    log_ratio = torch.where(teacher_logp > -math.inf, teacher_logp - student_logp, 0.0)
-    return (teacher_logp.exp() * log_ratio).sum(-1)
+    return _ExpectedLogRatio.apply(teacher_logp, student_logp)
 
 
 def reverse_kl(teacher_logp: LogProbs, student_logp: LogProbs) -> PerPosition:
@@ -165,6 +165,32 @@ def alpha_beta(teacher_logp: LogProbs, student_logp: LogProbs, alpha: float, bet
     return _alpha_beta_terms(log_p, log_q, alpha, beta).sum(-1).to(dtype)
 
 
+class _ExpectedLogRatio(torch.autograd.Function):
+    """``sum_c p_c (log p_c - log q_c)``; keeps its inputs alone, where autograd would keep three more of their size."""
+
+    @staticmethod
+    def forward(ctx: Any, log_p: Tensor, log_q: Tensor) -> Tensor:
+        ctx.save_for_backward(log_p, log_q)
+        return _dot(log_p.exp(), _log_ratio(log_p, log_q))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        log_p, log_q = ctx.saved_tensors
+        p_gradient = log_p.exp().mul_(gradient.unsqueeze(-1))
+        for_p = p_gradient * (_log_ratio(log_p, log_q) + 1) if ctx.needs_input_grad[0] else None
+        return for_p, p_gradient.neg_() if ctx.needs_input_grad[1] else None
+
+
+def _log_ratio(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Masked before it is multiplied with p: 0 * (-inf + inf) would be NaN."""
+    return (log_p - log_q).masked_fill_(log_p == -math.inf, 0.0)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return torch.einsum("...c,...c->...", a, b)
+
+
 def _alpha_beta_terms(log_p: Tensor, log_q: Tensor, alpha: float, beta: float) -> Tensor:
     if alpha == 0 and beta == 0:
         return 0.5 * (log_p - log_q).square()
@@ -210,7 +236,7 @@ def _at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in tensors)
 
 
-DIVERGENCES: Mapping[str, Divergence] = MappingProxyType(
+DIVERGENCES: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
     {
         function.__name__: function
         for function in (
@@ -225,4 +251,4 @@ DIVERGENCES: Mapping[str, Divergence] = MappingProxyType(
         )
     }
 )
-"""Every divergence by the name a recipe gives it."""
+"""Every divergence by the name a recipe gives it; `alpha_beta` needs its two exponents bound to be a Divergence."""

@@ -5,7 +5,7 @@ while its logits exist. Three large products a step, as in plain fine-tuning; ne
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,6 +19,7 @@ from bridgegarden.objective.soft_weight import TrainProgress
 from bridgegarden.objective.support import StudentSupport, TeacherSignal
 
 
+@runtime_checkable
 class TeacherSource(Protocol):
     """A teacher at N positions: slicing gives the signal at some of them. A :class:`TeacherSignal` is one."""
 

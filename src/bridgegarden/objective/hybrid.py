@@ -10,7 +10,7 @@ section 5. :func:`hybrid_loss_from_logits` is the slow, readable path over whole
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -31,7 +31,8 @@ from bridgegarden.objective.soft_weight import (
 from bridgegarden.objective.support import ABSENT_LOG_MASS, StudentSupport, TeacherSignal
 from bridgegarden.registry import lookup
 
-HardTarget = Literal["teacher_argmax", "data"]
+HARD_TARGETS = ("teacher_argmax", "data")
+"""Whose token the hard label is."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class HybridObjective:
     """Soft loss; see :mod:`bridgegarden.objective.divergences`. Bind options with ``functools.partial``."""
     soft_weight: SoftWeight = field(default_factory=StaticWeight)
     """Rule for the soft weight; see :mod:`bridgegarden.objective.soft_weight`."""
-    hard_target: HardTarget = "teacher_argmax"
+    hard_target: str = "teacher_argmax"
     """The hard label: the teacher's likeliest token, or the token in the data."""
     temperature: float = 1.0
     """Loss temperature T > 0: divides both logits of the soft loss, which is multiplied by T^2."""
@@ -86,7 +87,7 @@ class HybridObjective:
     """Weight of the risk term, >= 0; the paper uses 0.1. At 0 there is none."""
 
     def __post_init__(self) -> None:
-        if self.hard_target not in ("teacher_argmax", "data"):
+        if self.hard_target not in HARD_TARGETS:
             raise ConfigError(f"objective.hard_target must be 'teacher_argmax' or 'data', got {self.hard_target!r}.")
         if not self.temperature > 0:
             raise ConfigError(f"objective.temperature must be > 0, got {self.temperature}.")

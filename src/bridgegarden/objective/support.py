@@ -171,12 +171,9 @@ class TeacherSignal:
             ConfigError: a tail at a temperature whose power sum was not stored.
         """
         if temperature == 1.0:
-            tail = self.log_tail
-        else:
-            tail = None if self.log_tail is None else self._tail_power(1.0 / temperature)
-        cells = self.logp if temperature == 1.0 else self.logp / temperature
-        cells = cells if tail is None else torch.cat([cells, tail.unsqueeze(-1)], -1)
-        return cells if temperature == 1.0 else cells.log_softmax(-1)
+            return _with_tail(self.logp, self.log_tail)
+        tail = None if self.log_tail is None else self._tail_power(1.0 / temperature)
+        return _with_tail(self.logp / temperature, tail).log_softmax(-1)
 
     def log_power_sum(self, exponent: float) -> Float[Tensor, "*batch"]:
         """Log of the sum of p^exponent over the whole vocabulary."""
@@ -232,10 +229,9 @@ class StudentSupport:
 
     def cells(self, temperature: float = 1.0) -> Float[Tensor, "*batch C"]:
         """Log-probabilities of the support's cells at `temperature`, tail last; they sum to one."""
-        rest = self.log_rest if temperature == 1.0 else self.tempered_log_rest
-        logits = self.logits if temperature == 1.0 else self.logits / temperature
-        cells = logits if rest is None else torch.cat([logits, rest.unsqueeze(-1)], -1)
-        return cells.log_softmax(-1)
+        if temperature == 1.0:
+            return _with_tail(self.logits, self.log_rest) - self.log_normaliser.unsqueeze(-1)
+        return _with_tail(self.logits / temperature, self.tempered_log_rest).log_softmax(-1)
 
     def logp_at_support(self) -> Float[Tensor, "*batch K"]:
         """Log-probabilities of the support's tokens at temperature 1, whether or not they are distinct."""
@@ -254,6 +250,10 @@ class StudentSupport:
             self.log_normaliser[index],
             at(self.tempered_log_rest),
         )
+
+
+def _with_tail(cells: Tensor, tail: Tensor | None) -> Tensor:
+    return cells if tail is None else torch.cat([cells, tail.unsqueeze(-1)], -1)
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

@@ -31,6 +31,8 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "logging_steps": 10.0,
         # TRL turns it on; without [N, V] logits in memory it mostly costs time.
         "gradient_checkpointing": False,
+        # Every parameter takes part in every loss; looking for others costs a pass over the graph under DDP.
+        "ddp_find_unused_parameters": False,
         # Nothing leaves the machine unless the recipe names a tracker.
         "report_to": "none",
     }

@@ -1,7 +1,7 @@
 """A teacher in memory: asked at every step, only where a token is supervised."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,8 +61,7 @@ class LiveTeacher:
     def place(self, student_device: torch.device) -> None:
         """Move the teacher to its device, the student's unless another was asked for."""
         if getattr(self.model, "hf_device_map", None) is None:
-            module: nn.Module = self.model
-            module.to(self._device or student_device)
+            cast(nn.Module, self.model).to(self._device or student_device)
 
     def at(
         self,

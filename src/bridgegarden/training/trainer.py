@@ -183,7 +183,8 @@ class HybridDistillationTrainer(SFTTrainer):
     def _logs_this_step(self) -> bool:
         every = max(int(self.state.logging_steps or 1), 1)
         step = self.state.global_step + 1
-        return step % every == 0 or (step == 1 and self.args.logging_first_step)
+        first = step == 1 and self.args.logging_first_step
+        return step % every == 0 or first or step >= self.state.max_steps
 
     def _student(self) -> PreTrainedModel:
         """The causal language model inside adapters."""
@@ -250,6 +251,9 @@ class HybridDistillationTrainer(SFTTrainer):
                 "float32 rather than float16."
             )
         return norm
+
+    def _send_telemetry(self) -> None:
+        """TRL's trainers report their use to the hub; nothing about a run leaves the machine here."""
 
     def _step(self) -> str:
         return f"step {self.state.global_step + 1}"

@@ -1,0 +1,62 @@
+"""A look at what would be trained on, before a long run."""
+
+from typing import TYPE_CHECKING
+
+from bridgegarden.data import TokenisedRow, audit_text, load_rows, tokenise
+from bridgegarden.preflight import check_endings, compare_tokenizers, load_facts
+from bridgegarden.recipe import Recipe
+from bridgegarden.run.data import columns_of, place
+from bridgegarden.run.models import references
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ROWS = 100
+"""How many rows are tokenised for the counts."""
+
+
+def audit(recipe: Recipe) -> str:
+    """The first row of the training data with what is learnt marked, counts over the first rows, and warnings.
+
+    Raises:
+        DataError: one of the first rows cannot be used.
+        ModelError: the models do not fit together.
+    """
+    teacher, student = (load_facts(reference) for reference in references(recipe))
+    match, endings = compare_tokenizers(teacher, student), check_endings(teacher, student)
+    section, max_length = recipe.data, recipe.training.arguments.get("max_length")
+    limit = ROWS if section.limit is None else min(section.limit, ROWS)
+    rows = load_rows(section.train, split=section.split, limit=limit)
+    name = place("train", section.train)
+    tokenised = tokenise(rows, endings.tokenizer, columns=columns_of(section), name=name)
+    template = "none; plain text" if endings.template_from is None else f"the {endings.template_from}'s"
+    end = endings.tokenizer.convert_ids_to_tokens(endings.taught)
+    first = _row(tokenised, 0).truncated(max_length)
+    return "\n".join(
+        [
+            f"{name}, row {tokenised[0]['row']}: {audit_text(first, endings.tokenizer)}",
+            "",
+            f"chat template: {template}",
+            f"end of turn:   {end!r} (id {endings.taught})",
+            f"first {len(rows)} rows: {_counts(tokenised, len(rows), max_length)}",
+            *(f"warning: {warning}" for warning in endings.warnings + match.warnings),
+        ]
+    )
+
+
+def _counts(tokenised: "Dataset", read: int, max_length: int | None) -> str:
+    rows = [_row(tokenised, index) for index in range(len(tokenised))]
+    lengths = [len(row.input_ids) for row in rows]
+    parts = [
+        f"{sum(lengths) / len(rows):.0f} tokens a row (at most {max(lengths)})",
+        f"{sum(row.supervised for row in rows) / sum(lengths):.0%} supervised",
+    ]
+    if max_length is not None:
+        cut = [row.truncated(max_length) for row in rows if len(row.input_ids) > max_length]
+        lost = sum(row.supervised == 0 for row in cut) + read - len(rows)
+        parts += [f"{len(cut)} longer than training.max_length {max_length}", f"{lost} with nothing left to learn"]
+    return ", ".join(parts)
+
+
+def _row(dataset: "Dataset", index: int) -> TokenisedRow:
+    return TokenisedRow(input_ids=dataset[index]["input_ids"], labels=dataset[index]["labels"])

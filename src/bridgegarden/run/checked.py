@@ -1,0 +1,103 @@
+"""A recipe whose models and data have been checked, with nothing heavy loaded yet."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bridgegarden.preflight import Preflight, preflight
+from bridgegarden.recipe import Recipe, build_lora_config, build_objective, build_sft_config, describe_objective
+from bridgegarden.run.data import RunData, load_data
+from bridgegarden.run.models import references
+from bridgegarden.run.output import OutputFolder
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from rich.console import Console
+    from trl.trainer.sft_config import SFTConfig
+
+    from bridgegarden.objective.hybrid import HybridObjective
+
+SAVE_KEYS = ("save_strategy", "save_steps", "save_total_limit", "save_only_model")
+"""Settings by which a recipe says that it wants checkpoints kept."""
+DEFAULT_LENGTH = 1024
+"""Tokens a row is taken to have where nothing limits it, for the memory estimate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedRun:
+    """What every part of a run needs."""
+
+    recipe: Recipe
+    folder: OutputFolder
+    arguments: "SFTConfig"
+    lora: "LoraConfig | None"
+    """None where every weight is trained."""
+    preflight: Preflight
+    data: RunData
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one of a distributed run that writes files."""
+        return self.arguments.process_index == 0
+
+    @property
+    def objective(self) -> "HybridObjective":
+        """What is minimised."""
+        return build_objective(self.recipe.objective)
+
+    @property
+    def objective_text(self) -> str:
+        """Every field of the objective, on one line."""
+        return describe_objective(self.objective)
+
+    @property
+    def keeps_checkpoints(self) -> bool:
+        """Whether checkpoints stay once the model is saved. Else the newest is kept only until then."""
+        return _asks_for_checkpoints(self.recipe)
+
+
+def check_run(recipe: Recipe, folder: OutputFolder, arguments: "SFTConfig", console: "Console") -> CheckedRun:
+    """Models, then data: whatever can be found wrong without loading weights. Tells `console` what was found.
+
+    Raises:
+        ModelError: the models cannot be used, or not with each other.
+        DataError: a row cannot be used.
+        ConfigError: PEFT is missing.
+    """
+    lora = None if recipe.student.lora is None else build_lora_config(recipe.student.lora)
+    positions = arguments.per_device_train_batch_size * (arguments.max_length or DEFAULT_LENGTH)
+    checked = preflight(*references(recipe), positions=positions, lora=lora, use_cpu=arguments.use_cpu)
+    report(console, checked)
+    data = load_data(recipe.data, checked.endings.tokenizer, arguments.max_length)
+    return CheckedRun(recipe=recipe, folder=folder, arguments=arguments, lora=lora, preflight=checked, data=data)
+
+
+def training_arguments(recipe: Recipe, folder: OutputFolder) -> "SFTConfig":
+    """TRL's arguments, with what the command decides.
+
+    Raises:
+        ConfigError: TRL refuses them.
+    """
+    arguments = build_sft_config(recipe.training, folder.checkpoints, evaluate=recipe.data.eval is not None)
+    arguments.disable_tqdm = True
+    if not _asks_for_checkpoints(recipe):
+        arguments.save_total_limit = 1
+    if arguments.device.type == "cpu":
+        arguments.dataloader_pin_memory = False
+    if arguments.n_gpu > 1:
+        # Several visible GPUs and one process: train on the first, and leave the others to `teacher.device`.
+        arguments._n_gpu = 1
+    return arguments
+
+
+def report(console: "Console", checked: Preflight) -> None:
+    """What preflight found, for a person."""
+    from rich.text import Text
+
+    console.print(Text(checked.summary), soft_wrap=True)
+    console.print(checked.memory.table())
+    for warning in checked.warnings:
+        console.print(Text.assemble(("warning: ", "yellow"), warning), soft_wrap=True)
+
+
+def _asks_for_checkpoints(recipe: Recipe) -> bool:
+    return any(key in recipe.training.arguments for key in SAVE_KEYS)

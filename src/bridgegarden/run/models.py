@@ -1,0 +1,51 @@
+"""The models of a recipe, loaded the same way everywhere: safetensors only, no code from the hub."""
+
+from typing import TYPE_CHECKING
+
+from bridgegarden.preflight import ModelFacts, ModelReference
+from bridgegarden.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SHOWN = 4
+
+
+def references(recipe: Recipe) -> tuple[ModelReference, ModelReference]:
+    """Teacher and student of a recipe."""
+    teacher, student = recipe.teacher, recipe.student
+    return (
+        ModelReference(role="teacher", model=teacher.model, revision=teacher.revision, dtype=teacher.dtype),
+        ModelReference(role="student", model=student.model, revision=student.revision, dtype=student.dtype),
+    )
+
+
+def load_model(facts: ModelFacts) -> "PreTrainedModel":
+    """The weights of a model that passed preflight, on the CPU.
+
+    Raises:
+        ModelError: its files cannot be read, or lack weights (which would be random).
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            facts.reference.location,
+            revision=facts.stored_revision,
+            dtype=facts.dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )  # pyright: ignore[reportGeneralTypeIssues]  a pair, with loading info
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .:")
+        raise facts.reference.error(f"its weights cannot be loaded ({reason}). Are its files complete?") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        shown = ", ".join(missing[:SHOWN]) + (", ..." if len(missing) > SHOWN else "")
+        raise facts.reference.error(
+            f"its files lack {len(missing)} weights ({shown}), which would be random. Are its files complete, and of "
+            f"the architecture that its config.json names ({facts.config.model_type})?"
+        )
+    return model

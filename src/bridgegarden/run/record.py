@@ -1,0 +1,109 @@
+"""``run.json``: what a run depended on, so that it can be understood and repeated."""
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from bridgegarden.errors import ConfigError
+from bridgegarden.run.checked import CheckedRun
+from bridgegarden.run.output import OutputFolder
+from bridgegarden.run.summary import TrainSummary
+
+PACKAGES = (
+    "bridgegarden",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+)
+
+
+def run_record(run: CheckedRun) -> dict[str, Any]:
+    """The record of a run that begins now."""
+    facts = run.preflight
+    held_out = run.data.evaluation
+    return {
+        "started": now(),
+        "finished": None,
+        "seed": run.arguments.seed,
+        "objective": run.objective_text,
+        "data": run.data.fingerprints,
+        "rows": {"train": len(run.data.train), "eval": None if held_out is None else len(held_out)},
+        "teacher": {"model": facts.teacher.reference.model, "commit": facts.teacher.commit},
+        "student": {"model": facts.student.reference.model, "commit": facts.student.commit},
+        "tokenizers": facts.match.relation,
+        "chat_template": facts.endings.template_from,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": package_versions(),
+        "git_commit": git_commit(),
+    }
+
+
+def finished_record(record: Mapping[str, Any], summary: TrainSummary) -> dict[str, Any]:
+    """`record` with what came of the run."""
+    return {
+        **record,
+        "finished": now(),
+        "steps": summary.steps,
+        "training": dict(summary.training),
+        "evaluation": dict(summary.evaluation),
+        "tokens_per_second": summary.tokens_per_second,
+        "wall_seconds": round(summary.wall_seconds, 3),
+        "peak_memory_bytes": summary.peak_memory,
+    }
+
+
+def check_same_data(folder: OutputFolder, record: Mapping[str, Any]) -> None:
+    """Refuse to resume on other rows than the run began with.
+
+    Raises:
+        ConfigError: the content of the data differs.
+    """
+    if not folder.record.is_file():
+        return
+    before = json.loads(folder.record.read_text(encoding="utf-8"))
+    if before.get("data") != record["data"]:
+        raise ConfigError(
+            f"output: {folder.path} was trained on other rows: the content behind data.train or data.eval, or the "
+            "tokenizer, has changed since. Restore it to resume, or set another output (--set output=FOLDER)."
+        )
+
+
+def package_versions() -> dict[str, str]:
+    """Of what is installed of the packages a run depends on."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:  # PEFT is optional, and a checkout need not be installed
+            continue
+    return versions
+
+
+def git_commit() -> str | None:
+    """The commit of the working directory, with ``-dirty`` if files differ from it; None outside a repository."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return f"{commit}-dirty" if _git("status", "--porcelain") else commit
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def now() -> str:
+    """The time, for a file."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()

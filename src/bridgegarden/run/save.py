@@ -1,0 +1,84 @@
+"""The trained model on disk: whole or not at all."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bridgegarden.preflight import Preflight
+from bridgegarden.run.models import load_model
+from bridgegarden.run.output import OutputFolder, partial
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from bridgegarden.training.trainer import HybridDistillationTrainer
+
+NOT_OURS = ("training_args.bin", "README.md")
+"""What the trainer and PEFT add to a saved model: a pickle, and a card that says less than ours."""
+
+
+def save_trained(trainer: "HybridDistillationTrainer", folder: OutputFolder, checked: Preflight, card: str) -> None:
+    """Save what was trained as ``OUTPUT/model``; adapters as ``OUTPUT/adapter``, and merged as ``OUTPUT/model``.
+
+    Every process of a distributed run must call this, since sharded weights are gathered.
+    """
+    adapters = hasattr(trainer.model, "peft_config")
+    first = folder.adapter if adapters else folder.model
+    model = _inner(trainer)
+    set_generation_stops(model, checked.endings.stops)
+    # The trainer turns the cache off, for good; a saved model without it generates slowly.
+    model.config.use_cache = getattr(checked.student.config, "use_cache", True)
+    trainer.save_model(str(partial(first)))
+    trainer.accelerator.wait_for_everyone()
+    if not trainer.accelerator.is_main_process:
+        return
+    _finish(partial(first), card)
+    if adapters:
+        _merge(partial(folder.adapter), partial(folder.model), checked, trainer.processing_class)
+        _finish(partial(folder.model), card)
+    if adapters:
+        folder.publish(folder.adapter)
+    folder.publish(folder.model)
+
+
+def set_generation_stops(model: "PreTrainedModel", stops: Sequence[int]) -> None:
+    """Let generation of `model` stop at all of `stops`, and make sure that its settings can be saved.
+
+    The trainer sets them to the tokenizer's end of text when training begins, hence once before and once after.
+    """
+    settings = model.generation_config
+    assert settings is not None  # a causal language model has one
+    settings.eos_token_id = list(stops)
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        # Several published models set a temperature without sampling, which can be loaded but not saved.
+        settings.do_sample = True
+
+
+def _inner(trainer: "HybridDistillationTrainer") -> "PreTrainedModel":
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _merge(adapter: Path, merged: Path, checked: Preflight, tokenizer: Any) -> None:
+    """Into freshly loaded weights: those of the trainer may be sharded or wrapped."""
+    from peft import PeftModel
+
+    model: Any = PeftModel.from_pretrained(load_model(checked.student), str(adapter))
+    whole = model.merge_and_unload()
+    set_generation_stops(whole, checked.endings.stops)
+    whole.save_pretrained(merged)
+    tokenizer.save_pretrained(merged)
+
+
+def _finish(saved: Path, card: str) -> None:
+    for name in NOT_OURS:
+        (saved / name).unlink(missing_ok=True)
+    (saved / "README.md").write_text(card, encoding="utf-8")
+
+
+def remove_checkpoints(folder: OutputFolder) -> None:
+    """Remove the trainer's folder: the model is saved, and nobody asked to keep what led to it."""
+    shutil.rmtree(folder.checkpoints, ignore_errors=True)

@@ -1,0 +1,157 @@
+"""``bridgegarden train``: check, load, train, evaluate, save."""
+
+import statistics
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from bridgegarden.recipe import Recipe
+from bridgegarden.run.card import card_text
+from bridgegarden.run.checked import CheckedRun, check_run, training_arguments
+from bridgegarden.run.models import load_model
+from bridgegarden.run.output import OutputFolder, write_json
+from bridgegarden.run.quiet import quiet_libraries
+from bridgegarden.run.record import check_same_data, finished_record, run_record
+from bridgegarden.run.save import remove_checkpoints, save_trained, set_generation_stops
+from bridgegarden.run.summary import TERMS, TrainSummary
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bridgegarden.training.trainer import HybridDistillationTrainer
+
+
+def train(recipe: Recipe, *, resume: bool = False) -> TrainSummary:
+    """Distil the teacher of `recipe` into its student, and save it in the recipe's output folder.
+
+    Nothing is written before models and data have been checked, and ``OUTPUT/model`` only when all is done.
+
+    Args:
+        recipe: what to do.
+        resume: go on from the newest checkpoint in the output folder.
+
+    Raises:
+        ConfigError: a setting is wrong, or the output folder holds another run.
+        ModelError: the models cannot be used, or not with each other.
+        DataError: a row cannot be used.
+        NonFiniteError: the loss is not finite.
+    """
+    from bridgegarden.training.progress import stderr_console
+
+    began = time.perf_counter()
+    with quiet_libraries(interactive=sys.stderr.isatty()):
+        folder = OutputFolder(recipe.output)
+        checkpoint = folder.check(recipe, resume=resume)
+        arguments = training_arguments(recipe, folder)
+        console = stderr_console()
+        console.quiet = arguments.process_index != 0
+        run = check_run(recipe, folder, arguments, console)
+        record = run_record(run)
+        if checkpoint is not None:
+            check_same_data(folder, record)
+        trainer = _trainer(run, console)
+        if run.is_main:
+            folder.begin(recipe)
+            write_json(folder.record, record)
+        evaluation = _fit(run, trainer, console, None if checkpoint is None else str(checkpoint))
+        training = _newest(trainer, "")
+        console.print("saving the student")
+        save_trained(trainer, folder, run.preflight, card_text(run, training, evaluation))
+        summary = TrainSummary(
+            steps=trainer.state.global_step,
+            training=training,
+            evaluation=evaluation,
+            tokens_per_second=_speed(trainer),
+            wall_seconds=time.perf_counter() - began,
+            peak_memory=_peak_memory(),
+            model=folder.model,
+            output=folder.path,
+            is_main=run.is_main,
+        )
+        if run.is_main:
+            write_json(folder.record, finished_record(record, summary))
+            if not run.keeps_checkpoints:
+                remove_checkpoints(folder)
+        return summary
+
+
+def _trainer(run: CheckedRun, console: "Console") -> "HybridDistillationTrainer":
+    """The trainer with both models loaded."""
+    from rich.text import Text
+    from transformers import PrinterCallback
+
+    from bridgegarden.teacher.live import LiveTeacher
+    from bridgegarden.training.trainer import HybridDistillationTrainer
+
+    console.print(Text(f"loading teacher {run.recipe.teacher.model}"), soft_wrap=True)
+    teacher = load_model(run.preflight.teacher)
+    console.print(Text(f"loading student {run.recipe.student.model}"), soft_wrap=True)
+    student = load_model(run.preflight.student)
+    # Before training, so that the trainer can save checkpoints.
+    set_generation_stops(student, run.preflight.endings.stops)
+    trainer = HybridDistillationTrainer(
+        student,
+        LiveTeacher(teacher, top_k=run.recipe.teacher.top_k, device=run.recipe.teacher.device),
+        run.objective,
+        run.arguments,
+        train_dataset=run.data.train,
+        eval_dataset=run.data.evaluation,
+        processing_class=run.preflight.endings.tokenizer,
+        peft_config=run.lora,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _fit(
+    run: CheckedRun, trainer: "HybridDistillationTrainer", console: "Console", checkpoint: str | None
+) -> dict[str, float]:
+    """Train, in sight of the user; the metrics on held-out rows after the last step, empty if there are none."""
+    import torch
+
+    from bridgegarden.training.progress import MetricsLog, ProgressDisplay
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    log = MetricsLog(run.folder.metrics)
+    trainer.add_callback(log)
+    try:
+        with ProgressDisplay(console) as display:
+            trainer.add_callback(display)
+            trainer.train(resume_from_checkpoint=checkpoint)
+            if run.data.evaluation is None:
+                return {}
+            evaluated = _newest_entry(trainer, "eval_loss").get("step") == trainer.state.global_step
+            # The best model, if it was asked for, has replaced the last one since.
+            if not evaluated or run.arguments.load_best_model_at_end:
+                trainer.evaluate()
+            return _newest(trainer, "eval_")
+    finally:
+        log.close()
+
+
+def _newest(trainer: "HybridDistillationTrainer", prefix: str) -> dict[str, float]:
+    """The newest logged terms, without `prefix`, times and bookkeeping."""
+    entry = _newest_entry(trainer, f"{prefix}loss")
+    return {term: float(entry[prefix + term]) for term in TERMS if prefix + term in entry}
+
+
+def _newest_entry(trainer: "HybridDistillationTrainer", key: str) -> dict[str, Any]:
+    return next((entry for entry in reversed(trainer.state.log_history) if key in entry), {})
+
+
+def _speed(trainer: "HybridDistillationTrainer") -> float | None:
+    speeds = [entry["tokens_per_second"] for entry in trainer.state.log_history if "tokens_per_second" in entry]
+    return statistics.median(speeds) if speeds else None
+
+
+def _peak_memory() -> int:
+    """Bytes: the GPU's since training began, or the process's where there is none."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,43 @@
+import pytest
+from click.testing import CliRunner
+
+from bridgegarden.cli.main import cli
+from bridgegarden.errors import DataError
+from bridgegarden.recipe import load_recipe
+from bridgegarden.run import audit
+from tests.tiny import tiny_tokenizer
+
+
+def test_the_first_row_is_shown_with_what_is_learnt_marked(write_recipe, tmp_path):
+    text = audit(load_recipe(write_recipe()))
+    assert text.startswith("train train.jsonl, row 0: 2 of ")
+    assert "0 + 0 =<|im_end|>" in text
+    assert "«0<|im_end|>»" in text
+    assert "chat template: the student's" in text
+    assert "end of turn:   '<|im_end|>'" in text
+    assert "first 30 rows: " in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_teacher_s_template_is_named_where_it_is_used(write_recipe):
+    text = audit(load_recipe(write_recipe(student_tokenizer=tiny_tokenizer(chat_template=False))))
+    assert "chat template: the teacher's" in text
+    assert "warning: the student's tokenizer has no chat template" in text
+
+
+def test_rows_that_are_cut_are_counted(write_recipe):
+    recipe = load_recipe(write_recipe(), ["training.max_length=20"])
+    assert "30 longer than training.max_length 20, 30 with nothing left to learn" in audit(recipe)
+
+
+def test_a_bad_row_is_named(write_recipe, tmp_path):
+    recipe = write_recipe()
+    (tmp_path / "train.jsonl").write_text('{"question": "1 + 1 ="}')
+    with pytest.raises(DataError, match=r"train train\.jsonl, row 0"):
+        audit(load_recipe(recipe))
+
+
+def test_the_command_prints_it(write_recipe):
+    result = CliRunner().invoke(cli, ["train", str(write_recipe()), "--audit"])
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "«0<|im_end|>»" in result.stdout

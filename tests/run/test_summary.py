@@ -1,0 +1,29 @@
+from pathlib import Path
+
+from bridgegarden.run import TrainSummary
+
+SUMMARY = TrainSummary(
+    steps=12,
+    training={"loss": 1.25, "soft_loss": 0.5},
+    evaluation={"loss": 1.5},
+    tokens_per_second=1234.0,
+    wall_seconds=75.0,
+    peak_memory=2_500_000_000,
+    model=Path("out/[b]/model"),
+    output=Path("out/[b]"),
+)
+
+
+def test_the_summary_is_plain_text_with_losses_speed_memory_and_place():
+    text = str(SUMMARY)
+    for expected in ("Trained 12 steps", "1.25", "1.5", "0.5", "1,234 tokens/s", "1m 15s", "2.5 GB"):
+        assert expected in text
+    assert text.endswith("The student is in out/[b]/model")
+    assert "\x1b" not in text
+
+
+def test_without_held_out_rows_there_is_no_column_for_them():
+    import dataclasses
+
+    assert "evaluation" in str(SUMMARY)
+    assert "evaluation" not in str(dataclasses.replace(SUMMARY, evaluation={}))

@@ -1,0 +1,301 @@
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from bridgegarden.cli.main import cli
+from bridgegarden.data import Columns, load_rows, tokenise
+from bridgegarden.errors import NonFiniteError
+from bridgegarden.recipe import load_recipe
+from bridgegarden.run import train
+from bridgegarden.training.trainer import HybridDistillationTrainer
+from tests.tiny import END_OF_TEXT, TURN_END, tiny_tokenizer
+
+
+def run(recipe, *arguments):
+    return CliRunner().invoke(cli, ["train", str(recipe), *arguments])
+
+
+def data_loss(model_folder, rows) -> float:
+    """Cross-entropy of a saved model on the answers of `rows`."""
+    model: Any
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(model_folder), AutoTokenizer.from_pretrained(model_folder)
+    columns = Columns(prompt="question", completion="answer")
+    data: Any = tokenise(load_rows(str(rows)), tokenizer, columns=columns)
+    with torch.no_grad():
+        losses = [
+            model(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).loss.item()
+            for row in data
+        ]
+    return sum(losses) / len(losses)
+
+
+def metrics(output):
+    return [
+        json.loads(line, parse_constant=pytest.fail) for line in (output / "metrics.jsonl").read_text().splitlines()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("family", "teacher_vocab", "student_vocab"),
+    [("qwen2", 272, 264), ("llama", 264, 272), ("gemma2", 264, 264), ("deepseek", 259, 272)],
+)
+def test_the_student_learns_and_is_saved_as_an_ordinary_model(
+    write_recipe, tmp_path, family, teacher_vocab, student_vocab
+):
+    recipe = write_recipe(family, teacher_vocab, student_vocab, training={"max_steps": 16})
+    result = run(recipe)
+    assert result.exit_code == 0, result.output
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    assert model.config.vocab_size == student_vocab
+    assert model.config.use_cache
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "1 + 1 ="}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    assert model.generate(**prompt, max_new_tokens=4).shape[1] > prompt["input_ids"].shape[1]
+    before, after = (
+        data_loss(folder, tmp_path / "train.jsonl") for folder in (tmp_path / "student", model.name_or_path)
+    )
+    assert after < before - 0.5
+    assert f"The student is in {tmp_path / 'out' / 'model'}" in result.stdout
+
+
+def test_everything_about_the_run_is_beside_the_model(write_recipe, tmp_path):
+    recipe = write_recipe(data={"eval": str(tmp_path / "eval.jsonl")}, training={"gradient_accumulation_steps": 2})
+    summary = train(load_recipe(recipe))
+    output = tmp_path / "out"
+    assert load_recipe(output / "recipe.yaml") == load_recipe(recipe)
+    logs = metrics(output)
+    assert [line["step"] for line in logs if "loss" in line] == [2, 4]
+    (held_out,) = [line for line in logs if "eval_loss" in line]
+    assert summary.training["loss"] == [line["loss"] for line in logs if "loss" in line][-1]
+    assert summary.evaluation["soft_loss"] == held_out["eval_soft_loss"]
+    assert summary.steps == 4
+    assert summary.peak_memory > 1e8
+    record = json.loads((output / "run.json").read_text())
+    assert record["finished"] >= record["started"]
+    assert (record["rows"], record["seed"]) == ({"train": 30, "eval": 6}, 42)
+    assert record["packages"]["torch"] == torch.__version__
+    assert record["evaluation"] == dict(summary.evaluation)
+    assert sorted(path.name for path in output.iterdir()) == ["metrics.jsonl", "model", "recipe.yaml", "run.json"]
+    files = {path.name for path in (output / "model").iterdir()}
+    assert {"model.safetensors", "tokenizer.json", "chat_template.jinja", "generation_config.json"} <= files
+    assert not any(name.endswith((".bin", ".pt")) for name in files)
+    card = (output / "model" / "README.md").read_text()
+    assert record["data"]["train"] in card
+    assert "`teacher` (local)" in card
+    assert "hard_target=data" in card
+
+
+def test_the_saved_model_stops_at_the_end_of_its_turn_and_of_the_text(write_recipe, tmp_path):
+    recipe = write_recipe(student_tokenizer=tiny_tokenizer(chat_template=False))
+    result = run(recipe)
+    assert "the student's tokenizer has no chat template; the teacher's is used" in result.stderr
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
+    assert tokenizer.chat_template == tiny_tokenizer().chat_template
+    stops = [tokenizer.convert_tokens_to_ids(token) for token in (TURN_END, END_OF_TEXT)]
+    assert model.generation_config.eos_token_id == stops
+
+
+def test_generation_settings_that_cannot_be_saved_do_not_cost_the_run(write_recipe, tmp_path):
+    recipe = write_recipe()
+    path = tmp_path / "student" / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"temperature": 0.6, "do_sample": False}))
+    assert run(recipe).exit_code == 0
+    settings = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model").generation_config
+    assert (settings.temperature, settings.do_sample) == (0.6, True)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by PEFT
+def test_adapters_are_saved_alone_and_merged(write_recipe, tmp_path):
+    recipe = write_recipe("qwen2", student={"lora": {"r": 4}}, training={"max_steps": 8, "learning_rate": 2e-2})
+    result = run(recipe)
+    assert result.exit_code == 0, result.output
+    output = tmp_path / "out"
+    merged = AutoModelForCausalLM.from_pretrained(output / "model")
+    ids = torch.arange(20)[None]
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
+    plain = base(ids).logits
+    adapted = PeftModel.from_pretrained(base, output / "adapter")
+    torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-5, rtol=1e-5)
+    assert (merged(ids).logits - plain).abs().max() > 1e-3
+    assert not (output / "model" / "adapter_config.json").exists()
+    assert "merged" in (output / "adapter" / "README.md").read_text()
+
+
+def test_a_student_with_a_temperature_and_top_k_teacher_trains_with_packing_off(write_recipe):
+    recipe = write_recipe(teacher={"top_k": 8, "dtype": "bfloat16"}, objective={"preset": "risk_guided"})
+    result = run(recipe, "--set", "objective.temperature=2.0")
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("answer", "place"),
+    [("2", "train.jsonl:18: 'answer' is int 2"), ('" "', "train train.jsonl, row 17: 'answer' is empty")],
+)
+def test_a_bad_row_is_named_and_nothing_is_begun(write_recipe, tmp_path, monkeypatch, answer, place):
+    recipe = write_recipe()
+    rows = (tmp_path / "train.jsonl").read_text().splitlines()
+    rows[17] = f'{{"question": "1 + 1 =", "answer": {answer}}}'
+    (tmp_path / "train.jsonl").write_text("\n".join(rows))
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *args, **kwargs: pytest.fail("weights loaded"))
+    result = run(recipe)
+    assert result.exit_code == 2
+    assert place in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_different_tokenizer_is_refused_before_anything_is_loaded(write_recipe, tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["zz"])
+    recipe = write_recipe(student_tokenizer=tokenizer)
+    saved = json.loads((tmp_path / "student" / "tokenizer.json").read_text())
+    vocab = saved["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (tmp_path / "student" / "tokenizer.json").write_text(json.dumps(saved))
+    result = run(recipe)
+    assert result.exit_code == 2
+    assert "have different tokenizers: id 64 is 'a' to the teacher, 'b' to the student" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def spoil(folder, change):
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def test_a_teacher_that_is_not_finite_stops_the_run_with_the_rows(write_recipe, tmp_path):
+    recipe = write_recipe()
+    spoil(tmp_path / "teacher", lambda weights: weights["model.embed_tokens.weight"][-6:].fill_(float("nan")))
+    result = run(recipe, "--set", "training.max_length=64")
+    assert result.exit_code == 2
+    assert "step 1: teacher_entropy is nan" in result.stderr
+    assert "rows of the data: " in result.stderr
+    assert "The teacher's own distribution is not finite" in result.stderr
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_missing_weights_are_refused_rather_than_random(write_recipe, tmp_path):
+    recipe = write_recipe()
+    spoil(tmp_path / "student", lambda weights: weights.pop("model.layers.1.mlp.down_proj.weight"))
+    result = run(recipe)
+    assert result.exit_code == 2
+    assert "lack 1 weights (model.layers.1.mlp.down_proj.weight), which would be random" in result.stderr
+
+
+def test_a_torn_weights_file_is_one_line(write_recipe, tmp_path):
+    recipe = write_recipe()
+    path = tmp_path / "student" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    result = run(recipe)
+    assert result.exit_code == 2
+    assert "its weights cannot be loaded" in result.stderr
+
+
+def interrupt_at(monkeypatch, step: int):
+    training_step = HybridDistillationTrainer.training_step
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == step:
+            raise KeyboardInterrupt
+        return training_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(HybridDistillationTrainer, "training_step", interrupted)
+
+
+def test_an_interrupted_run_leaves_no_model_and_resumes_to_the_same_one(write_recipe, tmp_path, monkeypatch):
+    recipe = write_recipe(training={"max_steps": 6, "save_steps": 2, "save_total_limit": 1})
+    whole = dataclasses.replace(load_recipe(recipe), output=tmp_path / "whole")
+    train(whole)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step=5)
+        result = run(recipe)
+    assert result.exit_code == 130
+    output = tmp_path / "out"
+    assert not (output / "model").exists()
+    assert json.loads((output / "run.json").read_text())["finished"] is None
+    assert "Add --resume" in run(recipe).stderr
+    refused = run(recipe, "--resume", "--set", "training.max_steps=8")
+    assert "training.max_steps was 6, is 8" in refused.stderr
+    result = run(recipe, "--resume")
+    assert result.exit_code == 0, result.output
+    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (output, tmp_path / "whole"))
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name])
+    assert [line["step"] for line in metrics(output) if "loss" in line] == [2, 4, 6]
+    assert (output / "checkpoints" / "checkpoint-6").is_dir()
+
+
+def test_a_run_is_not_resumed_on_other_rows(write_recipe, tmp_path, monkeypatch):
+    recipe = write_recipe(training={"save_steps": 2})
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step=3)
+        run(recipe)
+    rows = (tmp_path / "train.jsonl").read_text()
+    (tmp_path / "train.jsonl").write_text(rows.replace("1 + 1 =", "1 - 1 ="))
+    result = run(recipe, "--resume")
+    assert result.exit_code == 2
+    assert "was trained on other rows" in result.stderr
+
+
+def test_a_full_disk_while_saving_leaves_no_model(write_recipe, tmp_path, monkeypatch):
+    recipe = write_recipe()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bridgegarden.run.save._finish", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(load_recipe(recipe))
+    assert not (tmp_path / "out" / "model").exists()
+    assert "Add --resume" in run(recipe).stderr
+
+
+def test_a_loss_that_is_not_finite_leaves_no_model(write_recipe, tmp_path):
+    recipe = write_recipe("llama", training={"learning_rate": 1e30, "max_grad_norm": 1e30, "warmup_steps": 0})
+    with pytest.raises(NonFiniteError, match="step 2"):
+        train(load_recipe(recipe))
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_a_finished_run_is_not_run_again(write_recipe, tmp_path):
+    recipe = write_recipe(training={"max_steps": 1})
+    assert run(recipe).exit_code == 0
+    weights = (tmp_path / "out" / "model" / "model.safetensors").read_bytes()
+    result = run(recipe, "--set", "training.max_steps=2")
+    assert result.exit_code == 2
+    assert "already holds a finished model. It was made with another recipe: training.max_steps was 1" in result.stderr
+    assert (tmp_path / "out" / "model" / "model.safetensors").read_bytes() == weights
+
+
+def test_the_command_in_a_process_of_its_own_prints_plain_lines_and_a_summary(write_recipe, tmp_path):
+    recipe = write_recipe(data={"eval": str(tmp_path / "eval.jsonl")})
+    done = subprocess.run(
+        [sys.executable, "-m", "bridgegarden", "train", str(recipe)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "FORCE_COLOR": "1", "COLUMNS": "80"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stderr + done.stdout
+    assert "\r" not in done.stderr
+    lines = done.stderr.splitlines()
+    assert len([line for line in lines if line.startswith("step ")]) == 2
+    assert len([line for line in lines if line.startswith("evaluation at step 4/4: ")]) == 1
+    assert not [line for line in lines if "Warning" in line or "[transformers]" in line]
+    assert done.stdout.startswith("Trained 4 steps\n")
+    assert done.stdout.endswith(f"The student is in {tmp_path / 'out' / 'model'}\n")
