@@ -1,0 +1,1 @@
+"""The finite-state worlds that ship with the package."""
