@@ -16,7 +16,8 @@ from bridgegarden.report.charts import standalone
 
 def draw(result: QuickstartResult) -> str:
     """The text of the SVG file."""
-    return standalone(frontier_chart(result))
+    title = "Right answers when sampling against the diversity kept, for every objective"
+    return standalone(frontier_chart(result), title=title)
 
 
 def main() -> None:

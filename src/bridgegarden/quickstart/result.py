@@ -1,0 +1,229 @@
+"""What a run of the quickstart found: plain data, written to and read from JSON."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal, NamedTuple
+
+from bridgegarden.policy import Estimate, Interval
+from bridgegarden.quickstart.settings import QuickstartSettings
+
+TopTokens = tuple[tuple[str, float], ...]
+"""Likeliest tokens and their probabilities, in falling order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A model on the held-out problems. Standard errors are over problems. Everything in nats that is not a share."""
+
+    accuracy_sampled: Estimate
+    """Share of right answers, 0 to 1, sampled at temperature 1."""
+
+    accuracy_greedy: Estimate
+    """Share of right answers, 0 to 1, taking the likeliest token."""
+
+    kl_bridge: Estimate
+    """KL(teacher || model) in nats a token at the Bridges of the teacher's answers; mean per problem first."""
+
+    kl_garden: Estimate
+    """The same at the Gardens."""
+
+    diversity: Estimate
+    """Entropy of the model over entropy of the teacher at the Gardens of the teacher's answers; 1 keeps all."""
+
+    teacher_loss: Estimate
+    """L_dT: KL(teacher || model) summed over an answer that the teacher wrote, nats per answer."""
+
+    student_loss: Estimate
+    """L_dtheta: the same on the model's own answers to the same problems."""
+
+    exposure_bias: Estimate
+    """L_dtheta - L_dT, paired by problem, nats per answer. Its sign is kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveRun:
+    """One student, trained with one objective from one seed."""
+
+    objective: str
+    """Key of `bridgegarden.quickstart.settings.OBJECTIVES`."""
+
+    label: str
+    """For a reader."""
+
+    hard_target: str
+    """``teacher_argmax`` or ``data``; says nothing where the objective is soft alone."""
+
+    seed: int
+    """Decided the first weights, the data and its order."""
+
+    measured: Measured
+    """On held-out problems."""
+
+    seconds: float
+    """Wall time of the training alone."""
+
+    cpu_seconds: float
+    """Processor time of the training alone: what it costs on an idle machine."""
+
+    tokens: int
+    """Tokens that the student read in training, prompts and repetitions counted."""
+
+    final_loss: float
+    """Mean objective over the last steps, nats a token. Not comparable between objectives."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenView:
+    """One token of a written answer, and what the models thought before it was written."""
+
+    text: str
+    """As written. Untrusted: escape it."""
+
+    role: Literal["bridge", "garden", "forced"]
+    """What the choice of this token decides, read off the process."""
+
+    soft_weights: Mapping[str, float]
+    """Soft weight of each rule here: static, confidence, entropy."""
+
+    teacher_top: TopTokens
+    """Of the teacher."""
+
+    student_tops: Mapping[str, TopTokens]
+    """Of each objective's student."""
+
+    student_surprise: Mapping[str, float]
+    """Minus log-probability of this token under each objective's student, nats."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerView:
+    """One answer to one held-out problem, token by token."""
+
+    prompt: str
+    """The problem in words."""
+
+    tokens: tuple[TokenView, ...]
+    """The answer, its end token left out."""
+
+    written_by: str
+    """Label of the objective whose student wrote it, sampled at temperature 1."""
+
+
+class Summary(NamedTuple):
+    """One quantity of one objective over everything that was run."""
+
+    mean: float
+    """Over seeds and problems."""
+    interval: Interval
+    """95 % interval from the t-distribution."""
+    stderr: float
+    """Standard error over `units`."""
+    n: int
+    """Number of `units`."""
+    units: Literal["seeds", "problems"]
+    """What the interval is over: seeds where there are two or more, else the problems of the only one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartResult:
+    """Everything that the table and the report show."""
+
+    settings: QuickstartSettings
+    """What was run."""
+
+    runs: tuple[ObjectiveRun, ...]
+    """In the order of the settings' objectives, then seeds."""
+
+    teacher: Measured
+    """The teacher on the same problems; against itself, so its KLs are 0 and its diversity 1."""
+
+    answer: AnswerView
+    """One answer looked at closely."""
+
+    versions: Mapping[str, str]
+    """Of Python, the platform and the packages that decide the numbers."""
+
+    command: str
+    """What gives the same numbers on the same machine."""
+
+    started: str
+    """ISO 8601, UTC."""
+
+    seconds: float
+    """Wall time of the whole."""
+
+    full: bool
+    """Whether it was the whole comparison."""
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Objectives that were run, in the order of the tables."""
+        return tuple(dict.fromkeys(run.objective for run in self.runs))
+
+    def label(self, objective: str) -> str:
+        """How a reader calls `objective`."""
+        return self.runs_of(objective)[0].label
+
+    def runs_of(self, objective: str) -> tuple[ObjectiveRun, ...]:
+        """One run per seed."""
+        return tuple(run for run in self.runs if run.objective == objective)
+
+    def summary(self, objective: str, quantity: str) -> Summary:
+        """`quantity` (a field of `Measured`) of `objective`, over seeds if there are several."""
+        estimates: list[Estimate] = [getattr(run.measured, quantity) for run in self.runs_of(objective)]
+        over_seeds = len(estimates) > 1
+        estimate = Estimate.over([estimate.mean for estimate in estimates]) if over_seeds else estimates[0]
+        units = "seeds" if over_seeds else "problems"
+        return Summary(estimate.mean, estimate.interval(), estimate.stderr, estimate.n, units)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return to_tree(self)
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> "QuickstartResult":
+        """The inverse of `to_dict`."""
+        return cls(
+            **{
+                **tree,
+                "settings": QuickstartSettings.from_dict(tree["settings"]),
+                "runs": tuple(run_from_tree(run) for run in tree["runs"]),
+                "teacher": measured_from_tree(tree["teacher"]),
+                "answer": answer_from_tree(tree["answer"]),
+            }
+        )
+
+
+def to_tree(value: Any) -> Any:
+    """Dataclasses and estimates as mappings, tuples as lists: what JSON can say."""
+    if isinstance(value, Estimate):
+        return value._asdict()
+    if is_dataclass(value):
+        return {field.name: to_tree(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: to_tree(item) for name, item in value.items()}
+    return [to_tree(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def measured_from_tree(tree: Mapping[str, Any]) -> Measured:
+    """The inverse of `to_tree`."""
+    return Measured(**{name: Estimate(**estimate) for name, estimate in tree.items()})
+
+
+def run_from_tree(tree: Mapping[str, Any]) -> ObjectiveRun:
+    """The inverse of `to_tree`."""
+    return ObjectiveRun(**{**tree, "measured": measured_from_tree(tree["measured"])})
+
+
+def answer_from_tree(tree: Mapping[str, Any]) -> AnswerView:
+    """The inverse of `to_tree`."""
+    return AnswerView(**{**tree, "tokens": tuple(_token_from_tree(token) for token in tree["tokens"])})
+
+
+def _token_from_tree(tree: Mapping[str, Any]) -> TokenView:
+    tops = {objective: _top(top) for objective, top in tree["student_tops"].items()}
+    return TokenView(**{**tree, "teacher_top": _top(tree["teacher_top"]), "student_tops": tops})
+
+
+def _top(pairs: list[list[Any]]) -> TopTokens:
+    return tuple((token, probability) for token, probability in pairs)

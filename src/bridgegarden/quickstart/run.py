@@ -1,0 +1,246 @@
+"""``bridgegarden quickstart``: train one student per objective and seed, measure them all, write the report."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from bridgegarden.quickstart.display import QuickstartDisplay
+from bridgegarden.quickstart.output import QuickstartFolder, deciding_versions, run_key
+from bridgegarden.quickstart.result import AnswerView, Measured, ObjectiveRun, QuickstartResult
+from bridgegarden.quickstart.settings import OBJECTIVES, QuickstartSettings
+from bridgegarden.quickstart.workers import MOST, Tell, available_processors, one_thread, work
+from bridgegarden.run.quiet import quiet_libraries
+from bridgegarden.run.record import now
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from rich.console import Console
+    from transformers import PreTrainedModel
+
+    from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
+    from bridgegarden.quickstart.held_out import HeldOut
+
+FULL_SEEDS = 3
+"""Seeds for each objective with `full`: enough for an interval over seeds that says something."""
+
+TELL_EVERY = 10
+"""Steps between two signs of life from a training."""
+
+MEASURING = 60
+"""What measuring a student costs, in training steps, for the progress bar."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One training and its measurement."""
+
+    objective: str
+    """Key of `OBJECTIVES`."""
+
+    seed: int
+    """Of the first weights, the data and its order."""
+
+    settings: QuickstartSettings
+    """What else the numbers depend on."""
+
+    folder: QuickstartFolder
+    """Where the numbers and the student are kept."""
+
+    @property
+    def name(self) -> str:
+        """For the display."""
+        return f"{self.objective}-{self.seed}"
+
+    @property
+    def key(self) -> str:
+        """Of everything the numbers depend on."""
+        return run_key(self.objective, self.seed, self.settings)
+
+
+def plan(*, full: bool = False, seed: int = 0) -> QuickstartSettings:
+    """The settings of the command: all objectives and several seeds with `full`, else the default ones and `seed`."""
+    if full:
+        return QuickstartSettings(objectives=tuple(OBJECTIVES), seeds=tuple(range(seed, seed + FULL_SEEDS)))
+    return QuickstartSettings(seeds=(seed,))
+
+
+def quickstart(
+    output: Path,
+    *,
+    full: bool = False,
+    seed: int = 0,
+    workers: int | None = None,
+    settings: QuickstartSettings | None = None,
+    console: "Console | None" = None,
+) -> QuickstartResult:
+    """Compare the objectives on the packaged world, and leave ``result.json`` and ``report.html`` in `output`.
+
+    Both appear at the very end; until then, and after an interrupt, a file ``INCOMPLETE`` lies there. The numbers
+    depend on the settings, the libraries' versions and the machine, not on the number of workers.
+
+    Args:
+        output: folder; made if need be.
+        full: all objectives and several seeds. Trainings that an earlier run finished in `output` are not repeated.
+        seed: the first seed.
+        workers: processes of one thread each; the processors there are, at most 4, if None.
+        settings: instead of those of `plan`.
+        console: for progress; stderr if None.
+
+    Raises:
+        ConfigError: `output` is a file, a setting is wrong, or a worker was ended from outside.
+    """
+    from bridgegarden.training.progress import stderr_console
+
+    began, started = time.perf_counter(), now()
+    settings = settings or plan(full=full, seed=seed)
+    console = console or stderr_console()
+    folder = QuickstartFolder(output)
+    with _terminated_as_interrupted(), quiet_libraries(interactive=console.is_terminal):
+        folder.begin(resume=full)
+        runs = _all_runs(settings, folder, console, workers or min(available_processors(), MOST), resume=full)
+        with one_thread():
+            teacher, answer = _look_at_teacher_and_answer(settings, folder)
+        result = QuickstartResult(
+            settings=settings,
+            runs=runs,
+            teacher=teacher,
+            answer=answer,
+            versions=deciding_versions(),
+            command=f"bridgegarden quickstart{' --full' if full else ''} --seed {settings.seeds[0]}",
+            started=started,
+            seconds=time.perf_counter() - began,
+            full=full,
+        )
+        folder.finish(result)
+    return result
+
+
+def run_one(job: Job, tell: Tell) -> ObjectiveRun:
+    """Train and measure one student, and keep both in the job's folder."""
+    from bridgegarden.quickstart.held_out import examine
+    from bridgegarden.quickstart.student import train_student
+
+    def on_step(step: int) -> None:
+        if step % TELL_EVERY == 0:
+            tell(job.name, step)
+
+    objective, settings = OBJECTIVES[job.objective], job.settings
+    with quiet_libraries(interactive=False):
+        teacher = _teacher()
+        rows = _rows(settings.train_problems, job.seed)
+        trained = train_student(objective, job.seed, settings, rows, teacher, on_step)
+        tell(job.name, settings.steps)
+        measured = examine(trained.model, _held_out(settings.test_problems, job.seed)).measured()
+        run = ObjectiveRun(
+            objective=job.objective,
+            label=objective.label,
+            hard_target=objective.hard_target,
+            seed=job.seed,
+            measured=measured,
+            seconds=trained.seconds,
+            cpu_seconds=trained.cpu_seconds,
+            tokens=trained.tokens,
+            final_loss=trained.final_loss,
+        )
+        job.folder.save_run(run, trained.model, job.key)
+    return run
+
+
+def _all_runs(
+    settings: QuickstartSettings, folder: QuickstartFolder, console: "Console", workers: int, *, resume: bool
+) -> tuple[ObjectiveRun, ...]:
+    """Every objective with every seed; seed by seed, so that an interrupted run has whole comparisons."""
+    jobs = [
+        Job(objective=objective, seed=seed, settings=settings, folder=folder)
+        for seed in settings.seeds
+        for objective in settings.objectives
+    ]
+    found: dict[str, ObjectiveRun] = {}
+    if resume:
+        kept = {job.name: folder.finished_run(job.objective, job.seed, job.key) for job in jobs}
+        found = {name: run for name, run in kept.items() if run is not None}
+        if found:
+            console.print(f"{len(found)} of {len(jobs)} trainings were finished before and are kept")
+    todo = [job for job in jobs if job.name not in found]
+    if todo:
+        console.print(f"{len(todo)} students to train, {min(workers, len(todo))} at a time")
+    units = settings.steps + MEASURING
+    with QuickstartDisplay(console, units * len(todo)) as display:
+        # Closed at once on an interrupt, which ends the workers.
+        with closing(work(run_one, todo, workers=workers, tell=display.advance)) as finished:
+            for job, run in finished:
+                found[job.name] = run
+                display.finished(job.name, units, run)
+    order = {objective: place for place, objective in enumerate(settings.objectives)}
+    return tuple(sorted(found.values(), key=lambda run: (order[run.objective], settings.seeds.index(run.seed))))
+
+
+def _look_at_teacher_and_answer(settings: QuickstartSettings, folder: QuickstartFolder) -> tuple[Measured, AnswerView]:
+    """The teacher on the held-out problems of all seeds, and one answer with the students of the first."""
+    from transformers import AutoModelForCausalLM
+
+    from bridgegarden.quickstart.answer import view_answer
+    from bridgegarden.quickstart.held_out import PerProblem, examine
+
+    examined = [examine(_teacher(), _held_out(settings.test_problems, seed)) for seed in settings.seeds]
+    together = PerProblem(*(torch.cat(columns) for columns in zip(*examined, strict=True)))
+    first = settings.seeds[0]
+    students = {
+        name: AutoModelForCausalLM.from_pretrained(folder.student(name, first), dtype=torch.float32).eval()
+        for name in settings.objectives
+    }
+    return together.measured(), view_answer(students, _held_out(settings.test_problems, first))
+
+
+# Trainings of one process share what they do not change.
+@lru_cache(maxsize=1)
+def _world() -> "ArithmeticWorld":
+    from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
+
+    return ArithmeticWorld()
+
+
+@lru_cache(maxsize=1)
+def _teacher() -> "PreTrainedModel":
+    from bridgegarden.quickstart.student import load_teacher
+
+    return load_teacher()
+
+
+@lru_cache(maxsize=1)
+def _rows(problems: int, seed: int) -> "Dataset":
+    from bridgegarden.quickstart.student import training_rows
+
+    return training_rows(_world(), problems, seed)
+
+
+@lru_cache(maxsize=1)
+def _held_out(problems: int, seed: int) -> "HeldOut":
+    from bridgegarden.quickstart.held_out import hold_out
+
+    return hold_out(_world(), _teacher(), problems, seed)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM ends the run as Ctrl-C does, workers included; from a thread, signals are left as they are."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

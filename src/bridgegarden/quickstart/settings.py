@@ -1,0 +1,101 @@
+"""What a run of the quickstart depends on, and the objectives it compares."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+from bridgegarden.errors import ConfigError
+from bridgegarden.registry import lookup
+
+if TYPE_CHECKING:
+    from bridgegarden.objective.hybrid import HybridObjective
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedObjective:
+    """One row of the comparison."""
+
+    label: str
+    """For a reader."""
+
+    preset: str
+    """Name of `HybridObjective.preset`."""
+
+    hard_target: Literal["teacher_argmax", "data"] = "teacher_argmax"
+    """The hard label: the teacher's likeliest token, or the token of the sampled answer."""
+
+    pure: bool = False
+    """Whether it uses labels of one kind alone."""
+
+    def build(self) -> "HybridObjective":
+        """The objective itself."""
+        from bridgegarden.objective.hybrid import HybridObjective
+
+        return HybridObjective.preset(self.preset, hard_target=self.hard_target)
+
+
+OBJECTIVES: Mapping[str, ComparedObjective] = MappingProxyType(
+    {
+        "hard": ComparedObjective(label="hard (argmax)", preset="hard", pure=True),
+        "hard_data": ComparedObjective(label="hard (data)", preset="hard", hard_target="data", pure=True),
+        "soft": ComparedObjective(label="soft", preset="soft", pure=True),
+        "static": ComparedObjective(label="static", preset="static"),
+        "confidence": ComparedObjective(label="confidence", preset="confidence"),
+        "entropy": ComparedObjective(label="entropy", preset="entropy"),
+        "curriculum": ComparedObjective(label="curriculum", preset="curriculum"),
+        "risk_guided": ComparedObjective(label="risk-guided", preset="risk_guided"),
+    }
+)
+"""Everything that `--full` compares, in the order of its tables. Hybrids mix in the teacher's likeliest token."""
+
+DEFAULT_OBJECTIVES = ("hard", "soft", "static", "confidence", "entropy")
+"""What runs without `--full`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartSettings:
+    """Everything the numbers depend on besides the packaged teacher and the versions of the libraries."""
+
+    objectives: tuple[str, ...] = DEFAULT_OBJECTIVES
+    """Keys of `OBJECTIVES`, in the order of the tables."""
+
+    seeds: tuple[int, ...] = (0,)
+    """One training per objective and seed. A seed decides the student's first weights, the data and its order."""
+
+    steps: int = 800
+    """Optimiser steps of each training."""
+
+    batch: int = 32
+    """Answers per step."""
+
+    learning_rate: float = 5e-3
+    """Peak of AdamW's rate: a linear rise over the first 5 % of the steps, then a cosine to zero."""
+
+    train_problems: int = 2_000
+    """Distinct training problems, each with one answer."""
+
+    test_problems: int = 1_000
+    """Held-out problems on which everything is measured, the same for all trainings of a seed."""
+
+    def __post_init__(self) -> None:
+        for name in self.objectives:
+            lookup(OBJECTIVES, name, field="quickstart.objectives")
+        if not self.objectives or not self.seeds:
+            raise ConfigError("quickstart: needs at least one objective and one seed.")
+        if len({*self.objectives}) != len(self.objectives) or len({*self.seeds}) != len(self.seeds):
+            raise ConfigError("quickstart: an objective or a seed is named twice.")
+        for name, least in (("steps", 1), ("batch", 1), ("train_problems", 1), ("test_problems", 2)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"quickstart.{name} must be >= {least}, got {getattr(self, name)}.")
+        if not self.learning_rate > 0:
+            raise ConfigError(f"quickstart.learning_rate must be > 0, got {self.learning_rate}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> "QuickstartSettings":
+        """The inverse of `to_dict`."""
+        return cls(**{**tree, "objectives": tuple(tree["objectives"]), "seeds": tuple(tree["seeds"])})

@@ -1,0 +1,73 @@
+import json
+from html.parser import HTMLParser
+
+from bridgegarden.report.tokens import RoleLayer, Thought, Token, ValueLayer, token_data, token_text, visible
+
+ROLE = RoleLayer(values=("garden", "bridge", "forced"), about="Read off the process.")
+LAMBDA = ValueLayer(
+    values=(0.9, 0.0, 0.51), name="entropy", group="Soft weight", about="", scale="weight", most=1.0, ends=("0", "1")
+)
+EVIL = '</script><img src=x onerror=alert(1)>&amp;"'
+TOKENS = [
+    Token(text="so", thoughts=(Thought(model="teacher", top=(("so", 0.8), (EVIL, 0.2)), note="sure"),)),
+    Token(text="4", gap=" "),
+    Token(text=EVIL),
+]
+
+
+class Spans(HTMLParser):
+    def __init__(self, markup: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(str(markup))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_text_is_all_there_with_its_gaps_and_nothing_of_it_is_markup():
+    page = Spans(token_text(TOKENS, [ROLE, LAMBDA], label="Answer"))
+    assert page.text.endswith(f"so 4{EVIL}")
+    assert "img" not in page.tags
+    assert "script" not in page.tags
+
+
+def test_tokens_are_painted_by_the_first_layer_before_any_script_runs():
+    painted = str(token_text(TOKENS, [ROLE, LAMBDA], label="Answer")).split('class="text"')[1]
+    assert [part.split('"')[0] for part in painted.split('data-level="')[1:]] == ["garden", "bridge", "forced"]
+
+
+def test_one_token_alone_is_a_stop_of_the_tab_key():
+    painted = str(token_text(TOKENS, [ROLE], label="Answer")).split('class="text"')[1]
+    assert painted.count('tabindex="0"') == 1
+    assert painted.count('tabindex="-1"') == len(TOKENS) - 1
+
+
+def test_the_data_has_every_layer_and_every_card():
+    data = json.loads(json.dumps(token_data(TOKENS, [ROLE, LAMBDA])))
+    assert [layer["scale"] for layer in data["layers"]] == ["role", "weight"]
+    assert data["layers"][1]["levels"] == [9, 0, 5]
+    assert data["tokens"][0]["thoughts"] == [
+        {"model": "teacher", "note": "sure", "top": [["so", 0.8, True], [EVIL.replace(" ", "␣"), 0.2, False]]}
+    ]
+
+
+def test_the_legend_of_roles_names_those_that_occur():
+    only = RoleLayer(values=("bridge",), about="")
+    page = Spans(token_text([Token(text="4")], [only], label="Answer"))
+    assert "Bridge" in page.text
+    assert "Garden" not in page.text
+
+
+def test_an_empty_answer_can_be_shown():
+    assert "Answer" in token_text([], [RoleLayer(values=(), about="")], label="Answer")
+
+
+def test_characters_that_hide_or_turn_text_are_shown_as_escapes():
+    assert visible("a\x1b[31m\u202eb\x00") == "a\\x1b[31m\\u202eb\\x00"
+    assert visible("one\ntwo") == "one⏎\ntwo"
+    assert visible("é 你") == "é 你"

@@ -1,0 +1,82 @@
+import math
+import pickle
+
+import pytest
+import torch
+
+from bridgegarden.errors import DataError
+from bridgegarden.policy import Estimate, t_quantile
+
+
+def test_the_standard_error_is_that_of_the_mean():
+    values = [1.0, 2.0, 4.0, 9.0]
+    spread = math.sqrt(sum((value - 4) ** 2 for value in values) / 3)
+    assert Estimate.over(values) == pytest.approx((4.0, spread / 2, 4))
+
+
+def test_integers_and_booleans_are_shares():
+    assert Estimate.over(torch.tensor([True, False])) == Estimate.over([1.0, 0.0])
+
+
+@pytest.mark.parametrize("values", [[], [3.0]])
+def test_the_spread_of_fewer_than_two_values_is_not_made_up(values):
+    with pytest.raises(DataError, match=f"got {len(values)} value.*at least 2"):
+        Estimate.over(values)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_value_that_is_not_finite_is_refused(bad):
+    with pytest.raises(DataError, match="1 of 3 values are not finite"):
+        Estimate.over([1.0, bad, 2.0])
+
+
+def test_the_stated_error_is_the_spread_over_repetitions():
+    draws = torch.randn(4000, 25, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    estimates = [Estimate.over(row) for row in draws]
+    means = torch.tensor([estimate.mean for estimate in estimates])
+    stated = torch.tensor([estimate.stderr for estimate in estimates]).square().mean().sqrt()
+    assert stated == pytest.approx(means.std().item(), rel=0.05)
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says():
+    draws = torch.randn(4000, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    intervals = [Estimate.over(row).interval(0.95) for row in draws]
+    assert sum(low <= 0 <= high for low, high in intervals) / 4000 == pytest.approx(0.95, abs=0.014)
+
+
+def test_a_ratio_is_that_of_the_means():
+    above, below = torch.tensor([1.0, 5.0]), torch.tensor([2.0, 4.0])
+    assert Estimate.ratio(above, below).mean == 1.0
+
+
+def test_a_constant_ratio_has_no_error():
+    below = torch.tensor([1.0, 2.0, 5.0])
+    assert Estimate.ratio(0.25 * below, below) == pytest.approx((0.25, 0.0, 3))
+
+
+def test_the_error_of_a_ratio_is_its_spread_over_repetitions():
+    generator = torch.Generator().manual_seed(2)
+    below = 2 + torch.rand(2000, 50, generator=generator, dtype=torch.float64)
+    above = below + torch.randn(2000, 50, generator=generator, dtype=torch.float64)
+    estimates = [Estimate.ratio(a, b) for a, b in zip(above, below, strict=True)]
+    spread = torch.tensor([estimate.mean for estimate in estimates]).std().item()
+    assert sum(estimate.stderr for estimate in estimates) / 2000 == pytest.approx(spread, rel=0.05)
+
+
+def test_a_ratio_needs_pairs_and_something_to_divide_by():
+    with pytest.raises(DataError, match="2 values to 3"):
+        Estimate.ratio([1.0, 2.0], [1.0, 2.0, 3.0])
+    with pytest.raises(DataError, match="denominator has mean 0"):
+        Estimate.ratio([1.0, 2.0], [-1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("freedom", "tabled"), [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (9, 2.262), (30, 2.042), (999, 1.962)]
+)
+def test_quantiles_are_those_of_the_tables(freedom, tabled):
+    assert t_quantile(0.975, freedom) == pytest.approx(tabled, rel=2e-3)
+
+
+def test_an_estimate_travels_between_processes():
+    estimate = Estimate(1.0, 0.5, 10)
+    assert pickle.loads(pickle.dumps(estimate)) == estimate
