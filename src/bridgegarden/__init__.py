@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     )
     from bridgegarden.objective.support import TeacherSignal
     from bridgegarden.recipe import load_recipe
+    from bridgegarden.teacher.cache.reader import TeacherCache
     from bridgegarden.teacher.live import LiveTeacher
     from bridgegarden.training.trainer import HybridDistillationTrainer
 
@@ -32,6 +33,7 @@ __all__ = [
     "HybridObjective",
     "LiveTeacher",
     "StaticWeight",
+    "TeacherCache",
     "TeacherSignal",
     "TrainProgress",
     "__version__",
@@ -49,6 +51,7 @@ _HOME = {
     "HybridObjective": "objective.hybrid",
     "LiveTeacher": "teacher.live",
     "StaticWeight": "objective.soft_weight",
+    "TeacherCache": "teacher.cache.reader",
     "TeacherSignal": "objective.support",
     "TrainProgress": "objective.soft_weight",
     "forward_kl": "objective.divergences",

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from bridgegarden.data import Columns, conversation
+from bridgegarden.data import Columns, conversation, prompt, with_answer
 from bridgegarden.errors import ConfigError, DataError
 
 USER = {"role": "user", "content": "question"}
@@ -116,3 +116,63 @@ def test_columns_name_messages_or_a_pair_but_not_both():
         Columns(messages="m", prompt="p")
     with pytest.raises(ConfigError, match=r"data\.prompt: must name a column, got an empty string"):
         Columns(prompt="")
+
+
+# Prompts: rows whose answer is still to be given
+
+
+def ask(row, **columns):
+    return prompt(row, Columns(**columns), place=PLACE)
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "messages", "form"),
+    [
+        ({"prompt": "say "}, {}, ({"role": "user", "content": "say "},), "text"),
+        ({"q": "question"}, {"prompt": "q", "completion": "a"}, (USER,), "pair"),
+        ({"prompt": [USER]}, {}, (USER,), "chat"),
+        ({"messages": [USER]}, {}, (USER,), "chat"),
+        ({"messages": [USER, ASSISTANT]}, {}, (USER,), "chat"),
+        ({"messages": [USER, ASSISTANT, USER, ASSISTANT]}, {}, (USER, ASSISTANT, USER), "chat"),
+        ({"messages": None, "prompt": [USER]}, {}, (USER,), "chat"),
+    ],
+)
+def test_a_prompt_ends_where_the_assistant_is_to_speak(row, columns, messages, form):
+    chat = ask(row, **columns)
+    assert (chat.messages, chat.form, chat.learn_from) == (messages, form, len(messages))
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "message"),
+    [
+        ({"text": "x"}, {}, r"has columns 'text'; expected 'messages', 'prompt', or a column named by data.prompt"),
+        ({"x": "x"}, {"prompt": "q"}, "unknown column 'q'"),
+        ({"prompt": "  "}, {}, "'prompt' is empty"),
+        ({"prompt": 4}, {}, "'prompt' is int 4; expected a string, or a list of messages"),
+        ({"messages": [ASSISTANT]}, {}, "'messages' has nothing before the assistant speaks"),
+        ({"messages": [ASSISTANT, USER]}, {}, "'messages' begins with the assistant"),
+    ],
+)
+def test_a_row_without_a_prompt_is_refused(row, columns, message):
+    with pytest.raises(DataError, match=f"^{PLACE}: .*{message}"):
+        ask(row, **columns)
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"prompt": "say "}, {}),
+        ({"prompt": "say ", "completion": "old"}, {}),
+        ({"q": "question"}, {"prompt": "q", "completion": "a"}),
+        ({"prompt": [USER], "completion": [ASSISTANT]}, {}),
+        ({"messages": [USER, ASSISTANT, USER]}, {}),
+        ({"chat": [USER, ASSISTANT]}, {"messages": "chat"}),
+    ],
+)
+def test_a_row_with_an_answer_is_read_as_its_prompt_and_the_answer(row, columns):
+    row = row | {"id": 7}
+    answered = with_answer(row, Columns(**columns), "new", place=PLACE)
+    assert answered["id"] == 7
+    chat, asked = read(answered, **columns), ask(row, **columns)
+    assert chat.messages == (*asked.messages, {"role": "assistant", "content": "new"})
+    assert chat.form == asked.form

@@ -3,7 +3,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
-from bridgegarden.data import Columns, conversation, end_of_turn_ids, tokenise_row
+from bridgegarden.data import Columns, conversation, end_of_turn_ids, prompt, tokenise_row
+from bridgegarden.data.encode import RowTokeniser
 from bridgegarden.errors import DataError, ModelError
 
 TEMPLATES = ["chatml", "llama3", "gemma", "deepseek_coder", "phi", "thinking", "sentencepiece"]
@@ -173,3 +174,20 @@ def test_a_tokenizer_that_names_no_end_is_refused(plain):
     assert end_of_turn_ids(plain, GenerationConfig(eos_token_id=5)) == (5,)
     with pytest.raises(ModelError, match="has no eos_token, so a student trained on plain text would never learn to"):
         tokenise_row(read({"prompt": "p", "completion": "c"}), plain)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_prompt_alone_has_the_ids_before_the_answer(name, request):
+    tokenizer = request.getfixturevalue(name)
+    for row in ({"messages": TWO_TURNS[:2]}, {"prompt": TWO_TURNS[:1], "completion": TWO_TURNS[1:2]}):
+        asked = prompt(row, Columns(), place="row")
+        assert RowTokeniser.of(tokenizer).prompt(asked, "row") == context(tokenise_row(read(row), tokenizer))
+
+
+def test_a_plain_prompt_alone_has_the_ids_before_the_completion(llama3, plain, sentencepiece):
+    row = {"prompt": "two plus", "completion": " two"}
+    for tokenizer in (llama3, plain, sentencepiece):
+        asked = prompt(row, Columns(), place="row")
+        assert RowTokeniser.of(tokenizer).prompt(asked, "row") == context(tokenise_row(read(row), tokenizer))
+    asked = prompt({"q": "two plus"}, Columns(prompt="q"), place="row")
+    assert RowTokeniser.of(plain).prompt(asked, "row") == plain("two plus")["input_ids"]

@@ -36,6 +36,15 @@ def test_parameters_are_counted_exactly_and_tied_ones_once(pair):
     assert found["teacher weights (bfloat16)"].bytes == 2 * teacher
 
 
+def test_a_cached_teacher_takes_no_memory(pair):
+    live, cached = (
+        estimate_memory(*map(load_facts, pair), positions=POSITIONS, teacher_cached=cached) for cached in (False, True)
+    )
+    assert not [name for name in parts(cached) if name.startswith("teacher")]
+    chunk = "logits, one chunk of each"
+    assert parts(cached)[chunk].bytes == parts(live)[chunk].bytes * 264 / (264 + 272)
+
+
 def test_adapters_are_what_is_trained(pair):
     lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
     found = parts(estimate_memory(*map(load_facts, pair), positions=POSITIONS, lora=lora))

@@ -32,7 +32,11 @@ def test_a_path_is_taken_from_the_recipe_s_folder_if_something_is_there(here):
     (here / "rows.jsonl").touch()
     (here / "mine" / "rows.jsonl").touch()
     (here / "mine" / "big").mkdir()
+    (here / "mine" / "signals").mkdir()
     recipe = load_recipe("mine/pair.yaml")
+    with_cache = (here / "mine" / "pair.yaml").read_text().replace("{model: big}", "{model: big, cache: signals}")
+    (here / "mine" / "cached.yaml").write_text(with_cache)
+    assert load_recipe("mine/cached.yaml").teacher.cache == str(here / "mine" / "signals")
     assert recipe.data.train == str(here / "mine" / "rows.jsonl")
     assert recipe.teacher.model == str(here / "mine" / "big")
     assert recipe.student.model == "small"

@@ -25,7 +25,13 @@ counts = st.none() | st.integers(1, 10**9)
 shares = st.floats(0, 1)
 dtypes = st.sampled_from(["auto", "bfloat16", "float16", "float32"])
 teachers = st.builds(
-    TeacherSection, model=words, revision=st.none() | st.text(), dtype=dtypes, device=st.none() | words, top_k=counts
+    TeacherSection,
+    model=words,
+    revision=st.none() | st.text(),
+    dtype=dtypes,
+    device=st.none() | words,
+    top_k=counts,
+    cache=st.none() | words,
 )
 loras = st.builds(
     LoraSection,
@@ -115,6 +121,7 @@ def test_what_a_tree_held_can_change_without_changing_the_recipe():
         ({"teacher": None}, r"^teacher: expected a mapping \(key: value\), got nothing"),
         ({"teacher": {}}, r"^teacher: key 'model' is missing"),
         ({"teacher": {"model": " "}}, r"^teacher.model is empty"),
+        ({"teacher": {"model": "t", "cache": ""}}, r"^teacher.cache is empty"),
         ({"teacher": {"model": "t", "top_k": 0}}, r"^teacher.top_k must be >= 1, got 0"),
         ({"teacher": {"model": "t", "dtype": "bf16"}}, r"^teacher.dtype: unknown value 'bf16'. .*bfloat16"),
         ({"teacher": {"model": "t", "revision": 1234567}}, r'^teacher.revision: expected text .*in quotes: "1234567"'),
@@ -149,3 +156,17 @@ def test_what_does_not_fit_is_refused_with_its_path(change, message):
 def test_a_recipe_that_is_no_mapping_is_refused():
     with pytest.raises(ConfigError, match=r"^recipe: expected a mapping \(key: value\), got \['x'\]"):
         Recipe.from_dict(["x"])
+
+
+def test_a_teacher_on_a_server_is_a_recipe_too():
+    teacher = {"server": "http://localhost:8000/v1", "model": "big"}
+    recipe = Recipe.from_dict(SMALLEST | {"teacher": teacher})
+    assert recipe.teacher.server == "http://localhost:8000/v1"
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+@pytest.mark.parametrize(("name", "value"), [("top_k", 4), ("revision", "main"), ("device", "cpu"), ("cache", "c")])
+def test_what_does_not_go_with_a_server_is_refused(name, value):
+    teacher = {"server": "http://localhost:8000/v1", "model": "big", name: value}
+    with pytest.raises(ConfigError, match=rf"^teacher\.{name}: does not go with teacher.server"):
+        Recipe.from_dict(SMALLEST | {"teacher": teacher})

@@ -9,7 +9,10 @@ import click
 from bridgegarden.errors import BridgegardenError
 
 COMMANDS = {
+    "quickstart": "bridgegarden.cli.quickstart:quickstart_command",
+    "cache": "bridgegarden.cli.cache:cache_group",
     "train": "bridgegarden.cli.train:train_command",
+    "generate": "bridgegarden.cli.generate:generate_command",
     "recipes": "bridgegarden.cli.recipes:recipes_group",
 }
 """Every command and where it lives, in the order ``--help`` shows them."""

@@ -1,7 +1,7 @@
 """Any accepted data set to token ids and labels, with a way to look at the result and to name it."""
 
 from bridgegarden.data.audit import MaskAudit, Span, audit_spans, audit_text
-from bridgegarden.data.chat import Columns, Conversation, conversation
+from bridgegarden.data.chat import Columns, Conversation, conversation, prompt, with_answer
 from bridgegarden.data.fingerprint import chat_template_fingerprint, dataset_fingerprint, tokenizer_fingerprint
 from bridgegarden.data.rows import load_rows
 from bridgegarden.data.tokenise import TokenisedRow, end_of_turn_ids, tokenise, tokenise_row
@@ -19,7 +19,9 @@ __all__ = [
     "dataset_fingerprint",
     "end_of_turn_ids",
     "load_rows",
+    "prompt",
     "tokenise",
     "tokenise_row",
     "tokenizer_fingerprint",
+    "with_answer",
 ]

@@ -14,6 +14,7 @@ Message = dict[str, Any]
 ROLES = ("system", "developer", "user", "assistant", "tool")
 FOREIGN_ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant", "function": "tool"}
 EXPECTED = "'messages', or 'prompt' and 'completion', or columns named by data.prompt and data.completion"
+EXPECTED_PROMPT = "'messages', 'prompt', or a column named by data.prompt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,8 @@ class Conversation:
     messages: tuple[Message, ...]
     """In order. For text, one user message (the prompt) and one assistant message (the completion)."""
     learn_from: int
-    """Index of the first message that may be learnt; earlier assistant turns are context only."""
+    """Index of the first message that may be learnt; earlier assistant turns are context only. The number of messages
+    where the answer is still to be given."""
     form: Literal["chat", "pair", "text"]
     """``chat`` needs a chat template, ``pair`` uses one where there is one, ``text`` never does."""
     tools: tuple[dict[str, Any], ...] | None = None
@@ -69,13 +71,74 @@ def conversation(row: Mapping[str, Any], columns: Columns, *, place: str) -> Con
     Raises:
         DataError: when a column is missing, of the wrong type, empty, or no assistant turn is left to learn.
     """
-    if columns.messages is not None or (not columns.names_a_pair and row.get("messages") is not None):
+    if _holds_conversations(row, columns):
         key = columns.messages or "messages"
         messages = _messages(_field(row, key, place), key, place)
         return _checked(messages, 0, key, _tools(row, place), place)
     if not columns.names_a_pair and not ("prompt" in row and "completion" in row):
         raise DataError(f"{place}: has columns {_listing(row)}; expected {EXPECTED}.")
     return _pair(row, columns, place)
+
+
+def prompt(row: Mapping[str, Any], columns: Columns, *, place: str) -> Conversation:
+    """What a teacher is asked by one row, which needs no answer: :func:`conversation` without what is to be learnt.
+
+    Of whole conversations an assistant message at the end is left out; earlier ones are context.
+
+    Args:
+        row: one row of a data set.
+        columns: which columns to read; the one of the answer need not exist.
+        place: where the row is, for messages.
+
+    Returns:
+        Messages up to where the assistant is to speak: `learn_from` is their number.
+
+    Raises:
+        DataError: when a column is missing, of the wrong type, or there is nothing to answer.
+    """
+    if _holds_conversations(row, columns):
+        key = columns.messages or "messages"
+        messages = _messages(_field(row, key, place), key, place)
+        messages = messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
+        return _to_answer(messages, key, _tools(row, place), place)
+    key = columns.prompt or "prompt"
+    if not columns.names_a_pair and key not in row:
+        raise DataError(f"{place}: has columns {_listing(row)}; expected {EXPECTED_PROMPT}.")
+    value = _field(row, key, place)
+    if isinstance(value, str):
+        if not value.strip():
+            raise DataError(f"{place}: {key!r} is empty; expected the text to answer.")
+        messages = ({"role": "user", "content": value},)
+        return Conversation(messages=messages, learn_from=1, form="pair" if columns.names_a_pair else "text")
+    if _is_list(value):
+        return _to_answer(_messages(value, key, place), key, _tools(row, place), place)
+    raise DataError(f"{place}: {key!r} is {_kind(value)}; expected a string, or a list of messages.")
+
+
+def with_answer(row: Mapping[str, Any], columns: Columns, answer: str, *, place: str) -> dict[str, Any]:
+    """`row` with `answer` for the assistant's words, in the columns from which :func:`conversation` reads them.
+
+    Raises:
+        DataError: as in :func:`prompt`.
+    """
+    asked = prompt(row, columns, place=place)
+    message: Message = {"role": "assistant", "content": answer}
+    if _holds_conversations(row, columns):
+        return {**row, columns.messages or "messages": [*asked.messages, message]}
+    return {**row, columns.completion or "completion": [message] if asked.form == "chat" else answer}
+
+
+def _to_answer(
+    messages: tuple[Message, ...], key: str, tools: tuple[dict[str, Any], ...] | None, place: str
+) -> Conversation:
+    if not messages or messages[0]["role"] == "assistant":
+        got = "begins with the assistant" if messages else "has nothing before the assistant speaks"
+        raise DataError(f"{place}: {key!r} {got}; expected a user or system message first.")
+    return Conversation(messages=messages, learn_from=len(messages), form="chat", tools=tools)
+
+
+def _holds_conversations(row: Mapping[str, Any], columns: Columns) -> bool:
+    return columns.messages is not None or (not columns.names_a_pair and row.get("messages") is not None)
 
 
 def _pair(row: Mapping[str, Any], columns: Columns, place: str) -> Conversation:

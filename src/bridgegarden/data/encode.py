@@ -111,6 +111,18 @@ class RowTokeniser:
             before = segment
         return TokenisedRow(input_ids=ids, labels=labels)
 
+    def prompt(self, chat: Conversation, place: str) -> list[int]:
+        """The ids after which the assistant speaks: those of :meth:`row` before what is learnt.
+
+        Raises:
+            DataError: when the chat template refuses the conversation; begins with `place`.
+            ModelError: when the tokenizer has no chat template and needs one.
+        """
+        if chat.form == "text" or (chat.form == "pair" and self.format is None):
+            return _prompt_ids(chat.messages[0]["content"], self.tokenizer)
+        chat_writer = self.format or chat_format(self.tokenizer)
+        return _encode(chat_writer.prompt(chat, place=place), self.tokenizer)
+
     def _text_row(self, chat: Conversation, place: str) -> TokenisedRow:
         prompt, completion = (message["content"] for message in chat.messages)
         eos_id, eos = _eos_id(self.tokenizer), self.tokenizer.eos_token

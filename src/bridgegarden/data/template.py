@@ -67,6 +67,14 @@ class ChatFormat:
                 done = end
         return cuts
 
+    def prompt(self, chat: Conversation, *, place: str) -> str:
+        """All of `chat` as text, up to where the assistant begins to speak.
+
+        Raises:
+            DataError: when the template refuses the conversation.
+        """
+        return self._render(chat, len(chat.messages), place, generation_prompt=True)
+
     def _start_of_turn(self, chat: Conversation, index: int, whole: str, place: str) -> int:
         prompt = self._render(chat, index, place, generation_prompt=True)
         if whole.startswith(prompt):

@@ -74,6 +74,7 @@ def preflight(
     positions: int,
     lora: "LoraConfig | None" = None,
     use_cpu: bool = False,
+    teacher_cached: bool = False,
 ) -> Preflight:
     """Check that `teacher` can teach `student`, from configurations and tokenizers alone.
 
@@ -83,6 +84,7 @@ def preflight(
         positions: tokens of a batch at most, for the memory estimate.
         lora: adapters to train in place of all weights.
         use_cpu: whether the run is kept off accelerators.
+        teacher_cached: whether what the teacher says is read from disk, so that its weights are not loaded.
 
     Raises:
         ModelError: a model cannot be used, or their tokenizers differ.
@@ -93,5 +95,12 @@ def preflight(
         student=student_facts,
         match=compare_tokenizers(teacher_facts, student_facts),
         endings=check_endings(teacher_facts, student_facts),
-        memory=estimate_memory(teacher_facts, student_facts, positions=positions, lora=lora, use_cpu=use_cpu),
+        memory=estimate_memory(
+            teacher_facts,
+            student_facts,
+            positions=positions,
+            lora=lora,
+            use_cpu=use_cpu,
+            teacher_cached=teacher_cached,
+        ),
     )

@@ -75,8 +75,9 @@ def estimate_memory(
     positions: int,
     lora: "LoraConfig | None" = None,
     use_cpu: bool = False,
+    teacher_cached: bool = False,
 ) -> MemoryEstimate:
-    """The estimate for training `student` with AdamW against a live `teacher`.
+    """The estimate for training `student` with AdamW against `teacher`.
 
     Args:
         teacher: the model that is asked at every step.
@@ -84,24 +85,22 @@ def estimate_memory(
         positions: tokens of a batch at most.
         lora: adapters to train in place of all weights.
         use_cpu: whether the run is kept off accelerators.
+        teacher_cached: whether what `teacher` says is read from disk.
     """
     weights = _count(_meta_model(student))
     trained, trained_size = weights, student.dtype.itemsize
     if lora is not None:
         # Adapters are float32 whatever the type of the weights under them.
         trained, trained_size = _adapter_parameters(student, lora), 4
-    asked = _count(_meta_model(teacher))
     chunk_tokens = min(positions, default_chunk_tokens(student.width))
-    chunk = CHUNK_COPIES * 4 * chunk_tokens * (teacher.width + student.width)
+    chunk = CHUNK_COPIES * 4 * chunk_tokens * (student.width + (0 if teacher_cached else teacher.width))
     parts = [
         MemoryPart(
             name=_weights_name("student", student.dtype), parameters=weights, bytes=weights * student.dtype.itemsize
         ),
         MemoryPart(name="gradients", parameters=trained, bytes=trained * trained_size),
         MemoryPart(name="optimizer states (AdamW)", parameters=trained, bytes=2 * trained * trained_size),
-        MemoryPart(
-            name=_weights_name("teacher", teacher.dtype), parameters=asked, bytes=asked * teacher.dtype.itemsize
-        ),
+        *([] if teacher_cached else [_weights(teacher)]),
         MemoryPart(name="logits, one chunk of each", parameters=None, bytes=chunk),
     ]
     if lora is not None:
@@ -113,6 +112,13 @@ def estimate_memory(
 def gigabytes(count: int) -> str:
     """`count` bytes for a reader: GB, or MB below one."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _weights(teacher: ModelFacts) -> MemoryPart:
+    count = _count(_meta_model(teacher))
+    return MemoryPart(
+        name=_weights_name("teacher", teacher.dtype), parameters=count, bytes=count * teacher.dtype.itemsize
+    )
 
 
 def _weights_name(role: str, dtype: "torch.dtype") -> str:

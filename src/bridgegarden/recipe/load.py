@@ -11,7 +11,7 @@ from bridgegarden.recipe.plain_yaml import read_yaml, read_yaml_file
 from bridgegarden.recipe.sections import Recipe
 from bridgegarden.recipe.shipped import list_recipes, read_recipe_text
 
-PATHS = (("teacher", "model"), ("student", "model"), ("data", "train"), ("data", "eval"))
+PATHS = (("teacher", "model"), ("teacher", "cache"), ("student", "model"), ("data", "train"), ("data", "eval"))
 """Settings that may name something beside the recipe's file."""
 
 

@@ -28,10 +28,25 @@ class TeacherSection:
     """Where it runs, such as ``cuda:1`` or ``cpu``; null is beside the student."""
     top_k: int | None = None
     """Tokens kept per position, >= 1, with the rest as one tail; null keeps the whole vocabulary."""
+    cache: str | None = None
+    """Folder of the teacher's signals: ``cache build`` writes it, ``train`` reads it and loads no teacher."""
+    server: str | None = None
+    """OpenAI-compatible server on which the teacher is called `model`; for ``generate``, not for ``train``."""
 
     def __post_init__(self) -> None:
         _require_text("teacher.model", self.model)
         _require_positive("teacher.top_k", self.top_k)
+        if self.cache is not None:
+            _require_text("teacher.cache", self.cache)
+        self._check_server()
+
+    def _check_server(self) -> None:
+        if self.server is None:
+            return
+        _require_text("teacher.server", self.server)
+        for name in ("revision", "device", "top_k", "cache"):
+            if getattr(self, name) is not None:
+                raise ConfigError(f"teacher.{name}: does not go with teacher.server; leave one of them out.")
 
 
 @dataclass(frozen=True, kw_only=True)

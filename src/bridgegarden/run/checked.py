@@ -65,7 +65,10 @@ def check_run(recipe: Recipe, folder: OutputFolder, arguments: "SFTConfig", cons
     """
     lora = None if recipe.student.lora is None else build_lora_config(recipe.student.lora)
     positions = arguments.per_device_train_batch_size * (arguments.max_length or DEFAULT_LENGTH)
-    checked = preflight(*references(recipe), positions=positions, lora=lora, use_cpu=arguments.use_cpu)
+    cached = recipe.teacher.cache is not None
+    checked = preflight(
+        *references(recipe), positions=positions, lora=lora, use_cpu=arguments.use_cpu, teacher_cached=cached
+    )
     report(console, checked)
     data = load_data(recipe.data, checked.endings.tokenizer, arguments.max_length)
     return CheckedRun(recipe=recipe, folder=folder, arguments=arguments, lora=lora, preflight=checked, data=data)

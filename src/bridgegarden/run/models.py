@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from bridgegarden.errors import ConfigError
 from bridgegarden.preflight import ModelFacts, ModelReference
 from bridgegarden.recipe import Recipe
 
@@ -12,12 +13,32 @@ SHOWN = 4
 
 
 def references(recipe: Recipe) -> tuple[ModelReference, ModelReference]:
-    """Teacher and student of a recipe."""
-    teacher, student = recipe.teacher, recipe.student
+    """Teacher and student of a recipe.
+
+    Raises:
+        ConfigError: as in :func:`teacher_reference`.
+    """
+    student = recipe.student
     return (
-        ModelReference(role="teacher", model=teacher.model, revision=teacher.revision, dtype=teacher.dtype),
+        teacher_reference(recipe),
         ModelReference(role="student", model=student.model, revision=student.revision, dtype=student.dtype),
     )
+
+
+def teacher_reference(recipe: Recipe) -> ModelReference:
+    """The teacher of a recipe, on this machine.
+
+    Raises:
+        ConfigError: it is on a server.
+    """
+    teacher = recipe.teacher
+    if teacher.server is not None:
+        raise ConfigError(
+            "teacher.server: a server does not give the distributions that training needs. Let it write answers "
+            "(bridgegarden generate RECIPE), and train on them with a teacher.model of this machine and without "
+            "teacher.server."
+        )
+    return ModelReference(role="teacher", model=teacher.model, revision=teacher.revision, dtype=teacher.dtype)
 
 
 def load_model(facts: ModelFacts) -> "PreTrainedModel":

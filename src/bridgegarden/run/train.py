@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from bridgegarden.recipe import Recipe
+from bridgegarden.run.cache import open_cache
 from bridgegarden.run.card import card_text
 from bridgegarden.run.checked import CheckedRun, check_run, training_arguments
 from bridgegarden.run.models import load_model
@@ -18,6 +19,8 @@ from bridgegarden.run.summary import TERMS, TrainSummary
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bridgegarden.teacher.cache.reader import TeacherCache
+    from bridgegarden.teacher.live import LiveTeacher
     from bridgegarden.training.trainer import HybridDistillationTrainer
 
 
@@ -76,22 +79,20 @@ def train(recipe: Recipe, *, resume: bool = False) -> TrainSummary:
 
 
 def _trainer(run: CheckedRun, console: "Console") -> "HybridDistillationTrainer":
-    """The trainer with both models loaded."""
+    """The trainer with the student loaded, and the teacher unless it is cached."""
     from rich.text import Text
     from transformers import PrinterCallback
 
-    from bridgegarden.teacher.live import LiveTeacher
     from bridgegarden.training.trainer import HybridDistillationTrainer
 
-    console.print(Text(f"loading teacher {run.recipe.teacher.model}"), soft_wrap=True)
-    teacher = load_model(run.preflight.teacher)
+    teacher = _teacher(run, console)
     console.print(Text(f"loading student {run.recipe.student.model}"), soft_wrap=True)
     student = load_model(run.preflight.student)
     # Before training, so that the trainer can save checkpoints.
     set_generation_stops(student, run.preflight.endings.stops)
     trainer = HybridDistillationTrainer(
         student,
-        LiveTeacher(teacher, top_k=run.recipe.teacher.top_k, device=run.recipe.teacher.device),
+        teacher,
         run.objective,
         run.arguments,
         train_dataset=run.data.train,
@@ -101,6 +102,22 @@ def _trainer(run: CheckedRun, console: "Console") -> "HybridDistillationTrainer"
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _teacher(run: CheckedRun, console: "Console") -> "LiveTeacher | TeacherCache":
+    from rich.text import Text
+
+    from bridgegarden.teacher.live import LiveTeacher
+
+    section = run.recipe.teacher
+    if section.cache is not None:
+        cache = open_cache(run.recipe, run.preflight.teacher)
+        console.print(
+            Text(f"reading teacher {section.model} from {cache.folder} ({len(cache):,} rows)"), soft_wrap=True
+        )
+        return cache
+    console.print(Text(f"loading teacher {section.model}"), soft_wrap=True)
+    return LiveTeacher(load_model(run.preflight.teacher), top_k=section.top_k, device=section.device)
 
 
 def _fit(

@@ -1,10 +1,12 @@
-"""Batches that remember which row of the data each token came from."""
+"""Batches that remember which row of the data each token came from, and bring the teacher's signals along."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from bridgegarden.teacher.cache.reader import SIGNAL, TeacherCache
 
 ROW = "row"
 """Column with the number of a row in the source data; per token in packed rows."""
@@ -13,16 +15,20 @@ ROW = "row"
 class RowCollator:
     """TRL's collator, with a ``row`` tensor shaped as ``input_ids`` beside it: -1 where a token is padding.
 
-    An error can then name the row of the data, whatever shuffling and packing did.
+    An error can then name the row of the data, whatever shuffling and packing did. With a teacher's cache, the signals
+    of the batch are read here, so in the workers of the data loader where it has some.
     """
 
-    def __init__(self, collator: DataCollatorForLanguageModeling) -> None:
+    def __init__(self, collator: DataCollatorForLanguageModeling, cache: TeacherCache | None = None) -> None:
         self.collator = collator
+        self.cache = cache
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collator(examples)
         if ROW in examples[0]:
             batch[ROW] = self._rows(examples, batch["input_ids"])
+        if self.cache is not None:
+            batch[SIGNAL] = self.cache.collate(examples)
         return batch
 
     def _rows(self, examples: list[dict[str, Any]], input_ids: Tensor) -> Tensor:

@@ -20,7 +20,9 @@ from bridgegarden.objective.fused import FusedLoss, fused_hybrid_loss
 from bridgegarden.objective.head import LanguageModelHead
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import TrainProgress
+from bridgegarden.teacher.cache.reader import SIGNAL, TeacherCache
 from bridgegarden.teacher.live import LiveTeacher
+from bridgegarden.training.cached_teacher import check_cached_teacher
 from bridgegarden.training.collator import ROW, RowCollator
 from bridgegarden.training.terms import TermSums, term_means
 
@@ -44,7 +46,7 @@ class HybridDistillationTrainer(SFTTrainer):
     def __init__(
         self,
         model: "str | PreTrainedModel",
-        teacher: PreTrainedModel | LiveTeacher,
+        teacher: PreTrainedModel | LiveTeacher | TeacherCache,
         objective: HybridObjective | None = None,
         args: SFTConfig | None = None,
         *,
@@ -54,7 +56,8 @@ class HybridDistillationTrainer(SFTTrainer):
         """
         Args:
             model: the student.
-            teacher: a frozen causal language model with the same tokenizer, or a :class:`LiveTeacher` with options.
+            teacher: a frozen causal language model with the same tokenizer, a :class:`LiveTeacher` with options, or a
+                :class:`TeacherCache` of what a teacher said on this data.
             objective: what to minimise; the default :class:`HybridObjective` if None.
             args: training arguments.
             columns: which columns of the data hold prompt and completion, or messages, when not named so.
@@ -62,12 +65,16 @@ class HybridDistillationTrainer(SFTTrainer):
                 ``processing_class``, ``peft_config``, ``callbacks``, ...).
 
         Raises:
-            ConfigError: an argument of the trainer contradicts the objective.
-            ModelError: a head that cannot be read.
+            ConfigError: an argument of the trainer contradicts the objective, or the cache cannot serve it.
+            ModelError: a head that cannot be read; a cache that was built with another tokenizer.
+            DataError: a row that the cache does not hold.
         """
         _refuse_what_contradicts(args, kwargs)
         self.objective = objective if objective is not None else HybridObjective()
-        self.teacher = teacher if isinstance(teacher, LiveTeacher) else LiveTeacher(teacher)
+        self.teacher = teacher if isinstance(teacher, LiveTeacher | TeacherCache) else LiveTeacher(teacher)
+        cache = self.teacher if isinstance(self.teacher, TeacherCache) else None
+        if cache is not None:
+            cache.check_objective(self.objective)
         self._columns = columns or Columns()
         self._terms = {"train": TermSums(), "eval": TermSums()}
         self._clock: float | None = None
@@ -88,7 +95,17 @@ class HybridDistillationTrainer(SFTTrainer):
         self.loss_is_scaled_for_ga = True
         self._loss_shifts_labels = True
         if isinstance(self.data_collator, DataCollatorForLanguageModeling):
-            self.data_collator = RowCollator(self.data_collator)
+            self.data_collator = RowCollator(self.data_collator, cache)
+        if cache is not None:
+            held_out = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+            check_cached_teacher(
+                cache,
+                self._tokenizer,
+                max_length=cast(SFTConfig, self.args).max_length,
+                vocab_size=self.vocab_size,
+                collator=self.data_collator,
+                data={"train": self.train_dataset, **held_out},
+            )
 
     def compute_loss(
         self,
@@ -100,10 +117,8 @@ class HybridDistillationTrainer(SFTTrainer):
         """The objective on one batch: teacher, student, loss, and the terms set aside for the log."""
         mode = self._mode
         positions = SupervisedPositions.from_labels(inputs["labels"])
-        forward_inputs = {name: value for name, value in inputs.items() if name not in ("labels", ROW)}
-        teacher = self.teacher.at(
-            positions, forward_inputs, vocab_size=self.vocab_size, exponents=self.objective.exponents
-        )
+        forward_inputs = {name: value for name, value in inputs.items() if name not in ("labels", ROW, SIGNAL)}
+        teacher = self.teacher.at(positions, inputs, vocab_size=self.vocab_size, exponents=self.objective.exponents)
         results: list[FusedLoss] = []
 
         def hidden_loss(hidden: Tensor, head: LanguageModelHead) -> dict[str, Tensor]:

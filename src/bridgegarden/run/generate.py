@@ -1,0 +1,164 @@
+"""A recipe to its teacher's answers: what ``bridgegarden generate`` does."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from bridgegarden.data import load_rows
+from bridgegarden.errors import ConfigError
+from bridgegarden.recipe import Recipe
+from bridgegarden.run.data import columns_of, place
+from bridgegarden.run.models import load_model, teacher_reference
+from bridgegarden.run.quiet import quiet_libraries
+from bridgegarden.teacher.generate import (
+    Decoding,
+    Engine,
+    GenerationSummary,
+    Progress,
+    Questions,
+    generate,
+)
+from bridgegarden.teacher.server import Server, ServerEngine
+from bridgegarden.teacher.server_connection import api_key
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SECONDS_BETWEEN_LINES = 10.0
+"""How often progress is told where there is no terminal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """What the command line says beside the recipe."""
+
+    output: Path | None = None
+    """Where to; None is beside the recipe's output folder: ``OUTPUT-answers.jsonl``."""
+    samples: int = 1
+    """Answers to each row."""
+    limit: int | None = None
+    """At most so many rows, from the start; None is the recipe's ``data.limit``."""
+    keep_truncated: bool = False
+    """Whether answers that were cut off are rows like any other."""
+    batch_size: int = 16
+    """Prompts at a time, for a teacher on this machine."""
+    server: Server | None = None
+    """Where to ask instead of loading the recipe's teacher."""
+    api_key_env: str | None = None
+    """Name of the variable with the key; None is ``OPENAI_API_KEY``, if it is set."""
+
+
+def generate_answers(recipe: Recipe, decoding: Decoding, options: GenerateOptions) -> GenerationSummary:
+    """Let the teacher of `recipe` answer its training rows.
+
+    Raises:
+        ConfigError: a setting is out of range, or the output belongs to other settings.
+        DataError: a row has no prompt, or a file cannot be read or written.
+        ModelError: the teacher cannot be used, or fails again and again.
+    """
+    from bridgegarden.training.progress import stderr_console
+
+    section = recipe.data
+    output = options.output or recipe.output.with_name(f"{recipe.output.name}-answers.jsonl")
+    with quiet_libraries(interactive=sys.stderr.isatty()):
+        rows = load_rows(section.train, split=section.split, limit=options.limit or section.limit)
+        questions = Questions(
+            rows=cast(Sequence[Mapping[str, Any]], rows.with_format(None)),
+            columns=columns_of(section),
+            samples=options.samples,
+            name=place("train", section.train),
+        )
+        console = stderr_console()
+        engine = _engine(recipe, options, console)
+        with _display(console) as show:
+            return generate(
+                questions, engine, output, decoding, keep_truncated=options.keep_truncated, on_progress=show
+            )
+
+
+def server_of(recipe: Recipe, base_url: str | None, model: str | None, **settings: float) -> Server | None:
+    """The server that the command line or else the recipe names; None for a teacher on this machine.
+
+    Raises:
+        ConfigError: a setting is out of range, or goes with a server and there is none.
+    """
+    address = base_url or recipe.teacher.server
+    if address is None:
+        if model is not None:
+            raise ConfigError("--model goes with --base-url; for a model on this machine use --set teacher.model=NAME.")
+        return None
+    name = model or recipe.teacher.model
+    if not name:
+        raise ConfigError("the model's name on the server is missing; set teacher.model, or give --model.")
+    return Server(base_url=address, model=name, **settings)  # pyright: ignore[reportArgumentType]
+
+
+def _engine(recipe: Recipe, options: GenerateOptions, console: "Console") -> Engine:
+    if options.server is not None:
+        console.print(f"asking {options.server.model} at {options.server.base_url}", markup=False, soft_wrap=True)
+        return ServerEngine(options.server, api_key(options.api_key_env))
+    import torch
+
+    from bridgegarden.preflight import load_facts
+    from bridgegarden.teacher.local_generation import LocalEngine
+
+    facts = load_facts(teacher_reference(recipe))
+    console.print(f"loading teacher {facts.reference.model}", markup=False, soft_wrap=True)
+    model = load_model(facts)
+    device = recipe.teacher.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)  # pyright: ignore[reportArgumentType]
+    name = facts.reference.model if facts.commit is None else f"{facts.reference.model}@{facts.commit}"
+    return LocalEngine(model, facts.tokenizer, name=name, batch_size=options.batch_size)
+
+
+@contextmanager
+def _display(console: "Console") -> Iterator[Callable[[Progress], None]]:
+    """A bar on a terminal; elsewhere a line now and then."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    interactive = console.file.isatty() and not console.is_dumb_terminal
+    lines = _Lines(console)
+    with Bar(*columns, console=console, disable=not interactive) as bar:
+        task = bar.add_task("answers", total=None)
+
+        def show(progress: Progress) -> None:
+            failed = f", {progress.failed} failed" if progress.failed else ""
+            bar.update(task, description=f"answers{failed}", total=progress.total, completed=progress.done)
+            if not interactive:
+                lines.show(progress, failed)
+
+        yield show
+
+
+class _Lines:
+    """Progress without a terminal."""
+
+    def __init__(self, console: "Console") -> None:
+        self._console = console
+        self._began = self._said = time.monotonic()
+
+    def show(self, progress: Progress, failed: str) -> None:
+        from bridgegarden.training.progress import duration
+
+        now = time.monotonic()
+        if now - self._said < SECONDS_BETWEEN_LINES:
+            return
+        self._said = now
+        new = progress.done - progress.before
+        left = (progress.total - progress.done) * (now - self._began) / new if new else 0
+        self._console.print(
+            f"{progress.done}/{progress.total} answers{failed}, {duration(left)} left", markup=False, soft_wrap=True
+        )

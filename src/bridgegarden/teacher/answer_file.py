@@ -1,0 +1,137 @@
+"""Answers on disk while they are being generated: a run that is killed at any moment goes on where it was.
+
+Beside the answers, which are rows to train on, lie three files whose names no data loader takes for data:
+``ANSWERS.errors`` (requests without an answer, and why), ``ANSWERS.truncated`` (answers that were cut off) and
+``ANSWERS.settings`` (what the answers depend on).
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bridgegarden.errors import ConfigError, DataError
+from bridgegarden.teacher.appended_lines import AppendedLines, Key, key_of, line_of, write_whole
+
+MAY_GROW = "max_new_tokens"
+"""The one setting that may change: whole answers are the same under a higher limit, and cut ones are made anew."""
+
+
+class AnswerFile:
+    """The four files of one run of generation, open for one process at a time. A context manager."""
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], *, keep_truncated: bool = False) -> None:
+        """Open or create the files, and mend what a crash may have left.
+
+        Args:
+            path: of the answers; JSON lines.
+            settings: what the answers depend on, as plain values. Answers of other settings are never added to.
+            keep_truncated: whether answers that were cut off are rows like any other. Set aside earlier, they return.
+
+        Raises:
+            ConfigError: the file belongs to other settings, to something else, or to a process that is writing it.
+            DataError: a file is damaged, or the disk is full.
+        """
+        self.path = path
+        self.errors_path, self.truncated_path, self._settings_path = (
+            path.with_name(f"{path.name}.{kind}") for kind in ("errors", "truncated", "settings")
+        )
+        self.keep_truncated = keep_truncated
+        _check_is_ours(path, self._settings_path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._answers = AppendedLines(path, locked=True)
+        try:
+            self._apply(settings)
+            self._truncated = AppendedLines(self.truncated_path)
+            self._errors = AppendedLines(self.errors_path)
+        except BaseException:
+            self._answers.close()
+            raise
+        self._failed = {key_of(record, self.errors_path, line): record for line, record in self._errors.records()}
+
+    def __enter__(self) -> "AnswerFile":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Keep only errors that still stand, and no empty file beside the answers."""
+        for lines in (self._answers, self._truncated, self._errors):
+            lines.close()
+        write_whole(self.errors_path, map(line_of, self._failed.values()))
+        for path in (self.errors_path, self.truncated_path):
+            if path.stat().st_size == 0:
+                path.unlink()
+
+    def finished(self) -> Iterator[tuple[Key, str, dict[str, Any]]]:
+        """Every answer there is: its key, its place for messages, its row. Those set aside as truncated come last."""
+        for lines in (self._answers, self._truncated):
+            for number, record in lines.records():
+                key = key_of(record, lines.path, number)
+                self._failed.pop(key, None)  # a crash may have come between an answer and the end of its error
+                yield key, f"{lines.path}:{number}", record
+
+    def add(self, answers: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, Any]]) -> None:
+        """Put a batch on disk; it is safe when this returns.
+
+        Raises:
+            DataError: it cannot be written. Batches before it are whole.
+        """
+        aside = [] if self.keep_truncated else [row for row in answers if row["finish_reason"] == "length"]
+        self._answers.append([row for row in answers if self.keep_truncated or row["finish_reason"] != "length"])
+        self._truncated.append(aside)
+        self._errors.append(failures)
+        for record in answers:
+            self._failed.pop(Key(record["row"], record["sample"]), None)
+        self._failed |= {Key(record["row"], record["sample"]): record for record in failures}
+
+    def sort(self) -> None:
+        """Bring the answers into the order of the rows, however often the run was resumed."""
+        self._answers.sort()
+
+    def _apply(self, settings: Mapping[str, Any]) -> None:
+        if self._settings_path.exists():
+            before = json.loads(self._settings_path.read_text(encoding="utf-8"))
+            _compare(self.path, before, settings)
+            if settings[MAY_GROW] > before[MAY_GROW]:
+                # Before the settings: if the two are torn apart, this is done again, not left out.
+                self.truncated_path.unlink(missing_ok=True)
+        write_whole(self._settings_path, [json.dumps(dict(settings), indent=2).encode() + b"\n"])
+        if self.keep_truncated and self.truncated_path.exists():
+            there = {key_of(record, self.path, line) for line, record in self._answers.records()}
+            aside = AppendedLines(self.truncated_path)
+            self._answers.append([r for n, r in aside.records() if key_of(r, aside.path, n) not in there])
+            aside.close()
+            self.truncated_path.unlink()
+
+
+def check_can_be_written(row: Mapping[str, Any], place: str) -> None:
+    """Whether a row of the source can be kept as JSON.
+
+    Raises:
+        DataError: names the column that cannot.
+    """
+    for name, value in row.items():
+        try:
+            line_of({name: value})
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"{place}: column {name!r} cannot be kept as JSON ({error}). Remove the column, or turn it into text."
+            ) from error
+
+
+def _check_is_ours(path: Path, settings: Path) -> None:
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; expected a file name for the answers, such as answers.jsonl.")
+    if path.exists() and path.stat().st_size and not settings.exists():
+        raise ConfigError(
+            f"{path}: exists, and was not generated here ({settings.name} is missing). Give another --output."
+        )
+
+
+def _compare(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for name in {**now, **before}:
+        was, is_now = before.get(name), now.get(name)
+        if was != is_now and not (name == MAY_GROW and now[name] > before[name]):
+            raise ConfigError(
+                f"{path}: its answers were generated with {name} {was!r}, now it is {is_now!r}. Give another "
+                f"--output, or {name} as it was."
+            )

@@ -1,0 +1,155 @@
+"""JSON lines that several runs add to, one process at a time, and that a crash cannot spoil."""
+
+import errno
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import date, time
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bridgegarden.errors import ConfigError, DataError
+
+
+class Key(NamedTuple):
+    """What an answer answers."""
+
+    row: int
+    """Number of the row in its data set, from 0."""
+    sample: int
+    """Which of several answers to it, from 0."""
+
+
+class AppendedLines:
+    """A file of JSON lines that only grows, a batch at a time, each wholly or not at all."""
+
+    def __init__(self, path: Path, *, locked: bool = False) -> None:
+        self.path = path
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written ({error.strerror}).") from error
+        if locked:
+            self._lock()
+        self._cut_torn_line()
+
+    def records(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Line numbers, from 1, and what is there.
+
+        Raises:
+            DataError: a line is damaged.
+        """
+        with self.path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                yield number, _parse(raw, self.path, number)
+
+    def append(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Write `records` and wait until they are on the disk.
+
+        Raises:
+            DataError: they cannot be written; nothing of them is left.
+        """
+        if not records:
+            return
+        before = os.fstat(self._file).st_size
+        rest = memoryview(b"".join(map(line_of, records)))
+        try:
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+            os.fsync(self._file)
+        except OSError as error:
+            os.ftruncate(self._file, before)
+            full = " Free some space and run the same command again." if error.errno == errno.ENOSPC else ""
+            raise DataError(
+                f"{self.path}: cannot be written ({error.strerror}). What was there is whole.{full}"
+            ) from error
+
+    def sort(self) -> None:
+        """By row and sample. Line by line: a large file does not fit in memory."""
+        places: list[tuple[Key, int, int]] = []
+        offset = 0
+        with self.path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                places.append((key_of(_parse(raw, self.path, number), self.path, number), offset, len(raw)))
+                offset += len(raw)
+            ordered = sorted(places)
+            if ordered != places:
+                write_whole(self.path, (os.pread(file.fileno(), size, at) for _, at, size in ordered))
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def _lock(self) -> None:
+        import fcntl
+
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = os.fstat(self._file).st_ino != self.path.stat().st_ino  # sorted and replaced in between
+        except BlockingIOError:
+            taken = True
+        if taken:
+            os.close(self._file)
+            raise ConfigError(f"{self.path}: another process is writing it. Wait for it, or give another --output.")
+
+    def _cut_torn_line(self) -> None:
+        size = os.fstat(self._file).st_size
+        end = size
+        while end > 0:
+            start = max(end - 65536, 0)
+            at = os.pread(self._file, end - start, start).rfind(b"\n")
+            if at >= 0:
+                end = start + at + 1
+                break
+            end = start
+        if end < size:
+            os.ftruncate(self._file, end)
+
+
+def key_of(record: Mapping[str, Any], path: Path, number: int) -> Key:
+    row, sample = record.get("row"), record.get("sample")
+    if type(row) is not int or type(sample) is not int:
+        raise DataError(f"{path}:{number}: has no whole numbers 'row' and 'sample', so it was not generated here.")
+    return Key(row, sample)
+
+
+def line_of(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False, default=_as_text).encode() + b"\n"
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return str(value)
+    raise TypeError(f"it holds a {type(value).__name__}")
+
+
+def _parse(raw: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        record = json.loads(raw)
+    except ValueError as error:
+        record = None
+        cause: Exception | None = error
+    else:
+        cause = None
+    if not isinstance(record, dict):
+        raise DataError(
+            f"{path}:{number}: is damaged, not a JSON object. Remove the line, or give another --output."
+        ) from (cause)
+    return record
+
+
+def write_whole(path: Path, parts: Iterable[bytes]) -> None:
+    """A file that is there whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written ({error.strerror}).") from error

@@ -1,0 +1,69 @@
+"""Find what is damaged in a cache."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from bridgegarden.errors import DataError
+from bridgegarden.teacher.cache.manifest import ShardRecord, finished_shards, read_spec, remove_command
+from bridgegarden.teacher.cache.record import RecordFormat
+from bridgegarden.teacher.cache.shard import shard_problem
+
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckResult:
+    """A cache that is as it was written."""
+
+    folder: Path
+    shards: int
+    documents: int
+    positions: int
+    bytes: int
+
+    def __str__(self) -> str:
+        counts = f"{self.shards} shards, {self.documents:,} rows, {self.positions:,} positions, {self.bytes:,} bytes"
+        return f"{self.folder}: every byte is as it was written ({counts})"
+
+
+def check_cache(folder: Path) -> CheckResult:
+    """Read every byte of the cache in `folder` and compare with what was written.
+
+    Raises:
+        ConfigError: there is no cache, or one of another version.
+        DataError: shards are damaged; names them all, and what to do.
+    """
+    layout = RecordFormat(read_spec(folder))
+    shards = finished_shards(folder)
+    problems = {path: problem for path, record in shards.items() if (problem := _problem(path, record, layout))}
+    if problems:
+        listed = "; ".join(f"{path.name}: {problem}" for path, problem in problems.items())
+        raise DataError(
+            f"teacher cache {folder}: {len(problems)} of {len(shards)} shards are damaged: {listed}. "
+            f"{remove_command(next(iter(problems)))}"
+        )
+    return CheckResult(
+        folder=folder,
+        shards=len(shards),
+        documents=sum(record.documents for record in shards.values()),
+        positions=sum(record.positions for record in shards.values()),
+        bytes=sum(record.bytes for record in shards.values()),
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _problem(path: Path, record: ShardRecord, layout: RecordFormat) -> str:
+    problem = shard_problem(path, record, layout)
+    if problem:
+        return problem
+    found = file_sha256(path)
+    return "" if found == record.sha256 else f"its SHA-256 is {found[:12]}, and {record.sha256[:12]} was written"

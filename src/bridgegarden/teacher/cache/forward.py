@@ -1,0 +1,114 @@
+"""The teacher on a batch of documents, and what it says as records."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bridgegarden.causal_lm import head_of, hidden_states
+from bridgegarden.errors import ModelError
+from bridgegarden.objective.alignment import IGNORE, SupervisedPositions
+from bridgegarden.objective.head import LanguageModelHead
+from bridgegarden.objective.selected_logits import chunks, default_chunk_tokens
+from bridgegarden.objective.support import TeacherSignal
+from bridgegarden.teacher.cache.documents import Document
+from bridgegarden.teacher.cache.record import RecordFormat, Signals
+from bridgegarden.teacher.cache.shard import Entry
+from bridgegarden.teacher.cache.spec import CacheSpec
+
+
+def teacher_signals(model: PreTrainedModel, documents: Sequence[Document], spec: CacheSpec) -> list[Signals]:
+    """What `model` says at the supervised positions of `documents`, in order and in chunks; one forward.
+
+    Raises:
+        ModelError: the teacher's distribution is not finite somewhere.
+    """
+    inputs, labels = _padded(documents, model.device)
+    positions = SupervisedPositions.from_labels(labels)
+    head = head_of(model)
+    parts = []
+    with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+        hidden = positions.of(hidden_states(model, inputs))
+        for rows, generator in _walk(documents, spec, head, model.device):
+            signal, label_logp = _signals(hidden[rows], positions.target[rows], head, spec, generator)
+            _check_finite(signal, rows.start, documents, spec)
+            parts.append(signal_arrays(signal, label_logp, spec))
+    return parts
+
+
+def encoded(documents: Sequence[Document], parts: Sequence[Signals], layout: RecordFormat) -> list[Entry]:
+    """The signals of :func:`teacher_signals` as bytes, document by document."""
+    records = np.concatenate([layout.encode(part) for part in parts])
+    ends = np.cumsum([document.positions for document in documents])
+    blocks = np.split(records, ends[:-1])
+    return [Entry(document.key, block) for document, block in zip(documents, blocks, strict=True)]
+
+
+def _padded(documents: Sequence[Document], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+    shape = len(documents), max(len(document.ids) for document in documents)
+    ids, labels, mask = torch.zeros(shape, dtype=torch.long), torch.full(shape, IGNORE), torch.zeros(shape).long()
+    for index, document in enumerate(documents):
+        length = len(document.ids)
+        ids[index, :length] = torch.tensor(document.ids)
+        labels[index, :length] = torch.tensor(document.labels)
+        mask[index, :length] = 1
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}, labels.to(device)
+
+
+def _walk(
+    documents: Sequence[Document], spec: CacheSpec, head: LanguageModelHead, device: torch.device
+) -> Iterator[tuple[slice, torch.Generator | None]]:
+    """Positions of the batch in chunks. Draws begin anew with every document, from a seed that is its key."""
+    size = default_chunk_tokens(head.vocab_size)
+    if spec.support.kind != "sampled":
+        yield from ((rows, None) for rows in chunks(sum(document.positions for document in documents), size))
+        return
+    start = 0
+    for document in documents:
+        generator = torch.Generator(device).manual_seed(int.from_bytes(document.key[:7], "little"))
+        for rows in chunks(document.positions, size):
+            yield slice(start + rows.start, start + rows.stop), generator
+        start += document.positions
+
+
+def _signals(
+    hidden: Tensor, labels: Tensor, head: LanguageModelHead, spec: CacheSpec, generator: torch.Generator | None
+) -> tuple[TeacherSignal, Tensor]:
+    """The signal of one chunk of positions, and the log-probability of what stands in the data."""
+    logits = head.logits(hidden)
+    signal = spec.support.signal(
+        logits, vocab_size=spec.vocab_size, exponents=spec.stored_exponents, generator=generator
+    )
+    return signal, logits.gather(1, labels.unsqueeze(1)).squeeze(1).float() - logits.float().logsumexp(1)
+
+
+def signal_arrays(signal: TeacherSignal, label_logp: Tensor, spec: CacheSpec) -> Signals:
+    """A signal as it is encoded."""
+
+    def array(values: Tensor) -> np.ndarray:
+        return values.float().cpu().numpy()
+
+    powers = [array(signal.tail_powers[g]) for g in spec.stored_exponents]
+    return Signals(
+        ids=None if signal.ids is None else signal.ids.int().cpu().numpy(),
+        logp=array(signal.logp),
+        log_tail=None if signal.log_tail is None else array(signal.log_tail),
+        tail_powers=np.stack(powers, 1) if powers else np.zeros((len(label_logp), 0), np.float32),
+        entropy=array(signal.entropy),
+        argmax=signal.argmax.int().cpu().numpy(),
+        max_logp=array(signal.max_logp),
+        label_logp=array(label_logp),
+    )
+
+
+def _check_finite(signal: TeacherSignal, start: int, documents: Sequence[Document], spec: CacheSpec) -> None:
+    bad = (~torch.isfinite(signal.entropy)).nonzero().flatten()
+    if bad.numel():
+        ends = np.cumsum([document.positions for document in documents])
+        document = documents[int(np.searchsorted(ends, start + int(bad[0]), side="right"))]
+        raise ModelError(
+            f"teacher {spec.teacher}: its distribution is not finite in row {document.row} of the data, run in "
+            f"{spec.dtype}. Load it in bfloat16 or float32 (teacher.dtype), or check its weights."
+        )

@@ -1,0 +1,289 @@
+"""A teacher on disk in place of one in memory."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bridgegarden.data.fingerprint import chat_template_fingerprint, tokenizer_fingerprint
+from bridgegarden.errors import ConfigError, DataError, ModelError
+from bridgegarden.objective.alignment import SupervisedPositions
+from bridgegarden.objective.divergences import forward_kl
+from bridgegarden.objective.hybrid import HybridObjective
+from bridgegarden.objective.support import TeacherSignal
+from bridgegarden.teacher.cache.documents import documents_in, documents_of
+from bridgegarden.teacher.cache.manifest import ShardRecord, build_command, finished_shards, read_spec, replace_command
+from bridgegarden.teacher.cache.record import RecordFormat, Signals
+from bridgegarden.teacher.cache.shard import Shard
+from bridgegarden.teacher.cache.spec import CacheSpec, short
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+SIGNAL = "teacher_signal"
+"""Where the collator puts the signals of a batch."""
+OPEN_SHARDS = 256
+"""Shards that are mapped at a time: each takes a file descriptor."""
+ROWS_NAMED = 5
+
+
+class TeacherCache:
+    """What a teacher said, read from a folder that ``bridgegarden cache build`` wrote; no teacher is in memory.
+
+    Opened anew in every worker of a data loader. Shards are mapped into memory, and found by the content of a document.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """
+        Args:
+            folder: the cache.
+
+        Raises:
+            ConfigError: there is no cache, or one of another version.
+            DataError: a shard is missing or is not as long as it was.
+        """
+        self.folder = Path(folder).expanduser()
+        self.spec = read_spec(self.folder)
+        self._layout = RecordFormat(self.spec)
+        self._shards = list(finished_shards(self.folder).items())
+        self._open: OrderedDict[int, Shard] = OrderedDict()
+        self._index = _Index.of(self._shards, self._layout)
+
+    def __getstate__(self) -> Path:
+        return self.folder
+
+    def __setstate__(self, folder: Path) -> None:
+        self.__init__(folder)
+
+    def __len__(self) -> int:
+        """Documents."""
+        return len(self._index.keys)
+
+    def __contains__(self, key: bytes) -> bool:
+        return self._index.find(key) is not None
+
+    @property
+    def name(self) -> str:
+        """The teacher's name or path."""
+        return self.spec.teacher
+
+    @property
+    def width(self) -> int:
+        """Size of the vocabulary that signals are about."""
+        return self.spec.vocab_size
+
+    def place(self, student_device: torch.device) -> None:
+        """Nothing to move: signals come with the batch."""
+
+    def records(self, key: bytes) -> np.ndarray:
+        """The records of a document, undecoded.
+
+        Raises:
+            KeyError: it is not in the cache.
+        """
+        found = self._index.find(key)
+        if found is None:
+            raise KeyError(key)
+        return self._shard(found[0]).records(found[1])
+
+    def signals(self, key: bytes) -> Signals:
+        """What the teacher said at the supervised positions of a document, in order; the label's log-probability too.
+
+        Raises:
+            KeyError: it is not in the cache.
+        """
+        return self._layout.decode(self.records(key))
+
+    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """The signals at the supervised positions of a batch, as tensors, in the order of the positions.
+
+        Args:
+            examples: the batch before it is padded: ``input_ids``, ``labels``, and ``seq_lengths`` where packed.
+
+        Raises:
+            DataError: a document is not in the cache.
+        """
+        parts = []
+        for example in examples:
+            for document in documents_in(example):
+                found = self._index.find(document.key)
+                if found is None:
+                    raise DataError(self._missing("a batch", [document.row], 1))
+                parts.append(self._shard(found[0]).records(found[1]))
+        records = np.concatenate(parts) if parts else np.zeros(0, self._layout.dtype)
+        return as_tensors(self._layout.decode(records))
+
+    def at(
+        self,
+        positions: SupervisedPositions,
+        inputs: Mapping[str, Any],
+        *,
+        vocab_size: int,
+        exponents: tuple[float, ...],
+    ) -> TeacherSignal:
+        """The signals that :meth:`collate` put into the batch `inputs`.
+
+        Args:
+            positions: the N supervised positions.
+            inputs: the batch, with the signals under :data:`SIGNAL`.
+            vocab_size: size of the vocabulary both models share.
+            exponents: tail power sums the objective needs; see :meth:`check_objective`.
+        """
+        assert vocab_size == self.spec.vocab_size
+        signal = teacher_signal({k: v.to(positions.row.device) for k, v in inputs[SIGNAL].items()}, self.spec)
+        assert len(signal.entropy) == len(positions)
+        assert not self.spec.has_tail or set(exponents) <= signal.tail_powers.keys()
+        return signal
+
+    def check_tokenizer(self, tokenizer: "PreTrainedTokenizerBase", max_length: int | None) -> None:
+        """Make sure that rows become the same token ids as when the cache was built.
+
+        Raises:
+            ModelError: the tokenizer or its chat template is another.
+            ConfigError: rows are cut to another length.
+        """
+        for what, here, there in (
+            ("tokenizer", tokenizer_fingerprint(tokenizer), self.spec.tokenizer),
+            ("chat template", chat_template_fingerprint(tokenizer), self.spec.chat_template),
+        ):
+            if here != there:
+                raise ModelError(
+                    f"teacher cache {self.folder}: built with {what} {short(there)}, but the student is trained with "
+                    f"{short(here)}. Token ids would not mean the same. {replace_command(self.folder, self.spec)}"
+                )
+        if max_length != self.spec.max_length:
+            raise ConfigError(
+                f"teacher cache {self.folder}: built with training.max_length {self.spec.max_length}, but it is now "
+                f"{max_length}: longer rows are cut elsewhere. Set it back, or build anew. "
+                f"{replace_command(self.folder, self.spec)}"
+            )
+
+    def check_objective(self, objective: HybridObjective) -> None:
+        """Make sure that `objective` can be computed from what is stored.
+
+        Raises:
+            ConfigError: it needs a power sum of the tail that is not stored, or more than draws can give.
+        """
+        needed = objective.exponents
+        if self.spec.support.kind == "sampled" and (needed or objective.divergence is not forward_kl):
+            raise ConfigError(
+                f"teacher cache {self.folder}: holds draws, which give the forward KL at temperature 1 and nothing "
+                "else; this objective has another divergence, a temperature, or the power entropy. Keep the "
+                f"likeliest tokens instead. {replace_command(self.folder)}"
+            )
+        missing = [g for g in needed if self.spec.has_tail and g not in self.spec.stored_exponents]
+        if missing:
+            raise ConfigError(
+                f"teacher cache {self.folder}: the objective's temperature or power entropy needs the tail's sum of "
+                f"p^{missing[0]:g}, and stored are those of exponents {_listed(self.spec.exponents)}. Build it with "
+                f"this objective in the recipe. {replace_command(self.folder, self.spec)}"
+            )
+
+    def check_rows(self, dataset: "Dataset", name: str) -> None:
+        """Make sure that the cache holds every document of a tokenised data set.
+
+        Raises:
+            DataError: some are missing.
+        """
+        missing, total = [], 0
+        for document in documents_of(dataset):
+            total += 1
+            if document.key not in self:
+                missing.append(document.row)
+        if missing:
+            raise DataError(self._missing(f"{name} data", missing, total))
+
+    def _missing(self, what: str, rows: Sequence[int], total: int) -> str:
+        shown = _listed(rows[:ROWS_NAMED]) + (", ..." if len(rows) > ROWS_NAMED else "")
+        return (
+            f"teacher cache {self.folder}: {what}: {len(rows)} of {total} rows are not in it (row {shown}). It was "
+            "built from other rows, or not to its end; what it holds is kept and what is missing is added. "
+            f"{build_command(self.folder)}"
+        )
+
+    def _shard(self, number: int) -> Shard:
+        shard = self._open.pop(number, None)
+        if shard is None:
+            path, record = self._shards[number]
+            shard = Shard.open(path, record, self._layout)
+            if len(self._open) >= OPEN_SHARDS:
+                self._open.popitem(last=False)
+        self._open[number] = shard
+        return shard
+
+
+def teacher_signal(parts: Mapping[str, Tensor], spec: CacheSpec) -> TeacherSignal:
+    """What the objective takes, from the fields of :class:`~bridgegarden.teacher.cache.record.Signals` as tensors."""
+    powers = {g: parts["tail_powers"][:, column] for column, g in enumerate(spec.stored_exponents)}
+    share = 1 / spec.support.k
+    return TeacherSignal(
+        ids=parts["ids"].long() if "ids" in parts else None,
+        logp=parts["logp"],
+        log_tail=parts.get("log_tail"),
+        entropy=parts["entropy"],
+        argmax=parts["argmax"].long(),
+        max_logp=parts["max_logp"],
+        vocab_size=spec.vocab_size,
+        weights=torch.full_like(parts["logp"], share) if spec.support.kind == "sampled" else None,
+        tail_powers=powers,
+    )
+
+
+def as_tensors(signals: Signals) -> dict[str, Tensor]:
+    """Decoded positions as tensors; what a cache of this kind does not have is left out."""
+    return {name: torch.from_numpy(values) for name, values in signals._asdict().items() if values is not None}
+
+
+@dataclass(frozen=True)
+class _Index:
+    """Where every document lies. Arrays, not a dictionary: ten million documents take 300 MB, not 2 GB."""
+
+    keys: np.ndarray
+    """``(D, 16)`` bytes."""
+    shard: np.ndarray
+    """Number of the shard."""
+    place: np.ndarray
+    """Number of the document in its shard."""
+
+    @classmethod
+    def of(cls, shards: Iterable[tuple[Path, ShardRecord]], layout: RecordFormat) -> "_Index":
+        keys = [Shard.open(path, record, layout).keys.copy() for path, record in shards]
+        sizes = [len(part) for part in keys]
+        return cls(
+            np.concatenate(keys) if keys else np.zeros((0, 16), np.uint8),
+            np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
+            np.concatenate([np.arange(size, dtype=np.int32) for size in sizes]) if sizes else np.zeros(0, np.int32),
+        )
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        return np.argsort(self._prefixes, kind="stable")
+
+    @cached_property
+    def _prefixes(self) -> np.ndarray:
+        return np.ascontiguousarray(self.keys[:, :8]).view("<u8").reshape(-1)
+
+    @cached_property
+    def _sorted(self) -> np.ndarray:
+        return self._prefixes[self._order]
+
+    def find(self, key: bytes) -> tuple[int, int] | None:
+        """Shard and place of a document, or None."""
+        at = int(np.searchsorted(self._sorted, np.frombuffer(key[:8], "<u8")[0]))
+        while at < len(self._sorted) and self._sorted[at].tobytes() == key[:8]:
+            index = self._order[at]
+            if self.keys[index].tobytes() == key:
+                return int(self.shard[index]), int(self.place[index])
+            at += 1
+        return None
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(str(value) for value in values)

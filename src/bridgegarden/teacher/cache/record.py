@@ -1,0 +1,150 @@
+"""One position on disk: a few bytes of fixed layout, so that any position can be read where it lies.
+
+Log-probabilities are stored relative to the likeliest token's, which is exact, in levels whose distance grows linearly
+from there: fine where the mass is, coarse in the far tail. Decoded, kept tokens and tail sum to one.
+"""
+
+import math
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from bridgegarden.teacher.cache.sorted_ids import SortedIds
+from bridgegarden.teacher.cache.spec import CacheSpec
+
+LEAST = 100.0
+"""Nats below the likeliest token at which a finite log-probability is cut: float32 has no such probability."""
+
+
+class Signals(NamedTuple):
+    """Decoded positions: the fields of a ``TeacherSignal``, and the label's log-probability, as arrays."""
+
+    ids: np.ndarray | None
+    """``(N, K)`` int32, ascending, -1 in empty slots; None where the whole vocabulary is kept."""
+    logp: np.ndarray
+    """``(N, K)`` float32, nats."""
+    log_tail: np.ndarray | None
+    """``(N,)`` float32, nats."""
+    tail_powers: np.ndarray
+    """``(N, E)`` float32."""
+    entropy: np.ndarray
+    """``(N,)`` float32, nats."""
+    argmax: np.ndarray
+    """``(N,)`` int32."""
+    max_logp: np.ndarray
+    """``(N,)`` float32, nats."""
+    label_logp: np.ndarray
+    """``(N,)`` float32, nats: the teacher's log-probability of the token in the data."""
+
+
+class RecordFormat:
+    """Encodes and decodes the positions of a cache with a given spec."""
+
+    def __init__(self, spec: CacheSpec) -> None:
+        self.spec = spec
+        # An empty slot holds the id after the last, and sorts behind all others.
+        self._sorted = None if spec.is_dense else SortedIds(spec.slots, spec.vocab_size)
+        self._code = np.dtype("u1" if spec.bits == 8 else "<u2")
+        self._levels = 2**spec.bits - 2
+        self._nothing = 2**spec.bits - 1
+
+    @cached_property
+    def dtype(self) -> np.dtype:
+        """The layout, little-endian and without gaps."""
+        spec = self.spec
+        fields: list[tuple] = [("codes", self._code, (spec.slots,))]
+        if self._sorted is not None:
+            fields.insert(0, ("ids", "u1", (self._sorted.width,)))
+        if spec.has_tail:
+            fields.append(("log_tail", "<f4"))
+        if spec.stored_exponents:
+            fields.append(("tail_powers", "<f4", (len(spec.stored_exponents),)))
+        if spec.support.kind == "sampled":
+            fields.append(("argmax", "<u4"))
+        fields += [("entropy", "<f4"), ("max_logp", "<f4"), ("label_logp", "<f4"), ("span", "<f2")]
+        return np.dtype(fields)
+
+    @property
+    def bytes_per_position(self) -> int:
+        """Size of a record."""
+        return self.dtype.itemsize
+
+    def encode(self, signals: Signals) -> np.ndarray:
+        """Records of `signals`, whose slots may come in any order."""
+        records = np.zeros(len(signals.logp), dtype=self.dtype)
+        logp = signals.logp
+        if self._sorted is not None:
+            assert signals.ids is not None
+            ids = np.where(signals.ids < 0, self.spec.vocab_size, signals.ids).astype(np.int64)
+            order = np.argsort(ids, axis=1, kind="stable")
+            ids, logp = np.take_along_axis(ids, order, 1), np.take_along_axis(logp, order, 1)
+            records["ids"] = self._sorted.encode(ids)
+            is_argmax = ids == signals.argmax[:, None]
+        else:
+            is_argmax = np.arange(self.spec.slots) == signals.argmax[:, None]
+        records["codes"], records["span"] = self._quantise(logp, signals.max_logp, is_argmax)
+        for name in ("log_tail", "tail_powers", "argmax", "entropy", "max_logp", "label_logp"):
+            if name in (self.dtype.names or ()):
+                records[name] = getattr(signals, name)
+        return records
+
+    def decode(self, records: np.ndarray) -> Signals:
+        """The signals of records, slots in ascending order of ids."""
+        codes, max_logp = records["codes"], records["max_logp"].astype(np.float32)
+        below = self._shares[codes] * records["span"].astype(np.float32)[:, None]
+        logp = np.subtract(max_logp[:, None], below, out=below)
+        logp[codes == self._nothing] = -np.inf
+        ids = None if self._sorted is None else self._ids(records["ids"])
+        log_tail = records["log_tail"].astype(np.float32) if self.spec.has_tail else None
+        if self.spec.support.kind == "sampled":
+            argmax = records["argmax"].astype(np.int32)
+        else:
+            slot = codes.argmin(1)
+            argmax = slot.astype(np.int32) if ids is None else ids[np.arange(len(ids)), slot]
+            logp += _log_kept(log_tail, len(logp))[:, None] - _logsumexp(logp)[:, None]
+        powers = len(self.spec.stored_exponents)
+        return Signals(
+            ids=ids,
+            logp=logp,
+            log_tail=log_tail,
+            tail_powers=records["tail_powers"].astype(np.float32) if powers else np.zeros((len(logp), 0), np.float32),
+            entropy=records["entropy"].astype(np.float32),
+            argmax=argmax,
+            max_logp=max_logp,
+            label_logp=records["label_logp"].astype(np.float32),
+        )
+
+    @cached_property
+    def _shares(self) -> np.ndarray:
+        """Share of the span that each code stands for. Quadratic: twice as far down, levels lie twice as far apart."""
+        return np.square(np.arange(self._nothing + 1, dtype=np.float32) / self._levels, dtype=np.float32)
+
+    def _quantise(self, logp: np.ndarray, max_logp: np.ndarray, is_argmax: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        nothing = np.isneginf(logp)
+        below = np.where(nothing, 0.0, np.clip(max_logp[:, None] - logp, 0.0, LEAST)).astype(np.float32)
+        span = below.max(1).astype(np.float16)
+        span = np.where(span < below.max(1), np.nextafter(span, np.float16(math.inf)), span)
+        share = below / np.maximum(span.astype(np.float32), 1e-6)[:, None]
+        codes = np.rint(self._levels * np.sqrt(np.minimum(share, 1.0)))
+        # Code 0 is the argmax's alone, so that a tie, or a token within half a level, does not hide which it was.
+        codes = np.where(is_argmax, 0, np.maximum(codes, 1))
+        return np.where(nothing, self._nothing, codes).astype(self._code), span
+
+    def _ids(self, code: np.ndarray) -> np.ndarray:
+        assert self._sorted is not None
+        ids = self._sorted.decode(code).astype(np.int32)
+        ids[ids == self.spec.vocab_size] = -1
+        return ids
+
+
+def _log_kept(log_tail: np.ndarray | None, count: int) -> np.ndarray:
+    """Log of the mass that is not in the tail. The tail is what is stored: small, it keeps its digits here."""
+    if log_tail is None:
+        return np.zeros(count, np.float32)
+    return np.log(np.maximum(-np.expm1(log_tail.astype(np.float64)), 1e-30)).astype(np.float32)
+
+
+def _logsumexp(logp: np.ndarray) -> np.ndarray:
+    highest = logp.max(1)
+    return highest + np.log(np.exp(logp - highest[:, None]).sum(1))

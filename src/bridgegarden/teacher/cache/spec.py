@@ -1,0 +1,123 @@
+"""What the signals of a cache mean: two caches with equal specs hold the same kind of thing."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from bridgegarden.errors import ConfigError
+from bridgegarden.teacher.cache.support import Support
+
+DEFAULT_EXPONENTS = (0.1, 0.5)
+"""Tail power sums that are kept whatever the objective: for the power entropy's default gamma and for temperature 2."""
+DEFAULT_BITS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSpec:
+    """Everything that must agree between a cache and what reads it, or adds to it."""
+
+    teacher: str
+    """The teacher's name on the hub or its folder."""
+    revision: str | None
+    """Its commit on the hub; None for a folder."""
+    weights: str | None
+    """Fingerprint of its weights, see :mod:`bridgegarden.teacher.cache.weights`; None if unknown."""
+    dtype: str
+    """Type that it was run in."""
+    tokenizer: str
+    """Fingerprint of the tokenizer."""
+    chat_template: str
+    """Fingerprint of the chat template."""
+    max_length: int | None
+    """Tokens that longer rows were cut to."""
+    vocab_size: int
+    """Size of the vocabulary both models share."""
+    teacher_width: int
+    """Rows of the teacher's projection, padding included."""
+    support: Support
+    """Which tokens are kept."""
+    exponents: tuple[float, ...]
+    """Tail power sums that are kept, ascending."""
+    bits: Literal[8, 16] = DEFAULT_BITS
+    """Bits of a log-probability."""
+
+    def __post_init__(self) -> None:
+        if self.bits not in (8, 16):
+            raise ConfigError(f"cache: a log-probability takes 8 or 16 bits, got {self.bits}.")
+        if self.support.kind == "mass" and self.support.k >= self.vocab_size:
+            raise ConfigError(
+                f"cache: the support 'mass' keeps fewer tokens than the vocabulary's {self.vocab_size}; got at most "
+                f"{self.support.k}. Lower the number of tokens."
+            )
+
+    @property
+    def options(self) -> str:
+        """The options of ``cache build`` that keep as much."""
+        support = self.support
+        kept = f"--samples {support.k}" if support.kind == "sampled" else f"--top-k {support.k}"
+        least = "" if support.mass is None else f" --mass {support.mass:g}"
+        return kept + least + ("" if self.bits == DEFAULT_BITS else f" --bits {self.bits}")
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether every token of the shared vocabulary is kept, so that ids need not be."""
+        return self.support.kind == "topk" and self.support.k >= self.vocab_size
+
+    @property
+    def slots(self) -> int:
+        """Log-probabilities a position."""
+        return self.vocab_size if self.is_dense else self.support.k
+
+    @property
+    def has_tail(self) -> bool:
+        """Whether anything can lie outside what is kept."""
+        return self.support.kind != "sampled" and not (self.is_dense and self.vocab_size == self.teacher_width)
+
+    @property
+    def stored_exponents(self) -> tuple[float, ...]:
+        """Exponents of the tail power sums on disk: none where there is no tail."""
+        return self.exponents if self.has_tail else ()
+
+    @property
+    def digest(self) -> str:
+        """Short hash of what :meth:`differences` compares: written beside every shard."""
+        tree = self.to_dict()
+        if self.weights is not None:
+            tree |= {"teacher": None, "revision": None}
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self) | {"exponents": list(self.exponents)}
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> "CacheSpec":
+        """The spec that :meth:`to_dict` wrote."""
+        return cls(**{**tree, "support": Support(**tree["support"]), "exponents": tuple(tree["exponents"])})
+
+    def differences(self, other: "CacheSpec") -> str:
+        """Fields in which this spec differs from `other`, with both values; empty if in none.
+
+        A teacher is the same by its weights, where both are known, whatever it is called.
+        """
+        same_weights = self.weights is not None and self.weights == other.weights
+        ours, theirs = self._described(), other._described()
+        names = [name for name in ours if not (same_weights and name in ("teacher", "revision"))]
+        return "; ".join(f"{name} {ours[name]}, not {theirs[name]}" for name in names if ours[name] != theirs[name])
+
+    def _described(self) -> dict[str, str]:
+        tree = self.to_dict() | {"support": str(self.support), "exponents": ", ".join(f"{g:g}" for g in self.exponents)}
+        return {name: short(value) for name, value in tree.items()}
+
+
+def exponents_with_defaults(needed: tuple[float, ...]) -> tuple[float, ...]:
+    """`needed` and the default ones, ascending."""
+    return tuple(sorted({*needed, *DEFAULT_EXPONENTS}))
+
+
+def short(value: Any) -> str:
+    """A value for a message: of a fingerprint, its first twelve digits."""
+    text = str(value)
+    return text[:12] if len(text) == 64 and set(text) <= set("0123456789abcdef") else text

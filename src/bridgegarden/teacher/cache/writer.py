@@ -1,0 +1,223 @@
+"""Build a cache: the teacher once over every row that the cache does not hold yet."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from bridgegarden.causal_lm import check_head, freeze
+from bridgegarden.errors import ConfigError
+from bridgegarden.teacher.cache.documents import Document, documents_of
+from bridgegarden.teacher.cache.forward import encoded, teacher_signals
+from bridgegarden.teacher.cache.lock import LOCK, build_lock
+from bridgegarden.teacher.cache.manifest import MANIFEST, finished_shards, partial, read_spec, write_spec
+from bridgegarden.teacher.cache.record import RecordFormat
+from bridgegarden.teacher.cache.shard import Entry, Shard, shard_problem, write_shard
+from bridgegarden.teacher.cache.spec import CacheSpec
+
+SHARD_POSITIONS = 65_536
+"""About 13 MB at 64 tokens a position: what a killed build loses at most."""
+BATCH_TOKENS = 4096
+OWN_NAMES = {LOCK, "shards", partial(Path(MANIFEST)).name}
+"""What a build may leave that was killed before the manifest was there, or after it was removed."""
+
+ReportProgress = Callable[[int, int], None]
+"""Called with the supervised positions done so far and all there are to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildResult:
+    """What a build did."""
+
+    folder: Path
+    documents: int
+    """Rows that were added."""
+    positions: int
+    """Supervised positions that were added."""
+    kept: int
+    """Rows of the data that the cache held already."""
+    bytes: int
+    """Size of the added shards."""
+    seconds: float
+    teacher_seconds: float
+    """Of these, in the teacher; the rest is finding rows, encoding what could not be done meanwhile, and writing."""
+
+    def __str__(self) -> str:
+        """For a person."""
+        kept = f", {self.kept:,} were there" if self.kept else ""
+        size = f"{self.bytes / max(self.positions, 1):.1f} bytes each, {self.bytes:,} in all"
+        share = f"{self.teacher_seconds / max(self.seconds, 1e-9):.0%} of {self.seconds:.0f} s in the teacher"
+        return f"{self.folder}: {self.documents:,} rows added{kept}; {self.positions:,} positions, {size}; {share}"
+
+
+def build_cache(
+    folder: Path,
+    model: PreTrainedModel,
+    data: Iterable[Dataset],
+    spec: CacheSpec,
+    *,
+    part: tuple[int, int] = (1, 1),
+    batch_tokens: int = BATCH_TOKENS,
+    shard_positions: int = SHARD_POSITIONS,
+    on_progress: ReportProgress | None = None,
+) -> BuildResult:
+    """Add to the cache in `folder` what it lacks of `data`. Interrupted at any moment, it goes on from the last shard.
+
+    Args:
+        folder: where; made if need be.
+        model: the teacher, on its device.
+        data: tokenised rows (``input_ids``, ``labels``). Equal rows are asked once.
+        spec: what is kept. A cache that is there already must have the same.
+        part: ``(i, n)``: only the i-th of n parts, by content. Parts are built anywhere and put together by
+            :func:`bridgegarden.teacher.cache.merge.merge_caches`.
+        batch_tokens: tokens of a teacher's batch at most, padding included.
+        shard_positions: positions after which a shard is closed.
+        on_progress: told of the progress after every batch.
+
+    Raises:
+        ConfigError: the folder holds another cache, somebody else builds in it, or the disk is full.
+        ModelError: the teacher cannot be read, or its distribution is not finite.
+    """
+    begin_cache(folder, spec)
+    freeze(model)
+    check_head(model)
+    layout = RecordFormat(spec)
+    began = time.perf_counter()
+    with build_lock(folder):
+        held, number = _held(folder, layout)
+        wanted = _wanted(data, part)
+        todo = sorted((d for key, d in wanted.items() if key not in held), key=lambda d: (-len(d.ids), d.key))
+        work = _Work(model, layout, batch_tokens, sum(document.positions for document in todo), on_progress)
+        size = 0
+        for shard in _cut(todo, shard_positions):
+            size += write_shard(shard_path(folder, number), work.entries(shard), layout).bytes
+            number += 1
+    return BuildResult(
+        folder=folder,
+        documents=len(todo),
+        positions=work.total,
+        kept=len(wanted) - len(todo),
+        bytes=size,
+        seconds=time.perf_counter() - began,
+        teacher_seconds=work.seconds,
+    )
+
+
+@dataclass
+class _Work:
+    """The teacher at work, and how far it is."""
+
+    model: PreTrainedModel
+    layout: RecordFormat
+    batch_tokens: int
+    total: int
+    report: ReportProgress | None
+    done: int = 0
+    seconds: float = 0.0
+
+    def entries(self, shard: Sequence[Document]) -> list[Entry]:
+        """What the teacher says about the documents of a shard."""
+        coming: list[Future[list[Entry]]] = []
+        # Bytes are made beside the teacher, which does not wait for them until the shard is full.
+        with ThreadPoolExecutor(max_workers=1) as encoder:
+            for batch in _batches(shard, self.batch_tokens):
+                before = time.perf_counter()
+                signals = teacher_signals(self.model, batch, self.layout.spec)
+                self.seconds += time.perf_counter() - before
+                coming.append(encoder.submit(encoded, batch, signals, self.layout))
+                self.done += sum(document.positions for document in batch)
+                if self.report is not None:
+                    self.report(self.done, self.total)
+        return [entry for future in coming for entry in future.result()]
+
+
+def begin_cache(folder: Path, spec: CacheSpec) -> None:
+    """Make sure that `folder` is a cache with `spec`, new or begun earlier.
+
+    Raises:
+        ConfigError: it holds something else.
+    """
+    if (folder / MANIFEST).exists():
+        differences = read_spec(folder).differences(spec)
+        if differences:
+            raise ConfigError(
+                f"teacher cache {folder}: holds signals of another kind than asked for: {differences}. Build in "
+                "another folder (--set teacher.cache=FOLDER), or add --replace to remove what it holds."
+            )
+    elif folder.is_file() or (folder.is_dir() and {path.name for path in folder.iterdir()} - OWN_NAMES):
+        raise ConfigError(f"teacher cache {folder}: is not empty and not a cache; give a folder of its own.")
+    (folder / "shards").mkdir(parents=True, exist_ok=True)
+    if not (folder / MANIFEST).exists():
+        write_spec(folder, spec)
+
+
+def remove_cache(folder: Path) -> None:
+    """Remove the cache in `folder`, of whatever format, and nothing else; without one there is nothing to do.
+
+    Raises:
+        ConfigError: somebody builds there.
+    """
+    if (folder / MANIFEST).is_file():
+        with build_lock(folder):
+            (folder / MANIFEST).unlink()
+            shutil.rmtree(folder / "shards", ignore_errors=True)
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """The file of a shard."""
+    return folder / "shards" / f"{number:05d}.arrow"
+
+
+def _held(folder: Path, layout: RecordFormat) -> tuple[set[bytes], int]:
+    """Keys of the documents in finished shards, and the number of the next shard. What is not whole is removed."""
+    held: set[bytes] = set()
+    number = 0
+    for path, record in finished_shards(folder).items():
+        if shard_problem(path, record, layout):
+            path.with_suffix(".json").unlink()
+            continue
+        held.update(key.tobytes() for key in Shard.open(path, record, layout).keys)
+        number = int(path.stem) + 1
+    for path in (folder / "shards").iterdir():
+        if not path.with_suffix(".json").exists():
+            path.unlink()
+    return held, number
+
+
+def _wanted(data: Iterable[Dataset], part: tuple[int, int]) -> dict[bytes, Document]:
+    index, count = part
+    if not 1 <= index <= count:
+        raise ConfigError(f"cache: a part is i/n with 1 <= i <= n, got {index}/{count}.")
+    documents = ((document.key, document) for dataset in data for document in documents_of(dataset))
+    return {key: document for key, document in documents if int.from_bytes(key[-8:], "little") % count == index - 1}
+
+
+def _cut(documents: Sequence[Document], size: int) -> Iterator[list[Document]]:
+    """Runs of documents with about `size` positions each."""
+    run: list[Document] = []
+    positions = 0
+    for document in documents:
+        run.append(document)
+        positions += document.positions
+        if positions >= size:
+            yield run
+            run, positions = [], 0
+    if run:
+        yield run
+
+
+def _batches(documents: Sequence[Document], tokens: int) -> Iterator[list[Document]]:
+    """Runs of documents that take at most `tokens` when padded; they come longest first."""
+    batch: list[Document] = []
+    for document in documents:
+        if batch and (len(batch) + 1) * len(batch[0].ids) > tokens:
+            yield batch
+            batch = []
+        batch.append(document)
+    if batch:
+        yield batch

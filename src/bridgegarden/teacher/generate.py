@@ -1,0 +1,292 @@
+"""The teacher's own answers: rows in, rows to train on out, whoever gives the answers.
+
+Sequence-level distillation trains on what the teacher would say. An :class:`Engine` says it; here is everything that
+does not depend on which: what is still to be asked, what is put on disk, and what is told to the user.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from bridgegarden.data import Columns, Conversation, prompt, with_answer
+from bridgegarden.errors import ConfigError, DataError, ModelError
+from bridgegarden.teacher.answer_file import AnswerFile, check_can_be_written
+from bridgegarden.teacher.appended_lines import Key
+
+GIVE_UP_AFTER = 20
+"""So many failures with not one answer between them: something is wrong with all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How an answer is drawn from the teacher's distribution."""
+
+    temperature: float = 0.0
+    """Sampling temperature, >= 0; 0 is greedy, 1 the teacher's own distribution. Nothing else (top-p, penalties)
+    shapes it."""
+    seed: int = 0
+    """Every row and sample has a random stream of its own, made from it. Without meaning when greedy."""
+    max_new_tokens: int = 1024
+    """Tokens after which an answer is cut off, >= 1."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise ConfigError(f"temperature must be >= 0 (0 is greedy), got {self.temperature}.")
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens must be >= 1, got {self.max_new_tokens}.")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature == 0
+
+    def seed_of(self, key: Key) -> int:
+        """The seed of one answer, in [0, 2^31): what the other answers are does not touch it."""
+        text = f"{self.seed}:{key.row}:{key.sample}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One answer to be given."""
+
+    key: Key
+    chat: Conversation
+    """Up to where the assistant is to speak."""
+    place: str
+    """The row, for messages."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What the teacher said."""
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+    """``length`` where it was cut off."""
+    generated_by: str
+    """Who said it, as precisely as is known."""
+    top_logprobs: Mapping[str, Any] | None = None
+    """Where the engine gives them; see :func:`bridgegarden.teacher.server_reply.top_logprobs`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why there is no answer."""
+
+    reason: str
+    """One line."""
+
+
+Outcome = tuple[Request, Answer | Failure]
+
+
+class Engine(Protocol):
+    """Something that answers."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Who answers, and whatever else the answers depend on, as plain values. No secrets: it is written to disk."""
+        ...
+
+    def answers(self, requests: Sequence[Request], decoding: Decoding) -> Generator[list[Outcome]]:
+        """Answer `requests` in any order, a batch at a time. Closing the iterator ends it."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """Rows to be answered."""
+
+    rows: Sequence[Mapping[str, Any]]
+    """A ``datasets.Dataset`` is one."""
+    columns: Columns = field(default_factory=Columns)
+    """Where the prompt is, and where the answer goes."""
+    samples: int = 1
+    """Answers to each row, >= 1."""
+    name: str = "train"
+    """What to call the rows in messages."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ConfigError(f"the number of samples must be >= 1, got {self.samples}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far it is, in answers."""
+
+    total: int
+    before: int
+    """Given in earlier runs."""
+    answered: int = 0
+    """Given in this run, truncated ones included."""
+    failed: int = 0
+    """Not given in this run."""
+
+    @property
+    def done(self) -> int:
+        return self.before + self.answered + self.failed
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSummary:
+    """What came of it."""
+
+    progress: Progress
+    output: Path
+    truncated: int
+    """Answers cut off at `max_new_tokens`, those of earlier runs included."""
+    truncated_kept: bool
+    """Whether they are in `output` all the same."""
+    errors: Path
+    """Where failures are listed."""
+    without_logprobs: int
+    """Answers of this run that lack the log-probabilities that were asked for."""
+    seconds: float
+
+    def __str__(self) -> str:
+        """One line."""
+        told, rows = self.progress, self.progress.before + self.progress.answered
+        rows -= 0 if self.truncated_kept else self.truncated
+        parts = [f"{rows} of {told.total} answers in {self.output}"]
+        if told.before:
+            parts.append(f"{told.before} from before")
+        if self.truncated:
+            what = "kept" if self.truncated_kept else "left out (raise --max-new-tokens, or add --keep-truncated)"
+            parts.append(f"{self.truncated} truncated, {what}")
+        if told.failed:
+            parts.append(f"{told.failed} failed, see {self.errors}; the same command tries them again")
+        if self.without_logprobs:
+            parts.append(f"{self.without_logprobs} without log-probabilities, which the server did not return")
+        return "; ".join(parts)
+
+
+def generate(
+    questions: Questions,
+    engine: Engine,
+    output: Path,
+    decoding: Decoding,
+    *,
+    keep_truncated: bool = False,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> GenerationSummary:
+    """Write an answer to every row of `questions` to `output`, those that are there already excepted.
+
+    A row of `output` is the row of the source with the answer where the source has or would have its own, and ``row``
+    (its number in the source), ``sample``, ``finish_reason``, ``generated_by`` and, where there are any,
+    ``top_logprobs``. What fails is listed beside it and tried again by the next call.
+
+    Raises:
+        ConfigError: a setting is out of range, `output` belongs to other settings, or the engine refuses all requests.
+        DataError: a row has no prompt, `output` answers other rows or cannot be written.
+        ModelError: one request after the other fails.
+    """
+    if questions.samples > 1 and decoding.greedy:
+        raise ConfigError(f"{questions.samples} greedy answers to a row are the same; set a temperature, such as 1.")
+    began = time.perf_counter()
+    requests = _requests(questions)
+    settings = {**engine.settings, "temperature": decoding.temperature, "max_new_tokens": decoding.max_new_tokens}
+    settings["seed"] = None if decoding.greedy else decoding.seed
+    with AnswerFile(output, settings, keep_truncated=keep_truncated) as file:
+        done = _finished(file, requests, questions)
+        pending = [request for key, request in requests.items() if key not in done]
+        work = _Work(questions, file, Progress(total=len(requests), before=len(done)), on_progress)
+        on_progress(work.progress)
+        with closing(engine.answers(pending, decoding)) as batches:
+            for batch in batches:
+                work.take(batch)
+        file.sort()
+        return GenerationSummary(
+            progress=work.progress,
+            output=output,
+            truncated=sum(reason == "length" for reason in done.values()) + work.truncated,
+            truncated_kept=keep_truncated,
+            errors=file.errors_path,
+            without_logprobs=work.without_logprobs if settings.get("top_logprobs") else 0,
+            seconds=time.perf_counter() - began,
+        )
+
+
+class _Work:
+    """What has come of the requests so far."""
+
+    def __init__(
+        self, questions: Questions, file: AnswerFile, progress: Progress, on_progress: Callable[[Progress], None]
+    ) -> None:
+        self._questions, self._file, self._on_progress = questions, file, on_progress
+        self.progress = progress
+        self.truncated = self.without_logprobs = self._failed_in_a_row = 0
+
+    def take(self, batch: Sequence[Outcome]) -> None:
+        """Put a batch on disk.
+
+        Raises:
+            ModelError: nothing but failures for too long.
+        """
+        answers, failures = [], []
+        for request, outcome in batch:
+            if isinstance(outcome, Answer) and not outcome.text.strip():
+                outcome = Failure(reason="the answer is empty, so there is nothing to learn from it.")
+            if isinstance(outcome, Answer):
+                answers.append(self._row(request, outcome))
+                self.truncated += outcome.finish_reason == "length"
+                self.without_logprobs += outcome.top_logprobs is None
+                self._failed_in_a_row = 0
+            else:
+                failures.append({**request.key._asdict(), "error": outcome.reason})
+                self._failed_in_a_row += 1
+        self._file.add(answers, failures)
+        now = self.progress
+        self.progress = Progress(
+            total=now.total,
+            before=now.before,
+            answered=now.answered + len(answers),
+            failed=now.failed + len(failures),
+        )
+        self._on_progress(self.progress)
+        if self._failed_in_a_row >= GIVE_UP_AFTER:
+            raise ModelError(
+                f"{self._failed_in_a_row} requests failed one after the other, the last one because: "
+                f"{failures[-1]['error']} Answers so far are in {self._file.path}; mend this and run the same again."
+            )
+
+    def _row(self, request: Request, answer: Answer) -> dict[str, Any]:
+        source = self._questions.rows[request.key.row]
+        row = with_answer(source, self._questions.columns, answer.text, place=request.place)
+        row |= {**request.key._asdict(), "finish_reason": answer.finish_reason, "generated_by": answer.generated_by}
+        row.pop("top_logprobs", None)
+        return row if answer.top_logprobs is None else row | {"top_logprobs": answer.top_logprobs}
+
+
+def _requests(questions: Questions) -> dict[Key, Request]:
+    """All of them; a row that cannot be asked or kept is found before anything is generated."""
+    requests: dict[Key, Request] = {}
+    for number, row in enumerate(questions.rows):
+        place = f"{questions.name}, row {number}"
+        chat = prompt(row, questions.columns, place=place)
+        check_can_be_written(row, place)
+        for sample in range(questions.samples):
+            key = Key(number, sample)
+            requests[key] = Request(key=key, chat=chat, place=place)
+    return requests
+
+
+def _finished(file: AnswerFile, requests: Mapping[Key, Request], questions: Questions) -> dict[Key, str]:
+    """Those of `requests` that `file` answers, with how each answer ended."""
+    done: dict[Key, str] = {}
+    for key, place, record in file.finished():
+        if key not in requests:
+            continue
+        if prompt(record, questions.columns, place=place).messages != requests[key].chat.messages:
+            raise DataError(
+                f"{place}: answers another prompt than {requests[key].place} asks, so the data has changed since. Give "
+                "another --output."
+            )
+        done[key] = record.get("finish_reason", "stop")
+    return done

@@ -1,0 +1,179 @@
+"""A recipe to a cache, and a training from it."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+from bridgegarden.cli.main import cli
+from bridgegarden.recipe import load_recipe
+from bridgegarden.run.cache import CacheOptions, build_recipe_cache, check_recipe_cache
+from bridgegarden.run.models import load_model
+from bridgegarden.teacher.cache.manifest import finished_shards
+from bridgegarden.teacher.cache.reader import TeacherCache
+from tests.tiny import CHAT_TEMPLATE
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def recipe(write_recipe, tmp_path):
+    """A recipe with a cache, which is not built yet."""
+    return write_recipe(teacher={"cache": str(tmp_path / "cache")}, data={"eval": str(tmp_path / "eval.jsonl")})
+
+
+@pytest.fixture
+def built(recipe):
+    build_recipe_cache(load_recipe(recipe), CacheOptions(top_k=32))
+    return recipe
+
+
+def test_train_from_a_cache_gives_the_student_that_the_live_teacher_gives(built, tmp_path, monkeypatch):
+    live = run("train", built, "--set", "teacher.cache=null", "--set", "teacher.top_k=32")
+    assert live.exit_code == 0, live.output
+    (tmp_path / "out").rename(tmp_path / "live")
+    loaded = []
+    monkeypatch.setattr(
+        sys.modules["bridgegarden.run.train"],
+        "load_model",
+        lambda facts: loaded.append(facts.reference.role) or load_model(facts),
+    )
+    result = run("train", built)
+    assert result.exit_code == 0, result.output
+    assert f"reading teacher {tmp_path / 'teacher'} from {tmp_path / 'cache'} (36 rows)" in result.stderr
+    assert loaded == ["student"]
+    assert "teacher weights" not in result.stderr
+    ours, theirs = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("out", "live"))
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], atol=2e-3, rtol=0)
+
+
+def test_build_tells_what_it_did_and_again_does_nothing(recipe, tmp_path):
+    result = run("cache", "build", recipe, "--top-k", "16", "--limit", "10")
+    assert result.exit_code == 0, result.output
+    assert "cache: 16 rows added;" in result.stdout
+    assert "16 rows were there" not in result.stdout
+    assert "cache: 20 rows added, 16 were there;" in run("cache", "build", recipe).stdout
+    assert "cache: 0 rows added, 36 were there;" in run("cache", "build", recipe, "--top-k", "16").stdout
+    refused = run("cache", "build", recipe, "--top-k", "8")
+    assert "signals of another kind than asked for: support top 16, not top 8" in refused.stderr
+    checked = run("cache", "check", recipe)
+    assert (checked.exit_code, "36 rows" in checked.stdout) == (0, True), checked.output
+
+
+def test_parts_are_built_apart_and_merged(recipe, tmp_path):
+    for part in (1, 2):
+        result = run("cache", "build", recipe, "--shard", f"{part}/2", "--set", f"teacher.cache={tmp_path / str(part)}")
+        assert result.exit_code == 0, result.output
+    assert "are not in it" in run("cache", "check", recipe, "--set", f"teacher.cache={tmp_path / '1'}").stderr
+    merged = run("cache", "merge", tmp_path / "cache", tmp_path / "1", tmp_path / "2")
+    assert "36 rows added" in merged.stdout
+    assert run("cache", "check", recipe).exit_code == 0
+    assert run("train", recipe).exit_code == 0
+
+
+@pytest.mark.parametrize("options", [("--mass", "0.9"), ("--samples", "12"), ("--top-k", "500", "--bits", "16")])
+def test_every_support_can_be_trained_from(recipe, options):
+    assert run("cache", "build", recipe, *options).exit_code == 0
+    result = run("train", recipe)
+    assert result.exit_code == 0, result.output
+
+
+def test_what_the_objective_needs_is_stored(recipe, tmp_path):
+    changes = ("--set", "objective.temperature=4.0")
+    assert run("cache", "build", recipe, *changes).exit_code == 0
+    assert TeacherCache(tmp_path / "cache").spec.exponents == (0.1, 0.25, 0.5)
+    assert run("train", recipe, *changes).exit_code == 0
+    refused = run("cache", "check", recipe, "--set", "objective.temperature=3.0")
+    assert refused.exit_code == 2
+    assert "the tail's sum of p^0.333333, and stored are those of exponents 0.1, 0.25, 0.5" in refused.stderr
+
+
+def test_info_prints_numbers_for_people_and_machines(built, tmp_path):
+    assert "top 32 of 259 tokens" in run("cache", "info", built).stdout
+    tree = json.loads(run("cache", "info", tmp_path / "cache", "--json").stdout)
+    assert tree["documents"] == 36
+    assert 0 < tree["captured_mass"] < 1
+
+
+def test_another_teacher_in_the_same_place_is_refused_with_both_fingerprints(built, tmp_path):
+    path = tmp_path / "teacher" / "model.safetensors"
+    save_file({name: weight + 0.01 for name, weight in load_file(path).items()}, path, metadata={"format": "pt"})
+    for command in (("train",), ("cache", "check")):
+        result = run(*command, built)
+        assert result.exit_code == 2
+        old = TeacherCache(tmp_path / "cache").spec.weights or ""
+        assert f"weights {old[:12]}, not " in result.stderr
+        assert (
+            f"bridgegarden cache build RECIPE --set teacher.cache={tmp_path / 'cache'} --top-k 32 --replace"
+            in result.stderr
+        )
+    assert run("cache", "build", built, "--top-k", "32", "--replace").exit_code == 0
+    assert run("train", built).exit_code == 0
+
+
+def test_another_template_or_length_is_refused_with_both_values(built, tmp_path):
+    changed = run("train", built, "--set", "training.max_length=40")
+    assert changed.exit_code == 2
+    assert "built with training.max_length 1024, but it is now 40" in changed.stderr
+    template = CHAT_TEMPLATE.replace("'] }}\n", "'] }}:").replace("assistant\n", "assistant:")
+    (tmp_path / "student" / "chat_template.jinja").write_text(template)
+    result = run("train", built)
+    assert result.exit_code == 2
+    assert "built with chat template " in result.stderr
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_a_moved_teacher_and_a_moved_cache_are_the_same(built, tmp_path):
+    shutil.move(tmp_path / "teacher", tmp_path / "elsewhere")
+    shutil.move(tmp_path / "cache", tmp_path / "there")
+    changes = {"teacher.model": tmp_path / "elsewhere", "teacher.cache": tmp_path / "there"}
+    result = check_recipe_cache(str(built), [f"{key}={value}" for key, value in changes.items()])
+    assert result.documents == 36
+
+
+def test_a_damaged_byte_is_one_line_and_its_advice_mends_it(built, tmp_path):
+    path = next(iter(finished_shards(tmp_path / "cache")))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    result = run("cache", "check", tmp_path / "cache")
+    assert result.exit_code == 2
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert f"rm {path.with_suffix('')}.* && bridgegarden cache build RECIPE" in result.stderr
+    for part in (path, path.with_suffix(".json")):
+        part.unlink()
+    assert "36 rows added" in run("cache", "build", built).stdout
+    assert TeacherCache(tmp_path / "cache").spec.support.k == 32
+    assert run("cache", "check", built).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("build", "RECIPE", "--set", "teacher.cache=null"), "teacher.cache: the recipe names no folder for it"),
+        (("build", "RECIPE", "--samples", "4", "--top-k", "4"), "draws (--samples) exclude kept tokens"),
+        (("build", "RECIPE", "--mass", "0.9", "--top-k", "500"), "keeps fewer tokens than the vocabulary's 259"),
+        (("build", "RECIPE", "--shard", "5/4"), "expected such as 1/4"),
+        (("info", "RECIPE"), "no cache there"),
+        (("check", "RECIPE"), "no cache there"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_line(recipe, tmp_path, arguments, message):
+    result = run("cache", *(recipe if argument == "RECIPE" else argument for argument in arguments))
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "cache" / "cache.json").exists()
+
+
+def test_a_number_of_tokens_other_than_the_cache_keeps_is_refused(built):
+    result = run("train", built, "--set", "teacher.top_k=8")
+    assert result.exit_code == 2
+    assert "teacher.top_k is 8, but the cache" in result.stderr
+    assert "keeps top 32" in result.stderr

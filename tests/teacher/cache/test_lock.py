@@ -1,0 +1,24 @@
+import json
+
+import pytest
+
+from bridgegarden.errors import ConfigError
+from bridgegarden.teacher.cache.lock import LOCK, build_lock
+
+
+def test_a_builder_on_another_machine_holds_its_lock_until_it_is_removed(tmp_path):
+    (tmp_path / LOCK).write_text(json.dumps({"host": "elsewhere", "pid": 12}))
+    with pytest.raises(ConfigError, match=rf"process 12 on elsewhere is building here.*remove .*{LOCK}"):
+        with build_lock(tmp_path):
+            pass
+    (tmp_path / LOCK).unlink()
+    with build_lock(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("left", ["", "{", '{"pid": 1}'])
+def test_what_a_dead_builder_here_left_does_not_hold_anybody_up(tmp_path, left):
+    (tmp_path / LOCK).write_text(left)
+    with build_lock(tmp_path):
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] > 0
+    assert (tmp_path / LOCK).read_text() == ""

@@ -1,0 +1,109 @@
+"""Reading: every row its own signal, and nothing that does not fit."""
+
+import pickle
+
+import pytest
+import torch
+from datasets import Dataset
+
+from bridgegarden.errors import ConfigError, DataError, ModelError
+from bridgegarden.objective.alignment import SupervisedPositions
+from bridgegarden.objective.divergences import reverse_kl
+from bridgegarden.objective.hybrid import HybridObjective
+from bridgegarden.objective.soft_weight import EntropyWeight
+from bridgegarden.teacher.cache.documents import documents_of
+from bridgegarden.teacher.cache.manifest import finished_shards
+from bridgegarden.teacher.cache.reader import SIGNAL, TeacherCache
+from bridgegarden.teacher.cache.support import Support
+from tests.teacher.cache.conftest import build, cache_rows, cache_spec
+from tests.tiny import VOCABULARY, tiny_tokenizer
+
+
+def test_a_missing_cache_is_refused_with_the_command_to_build_it(tmp_path):
+    with pytest.raises(ConfigError, match=r"no cache there .*bridgegarden cache build RECIPE"):
+        TeacherCache(tmp_path / "nothing")
+
+
+def test_a_cache_travels_to_workers_and_reads_the_same(cache):
+    here = TeacherCache(cache)
+    there = pickle.loads(pickle.dumps(here))
+    for document in documents_of(cache_rows()):
+        assert there.records(document.key).tobytes() == here.records(document.key).tobytes()
+
+
+def test_what_is_not_there_is_not_found(cache):
+    reader = TeacherCache(cache)
+    (document,) = documents_of(cache_rows(1, seed=5))
+    assert document.key not in reader
+    with pytest.raises(KeyError):
+        reader.signals(document.key)
+
+
+def test_rows_that_are_missing_are_counted_and_named(cache):
+    rows = Dataset.from_list([*cache_rows(3).to_list(), {"input_ids": [1, 2], "labels": [-100, 2], "row": 9}])
+    with pytest.raises(DataError, match=r"train data: 1 of 4 rows are not in it \(row 9\).*cache build RECIPE"):
+        TeacherCache(cache).check_rows(rows, "train")
+    with pytest.raises(DataError, match=r"a batch: 1 of 1 rows are not in it \(row 9\)"):
+        TeacherCache(cache).collate([rows[3]])
+
+
+def test_a_truncated_shard_is_found_when_the_cache_is_opened(cache):
+    path = list(finished_shards(cache))[1]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(
+        DataError, match=r"00001.arrow: [\d,]+ bytes long, and [\d,]+ were written. Remove it.*cache build"
+    ):
+        TeacherCache(cache)
+
+
+def test_another_tokenizer_template_or_length_is_refused_with_both_values(cache):
+    reader = TeacherCache(cache)
+    reader.check_tokenizer(tiny_tokenizer(), 64)
+    spec = cache_spec()
+    other = tiny_tokenizer()
+    other.add_tokens(["zz"])
+    with pytest.raises(
+        ModelError, match=rf"built with tokenizer {spec.tokenizer[:12]}, .*cache build RECIPE.*--replace"
+    ):
+        reader.check_tokenizer(other, 64)
+    other = tiny_tokenizer()
+    other.chat_template = "{{ messages }}"
+    with pytest.raises(ModelError, match=rf"chat template {spec.chat_template[:12]}, but the student is trained with"):
+        reader.check_tokenizer(other, 64)
+    with pytest.raises(ConfigError, match=r"training\.max_length 64, but it is now 32"):
+        reader.check_tokenizer(tiny_tokenizer(), 32)
+
+
+def test_a_power_sum_that_is_not_stored_is_refused_before_training(cache):
+    reader = TeacherCache(cache)
+    reader.check_objective(HybridObjective(temperature=2.0, soft_weight=EntropyWeight(kind="power", gamma=0.1)))
+    with pytest.raises(ConfigError, match=r"sum of p\^0.25, and stored are those of exponents 0.1, 0.5.*cache build"):
+        reader.check_objective(HybridObjective(temperature=4.0))
+
+
+def test_a_whole_vocabulary_without_a_tail_serves_any_temperature(tmp_path):
+    reader = TeacherCache(build(tmp_path / "cache", cache_spec(Support(k=400), teacher_width=270, vocab_size=270)))
+    reader.check_objective(HybridObjective(temperature=4.0))
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        HybridObjective(temperature=2.0),
+        HybridObjective(divergence=reverse_kl),
+        HybridObjective(soft_weight=EntropyWeight(kind="power")),
+    ],
+)
+def test_draws_are_refused_for_what_they_cannot_give(tmp_path, objective):
+    reader = TeacherCache(build(tmp_path / "cache", cache_spec(Support(kind="sampled", k=4))))
+    reader.check_objective(HybridObjective(soft_weight=EntropyWeight()))
+    with pytest.raises(ConfigError, match="holds draws"):
+        reader.check_objective(objective)
+
+
+def test_an_empty_batch_has_an_empty_signal(cache):
+    batch = TeacherCache(cache).collate([{"input_ids": [1, 2], "labels": [-100, -100]}])
+    positions = SupervisedPositions.from_labels(torch.full((1, 2), -100))
+    signal = TeacherCache(cache).at(positions, {SIGNAL: batch}, vocab_size=VOCABULARY, exponents=())
+    assert signal.logp.shape == (0, 16)
+    assert signal.captured_mass.shape == (0,)

@@ -1,0 +1,55 @@
+import json
+
+import pytest
+
+from bridgegarden.errors import ConfigError
+from bridgegarden.teacher.cache.spec import CacheSpec, exponents_with_defaults
+from bridgegarden.teacher.cache.support import Support
+from tests.teacher.cache.conftest import cache_spec
+
+
+@pytest.mark.parametrize("support", [Support(), Support(kind="mass", mass=0.9), Support(kind="sampled", k=9)])
+def test_a_spec_comes_back_from_json(support):
+    spec = cache_spec(support, bits=16, max_length=None)
+    assert CacheSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+def test_defaults_are_kept_beside_what_is_needed():
+    assert exponents_with_defaults((0.25, 0.5)) == (0.1, 0.25, 0.5)
+
+
+def test_teachers_on_the_hub_differ_by_commit_and_local_ones_by_weights():
+    hub = cache_spec(weights=None, revision="abc")
+    assert hub.differences(cache_spec(weights=None, revision="def")) == "revision abc, not def"
+    assert cache_spec().differences(cache_spec(teacher="moved")) == ""
+    assert cache_spec().digest == cache_spec(teacher="moved").digest
+    assert hub.digest != cache_spec(weights=None, revision="def").digest
+
+
+@pytest.mark.parametrize(
+    ("support", "options"),
+    [
+        (Support(k=5), "--top-k 5 --bits 16"),
+        (Support(kind="mass", k=9, mass=0.95), "--top-k 9 --mass 0.95 --bits 16"),
+        (Support(kind="sampled", k=7), "--samples 7 --bits 16"),
+    ],
+)
+def test_options_are_those_that_keep_as_much(support, options):
+    assert cache_spec(support, bits=16).options == options
+    assert cache_spec(Support(k=5)).options == "--top-k 5"
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: Support(k=0), "between 1 and"),
+        (lambda: Support(kind="mass"), "a mass belongs to the support 'mass'"),
+        (lambda: Support(mass=0.5), "a mass belongs to the support 'mass'"),
+        (lambda: Support(kind="mass", mass=1.0), "between 0 and 1"),
+        (lambda: cache_spec(bits=4), "8 or 16 bits, got 4"),
+        (lambda: cache_spec(Support(kind="mass", k=259, mass=0.5)), "fewer tokens than the vocabulary's 259"),
+    ],
+)
+def test_settings_out_of_range_are_refused(make, match):
+    with pytest.raises(ConfigError, match=match):
+        make()

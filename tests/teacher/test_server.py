@@ -1,0 +1,326 @@
+import json
+import re
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+
+from bridgegarden.data import Columns
+from bridgegarden.errors import ConfigError, ModelError
+from bridgegarden.teacher.generate import Decoding, Questions, generate
+from bridgegarden.teacher.server import Server, ServerEngine
+from bridgegarden.teacher.server_connection import api_key
+from tests.teacher.servers import body, changed, cut_short, drip, hang, reset, serving, status
+
+KEY = "sk-canary-0123456789abcdef"
+COLUMNS = Columns(prompt="q", completion="a")
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+@pytest.fixture
+def server():
+    with serving() as running:
+        yield running
+
+
+def ask(server, output, rows=1, key=None, decoding=None, samples=1, columns=COLUMNS, **options):
+    engine = ServerEngine(Server(base_url=server.url, model="big", **{"backoff": 0.01, "timeout": 5, **options}), key)
+    rows = [{"q": f"question {i}"} for i in range(rows)] if isinstance(rows, int) else rows
+    questions = Questions(rows=rows, columns=columns, samples=samples)
+    return generate(questions, engine, output, decoding or Decoding(max_new_tokens=50))
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def errors(output):
+    return {record["row"]: record["error"] for record in lines(output.with_name(f"{output.name}.errors"))}
+
+
+def test_answers_are_rows_with_the_prompt_and_who_gave_them(server, tmp_path):
+    summary = ask(server, tmp_path / "out.jsonl", rows=[{"q": "why", "id": "x7"}])
+    assert lines(tmp_path / "out.jsonl") == [
+        {
+            "q": "why",
+            "id": "x7",
+            "a": "WHY",
+            "row": 0,
+            "sample": 0,
+            "finish_reason": "stop",
+            "generated_by": "served-2026",
+        }
+    ]
+    assert str(summary) == f"1 of 1 answers in {tmp_path / 'out.jsonl'}"
+    assert {path.name for path in tmp_path.iterdir()} == {"out.jsonl", "out.jsonl.settings"}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        status(429),
+        status(500),
+        status(503),
+        body(b'{"choices": [{"mess'),
+        body(b"[]"),
+        body(b'{"error": {"message": "upstream"}}'),
+        cut_short,
+        reset,
+        hang(0.8),
+        drip,
+    ],
+)
+def test_what_may_pass_is_tried_again(server, tmp_path, fault):
+    server.faults = [fault, fault]
+    summary = ask(server, tmp_path / "out.jsonl", timeout=0.4)
+    assert summary.progress.answered == 1
+    assert len(server.seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (status(429, "slow down"), r"HTTP 429: slow down\. \(3 attempts\)$"),
+        (status(500), r"HTTP 500: busy"),
+        (body(b'{"choices": [{"mess'), r"the reply is not whole JSON \(19 bytes"),
+        (cut_short, r"the reply is not whole JSON|the connection failed"),
+        (reset, r"the connection failed"),
+        (hang(0.8), r"no reply within 0\.4 s"),
+        (drip, r"no reply within 0\.4 s"),
+        (status(400, "too long"), r"^HTTP 400: too long\.$"),
+        (body(b"{}"), r"the reply has no 'choices' \(it has nothing\)"),
+        (changed(lambda c: c.update(finish_reason="content_filter")), r"finish_reason 'content_filter'"),
+        (changed(lambda c: c["message"].update(content=None)), r"the answer holds no text"),
+        (changed(lambda c: c["message"].update(content=" ")), r"the answer is empty"),
+    ],
+)
+def test_what_does_not_pass_is_that_row_s_error_and_is_tried_by_the_next_run(server, tmp_path, fault, reason):
+    output = tmp_path / "out.jsonl"
+    server.always = lambda content: fault if "question 1" in str(content) else None
+    summary = ask(server, output, rows=3, retries=2, timeout=0.4)
+    assert (summary.progress.answered, summary.progress.failed) == (2, 1)
+    assert list(errors(output)) == [1]
+    assert re.search(reason, errors(output)[1])
+    assert "1 failed" in str(summary)
+
+    server.always, server.seen = (lambda content: None), []
+    assert ask(server, output, rows=3).progress.answered == 1
+    assert len(server.seen) == 1
+    assert [row["row"] for row in lines(output)] == [0, 1, 2]
+    assert not output.with_name("out.jsonl.errors").exists()
+
+
+@pytest.mark.parametrize("header", [lambda: "1", lambda: format_datetime(datetime.now(UTC) + timedelta(seconds=2))])
+def test_a_rate_limit_is_obeyed_by_all_requests(server, tmp_path, header):
+    server.faults = [status(429, Retry_After=header())]
+    began = time.monotonic()
+    ask(server, tmp_path / "out.jsonl", rows=12, concurrency=2)
+    late = [at for at in server.times if at - began < 0.9]
+    assert len(late) <= 4  # those under way
+    assert len(server.seen) == 13
+
+
+@pytest.mark.parametrize("value", ["soon", "-5", "nan", ""])
+def test_a_nonsensical_retry_after_does_not_stop_us(server, tmp_path, value):
+    server.faults = [status(429, Retry_After=value)]
+    assert ask(server, tmp_path / "out.jsonl").progress.answered == 1
+
+
+def test_requests_run_side_by_side_but_no_more_than_asked_for(server, tmp_path):
+    busy, most = [], []
+
+    def slow(handler, content):
+        busy.append(1)
+        most.append(len(busy))
+        time.sleep(0.1)
+        busy.pop()
+        return False
+
+    server.always = lambda content: slow
+    ask(server, tmp_path / "out.jsonl", rows=12, concurrency=4)
+    assert 2 <= max(most) <= 4
+
+
+def test_top_logprobs_are_kept_as_a_distribution_over_top_k_and_tail(server, tmp_path):
+    output = tmp_path / "out.jsonl"
+    ask(server, output, rows=[{"q": "aé"}], top_logprobs=3)
+    (row,) = lines(output)
+    kept = row["top_logprobs"]
+    assert kept["tokens"] == ["A", "É", "<|im_end|>"]
+    assert [len(values) for values in kept.values()] == [3] * 5
+    for logps, tail in zip(kept["top_logprobs"], kept["log_tail"], strict=True):
+        assert sum(2.718281828459045**logp for logp in [*logps, tail]) == pytest.approx(1)
+    assert server.seen[0] | {"logprobs": True, "top_logprobs": 3} == server.seen[0]
+
+
+def test_an_answer_without_the_logprobs_asked_for_is_kept_and_counted(server, tmp_path):
+    server.always = lambda content: changed(lambda choice: choice.update(logprobs=None))
+    assert "1 without log-probabilities" in str(ask(server, tmp_path / "out.jsonl", top_logprobs=3))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.pop(0),
+        lambda content: content.pop(),
+        lambda content: content.append(content[-1]),
+        lambda content: content[1]["top_logprobs"].clear(),
+        lambda content: content[1]["top_logprobs"].extend(content[1]["top_logprobs"]),
+        lambda content: content[1].pop("logprob"),
+        lambda content: content[1]["top_logprobs"][0].update(logprob=0.5),
+        lambda content: content[1]["top_logprobs"][1].update(logprob=-0.1),
+        lambda content: content[1].update(logprob=None),
+        lambda content: content.insert(0, 7),
+    ],
+)
+def test_logprobs_that_are_not_those_of_the_answer_are_that_row_s_error(server, tmp_path, change):
+    output = tmp_path / "out.jsonl"
+
+    def twice_popped(choice):
+        change(choice["logprobs"]["content"])
+        if len(choice["logprobs"]["content"]) == 10:  # the end of turn may be left out, a token of the answer not
+            choice["logprobs"]["content"].pop()
+
+    bad = changed(twice_popped)
+    server.always = lambda content: bad if "question 1" in str(content) else None
+    summary = ask(server, output, rows=3, top_logprobs=3)
+    assert summary.progress.answered == 2
+    assert "log-probabilities" in errors(output)[1]
+    assert len(server.seen) == 3
+
+
+def test_plain_prompts_are_completed_as_text(server, tmp_path):
+    output = tmp_path / "out.jsonl"
+    ask(server, output, rows=[{"prompt": "say "}], columns=Columns(), top_logprobs=2)
+    (row,) = lines(output)
+    assert (row["prompt"], row["completion"]) == ("say ", "SAY ")
+    assert row["top_logprobs"]["top_tokens"][0] == ["S", "other"]
+    assert (server.seen[0]["prompt"], server.seen[0]["logprobs"]) == ("say ", 2)
+
+
+def test_samples_have_seeds_of_their_own_that_do_not_depend_on_the_other_rows(server, tmp_path):
+    decoding = Decoding(temperature=0.7, seed=3, max_new_tokens=50)
+    ask(server, tmp_path / "out.jsonl", rows=2, samples=3, decoding=decoding, concurrency=1)
+    assert len({content["seed"] for content in server.seen}) == 6
+    assert {content["temperature"] for content in server.seen} == {0.7}
+    seeds = [content["seed"] for content in server.seen[:3]]
+    server.seen.clear()
+    ask(server, tmp_path / "other.jsonl", rows=1, samples=3, decoding=decoding, concurrency=1)
+    assert [content["seed"] for content in server.seen] == seeds
+
+
+def test_greedy_is_temperature_zero_without_seed(server, tmp_path):
+    ask(server, tmp_path / "out.jsonl")
+    assert server.seen[0]["temperature"] == 0
+    assert "seed" not in server.seen[0]
+
+
+def test_models_that_know_the_limit_by_its_newer_name_are_asked_so(server, tmp_path):
+    def refuse(handler, content):
+        if "max_tokens" not in content:
+            content["max_tokens"] = content["max_completion_tokens"]
+            return False
+        return status(400, "Use 'max_completion_tokens' instead.")(handler, content)
+
+    server.always = lambda content: refuse
+    assert ask(server, tmp_path / "out.jsonl", rows=3, concurrency=1).progress.answered == 3
+    assert len(server.seen) == 4
+
+
+def test_a_server_that_never_answers_ends_the_run(server, tmp_path):
+    server.always = lambda content: status(404, "no such model")
+    with pytest.raises(ModelError, match=r"2\d requests failed one after the other, .*HTTP 404: no such model"):
+        ask(server, tmp_path / "out.jsonl", rows=60)
+    assert len(server.seen) < 60
+    assert len(errors(tmp_path / "out.jsonl")) >= 20
+
+
+def test_nobody_listening_is_an_error_of_every_row(tmp_path):
+    with serving() as gone:
+        pass
+    summary = ask(gone, tmp_path / "out.jsonl", rows=2, retries=1)
+    assert summary.progress.failed == 2
+    assert "the connection failed" in errors(tmp_path / "out.jsonl")[0]
+
+
+# Keys
+
+
+def everything_written(folder):
+    return "".join(path.read_text() for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_key_reaches_the_server_and_nothing_else(server, tmp_path, monkeypatch, capfd, caplog):
+    caplog.set_level("DEBUG")
+    monkeypatch.setenv("MY_KEY", KEY)
+    server.always = lambda content: (
+        status(400, f"Incorrect API key provided: {KEY}") if "question 1" in str(content) else None
+    )
+    engine_key = api_key("MY_KEY")
+    summary = ask(server, tmp_path / "out.jsonl", rows=2, key=engine_key)
+    assert server.keys == [f"Bearer {KEY}"] * 2
+    assert "Incorrect API key provided: ***" in errors(tmp_path / "out.jsonl")[1]
+    output = capfd.readouterr()
+    shown = (
+        f"{summary}{output.out}{output.err}{caplog.text}{ServerEngine(Server(base_url=server.url, model='m'), KEY)!r}"
+    )
+    assert KEY not in shown + everything_written(tmp_path)
+
+
+def test_an_answer_that_repeats_the_key_is_not_kept(server, tmp_path):
+    server.always = lambda content: changed(lambda choice: choice["message"].update(content=f"you sent {KEY}"))
+    assert ask(server, tmp_path / "out.jsonl", key=KEY).progress.failed == 1
+    assert KEY not in everything_written(tmp_path)
+
+
+def test_a_refused_key_ends_the_run_without_showing_it(server, tmp_path):
+    server.always = lambda content: status(401, f"bad key {KEY}")
+    with pytest.raises(ConfigError, match=r"it refuses the API key \(HTTP 401: bad key \*\*\*\)") as caught:
+        ask(server, tmp_path / "out.jsonl", rows=5, key=KEY)
+    assert KEY not in str(caught.value)
+    with pytest.raises(ConfigError, match="it wants an API key, and OPENAI_API_KEY is not set"):
+        ask(server, tmp_path / "other.jsonl")
+
+
+def test_a_redirect_is_not_followed_with_the_key(server, tmp_path):
+    with serving() as elsewhere:
+        server.always = lambda content: status(307, Location=f"{elsewhere.url}/chat/completions")
+        with pytest.raises(ConfigError, match="sends us elsewhere"):
+            ask(server, tmp_path / "out.jsonl", key=KEY)
+        assert elsewhere.keys == []
+
+
+def test_keys_come_from_the_environment(monkeypatch):
+    assert api_key() is None
+    monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
+    assert api_key() == KEY
+    with pytest.raises(ConfigError, match="takes the name of an environment variable") as caught:
+        api_key(KEY)
+    assert KEY not in str(caught.value)
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\nX-Evil: 1")
+    with pytest.raises(ConfigError, match="characters that no key has") as caught:
+        api_key()
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000",
+        "ftp://host/v1",
+        "http://",
+        "http://a b/v1",
+        f"http://me:{KEY}@host/v1",
+        f"http://h/v1?key={KEY}",
+    ],
+)
+def test_an_address_that_is_none_or_holds_a_secret_is_refused_without_showing_it(url):
+    with pytest.raises(ConfigError, match="the server's address") as caught:
+        Server(base_url=url, model="m")
+    assert KEY not in str(caught.value)

@@ -1,0 +1,205 @@
+"""Training from a cache is training with the teacher: every position gets what the teacher says there."""
+
+from functools import partial
+
+import pytest
+import torch
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import SequentialSampler
+
+from bridgegarden.errors import ConfigError, DataError, ModelError
+from bridgegarden.objective.alignment import SupervisedPositions
+from bridgegarden.objective.divergences import DIVERGENCES, alpha_beta
+from bridgegarden.objective.hybrid import PRESETS, HybridObjective
+from bridgegarden.objective.soft_weight import EntropyWeight
+from bridgegarden.teacher.cache.reader import SIGNAL, TeacherCache
+from bridgegarden.teacher.cache.support import Support
+from bridgegarden.teacher.live import LiveTeacher
+from tests.teacher.cache.conftest import build, cache_rows, cache_spec, teacher
+from tests.tiny import VOCABULARY, tiny_model
+
+K = 16
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Caches of the same rows: the likeliest tokens, the whole vocabulary, draws; coarse and fine."""
+    root = tmp_path_factory.mktemp("caches")
+    supports = {"top": Support(k=K), "whole": Support(k=400), "draws": Support(kind="sampled", k=K)}
+    return {
+        (name, bits): build(root / f"{name}-{bits}", cache_spec(support, bits=bits))
+        for name, support in supports.items()
+        for bits in (8, 16)
+    }
+
+
+@pytest.fixture
+def both(make_trainer, folders):
+    """A trainer from a cache and one with the live teacher, alike in everything else."""
+
+    def make(objective=None, *, kind="top", bits=16, **arguments):
+        arguments = {"train": cache_rows(), "evaluate": cache_rows()} | arguments
+        live = LiveTeacher(teacher(), top_k=None if kind == "whole" else K)
+        cached = make_trainer(objective, teacher=TeacherCache(folders[kind, bits]), **arguments)
+        return cached, make_trainer(objective, teacher=live, **arguments)
+
+    return make
+
+
+def gradients(trainer):
+    """Loss and gradient of one batch."""
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
+    trainer.state.global_step, trainer.state.max_steps = 1, 10
+    loss = trainer.compute_loss(trainer.model, dict(batch))
+    loss.backward()
+    return loss.item(), torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+
+
+def assert_alike(cached, live, tolerance):
+    (ours, our_gradient), (theirs, their_gradient) = gradients(cached), gradients(live)
+    assert ours == pytest.approx(theirs, rel=tolerance)
+    assert (our_gradient - their_gradient).norm() <= tolerance * their_gradient.norm()
+
+
+@pytest.mark.parametrize(("bits", "tolerance"), [(8, 2e-2), (16, 2e-4)])
+@pytest.mark.parametrize("kind", ["top", "whole"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_what_it_is_with_the_live_teacher(both, preset, kind, bits, tolerance):
+    assert_alike(*both(HybridObjective.preset(preset), kind=kind, bits=bits), tolerance)
+
+
+OBJECTIVES = {
+    **{name: HybridObjective(divergence=function) for name, function in DIVERGENCES.items() if name != "alpha_beta"},
+    "alpha_beta": HybridObjective(divergence=partial(alpha_beta, alpha=0.7, beta=0.4)),
+    "temperature": HybridObjective(temperature=2.0),
+    "power entropy": HybridObjective(soft_weight=EntropyWeight(kind="power", gamma=0.1)),
+    "data labels": HybridObjective.preset("risk_guided", hard_target="data"),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_divergence_temperature_and_rule_is_what_it_is_with_the_live_teacher(both, name):
+    assert_alike(*both(OBJECTIVES[name], bits=16), 5e-4)
+
+
+def positions_apart(cached, live, batch):
+    """Positions of a batch, after making sure that the cache says there what the teacher says."""
+    positions = SupervisedPositions.from_labels(batch["labels"])
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "row", SIGNAL)}
+    settings = {"vocab_size": VOCABULARY, "exponents": (0.5,)}
+    ours = cached.teacher.at(positions, batch, **settings)
+    theirs = live.at(positions, inputs, **settings)[0 : len(positions)]
+    order = theirs.ids.argsort(1)
+    assert (ours.ids == theirs.ids.gather(1, order)).all()
+    torch.testing.assert_close(ours.logp, theirs.logp.gather(1, order), atol=1e-3, rtol=0)
+    for name in ("entropy", "max_logp", "log_tail"):
+        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours.tail_powers[0.5], theirs.tail_powers[0.5], atol=1e-4, rtol=1e-4)
+    assert (ours.argmax == theirs.argmax).all()
+    return len(positions)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_every_row_keeps_its_own_signal_through_permutations_packing_and_epochs(make_trainer, folders, packing, seed):
+    cached = make_trainer(
+        teacher=TeacherCache(folders["top", 16]),
+        train=cache_rows().shuffle(seed=seed),
+        packing=packing,
+        max_length=64,
+        per_device_train_batch_size=3,
+        gradient_accumulation_steps=2,
+        seed=seed,
+    )
+    assert (len(cached.train_dataset) < 24) == packing
+    live, orders = LiveTeacher(teacher(), top_k=K), []
+    loader = cached.get_train_dataloader()
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        batches = list(loader)
+        assert sum(positions_apart(cached, live, batch) for batch in batches) > 24
+        orders.append(torch.cat([batch["row"].flatten() for batch in batches]).tolist())
+    assert orders[0] != orders[1]
+
+
+def test_processes_of_a_distributed_run_get_the_signals_of_their_own_rows(make_trainer, folders):
+    cached, live = (
+        make_trainer(teacher=TeacherCache(folders["top", 16]), train=cache_rows()),
+        LiveTeacher(teacher(), top_k=K),
+    )
+    rows = []
+    for process in range(2):
+        loader = torch.utils.data.DataLoader(
+            cached.train_dataset.select_columns(["input_ids", "labels", "row"]),
+            batch_size=3,
+            shuffle=True,
+            collate_fn=cached.data_collator,
+            generator=torch.Generator().manual_seed(0),
+        )
+        own = prepare_data_loader(
+            loader, device=torch.device("cpu"), num_processes=2, process_index=process, put_on_device=False
+        )
+        batches = list(own)
+        assert sum(positions_apart(cached, live, batch) for batch in batches) > 0
+        rows.append({int(row) for batch in batches for row in batch["row"].unique() if row >= 0})
+    assert rows[0] | rows[1] == set(range(100, 124))
+
+
+def history(trainer, key):
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_whole_training_with_evaluation_is_the_live_one(both, packing):
+    settings = {"packing": packing, "gradient_accumulation_steps": 2, "num_train_epochs": 2, "max_steps": 6}
+    cached, live = both(HybridObjective.preset("risk_guided", hard_target="data"), bits=16, **settings)
+    for trainer in (cached, live):
+        trainer._get_train_sampler = lambda dataset=None, rows=trainer.train_dataset: SequentialSampler(rows)
+        trainer.train()
+    for name in ("loss", "soft_loss", "hard_loss", "risk_loss", "teacher_entropy", "captured_mass", "grad_norm"):
+        assert history(cached, name) == pytest.approx(history(live, name), rel=1e-3), name
+    ours, theirs = cached.evaluate(), live.evaluate()
+    for name in ("eval_loss", "eval_soft_loss", "eval_teacher_entropy"):
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-3), name
+
+
+def test_workers_of_the_data_loader_read_the_cache(make_trainer, folders):
+    plain, workers = (
+        make_trainer(
+            teacher=TeacherCache(folders["top", 8]),
+            train=cache_rows(),
+            dataloader_num_workers=count,
+            dataloader_pin_memory=False,
+        )
+        for count in (0, 1)
+    )
+    for trainer in (plain, workers):
+        trainer.train()
+    assert history(workers, "loss") == history(plain, "loss")
+
+
+def test_draws_train_towards_the_teacher(make_trainer, folders):
+    cache = TeacherCache(folders["draws", 8])
+    trainer = make_trainer(
+        HybridObjective.preset("soft"), teacher=cache, train=cache_rows(), max_steps=30, learning_rate=5e-3
+    )
+    trainer.train()
+    losses = history(trainer, "loss")
+    assert losses[-1] < losses[0] - 0.2
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"max_length": 32}, ConfigError, r"training.max_length 64, but it is now 32.*cache build RECIPE"),
+        ({"objective": HybridObjective(temperature=3.0)}, ConfigError, r"the tail's sum of p\^0.333333"),
+        ({"train": cache_rows(4, seed=9)}, DataError, r"train data: 4 of 4 rows are not in it \(row 100"),
+        ({"evaluate": cache_rows(4, seed=9)}, DataError, r"eval data: 4 of 4 rows are not in it"),
+        ({"student": tiny_model("llama", 200)}, ModelError, "about 259 tokens, of which the student has only 200"),
+        ({"train": cache_rows().to_iterable_dataset()}, ConfigError, "streamed data set cannot be paired with a cache"),
+    ],
+)
+def test_what_the_cache_cannot_serve_is_refused_before_the_first_step(make_trainer, folders, change, error, match):
+    settings = {"teacher": TeacherCache(folders["top", 8]), "train": cache_rows()} | change
+    with pytest.raises(error, match=match):
+        make_trainer(settings.pop("objective", None), **settings)
