@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -54,11 +55,9 @@ class Problem:
         head = LanguageModelHead(weight=self.teacher_weight)
         parts = [TeacherSignal.from_logits(head.logits(h), K) for h in self.teacher_hidden.split(32)]
 
-        def joined(name: str) -> torch.Tensor:
-            return torch.cat([getattr(part, name) for part in parts])
-
         names = ("ids", "logp", "log_tail", "entropy", "argmax", "max_logp")
-        return TeacherSignal(**{name: joined(name) for name in names}, vocab_size=self.vocab)
+        fields: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        return TeacherSignal(**fields, vocab_size=self.vocab)
 
 
 def sft(problem: Problem) -> Callable[[], torch.Tensor]:
@@ -96,13 +95,14 @@ def trl_gkd(problem: Problem) -> Callable[[], torch.Tensor]:
 
 def two_pass(problem: Problem) -> Callable[[], torch.Tensor]:
     signal = problem.cached_signal()
+    signal_ids = cast(torch.Tensor, signal.ids)
 
     def loss() -> torch.Tensor:
-        ids = torch.cat([signal.ids, problem.data.unsqueeze(1)], 1)
+        ids = torch.cat([signal_ids, problem.data.unsqueeze(1)], 1)
         chosen = selected_logits(problem.hidden, problem.weight, ids)
         # The label is one cell more on the student's side only: give its mass back to the rest.
         label, kept = chosen.logits[:, -1], chosen.logits[:, :-1]
-        among = (signal.ids == problem.data.unsqueeze(1)).any(1)
+        among = (signal_ids == problem.data.unsqueeze(1)).any(1)
         rest = torch.where(among, chosen.log_rest, torch.logaddexp(chosen.log_rest, label))
         student = StudentSupport(kept, rest, label, chosen.log_normaliser)
         return problem.objective(signal, student, problem.data).mean()

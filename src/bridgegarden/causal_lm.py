@@ -27,7 +27,7 @@ def head_of(model: PreTrainedModel) -> LanguageModelHead:
     Raises:
         ModelError: the model has no linear output projection, or an adapter on it.
     """
-    module = model.get_output_embeddings()
+    module: Any = model.get_output_embeddings()
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or hasattr(module, "base_layer"):
         raise ModelError(
