@@ -1,5 +1,6 @@
 """The fast path against the slow one: for every objective, value, terms and gradients."""
 
+import gc
 from functools import partial
 from itertools import pairwise
 
@@ -252,6 +253,29 @@ def test_a_scaled_loss_scales_its_gradient():
     scaled = torch.autograd.grad(pair.fast(HybridObjective()).loss * 8.0, pair.inputs)
     for once, eightfold in zip(plain, scaled, strict=True):
         torch.testing.assert_close(eightfold, 8 * once)
+
+
+@pytest.mark.parametrize("top_k", [None, 4])
+def test_no_chunk_outlives_its_turn(top_k):
+    """Memory does not grow with the number of positions: the logits of earlier chunks are gone."""
+    pair = Pair(student_width=101, teacher_width=101)
+    alive = []
+
+    class Counting:
+        def __init__(self, source):
+            self.source = source
+
+        def __getitem__(self, index):
+            gc.collect()
+            tensors = (item for item in gc.get_objects() if issubclass(type(item), torch.Tensor))
+            alive.append(sum(101 in tensor.shape and tensor.ndim == 2 for tensor in tensors))
+            return self.source[index]
+
+    positions = pair.positions
+    source = ProjectedTeacher(positions.of(pair.teacher_hidden), pair.teacher_head, top_k, pair.vocab_size)
+    pair.fast(HybridObjective(), teacher=Counting(source), chunk=2)
+    assert len(alive) > 5
+    assert alive[-1] == alive[1]
 
 
 def test_a_second_backward_is_refused_and_not_silently_wrong():

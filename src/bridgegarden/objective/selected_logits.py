@@ -174,6 +174,8 @@ class HeadGradients:
         self.weight = _float32_zeros(weight) if needs[1] else None
         self.bias = _float32_zeros(bias) if bias is not None and needs[2] else None
 
+    # The weight has a gradient: with grad mode on, every chunk's product would be kept for a graph nobody asked for.
+    @torch.no_grad()
     def add(self, rows: slice, d_product: Float[Tensor, "n V"]) -> None:
         """Add what the chunk of positions `rows` gives, from the gradient of its ``W h + b``."""
         if self.bias is not None:

@@ -106,10 +106,11 @@ def run_key(objective: str, seed: int, settings: QuickstartSettings) -> str:
     """A hash of everything that the numbers of one training depend on."""
     from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
     from bridgegarden.quickstart.models import STUDENT_SIZE
+    from bridgegarden.recipe import describe_objective
 
     shared = {name: value for name, value in settings.to_dict().items() if name not in ("objectives", "seeds")}
     parts = {
-        "objective": repr(OBJECTIVES[objective].build()),
+        "objective": describe_objective(OBJECTIVES[objective].build()),
         "seed": seed,
         "settings": shared,
         "world": asdict(ArithmeticWorld()),
