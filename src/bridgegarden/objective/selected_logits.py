@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from bridgegarden.objective.head import LanguageModelHead
 from bridgegarden.objective.support import StudentSupport
 
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 128 * 2**20
 """Size of one chunk of float32 logits by default; a handful of such buffers is alive at a time."""
 
 
