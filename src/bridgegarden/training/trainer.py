@@ -14,7 +14,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
 from bridgegarden.causal_lm import add_hidden_loss, check_head, head_of
 from bridgegarden.data import Columns, tokenise
-from bridgegarden.errors import ConfigError, NonFiniteError
+from bridgegarden.errors import ConfigError
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.fused import FusedLoss, fused_hybrid_loss
 from bridgegarden.objective.head import LanguageModelHead
@@ -24,6 +24,7 @@ from bridgegarden.teacher.cache.reader import SIGNAL, TeacherCache
 from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.training.cached_teacher import check_cached_teacher
 from bridgegarden.training.collator import ROW, RowCollator
+from bridgegarden.training.non_finite import non_finite_gradient, non_finite_loss
 from bridgegarden.training.terms import TermSums, term_means
 
 
@@ -138,7 +139,8 @@ class HybridDistillationTrainer(SFTTrainer):
 
         outputs = model(**forward_inputs, hidden_loss=hidden_loss)
         loss = outputs["loss"]
-        self._stop_if_not_finite(loss, results[0], positions, inputs)
+        if not torch.isfinite(loss):
+            raise non_finite_loss(self._step(), results[0], positions, inputs.get(ROW))
         if mode == "train" and ROW in inputs:
             self._window_rows.append(inputs[ROW])
         self._terms[mode].add(results[0], _token_count(forward_inputs))
@@ -238,33 +240,12 @@ class HybridDistillationTrainer(SFTTrainer):
         if ROW not in self._signature_columns:
             self._signature_columns.append(ROW)
 
-    def _stop_if_not_finite(
-        self, loss: Tensor, fused: FusedLoss, positions: SupervisedPositions, inputs: Mapping[str, Any]
-    ) -> None:
-        if torch.isfinite(loss):
-            return
-        terms = fused.terms
-        named = {"teacher_entropy": fused.teacher_entropy, "soft_loss": terms.soft, "hard_loss": terms.hard}
-        named |= {"risk_loss": terms.risk, "soft_weight": terms.soft_weight, "loss": terms.total}
-        for name, values in named.items():
-            bad = (~torch.isfinite(values)).nonzero().flatten()
-            if bad.numel():
-                rows = positions.row[bad], positions.column[bad]
-                found = f"{name} is {values[bad[0]].item()} at {bad.numel()} of {len(positions)} positions"
-                raise NonFiniteError(f"{self._step()}: {found}, {_where(inputs.get(ROW), *rows)}. {_ADVICE[name]}")
-        raise NonFiniteError(f"{self._step()}: the loss is {loss.item()}, though every position's is finite.")
-
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         rows, self._window_rows = self._window_rows, []
         # A gradient scaler (fp16) meets infinite gradients by design, skips the step and lowers its scale.
         if norm is not None and self.accelerator.scaler is None and not torch.isfinite(torch.as_tensor(norm)):
-            ids = sorted({int(row) for batch in rows for row in batch.unique().tolist() if row >= 0})
-            raise NonFiniteError(
-                f"{self._step()}: the gradient norm is {float(norm)} although the loss is finite; rows of this step: "
-                f"{ids or 'unknown'}. The student was not updated. Lower the learning rate, or train in bfloat16 or "
-                "float32 rather than float16."
-            )
+            raise non_finite_gradient(self._step(), float(norm), rows)
         return norm
 
     def _send_telemetry(self) -> None:
@@ -272,24 +253,6 @@ class HybridDistillationTrainer(SFTTrainer):
 
     def _step(self) -> str:
         return f"step {self.state.global_step + 1}"
-
-
-_ADVICE = {
-    "teacher_entropy": "The teacher's own distribution is not finite: load it in bfloat16 or float32 (teacher.dtype).",
-    "soft_loss": "The divergence is infinite where one side has no mass; see the chosen divergence's documentation.",
-    "hard_loss": "The student's logits are not finite: lower the learning rate or check the student's weights.",
-    "risk_loss": "The risk term squares the student's logits: lower objective.risk_alpha or the learning rate.",
-    "soft_weight": "The rule for the soft weight gave no number.",
-    "loss": "The terms are finite one by one, but not their sum.",
-}
-
-
-def _where(rows: Tensor | None, row: Tensor, column: Tensor) -> str:
-    if rows is None:
-        return f"first at position {int(column[0])} of sequence {int(row[0])} of the batch"
-    ids = sorted(set(rows[row, column].tolist()))
-    shown = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
-    return f"rows of the data: {shown} (first at position {int(column[0])} of its sequence)"
 
 
 def _token_count(inputs: Mapping[str, Any]) -> int:
