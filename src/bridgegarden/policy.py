@@ -1,106 +1,50 @@
-"""Numbers that were estimated: what every Monte-Carlo function returns, and how sure it is."""
+"""A next-token distribution that can be followed token by token: a finite-state process, a table, a language model.
 
-import math
+Everything that rolls out or scores is written against these two protocols, so that the code which runs on a language
+model is the very code that is tested against dynamic programming.
+"""
+
 from collections.abc import Sequence
-from statistics import NormalDist
-from typing import NamedTuple
+from typing import Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
-from bridgegarden.errors import DataError
 
+@runtime_checkable
+class Policy(Protocol):
+    """A distribution over the next token, given all tokens before it."""
 
-class Interval(NamedTuple):
-    """A two-sided confidence interval."""
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, V."""
+        ...
 
-    low: float
-    """Lower end."""
-    high: float
-    """Upper end."""
-
-
-class Estimate(NamedTuple):
-    """A mean over independent units (prompts, problems, seeds: never tokens, which depend on each other)."""
-
-    mean: float
-    """The estimate."""
-    stderr: float
-    """Standard error of `mean` over the units."""
-    n: int
-    """Number of units."""
-
-    @classmethod
-    def over(cls, values: Tensor | Sequence[float]) -> "Estimate":
-        """The mean of one value per independent unit.
+    def start(self, prefixes: Sequence[Sequence[int]]) -> "Decoding":
+        """Read `prefixes`, one row each, of any lengths (equal ones or not).
 
         Raises:
-            DataError: fewer than two values, whose spread is unknown, or values that are not finite.
+            DataError: there is no prefix, or this policy cannot read one of them (an empty one, for a language model).
         """
-        column = _column(values)
-        return cls(column.mean().item(), _stderr(column), len(column))
+        ...
 
-    @classmethod
-    def ratio(cls, numerator: Tensor | Sequence[float], denominator: Tensor | Sequence[float]) -> "Estimate":
-        r"""The ratio of two means, taken over the same units.
 
-        .. math:: r = \bar a / \bar b, \qquad
-                  \mathrm{stderr}(r) = \mathrm{stderr}(a - r b) / |\bar b|
+@runtime_checkable
+class Decoding(Protocol):
+    """N texts in progress under one policy. Never changed: :meth:`extend` gives a new one, this one stays usable."""
 
-        The standard error is the linearised one of a ratio estimator; it is exact in the limit of many units.
+    def log_probs(self) -> Tensor:
+        """Log-probabilities of each row's next token, ``(N, V)`` nats, float32 or float64; not to be written to."""
+        ...
 
-        Raises:
-            DataError: as `over`; or the lengths differ, or the denominator's mean is zero.
+    def ended(self) -> Tensor:
+        """``(N,)`` bool: rows whose text is over; what `log_probs` says of them has no meaning."""
+        ...
+
+    def extend(self, rows: Tensor, tokens: Tensor) -> "Decoding":
+        """The texts ``rows[i]`` followed by ``tokens[i]``: rows may be left out, repeated or reordered.
+
+        Args:
+            rows: ``(M,)`` int64 rows of this decoding.
+            tokens: ``(M,)`` int64 token ids.
         """
-        above, below = _column(numerator), _column(denominator)
-        if len(above) != len(below):
-            raise DataError(f"estimate: a ratio of {len(above)} values to {len(below)}; expected one pair per unit.")
-        if below.mean() == 0:
-            raise DataError("estimate: the ratio's denominator has mean 0.")
-        ratio = (above.mean() / below.mean()).item()
-        return cls(ratio, _stderr(above - ratio * below) / below.mean().abs().item(), len(above))
-
-    def interval(self, confidence: float = 0.95) -> Interval:
-        """Where the true mean lies, from Student's t-distribution with n - 1 degrees of freedom."""
-        half = t_quantile(0.5 + confidence / 2, self.n - 1) * self.stderr
-        return Interval(self.mean - half, self.mean + half)
-
-
-def t_quantile(probability: float, freedom: int) -> float:
-    """Quantile of Student's t-distribution, for probabilities from 0.5 to 0.995.
-
-    Closed forms for one and two degrees of freedom; beyond, the expansion about the normal quantile in powers of
-    1 / freedom, whose relative error is below 0.002 up to the 0.975 quantile.
-
-    References:
-        Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5.
-    """
-    if freedom == 1:
-        return math.tan(math.pi * (probability - 0.5))
-    if freedom == 2:
-        return (2 * probability - 1) / math.sqrt(2 * probability * (1 - probability))
-    z = NormalDist().inv_cdf(probability)
-    corrections = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / freedom**power for power, term in enumerate(corrections, start=1))
-
-
-def _column(values: Tensor | Sequence[float]) -> Tensor:
-    column = torch.as_tensor(values, dtype=torch.float64).flatten()
-    if len(column) < 2:
-        raise DataError(
-            f"estimate: got {len(column)} value{'' if len(column) == 1 else 's'}; a standard error needs at least 2 "
-            "independent ones. Use more problems."
-        )
-    if not torch.isfinite(column).all():
-        bad = int((~torch.isfinite(column)).sum())
-        raise DataError(f"estimate: {bad} of {len(column)} values are not finite.")
-    return column
-
-
-def _stderr(column: Tensor) -> float:
-    return column.std().item() / math.sqrt(len(column))
+        ...

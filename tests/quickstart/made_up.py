@@ -2,7 +2,7 @@
 
 import math
 
-from bridgegarden.policy import Estimate
+from bridgegarden.estimate import Estimate
 from bridgegarden.quickstart.result import AnswerView, Measured, ObjectiveRun, QuickstartResult, TokenView
 from bridgegarden.quickstart.settings import OBJECTIVES, QuickstartSettings
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from bridgegarden.policy import Estimate
+from bridgegarden.estimate import Estimate
 from bridgegarden.quickstart.result import QuickstartResult
 from tests.quickstart.made_up import made_up_result
 

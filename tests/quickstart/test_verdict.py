@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from bridgegarden.policy import Estimate
+from bridgegarden.estimate import Estimate
 from bridgegarden.quickstart.verdict import beats, finding, frontier
 from tests.quickstart.made_up import made_up_result
 

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from bridgegarden.policy import Estimate
+from bridgegarden.estimate import Estimate
 from bridgegarden.quickstart.result import Measured, ObjectiveRun, QuickstartResult
 from bridgegarden.training.progress import duration
 

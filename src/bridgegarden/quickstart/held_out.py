@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from bridgegarden.estimate import Estimate
 from bridgegarden.exact.process import Role, role, trace
 from bridgegarden.exact.tasks.arithmetic import END, PAD, ArithmeticWorld, Problem, check_answer, make_problems
-from bridgegarden.policy import Estimate
 from bridgegarden.quickstart.examples import prompt_ids
 from bridgegarden.quickstart.measure import write_answers
 from bridgegarden.quickstart.result import Measured

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from bridgegarden.estimate import Estimate, Interval
 from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
-from bridgegarden.policy import Estimate, Interval
 from bridgegarden.quickstart.models import STUDENT_SIZE, TEACHER_SIZE, LlamaSize, new_llama
 from bridgegarden.quickstart.report_answer import answer_data, answer_section
 from bridgegarden.quickstart.report_charts import bias_chart, frontier_chart, kl_chart

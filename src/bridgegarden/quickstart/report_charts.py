@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from markupsafe import Markup
 
-from bridgegarden.policy import Estimate
+from bridgegarden.estimate import Estimate
 from bridgegarden.quickstart.report_words import interval_words, percent, span
 from bridgegarden.quickstart.result import QuickstartResult
 from bridgegarden.quickstart.verdict import frontier

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, NamedTuple
 
-from bridgegarden.policy import Estimate, Interval
+from bridgegarden.estimate import Estimate, Interval
 from bridgegarden.quickstart.settings import QuickstartSettings
 
 TopTokens = tuple[tuple[str, float], ...]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bridgegarden.errors import DataError
-from bridgegarden.policy import Estimate, t_quantile
+from bridgegarden.estimate import Estimate
 
 
 def test_the_standard_error_is_that_of_the_mean():
@@ -73,8 +73,8 @@ def test_a_ratio_needs_pairs_and_something_to_divide_by():
 @pytest.mark.parametrize(
     ("freedom", "tabled"), [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (9, 2.262), (30, 2.042), (999, 1.962)]
 )
-def test_quantiles_are_those_of_the_tables(freedom, tabled):
-    assert t_quantile(0.975, freedom) == pytest.approx(tabled, rel=2e-3)
+def test_intervals_are_as_wide_as_the_tables_say(freedom, tabled):
+    assert Estimate(0.0, 1.0, freedom + 1).interval().high == pytest.approx(tabled, rel=2e-3)
 
 
 def test_an_estimate_travels_between_processes():
