@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from bridgegarden.errors import DataError
-from bridgegarden.exact.process import Process, Role, reachable_states, role, sample, trace
+from bridgegarden.exact.process import (
+    Process,
+    Role,
+    count_prefixes,
+    prefixes_by_length,
+    reachable_states,
+    role,
+    sample,
+    trace,
+)
 
 END, LEFT, RIGHT, PLEASE, KINDLY = range(5)
 
@@ -77,6 +86,12 @@ def test_reachable_states_are_listed_once_and_include_the_end():
 def test_tokens_after_the_end_are_refused():
     with pytest.raises(DataError, match=r"token 3 .*already ended"):
         trace(Fork(), [PLEASE, LEFT, END, END])
+
+
+def test_prefixes_are_counted_apart_where_states_are_merged():
+    # Both polite words lead to one state: 1 empty prefix, 2 of one token, 4 of two, and the 4 texts that have ended.
+    assert prefixes_by_length(Fork()) == [1, 2, 4]
+    assert count_prefixes(Fork()) == 7
 
 
 def _seeded(seed):

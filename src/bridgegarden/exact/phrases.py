@@ -1,12 +1,17 @@
 """A Garden as a prefix tree: many phrases for one meaning, each with its probability, written token by token."""
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from bridgegarden.errors import ConfigError
+
+Phrases = Mapping[str, float]
+"""Phrase to weight, the likeliest first."""
 
 COMPLETE = -1
 """The child of a token that ends its phrase."""
@@ -60,3 +65,14 @@ def phrase_tree(phrases: Mapping[tuple[int, ...], float], vocab_size: int) -> Ph
         log_probs=(prob / prob.sum(-1, keepdim=True)).log(),
         depth=max(map(len, phrases)),
     )
+
+
+def first_phrases(table: Phrases, count: int) -> Phrases:
+    """The `count` likeliest phrases of `table`."""
+    return dict(list(table.items())[:count])
+
+
+def phrase_at(table: Phrases, uniform: float) -> str:
+    """The phrase at which the cumulative weight passes `uniform`, a number from 0 to below 1."""
+    reached = list(accumulate(table.values()))
+    return list(table)[bisect_right(reached, uniform * reached[-1])]

@@ -9,6 +9,7 @@ where the tokens that keep the text on script lead to different meanings the pos
 word the same meaning differently it is a Garden, and where there is a single one it is forced.
 """
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from enum import StrEnum
 from typing import Protocol, TypeVar, runtime_checkable
@@ -130,3 +131,28 @@ def reachable_states(process: Process[StateT]) -> list[StateT]:
                 seen.add(following)
                 states.append(following)
     return states
+
+
+def prefixes_by_length(process: Process) -> list[int]:
+    """How many distinct prefixes of texts on script have 0, 1, 2, ... tokens; texts that have ended are not counted.
+
+    They are what a student that conditions on the whole prefix must be asked about. Counted state by state, layer by
+    layer, not enumerated: prefixes that lead to one state go on alike.
+    """
+    counts: list[int] = []
+    layer = Counter({process.initial: 1})
+    while layer:
+        counts.append(layer.total())
+        following: Counter = Counter()
+        for state, prefixes in layer.items():
+            for token in process.continuations(state):
+                child = process.step(state, token)
+                if not process.is_terminal(child):
+                    following[child] += prefixes
+        layer = following
+    return counts
+
+
+def count_prefixes(process: Process) -> int:
+    """How many distinct unfinished prefixes the texts on script have, the empty one included."""
+    return sum(prefixes_by_length(process))

@@ -20,6 +20,7 @@ from bridgegarden.exact.tasks.arithmetic import (
     check_answer,
     make_problems,
 )
+from tests.exact.walk import success_rate
 
 WORLD = ArithmeticWorld()
 PROBLEM = Problem(modulus=7, start=3, operations=(Operation("plus", 6), Operation("times", 4), Operation("minus", 2)))
@@ -223,3 +224,35 @@ def test_weights_of_a_table_add_up_and_fall(table):
     weights = list(table.values())
     assert sum(weights) == pytest.approx(1.0)
     assert weights == sorted(weights, reverse=True)
+
+
+def test_without_restating_an_answer_gives_results_alone_worked_out_from_the_problem():
+    world = ArithmeticWorld(restate=False, closings=1)
+    process = world.process(PROBLEM)
+    state = process.initial
+    for token in world.encode("Then 2. Next 5."):
+        state = process.step(state, token)
+    state = process.step(state, world.ids["Now"])
+    logp = process.log_probs(state)
+    assert world.vocabulary[int(logp.argmax())] == str((5 - 2) % 7)
+    bridges = [role(process, at) for at in trace(process, sample(process, seeded()))].count(Role.BRIDGE)
+    assert bridges == world.steps + 1
+    assert not {"gives", "We", "begin"} <= set(world.vocabulary)
+
+
+def test_one_result_and_its_repetition_are_right_unless_one_slip_mends_the_other():
+    world = ArithmeticWorld(modulus=5, steps=1, restate=False, wordings=1)
+    # Right twice, or a wrong result and then, among four wrong repetitions of it, the right answer by accident.
+    expected = 0.9**2 + 0.1 * 0.1 / 4
+    for problem in make_problems(5, 0, world=world):
+        assert success_rate(world, problem) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("closings", [1, 2, 3])
+def test_closings_bound_the_ways_to_end_a_sentence(closings):
+    world = ArithmeticWorld(closings=closings, wordings=4)
+    process = world.process(PROBLEM)
+    state = process.initial
+    for token in world.encode("We begin at 3"):
+        state = process.step(state, token)
+    assert set(process.continuations(state)) == {world.ids[mark] for mark in list(words.CLOSING)[:closings]}

@@ -1,18 +1,11 @@
 """The problems of the arithmetic world: what is asked, which split it belongs to, and what counts as right."""
 
-import hashlib
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from bridgegarden.exact.problems import Split, digits, split_of
 from bridgegarden.exact.tasks import arithmetic_words as words
-
-Split = Literal["train", "validation", "test"]
-
-SPLIT_SHARES: Mapping[Split, int] = {"train": 80, "validation": 10, "test": 10}
-"""Per cent of all problems in each split."""
 
 _FINAL = re.compile(r"\b(?:" + "|".join(words.ANSWER) + r") (\d+)\b")
 
@@ -59,20 +52,15 @@ class Problem:
     @property
     def split(self) -> Split:
         """Where the problem belongs, by its content alone: 80 % train, 10 % validation, 10 % test."""
-        bucket = int.from_bytes(hashlib.sha256(repr(self).encode()).digest()[:8]) % 100
-        ends = accumulate(SPLIT_SHARES.values())
-        return next(split for split, end in zip(SPLIT_SHARES, ends, strict=True) if bucket < end)
+        return split_of(self)
 
 
 def nth_problem(code: int, modulus: int, steps: int) -> Problem:
     """The `code`-th of the modulus * (3 * (modulus - 1))^steps problems: a number written in mixed radix."""
-    code, start = divmod(code, modulus)
-    operations = []
-    for _ in range(steps):
-        code, operand = divmod(code, modulus - 1)
-        code, operator = divmod(code, len(words.OPERATORS))
-        operations.append(Operation(words.OPERATORS[operator], operand + 1))
-    return Problem(modulus=modulus, start=start, operations=tuple(operations))
+    start, *steps_taken = digits(code, [modulus] + [modulus - 1, len(words.OPERATORS)] * steps)
+    pairs = zip(steps_taken[::2], steps_taken[1::2], strict=True)
+    operations = tuple(Operation(words.OPERATORS[operator], operand + 1) for operand, operator in pairs)
+    return Problem(modulus=modulus, start=start, operations=operations)
 
 
 def check_answer(problem: Problem, text: str) -> bool:

@@ -5,10 +5,9 @@ must be copied and where it is copied to does not vary and tiny models learn it 
 choices: entropy rules divide by the logarithm of the vocabulary, and a real one is no wider than its choices are many.
 """
 
-from collections.abc import Mapping
 from types import MappingProxyType
 
-Phrases = Mapping[str, float]
+from bridgegarden.exact.phrases import Phrases
 
 OPERATORS = ("plus", "minus", "times")
 
@@ -86,8 +85,3 @@ PROMPT_QUESTION: Phrases = MappingProxyType(
     }
 )
 """Ends a problem, before the modulus and a question mark."""
-
-
-def first_phrases(table: Phrases, count: int) -> Phrases:
-    """The `count` likeliest phrases of `table`."""
-    return dict(list(table.items())[:count])

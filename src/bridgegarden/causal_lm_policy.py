@@ -1,0 +1,182 @@
+"""A Hugging Face causal language model as a :class:`~bridgegarden.policy.Policy`: many texts, followed token by token.
+
+Prefixes are padded on the left and read once; from then on a token costs one position per row, and the projection to
+the vocabulary is done for the last position alone.
+"""
+
+import copy
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from bridgegarden.causal_lm import check_head, head_of
+from bridgegarden.errors import ConfigError, DataError, ModelError
+from bridgegarden.objective.support import ABSENT_LOG_MASS
+
+
+class CausalLMPolicy:
+    """The next-token distribution of `model` at temperature 1, evaluated in float32.
+
+    With `vocab_size`, the vocabulary is the shared one plus one last cell, as in the objective: all mass that the model
+    puts on ids from there on (padding rows of the embedding), or 1e-10 for a model that has no such ids. Policies with
+    the same `vocab_size` thus have the same cells whatever the width of their heads, and the divergence between two of
+    them is the soft loss that training minimises. A text that draws the last cell cannot go on: it has ended.
+
+    No gradients; the model computes in evaluation mode, and is handed back in the mode it was in.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, end_ids: Sequence[int], vocab_size: int | None = None) -> None:
+        """
+        Args:
+            model: on the device where it is to run, its dtype kept; without the wrapping of adapters or of DDP.
+            end_ids: tokens after which a text is over.
+            vocab_size: how many token ids are shared with the models it is compared with; the tokenizer's. None:
+                all rows of the model's own head, without a further cell.
+
+        Raises:
+            ConfigError: no `end_ids`, or one outside the vocabulary, or a `vocab_size` that the head does not have.
+            ModelError: the head cannot be read, or the model takes no position ids.
+        """
+        width = head_of(model).vocab_size
+        shared = width if vocab_size is None else vocab_size
+        if not 1 <= shared <= width:
+            raise ConfigError(f"vocab_size must be between 1 and the rows of the model's head, {width}; got {shared}.")
+        if not end_ids or not all(0 <= token < shared for token in end_ids):
+            raise ConfigError(f"end_ids must name at least one token id below {shared}, got {list(end_ids)}.")
+        if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
+            raise ModelError(f"{type(model).__name__}: takes no position_ids, so padded batches would shift its texts.")
+        check_head(model)
+        self.model = model
+        self.end_ids = tuple(end_ids)
+        self.shared_size = shared
+        """How many cells are tokens."""
+        self.vocab_size = shared if vocab_size is None else shared + 1
+        """Cells, the one for everything outside the shared vocabulary included."""
+        self.window: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        """Most tokens the model can read."""
+        self._end_ids = torch.tensor(self.end_ids, device=model.device)
+
+    def start(self, prefixes: Sequence[Sequence[int]]) -> "CausalLMDecoding":
+        """Read `prefixes` in one padded batch.
+
+        Raises:
+            DataError: no prefix, an empty one, an id outside the shared vocabulary, or more tokens than fit.
+            ModelError: the model keeps another memory than keys and values (a recurrent state).
+        """
+        if not prefixes or not all(len(prefix) for prefix in prefixes):
+            raise DataError("a language model cannot start from nothing; each prefix needs at least one token.")
+        if not all(0 <= token < self.shared_size for prefix in prefixes for token in prefix):
+            raise DataError(f"a prefix holds a token id outside 0..{self.shared_size - 1}, the shared vocabulary.")
+        width = max(map(len, prefixes))
+        self._check_fits(width)
+        pad, device = self.end_ids[0], self.model.device
+        ids = torch.tensor([[pad] * (width - len(prefix)) + list(prefix) for prefix in prefixes], device=device)
+        lengths = torch.tensor([len(prefix) for prefix in prefixes], device=device)
+        mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        cache = DynamicCache(config=self.model.config.get_text_config())
+        hidden = self._advance(ids, mask, positions, cache)
+        for layer in cache.layers:
+            if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+                raise ModelError(
+                    f"{type(self.model).__name__}: remembers its text in a {type(layer).__name__}; only keys and "
+                    "values can be shared between texts. Recurrent and hybrid architectures are not supported here."
+                )
+        over = torch.isin(ids[:, -1], self._end_ids)
+        return CausalLMDecoding(policy=self, cache=cache, mask=mask, lengths=lengths, hidden=hidden, over=over)
+
+    def cells(self, hidden: Tensor) -> Tensor:
+        """Log-probabilities from final hidden states: ``(N, D)`` to ``(N, vocab_size)`` float32 nats."""
+        with torch.no_grad():
+            logp = head_of(self.model).logits(hidden).float().log_softmax(-1)
+            size = self.shared_size
+            if self.vocab_size == size:
+                return logp
+            if logp.shape[1] == size:
+                return torch.cat([logp, logp.new_full((len(logp), 1), ABSENT_LOG_MASS)], 1)
+            # In place, so that no second (N, V) tensor is made.
+            logp[:, size] = logp[:, size:].logsumexp(-1)
+            return logp[:, : size + 1]
+
+    def _advance(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+        """Final hidden states ``(N, D)`` after the last of `ids`; `cache` grows by them."""
+        was_training = self.model.training
+        if was_training:
+            self.model.eval()
+        try:
+            with torch.no_grad():
+                output = self.model.base_model(
+                    input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+                )
+        finally:
+            if was_training:
+                self.model.train()
+        return output.last_hidden_state[:, -1]
+
+    def _check_fits(self, length: int) -> None:
+        if self.window is not None and length > self.window:
+            raise DataError(
+                f"a text has {length} tokens, more than the {self.window} that {type(self.model).__name__} can read. "
+                "Shorten the prompts or lower max_new_tokens."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalLMDecoding:
+    """Texts in progress; a :class:`~bridgegarden.policy.Decoding`."""
+
+    policy: CausalLMPolicy
+    """Whose texts."""
+    cache: Cache
+    """Keys and values of all tokens so far; its tensors are never written to."""
+    mask: Tensor
+    """``(N, T)`` 1 where `cache` holds a token of the text, 0 where padding."""
+    lengths: Tensor
+    """``(N,)`` tokens of each text."""
+    hidden: Tensor
+    """``(N, D)`` final hidden state of the last token."""
+    over: Tensor
+    """``(N,)`` bool: the text has ended."""
+
+    def log_probs(self) -> Tensor:
+        """``(N, V)`` float32 nats; projected anew at every call."""
+        return self.policy.cells(self.hidden)
+
+    def ended(self) -> Tensor:
+        """``(N,)`` bool."""
+        return self.over
+
+    def extend(self, rows: Tensor, tokens: Tensor) -> "CausalLMDecoding":
+        """The texts ``rows[i]`` followed by ``tokens[i]``; rows in order, all of them, cost no copy.
+
+        Raises:
+            DataError: the texts have become longer than the model can read.
+        """
+        policy, device = self.policy, self.mask.device
+        rows, tokens = rows.to(device), tokens.to(device)
+        policy._check_fits(int(self.lengths.max()) + 1)
+        outside = tokens >= policy.shared_size
+        ids = torch.where(outside, policy._end_ids[0], tokens)
+        cache, mask, lengths = copy.copy(self.cache), self.mask, self.lengths
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        over = self.over
+        if not (len(rows) == len(lengths) and torch.equal(rows, torch.arange(len(rows), device=device))):
+            mask, lengths, over = mask[rows], lengths[rows], over[rows]
+            for layer in cache.layers:
+                _select(layer, rows)
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
+        hidden = policy._advance(ids[:, None], mask, lengths[:, None], cache)
+        over = over | outside | torch.isin(ids, policy._end_ids)
+        return CausalLMDecoding(policy=policy, cache=cache, mask=mask, lengths=lengths + 1, hidden=hidden, over=over)
+
+
+def _select(layer: Any, rows: Tensor) -> None:
+    """Point a copied cache layer at some of its rows; layers may lie on different devices."""
+    at = rows.to(layer.keys.device)
+    layer.keys, layer.values = layer.keys.index_select(0, at), layer.values.index_select(0, at)
