@@ -1,0 +1,221 @@
+"""Everything that one diagnosis found, as the page, the terminal and JSON show it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from bridgegarden.data.pieces import Piece
+from bridgegarden.diagnostics.advise import Advice
+from bridgegarden.diagnostics.attribution import Attribution
+from bridgegarden.diagnostics.exposure_bias import ExposureBias, PairedDifference
+from bridgegarden.diagnostics.kappa import Choice, KappaResult
+from bridgegarden.diagnostics.plain import to_plain
+from bridgegarden.diagnostics.shown import ShownText
+from bridgegarden.errors import ConfigError
+from bridgegarden.objective.divergences import DIVERGENCES, Divergence
+from bridgegarden.registry import lookup
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnosisSettings:
+    """How a pair is diagnosed."""
+
+    samples: int = 2
+    """Texts of each prompt that each model writes, >= 1."""
+    temperature: float = 1.0
+    """Of everything that is written, >= 0. The loss is at temperature 1."""
+    max_new_tokens: int = 128
+    """Most tokens of a text, >= 1."""
+    budget: int = 200_000
+    """Tokens to generate for kappa and attribution, for each student; what the texts themselves take comes on top."""
+    positions: Choice = "random"
+    """Which positions kappa is measured at: a random sample of all texts (which stands for them), all of them in order,
+    or those of the highest teacher entropy first."""
+    rounds: int = 8
+    """Continuations of each action, >= 2."""
+    top: int = 2
+    """Likeliest tokens of each model in the action set of kappa, >= 1."""
+    shown: int = 3
+    """Texts of each student to look at token by token, >= 0."""
+    divergence: str = "forward_kl"
+    """D of the loss, by its name in recipes; without settings of its own."""
+    max_rows: int = 32
+    """Texts in progress at a time, >= 1; numbers depend on it by rounding alone."""
+    seed: int = 0
+    """Of everything that is drawn."""
+
+    def __post_init__(self) -> None:
+        least = {"samples": 1, "temperature": 0, "max_new_tokens": 1, "budget": 1, "rounds": 2, "top": 1, "shown": 0}
+        for name, bound in {**least, "max_rows": 1}.items():
+            if not getattr(self, name) >= bound:
+                raise ConfigError(f"diagnosis.{name} must be >= {bound}, got {getattr(self, name)}.")
+        if self.positions not in get_args(Choice):
+            raise ConfigError(f"diagnosis.positions must be 'all', 'random' or 'uncertain', got {self.positions!r}.")
+        lookup(DIVERGENCES, self.divergence, field="diagnosis.divergence")
+        if self.divergence == "alpha_beta":
+            raise ConfigError("diagnosis.divergence: alpha_beta needs two exponents; take one that needs none.")
+
+    @property
+    def loss(self) -> Divergence:
+        """The function that `divergence` names."""
+        return lookup(DIVERGENCES, self.divergence, field="diagnosis.divergence")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostlyDraw:
+    """One of the attribution's draws with the largest costs, in words."""
+
+    text: int
+    """Number of the student's text."""
+    position: int
+    """Tokens of the text before it."""
+    before: str
+    """The end of what stood before it."""
+    student_token: Piece
+    """A token that the student takes more often than the teacher."""
+    teacher_token: Piece
+    """One that the teacher takes more often."""
+    cost: float
+    """Later loss after the student's token minus that after the teacher's, nats; a single sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentDiagnosis:
+    """One student."""
+
+    name: str
+    """What it is called here."""
+    exposure_bias: ExposureBias
+    """What it loses on its own texts and on the teacher's."""
+    kappa: KappaResult | None
+    """Bridges and Gardens on its own texts; None if interrupted before."""
+    shown_kappa: KappaResult | None
+    """The same for the positions of `texts` alone; None where `kappa` covers them, or if interrupted before."""
+    attribution: Attribution | None
+    """Where its exposure bias comes from; None if interrupted before."""
+    advice: Advice | None
+    """Which rule for the soft weight suits; None without `kappa`."""
+    texts: tuple[ShownText, ...]
+    """Some of its own texts, token by token."""
+    largest: tuple[CostlyDraw, ...]
+    """What cost most among the attribution's draws, largest first."""
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens of all continuations."""
+        parts = (self.kappa, self.shown_kappa, self.attribution)
+        return sum(part.generated_tokens for part in parts if part is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One part of the work."""
+
+    name: str
+    """What was done."""
+    seconds: float
+    """How long it took."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a diagnosis took."""
+
+    written: int
+    """Tokens that a model wrote: texts and continuations."""
+    distributions: int
+    """Next-token distributions that were computed, of all models, beyond those of prefixes that were read at once."""
+    read: int
+    """Tokens of prefixes that models read at once."""
+    phases: tuple[Phase, ...]
+    """Part by part, in order; loading is not one of them."""
+
+    @property
+    def seconds(self) -> float:
+        """Of all phases."""
+        return sum(phase.seconds for phase in self.phases)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What was measured; `Diagnosis` adds where it comes from."""
+
+    students: tuple[StudentDiagnosis, ...]
+    """In the order given."""
+    differences: tuple[PairedDifference, ...]
+    """Every pair of students on the same prompts; empty for one student."""
+    tokens: Mapping[int, str]
+    """The text of every token id that is named in `students`."""
+    cost: Cost
+    """What it took."""
+    interrupted: str | None
+    """The phase that was interrupted; what came after it is missing. None for a whole diagnosis."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelUsed:
+    """A model that took part."""
+
+    name: str
+    """What it is called here."""
+    model: str
+    """Its folder, or its name on the hub."""
+    commit: str | None
+    """Its commit on the hub; None for a folder."""
+    parameters: int
+    """Weights, tied ones once."""
+    dtype: str
+    """Of the weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptsUsed:
+    """What the models wrote from."""
+
+    source: str
+    """File, folder or name on the hub."""
+    used: int
+    """Prompts."""
+    left_out: tuple[str, ...]
+    """Rows that are too long for the models, and why."""
+    tokens: int
+    """Tokens of all prompts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """One diagnosis, whole."""
+
+    teacher: ModelUsed
+    """Whose distribution is imitated."""
+    students: tuple[ModelUsed, ...]
+    """In the order of `findings.students`."""
+    prompts: PromptsUsed
+    """What was written from."""
+    settings: DiagnosisSettings
+    """How."""
+    vocab_size: int
+    """Tokens that all models share."""
+    findings: Findings
+    """What came out."""
+    warnings: tuple[str, ...]
+    """What may be wrong with the pair, as far as it shows before anything is loaded."""
+    command: str
+    """What was typed."""
+    started: str
+    """When, in UTC."""
+    device: str
+    """Where the models ran."""
+    versions: Mapping[str, str]
+    """Python, the platform, packages."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it; estimates with their 95% intervals."""
+        tree = to_plain(self, leave_out=("findings",))
+        found = to_plain(self.findings, leave_out=("students",))
+        students = [
+            to_plain(student, leave_out=("exposure_bias",)) | {"exposure_bias": student.exposure_bias.to_dict()}
+            for student in self.findings.students
+        ]
+        found["cost"]["seconds"] = self.findings.cost.seconds
+        return {**tree, "findings": {"students": students, **found}}

@@ -1,0 +1,313 @@
+r"""Exposure bias from roll-outs: what a student loses on its own texts beyond what it loses on its teacher's.
+
+.. math:: L_d = E_{y \sim d} \Big[ \sum_t l(s_t) \Big], \qquad
+          \text{exposure bias} = L_{d_\theta} - L_{d_T}, \qquad l(s) = D(p(\cdot|s) \,\|\, q(\cdot|s))
+
+:math:`d_T` and :math:`d_\theta` are the texts that teacher and student write from the same prompts, at one temperature
+and at most T tokens long; :math:`l` is at temperature 1 whatever the texts were written at. Prompts are the independent
+units of every error: texts of one prompt are averaged first. Sums are nats a text; per-token values are the ratio of
+the mean sum to the mean length. The exact value of the same quantity on finite worlds is in `bridgegarden.exact`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bridgegarden.diagnostics.plain import to_plain
+from bridgegarden.diagnostics.rollout import DEFAULT_MAX_ROWS, RollOuts, roll_out
+from bridgegarden.errors import ConfigError, DataError
+from bridgegarden.estimate import Estimate, Interval
+from bridgegarden.objective.divergences import Divergence, forward_kl
+from bridgegarden.policy import Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """The loss at one position, over the texts that reach it."""
+
+    position: int
+    """Tokens written before, from 0."""
+    loss: Estimate
+    """Nats: mean of l over the survivors; the error is over prompts."""
+    survivors: int
+    """Texts that reach this position."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExcessErrorPoint:
+    r"""ExAccErr of Arora et al., 2022 (arXiv:2204.01171), up to a length."""
+
+    length: int
+    """Positions that are summed, from the first."""
+    per_cent: Estimate
+    r"""100 (L_dtheta - L_dT) / L_dT, both summed over the first `length` positions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExposureBias:
+    """One student against its teacher."""
+
+    teacher_loss: Estimate
+    """L_dT: nats a text, on the teacher's texts."""
+    student_loss: Estimate
+    """L_dtheta: nats a text, on the student's own texts."""
+    exposure_bias: Estimate
+    """Their difference, paired by prompt; nats a text."""
+    teacher_loss_per_token: Estimate
+    """Nats a token, on the teacher's texts."""
+    student_loss_per_token: Estimate
+    """Nats a token, on the student's."""
+    exposure_bias_per_token: Estimate
+    """Their difference, paired by prompt."""
+    teacher_length: Estimate
+    """Tokens of the teacher's texts."""
+    student_length: Estimate
+    """Tokens of the student's."""
+    teacher_full: Estimate
+    """Share of the teacher's texts that are as long as allowed: cut off, or ended by the very last token."""
+    student_full: Estimate
+    """Share of the student's."""
+    teacher_curve: tuple[CurvePoint, ...]
+    """By position on the teacher's texts, as far as two prompts reach."""
+    student_curve: tuple[CurvePoint, ...]
+    """By position on the student's texts."""
+    excess_error: tuple[ExcessErrorPoint, ...]
+    """The ExAccErr curve; empty where the student loses nothing on the teacher's texts."""
+    samples: int
+    """Texts a prompt, of each writer."""
+    temperature: float
+    """What the texts were written at."""
+    max_new_tokens: int
+    """Most tokens a text could have."""
+    generated_tokens: int
+    """Tokens written for this student: its own and the teacher's."""
+    teacher_texts: RollOuts = field(repr=False)
+    """The teacher's texts; this student is the only one in it. Not part of `to_dict`."""
+    student_texts: RollOuts = field(repr=False)
+    """The student's own texts. Not part of `to_dict`."""
+
+    @classmethod
+    def of(cls, teacher_texts: RollOuts, student_texts: RollOuts, *, temperature: float) -> "ExposureBias":
+        """Summarise roll-outs of one student and its teacher from the same prompts.
+
+        Raises:
+            DataError: fewer than two prompts, or a loss that is not finite.
+        """
+        if teacher_texts.prompts != student_texts.prompts:
+            raise DataError("exposure bias: teacher and student wrote from different prompts; they must be the same.")
+        on_teacher, on_student = _sums(teacher_texts), _sums(student_texts)
+        lengths = [texts.per_prompt(texts.lengths.double()) for texts in (teacher_texts, student_texts)]
+        full = [texts.per_prompt((texts.lengths == texts.horizon).double()) for texts in (teacher_texts, student_texts)]
+        return cls(
+            teacher_loss=Estimate.over(on_teacher),
+            student_loss=Estimate.over(on_student),
+            exposure_bias=Estimate.over(on_student - on_teacher),
+            teacher_loss_per_token=Estimate.ratio(on_teacher, lengths[0]),
+            student_loss_per_token=Estimate.ratio(on_student, lengths[1]),
+            exposure_bias_per_token=Estimate.over(
+                _linearised(on_student, lengths[1]) - _linearised(on_teacher, lengths[0])
+            ),
+            teacher_length=Estimate.over(lengths[0]),
+            student_length=Estimate.over(lengths[1]),
+            teacher_full=Estimate.over(full[0]),
+            student_full=Estimate.over(full[1]),
+            teacher_curve=_curve(teacher_texts),
+            student_curve=_curve(student_texts),
+            excess_error=_excess_error(teacher_texts, student_texts),
+            samples=student_texts.samples,
+            temperature=temperature,
+            max_new_tokens=student_texts.horizon,
+            generated_tokens=int(teacher_texts.lengths.sum() + student_texts.lengths.sum()),
+            teacher_texts=teacher_texts,
+            student_texts=student_texts,
+        )
+
+    def per_prompt(self) -> Tensor:
+        """``(P,)`` float64 nats: exposure bias prompt by prompt."""
+        return _sums(self.student_texts) - _sums(self.teacher_texts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it; estimates with their 95% intervals."""
+        return to_plain(self, leave_out=("teacher_texts", "student_texts"))
+
+
+def exposure_bias(
+    teacher: Policy,
+    student: Policy,
+    prompts: Sequence[Sequence[int]],
+    *,
+    samples: int = 4,
+    temperature: float = 1.0,
+    max_new_tokens: int = 256,
+    generator: torch.Generator,
+    divergence: Divergence = forward_kl,
+    max_rows: int = DEFAULT_MAX_ROWS,
+) -> ExposureBias:
+    """Exposure bias of `student`; see `compare_students`, of which it is the case of one."""
+    return compare_students(
+        teacher,
+        {"student": student},
+        prompts,
+        samples=samples,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        generator=generator,
+        divergence=divergence,
+        max_rows=max_rows,
+    )["student"]
+
+
+def compare_students(
+    teacher: Policy,
+    students: Mapping[str, Policy],
+    prompts: Sequence[Sequence[int]],
+    *,
+    samples: int = 4,
+    temperature: float = 1.0,
+    max_new_tokens: int = 256,
+    generator: torch.Generator,
+    divergence: Divergence = forward_kl,
+    max_rows: int = DEFAULT_MAX_ROWS,
+) -> dict[str, ExposureBias]:
+    """Exposure bias of several students on the same prompts, teacher texts and random numbers.
+
+    Args:
+        teacher: p.
+        students: each q, by name.
+        prompts: at least two; they are the independent units of the errors, so more prompts serve better than more
+            samples of each.
+        samples: texts a prompt and writer, >= 1.
+        temperature: of what is written, >= 0 (0 is greedy). The loss is at temperature 1.
+        max_new_tokens: most tokens of a text, >= 1.
+        generator: on the CPU; the same state gives the same numbers whatever `max_rows` is (up to rounding).
+        divergence: D.
+        max_rows: texts in progress at a time: what memory is bounded by.
+
+    Raises:
+        ConfigError: a setting out of range, or no students.
+        DataError: fewer than two prompts, different vocabularies, or a loss that is not finite.
+    """
+    if not students or samples < 1 or max_new_tokens < 1:
+        raise ConfigError(
+            f"exposure bias: needs a student, samples >= 1 and max_new_tokens >= 1; got {len(students)} students, "
+            f"samples={samples}, max_new_tokens={max_new_tokens}."
+        )
+    uniforms = torch.rand(len(prompts), samples, max_new_tokens, generator=generator, dtype=torch.float64)
+
+    def texts(writer: Policy, readers: Sequence[Policy]) -> RollOuts:
+        return roll_out(
+            teacher,
+            readers,
+            prompts,
+            writer=writer,
+            uniforms=uniforms,
+            temperature=temperature,
+            divergence=divergence,
+            max_rows=max_rows,
+        )
+
+    on_teacher = texts(teacher, list(students.values()))
+    return {
+        name: ExposureBias.of(on_teacher.of_student(index), texts(student, [student]), temperature=temperature)
+        for index, (name, student) in enumerate(students.items())
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedDifference:
+    """Two students on the same prompts: the first's value minus the second's."""
+
+    first: str
+    """Name of one student."""
+    second: str
+    """Name of the other."""
+    measure: str
+    """`exposure_bias`, `student_loss` or `teacher_loss`: nats a text."""
+    difference: Estimate
+    """First minus second, paired by prompt."""
+    bootstrap: Interval
+    """95% percentile interval of the difference, prompts drawn with replacement."""
+    share_below: float
+    """Share of bootstrap samples where the first is below the second."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return to_plain(self)
+
+
+def paired_differences(
+    results: Mapping[str, ExposureBias], *, generator: torch.Generator, resamples: int = 2000
+) -> tuple[PairedDifference, ...]:
+    """Every pair of students of one `compare_students` call, for each measure."""
+    found = []
+    for first, second in combinations(results, 2):
+        pair = [results[first], results[second]]
+        measures = {
+            "exposure_bias": [one.per_prompt() for one in pair],
+            "student_loss": [_sums(one.student_texts) for one in pair],
+            "teacher_loss": [_sums(one.teacher_texts) for one in pair],
+        }
+        if pair[0].teacher_texts.tokens != pair[1].teacher_texts.tokens:
+            raise DataError(
+                f"{first} and {second}: were measured on different texts of the teacher; compare them at once."
+            )
+        for measure, (one, other) in measures.items():
+            values = one - other
+            drawn = torch.randint(len(values), (resamples, len(values)), generator=generator)
+            means = values[drawn].mean(-1)
+            low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
+            found.append(
+                PairedDifference(
+                    first=first,
+                    second=second,
+                    measure=measure,
+                    difference=Estimate.over(values),
+                    bootstrap=Interval(low, high),
+                    share_below=(means < 0).double().mean().item(),
+                )
+            )
+    return tuple(found)
+
+
+def _sums(texts: RollOuts) -> Tensor:
+    """``(P,)`` mean over the texts of each prompt of the summed loss of the only student."""
+    assert len(texts.losses) == 1
+    return texts.per_prompt(texts.losses[0].sum(-1))
+
+
+def _linearised(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """One value a prompt whose mean is the ratio of the means and whose spread is the ratio's, to first order."""
+    ratio = numerator.mean() / denominator.mean()
+    return ratio + (numerator - ratio * denominator) / denominator.mean()
+
+
+def _curve(texts: RollOuts) -> tuple[CurvePoint, ...]:
+    alive = texts.lengths[:, None] > torch.arange(texts.horizon)
+    points = []
+    for position in range(texts.horizon):
+        share = texts.per_prompt(alive[:, position].double())
+        if (share > 0).sum() < 2:
+            break
+        loss = Estimate.ratio(texts.per_prompt(texts.losses[0, :, position]), share)
+        points.append(CurvePoint(position=position, loss=loss, survivors=int(alive[:, position].sum())))
+    return tuple(points)
+
+
+def _excess_error(teacher_texts: RollOuts, student_texts: RollOuts) -> tuple[ExcessErrorPoint, ...]:
+    """Up to the longest text that was written."""
+    on_teacher, on_student = (
+        texts.per_prompt(texts.losses[0].cumsum(-1).T).T for texts in (teacher_texts, student_texts)
+    )
+    longest = int(max(teacher_texts.lengths.max(), student_texts.lengths.max()))
+    points = []
+    for length in range(1, longest + 1):
+        below, above = on_teacher[:, length - 1], on_student[:, length - 1]
+        if below.mean() > 0:
+            ratio = Estimate.ratio(above - below, below)
+            per_cent = Estimate(100 * ratio.mean, 100 * ratio.stderr, ratio.n)
+            points.append(ExcessErrorPoint(length=length, per_cent=per_cent))
+    return tuple(points)

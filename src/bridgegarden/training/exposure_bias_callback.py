@@ -1,0 +1,238 @@
+"""Free-running loss while training: what the student loses on its own texts, to log and to pick checkpoints by."""
+
+import time
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, cast
+
+import torch
+from accelerate.utils import DistributedType, broadcast_object_list
+from datasets import Dataset
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from bridgegarden.causal_lm_policy import CausalLMPolicy
+from bridgegarden.data import end_of_turn_ids
+from bridgegarden.diagnostics.exposure_bias import ExposureBias, exposure_bias
+from bridgegarden.errors import ConfigError
+from bridgegarden.registry import lookup
+from bridgegarden.teacher.live import LiveTeacher
+from bridgegarden.training.trainer import HybridDistillationTrainer
+
+SELECT_BY: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "free_running_loss": MappingProxyType(
+            {"metric_for_best_model": "eval_free_running_loss", "greater_is_better": False}
+        ),
+        "exposure_bias": MappingProxyType({"metric_for_best_model": "eval_exposure_bias", "greater_is_better": False}),
+    }
+)
+"""Ways to select a checkpoint, as fields of :class:`~trl.SFTConfig`.
+
+``free_running_loss`` is L_dtheta, the whole loss on the student's own texts, fit and drift together: the one to use.
+``exposure_bias`` is L_dtheta - L_dT, which is signed. A student that fits its teacher badly, and
+writes texts on which the two happen to differ less, has a negative one: the least exposure bias is not the best
+student.
+"""
+
+
+def selection_arguments(select_by: str) -> dict[str, Any]:
+    """Fields of :class:`~trl.SFTConfig` that keep the best checkpoint by `select_by`, a name in `SELECT_BY`.
+
+    They need ``eval_strategy`` and a matching ``save_strategy`` beside them, and the callback on the trainer.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    return {"load_best_model_at_end": True, **lookup(SELECT_BY, select_by, field="select_by")}
+
+
+class ExposureBiasCallback(TrainerCallback):
+    """Measures exposure bias at every evaluation, and every so many steps, on a few fixed prompts.
+
+    Logged, in nats a text: ``eval_exposure_bias`` and its ``_stderr``, ``eval_teacher_forced_loss`` (L_dT),
+    ``eval_free_running_loss`` (L_dtheta) and its ``_stderr``; and the cost, ``eval_exposure_bias_seconds`` and
+    ``eval_exposure_bias_tokens``. At an evaluation the same are added to its metrics, so that ``metric_for_best_model``
+    can name them; see `selection_arguments`. Every measurement uses the same random numbers and, as long as the teacher
+    is the same, the same texts of the teacher: what changes is the student.
+
+    The defaults write 16 texts of at most 64 tokens by each model, about the work of 2,000 tokens of generation twice
+    over. Random numbers of training are not touched.
+    """
+
+    def __init__(
+        self,
+        trainer: HybridDistillationTrainer,
+        *,
+        prompts: Sequence[Sequence[int]] | None = None,
+        every: int | None = None,
+        teacher: PreTrainedModel | None = None,
+        samples: int = 1,
+        temperature: float = 1.0,
+        max_new_tokens: int = 64,
+        max_rows: int = 16,
+        seed: int = 0,
+    ) -> None:
+        """
+        Args:
+            trainer: add the callback to it with ``trainer.add_callback(callback)``.
+            prompts: token ids that texts are written from, two or more; the prompts of the first 16 rows of the
+                trainer's evaluation data if None.
+            every: also measure after every so many optimiser steps, >= 1; None measures at evaluations alone.
+            teacher: the teacher's model, where the trainer has only its cache.
+            samples: texts a prompt and writer.
+            temperature: of the texts.
+            max_new_tokens: most tokens of a text.
+            max_rows: texts in progress at a time.
+            seed: of the texts.
+
+        Raises:
+            ConfigError: `every` < 1, no teacher that can write, no prompts, a model that is sharded over processes, or
+                a selection by exposure bias that would keep the *largest*.
+        """
+        if every is not None and every < 1:
+            raise ConfigError(f"every must be >= 1 or None, got {every}.")
+        if trainer.accelerator.distributed_type not in (
+            DistributedType.NO,
+            DistributedType.MULTI_CPU,
+            DistributedType.MULTI_GPU,
+        ):
+            raise ConfigError(
+                f"exposure bias while training: the student is sharded ({trainer.accelerator.distributed_type}); "
+                "roll-outs need whole weights in one process. Measure saved checkpoints instead."
+            )
+        _check_selection(trainer.args)
+        own = trainer.teacher.model if isinstance(trainer.teacher, LiveTeacher) else teacher
+        if own is None:
+            raise ConfigError(
+                "exposure bias while training: the trainer has the teacher's cache, which cannot judge the student's "
+                "own texts. Pass the model as `teacher`."
+            )
+        self.trainer, self.teacher, self.every = trainer, own, every
+        self.prompts = _prompts_of(trainer) if prompts is None else tuple(tuple(prompt) for prompt in prompts)
+        self.samples, self.temperature, self.seed = samples, temperature, seed
+        self.max_new_tokens, self.max_rows = max_new_tokens, max_rows
+        self._last: tuple[int, dict[str, float]] | None = None
+        self._training = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """From now on a step has one measurement."""
+        self._last, self._training = None, True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """From now on every evaluation measures anew."""
+        self._last, self._training = None, False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Measure and log, every `every` steps; not where an evaluation follows, which does the same."""
+        if self.every is not None and state.global_step % self.every == 0 and not control.should_evaluate:
+            self._log(self._metrics(state), control)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Measure, log, and add to `metrics`, from which the trainer picks the best checkpoint."""
+        fresh = self._last is None or self._last[0] != state.global_step
+        found = self._metrics(state)
+        if metrics is not None:
+            metrics.update(found)
+        if fresh:
+            self._log(found, control)
+
+    def measure(self) -> ExposureBias:
+        """The student as it is now."""
+        student = self.trainer._student()
+        tokenizer = self.trainer._tokenizer
+        end_ids = end_of_turn_ids(tokenizer, self.teacher.generation_config)
+        size = self.trainer.vocab_size
+        policies = [CausalLMPolicy(model, end_ids=end_ids, vocab_size=size) for model in (self.teacher, student)]
+        return exposure_bias(
+            policies[0],
+            policies[1],
+            self.prompts,
+            samples=self.samples,
+            temperature=self.temperature,
+            max_new_tokens=self.max_new_tokens,
+            generator=torch.Generator().manual_seed(self.seed),
+            max_rows=self.max_rows,
+        )
+
+    def _metrics(self, state: TrainerState) -> dict[str, float]:
+        """Measured in the main process, once a step, and told to the others: all must pick the same checkpoint."""
+        if self._last is not None and self._last[0] == state.global_step:
+            return dict(self._last[1])
+        found: list[Any] = [None]
+        if self.trainer.accelerator.is_main_process:
+            began = time.perf_counter()
+            model = cast(torch.nn.Module, self.trainer.model)
+            was_training = model.training
+            model.eval()
+            try:
+                result = self.measure()
+            finally:
+                model.train(was_training)
+            found = [as_metrics(result, time.perf_counter() - began)]
+        if self.trainer.accelerator.num_processes > 1:
+            broadcast_object_list(found)
+        # Outside training the weights can change without a step (the best checkpoint is loaded, say).
+        self._last = (state.global_step, found[0]) if self._training else None
+        return dict(found[0])
+
+    def _log(self, metrics: dict[str, float], control: TrainerControl) -> None:
+        """In evaluation mode: in training mode the trainer would add the training terms so far, and forget them.
+
+        Whatever is logged, transformers takes the step's own log for done; it is not.
+        """
+        pending = control.should_log
+        model = cast(torch.nn.Module, self.trainer.model)
+        was_training = model.training
+        model.eval()
+        self.trainer.log(dict(metrics))
+        model.train(was_training)
+        control.should_log = pending
+
+
+def as_metrics(result: ExposureBias, seconds: float) -> dict[str, float]:
+    """What is logged of one measurement."""
+    return {
+        "eval_exposure_bias": result.exposure_bias.mean,
+        "eval_exposure_bias_stderr": result.exposure_bias.stderr,
+        "eval_teacher_forced_loss": result.teacher_loss.mean,
+        "eval_free_running_loss": result.student_loss.mean,
+        "eval_free_running_loss_stderr": result.student_loss.stderr,
+        "eval_exposure_bias_seconds": seconds,
+        "eval_exposure_bias_tokens": float(result.generated_tokens),
+    }
+
+
+def _check_selection(args: TrainingArguments) -> None:
+    chosen = (args.metric_for_best_model or "").removeprefix("eval_")
+    if chosen in SELECT_BY and args.greater_is_better:
+        raise ConfigError(
+            f"training.metric_for_best_model: {chosen} with greater_is_better=True keeps the worst checkpoint. Set "
+            "training.greater_is_better: false."
+        )
+
+
+def _prompts_of(trainer: HybridDistillationTrainer, count: int = 16) -> tuple[tuple[int, ...], ...]:
+    """What stands before the first supervised token of the first evaluation rows; rows without a prompt left out."""
+    data = trainer.eval_dataset
+    if not isinstance(data, Dataset):
+        raise ConfigError("exposure bias while training: pass `prompts`; there is no single evaluation data set.")
+    prompts = []
+    for row in data.select(range(min(count, len(data)))):
+        ids, labels = cast(dict, row)["input_ids"], cast(dict, row)["labels"]
+        first = next((at for at, label in enumerate(labels) if label != -100), 0)
+        if first > 0:
+            prompts.append(tuple(ids[:first]))
+    if len(prompts) < 2:
+        raise ConfigError("exposure bias while training: fewer than two evaluation rows have a prompt; pass `prompts`.")
+    return tuple(prompts)

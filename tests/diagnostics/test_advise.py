@@ -1,0 +1,176 @@
+"""Advice, on planted positions whose truth is known."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import mannwhitneyu, spearmanr
+
+from bridgegarden.diagnostics.advise import advise, auc, more_tokens, spearman
+from bridgegarden.diagnostics.kappa import KappaResult, Kind, PositionKappa
+from bridgegarden.estimate import Estimate, Interval
+
+VOCABULARY = 100
+
+
+def planted(kappa_of, *, prompts=30, each=4, noise=0.02, seed=0, choose="random") -> KappaResult:
+    """Positions whose kappa is a function of how unsure the teacher is (0 to 1), and noise."""
+    rng = np.random.default_rng(seed)
+    positions = []
+    for number in range(prompts * each):
+        unsure = float(rng.uniform(0.01, 0.9))
+        value = kappa_of(unsure, rng) + noise * float(rng.normal())
+        kind = Kind.BRIDGE if value > 0.6 else Kind.GARDEN if value < 0.4 else Kind.UNDECIDED
+        positions.append(
+            PositionKappa(
+                text=number // each,
+                prompt=number // each,
+                position=number % each,
+                token=0,
+                teacher_entropy=unsure * math.log(VOCABULARY) * 0.5,
+                teacher_max_prob=1 - unsure,
+                loss=0.1,
+                actions=(),
+                state_kappa=Estimate(value, noise, 8),
+                contribution=Estimate(0.0, 0.0, 8),
+                kind=kind,
+            )
+        )
+    return KappaResult(
+        positions=tuple(positions),
+        candidates=10 * len(positions),
+        choose=choose,
+        threshold=0.5,
+        top=2,
+        rounds=8,
+        temperature=1.0,
+        budget=10_000,
+        generated_tokens=10_000,
+    )
+
+
+def advice(result, **settings):
+    return advise(result, vocab_size=VOCABULARY, generator=torch.Generator().manual_seed(0), **settings)
+
+
+def test_a_teacher_that_is_unsure_at_gardens_speaks_for_an_adaptive_rule():
+    got = advice(planted(lambda unsure, rng: 1 - unsure))
+    assert got.recommended in ("confidence", "entropy")
+    assert got.either, "both read the same here"
+    assert got.more_tokens is None
+    for score in got.scores:
+        assert score.spearman.value < -0.9
+        assert score.auc.value == 1.0
+        assert score.separation.interval.low > 0
+        assert score.gain.interval.low > 0
+    assert "softer where kappa is lower" in got.reason
+
+
+def test_a_teacher_that_is_unsure_at_bridges_speaks_against_them():
+    got = advice(planted(lambda unsure, rng: unsure))
+    assert got.recommended == "static"
+    assert all(score.auc.value == 0.0 and score.gain.interval.high < 0 for score in got.scores)
+
+
+def test_no_relation_and_many_positions_rule_an_effect_out():
+    got = advice(planted(lambda unsure, rng: float(rng.uniform()), prompts=600, seed=1), resamples=200)
+    assert got.recommended == "static"
+    assert "nothing to aim with" in got.reason
+
+
+def test_no_relation_and_few_positions_are_rarely_taken_for_evidence():
+    found = [advice(planted(lambda unsure, rng: float(rng.uniform()), prompts=8, seed=seed)) for seed in range(60)]
+    # An interval of 95% is wholly on the good side by chance once in 40.
+    assert sum(one.recommended in ("confidence", "entropy") for one in found) <= 5
+    undecided = [one for one in found if one.recommended is None]
+    assert len(undecided) > 40
+    for one in undecided:
+        assert one.more_tokens >= 1000
+        assert f"About {one.more_tokens:,} more" in one.reason
+
+
+def test_few_prompts_are_not_enough_however_many_positions_they_have():
+    got = advice(planted(lambda unsure, rng: 1 - unsure, prompts=4, each=100))
+    assert got.recommended is None
+    assert "positions of 4 prompts" in got.reason
+
+
+def test_with_the_tokens_asked_for_the_relation_is_found():
+    def found(prompts, seed):
+        return advice(
+            planted(lambda unsure, rng: 0.5 * (1 - unsure) + float(rng.uniform()), prompts=prompts, seed=seed)
+        )
+
+    few = [found(8, seed) for seed in range(40)]
+    short = [one.more_tokens for one in few if one.recommended is None]
+    assert len(short) >= 10
+    prompts = round(8 * (1 + np.median(short) / 10_000))
+    assert prompts > 10
+    enough = [found(prompts, seed) for seed in range(100, 140)]
+    shares = [sum(one.recommended is not None for one in some) / 40 for some in (few, enough)]
+    assert shares[1] > max(0.5, shares[0])
+
+
+def test_a_static_rule_of_the_same_mean_gains_nothing():
+    result = planted(lambda unsure, rng: 1 - unsure)
+    got = advice(result)
+    kappa = np.array([place.state_kappa.mean for place in result.positions])
+    weight = np.array([1 - place.teacher_max_prob for place in result.positions])
+    hard = np.mean((1 - weight) * kappa) - np.mean(1 - weight) * np.mean(kappa)
+    assert got.scores[0].gain.value == pytest.approx(hard)
+    assert got.scores[0].mean_weight == pytest.approx(weight.mean())
+
+
+def test_noise_in_kappa_does_not_bias_the_gain():
+    quiet = advice(planted(lambda unsure, rng: 1 - unsure, prompts=200, noise=0.0), resamples=50).scores[0].gain
+    noisy = advice(planted(lambda unsure, rng: 1 - unsure, prompts=200, noise=1.0), resamples=50).scores[0].gain
+    assert noisy.interval.low < quiet.value < noisy.interval.high
+
+
+def test_rank_statistics_are_scipys():
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 6, 40), rng.integers(0, 6, 40)
+    above, below = np.arange(40) < 15, np.arange(40) > 22
+    counts = np.concatenate([np.ones((1, 40)), rng.integers(0, 3, (5, 40))]).astype(float)
+    for row, correlation, share in zip(
+        counts.astype(int), spearman(first, second, counts), auc(first, above, below, counts), strict=True
+    ):
+        at = np.repeat(np.arange(40), row)
+        assert correlation == pytest.approx(spearmanr(first[at], second[at]).statistic)
+        up, down = first[at][above[at]], first[at][below[at]]
+        assert share == pytest.approx(mannwhitneyu(up, down).statistic / (len(up) * len(down)))
+    once = np.ones((1, 5))
+    assert math.isnan(spearman(np.ones(5), np.arange(5), once)[0])
+    assert math.isnan(auc(np.arange(5), np.zeros(5, dtype=bool), np.ones(5, dtype=bool), once)[0])
+
+
+def test_positions_of_one_prompt_widen_the_interval():
+    independent = advice(planted(lambda unsure, rng: float(rng.uniform()), prompts=60, each=1), resamples=300)
+    result = planted(lambda unsure, rng: float(rng.uniform()), prompts=60, each=1)
+    copies = tuple(place for place in result.positions for _ in range(4))
+    repeated = advice(replace(result, positions=copies), resamples=300)
+    width = [
+        one.scores[0].spearman.interval.high - one.scores[0].spearman.interval.low for one in (independent, repeated)
+    ]
+    assert width[1] == pytest.approx(width[0], rel=0.25)
+
+
+def test_a_biased_choice_of_positions_is_said_to_be_one():
+    assert advice(planted(lambda unsure, rng: unsure)).representative
+    assert not advice(planted(lambda unsure, rng: unsure, choose="uncertain")).representative
+
+
+def test_no_bridge_leaves_what_needs_one_undefined():
+    got = advice(planted(lambda unsure, rng: 0.1 * unsure))
+    assert all(score.auc.value is None and score.separation.value is None for score in got.scores)
+    document = json.loads(json.dumps(got.to_dict(), allow_nan=False))
+    assert document["scores"][0]["auc"] == {"value": None, "interval": None}
+    assert document["scores"][0]["spearman"]["interval"]["low"] > 0
+
+
+def test_more_tokens_follow_the_square_root_of_the_width():
+    assert more_tokens(-0.2, Interval(-0.6, 0.2), 1000) == 3000
+    assert more_tokens(0.0, Interval(-0.2, 0.2), 1000) == 3000

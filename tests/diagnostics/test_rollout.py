@@ -1,0 +1,117 @@
+"""Roll-outs of language models, against a full forward of every prefix."""
+
+import pytest
+import torch
+
+from bridgegarden.causal_lm_policy import CausalLMPolicy
+from bridgegarden.diagnostics.attribution import attribute
+from bridgegarden.diagnostics.exposure_bias import exposure_bias
+from bridgegarden.diagnostics.kappa import KappaSettings, measure_kappa
+from bridgegarden.diagnostics.rollout import read_texts, roll_out
+from bridgegarden.errors import ConfigError, DataError
+from tests.diagnostics.worlds import make_world
+from tests.tiny import tiny_model
+
+SHARED, END = 30, 0
+PROMPTS = [(5, 6, 7, 8, 9), (3,), (1, 2, 3)]
+
+
+def pair():
+    teacher, student = tiny_model("llama", 32, seed=1).eval(), tiny_model("qwen2", 30, seed=2).eval()
+    with torch.no_grad():
+        for model in (teacher, student):
+            model.get_output_embeddings().weight.mul_(10)
+    return teacher, student
+
+
+def policies(models):
+    return [CausalLMPolicy(model, end_ids=[END], vocab_size=SHARED) for model in models]
+
+
+def texts_of(teacher, student, writer, *, samples=2, max_rows=4, temperature=1.0):
+    uniforms = torch.rand(3, samples, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return roll_out(
+        teacher, [student], PROMPTS, writer=writer, uniforms=uniforms, max_rows=max_rows, temperature=temperature
+    )
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_every_number_is_what_full_forwards_of_the_prefixes_say(who):
+    models = pair()
+    sides = policies(models)
+    found = texts_of(*sides, sides[who])
+    for text, tokens in enumerate(found.tokens):
+        assert len(tokens) == found.lengths[text]
+        assert found.losses[0, text, len(tokens) :].eq(0).all()
+        for position, token in enumerate(tokens):
+            prefix = torch.tensor([found.prefix(text, position)])
+            with torch.no_grad():
+                p, q = (model(prefix).logits[0, -1].double().softmax(-1) for model in models)
+            # Both models' padding rows are one cell, which the student, having none, is taken to leave nearly empty.
+            tail = p[SHARED:].sum()
+            loss = (p[:SHARED] * (p[:SHARED] / q[:SHARED]).log()).sum() + tail * (tail / 1e-10).log()
+            spread = -(p[:SHARED] * p[:SHARED].log()).sum() - tail * tail.log()
+            assert found.losses[0, text, position].item() == pytest.approx(loss.item(), rel=1e-3)
+            assert found.teacher_entropy[text, position].item() == pytest.approx(spread.item(), rel=1e-3)
+            if token < SHARED:
+                assert found.teacher_logp[text, position].item() == pytest.approx(p[token].log().item(), rel=1e-3)
+                assert found.student_logp[0, text, position].item() == pytest.approx(q[token].log().item(), rel=1e-3)
+            distance = 0.5 * ((p[:SHARED] - q[:SHARED]).abs().sum() + tail)
+            assert found.total_variation[0, text, position].item() == pytest.approx(distance.item(), rel=1e-3)
+
+
+def test_reading_what_was_written_gives_the_same_numbers():
+    sides = policies(pair())
+    written = texts_of(*sides, sides[1])
+    prompts = [PROMPTS[text // 2] for text in range(6)]
+    read = read_texts(sides[0], [sides[1]], prompts, written.tokens, horizon=8, max_rows=5)
+    torch.testing.assert_close(read.losses, written.losses, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(read.teacher_max_prob, written.teacher_max_prob, rtol=1e-4, atol=1e-6)
+    assert read.tokens == written.tokens
+
+
+def test_texts_do_not_depend_on_how_many_go_at_a_time():
+    sides = policies(pair())
+    assert texts_of(*sides, sides[0]).tokens == texts_of(*sides, sides[0], max_rows=1).tokens
+
+
+def test_greedy_texts_are_those_of_generate():
+    models = pair()
+    sides = policies(models)
+    found = texts_of(*sides, sides[1], samples=1, temperature=0.0)
+    for prompt, tokens in zip(PROMPTS, found.tokens, strict=True):
+        ids = torch.tensor([prompt])
+        out = models[1].generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=8,
+            do_sample=False,
+            eos_token_id=END,
+            pad_token_id=END,
+        )
+        assert tuple(out[0, len(prompt) :].tolist()) == tokens
+
+
+def test_all_diagnostics_run_on_language_models_and_agree_with_each_other():
+    sides = policies(pair())
+    generator = torch.Generator().manual_seed(0)
+    bias = exposure_bias(*sides, PROMPTS * 8, samples=1, max_new_tokens=5, generator=generator)
+    shares = attribute(*sides, bias, budget=1500, generator=generator)
+    assert abs(shares.gap.mean) < 4 * shares.gap.stderr
+    settings = KappaSettings(budget=600, rounds=3, top=1)
+    found = measure_kappa(*sides, bias.student_texts, settings, generator=generator)
+    assert found.positions
+    assert all(len(place.actions) in (1, 2) for place in found.positions)
+
+
+def test_texts_that_cannot_be_read_are_refused():
+    world = make_world(2)
+    arguments = (world.teacher, [world.student], [()] * 2)
+    with pytest.raises(DataError, match="got 1 for 2 prompts"):
+        read_texts(*arguments, [(2, 3)])
+    with pytest.raises(DataError, match="text 1: has 3 tokens, but ends after 1"):
+        read_texts(*arguments, [(2, 3), (0, 1, 1)])
+    with pytest.raises(ConfigError, match="got 1, shorter than the longest text, which has 2"):
+        read_texts(*arguments, [(2, 3), (2, 3)], horizon=1)
+    with pytest.raises(DataError, match="prompts: there are none"):
+        read_texts(world.teacher, [world.student], [], [])
