@@ -1,0 +1,225 @@
+"""One call of lm-eval: loaded tasks, a model, and what its results mean."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from bridgegarden.data import end_of_turn_ids
+from bridgegarden.errors import ModelError
+from bridgegarden.evaluation.groups import OWN_TASKS, RUNS_CODE
+from bridgegarden.evaluation.load_tasks import SAMPLED, LoadedTask
+from bridgegarden.evaluation.results import Score
+from bridgegarden.evaluation.tasks.programs import to_answer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EXPECTED = (
+    "`pretrained` model kwarg is not of type `str`",
+    "Passed an already-initialized model",
+    "Custom kwargs can be passed to",
+    "overrides existing task",
+)
+"""Parts of what lm-eval warns of in every run."""
+FEWSHOT_SEED = 1234
+"""lm-eval's own, so that prompts are those of published scores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """How tasks are run."""
+
+    limit: int | None
+    batch_size: int | Literal["auto"]
+    seed: int
+    chat: bool
+    """Whether the prompts are a user's turns in the chat template."""
+
+
+class Findings(NamedTuple):
+    """What came of some tasks; see :class:`~bridgegarden.evaluation.results.Evaluation`."""
+
+    scores: list[Score]
+    problems: list[dict[str, Any]]
+
+
+def run_tasks(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", loaded: Sequence[LoadedTask], request: Request
+) -> Findings:
+    """Run `loaded` on `model`.
+
+    Raises:
+        ModelError: a prompt and the answer to it are longer than what the model can read.
+    """
+    import torch
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    harness: Any = HFLM  # lm-eval's registry hides its type
+    lm = harness(pretrained=model, tokenizer=tokenizer, batch_size=request.batch_size)
+    for item in loaded:
+        for task in item.tasks:
+            _prepare(task, lm, request, own=item.name in OWN_TASKS)
+    devices = [] if model.device.type == "cpu" else [model.device]
+    # What lm-eval prints is which batch size it found.
+    with contextlib.redirect_stdout(sys.stderr), torch.random.fork_rng(devices):
+        torch.manual_seed(request.seed)
+        try:
+            # Not `simple_evaluate`: it also seeds everything and spends seconds on describing the machine.
+            results = evaluate(
+                lm=lm,
+                task_dict=_merged(loaded),  # pyright: ignore[reportArgumentType]
+                limit=request.limit,
+                apply_chat_template=request.chat,
+                fewshot_as_multiturn=True,
+                confirm_run_unsafe_code=True,  # `load_tasks` lets none through that is not ours
+            )
+        except AssertionError as error:
+            if "must be less than model's maximum sequence length" not in str(error):
+                raise
+            raise ModelError(f"the model reads at most {lm.max_length} tokens, which is too few ({error}).") from error
+    assert results is not None
+    return Findings(_scores(results, loaded), _problems(results, loaded))
+
+
+@contextlib.contextmanager
+def own_distribution(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> Iterator[None]:
+    """Without the model's own generation settings, whose penalties and cut-offs would make it another model."""
+    from transformers import GenerationConfig
+
+    usual = model.generation_config
+    stops = list(end_of_turn_ids(tokenizer, usual))
+    model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=stops[0])
+    try:
+        yield
+    finally:
+        model.generation_config = usual
+
+
+@contextlib.contextmanager
+def quiet_lm_eval() -> Iterator[None]:
+    """Its warnings, without those that every run has; and not its notes."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    names = ("lm_eval.models.huggingface", "lm_eval.api.task", "lm_eval.tasks._index", "lm_eval.evaluator")
+    logger.setLevel(logging.WARNING)
+    for name in names:
+        logging.getLogger(name).addFilter(_is_news)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for name in names:
+            logging.getLogger(name).removeFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not any(part in record.getMessage() for part in EXPECTED)
+
+
+def _merged(loaded: Sequence[LoadedTask]) -> dict[str, Any]:
+    """`loaded` as ``TaskManager.load`` gives what is named together."""
+    groups = {group.name: group for item in loaded for group in item.groups}
+    return {
+        "tasks": {task.task_name: task for item in loaded for task in item.tasks},
+        "groups": groups,
+        "group_map": {name: group.child_names for name, group in groups.items()},
+    }
+
+
+def _prepare(task: Any, lm: Any, request: Request, *, own: bool) -> None:
+    if task.config.num_fewshot is None:
+        task.set_config("num_fewshot", 0)
+    task.set_fewshot_seed(FEWSHOT_SEED)
+    if own:
+        if request.chat and task.task_name.removesuffix(SAMPLED) in RUNS_CODE and task.config.num_fewshot == 0:
+            # A chat model answers with a block of code, which what ends a continuation would cut off.
+            task.set_config("doc_to_text", to_answer)
+            task.set_config("generation_kwargs", {"until": []}, update=True)
+        _make_room(task, lm, request)
+
+
+def _make_room(task: Any, lm: Any, request: Request) -> None:
+    """Shorten the longest answer, if the model cannot read so much; lm-eval would cut the question instead."""
+    texts = [task.doc_to_text(row) for row in task.eval_docs]
+    if request.chat:
+        texts = [lm.apply_chat_template([{"role": "user", "content": text}]) for text in texts]
+    longest = max(len(lm.tok_encode(text)) for text in texts)
+    wanted = task.config.generation_kwargs["max_gen_toks"]
+    room = lm.max_length - longest
+    if room < 1:
+        raise ModelError(
+            f"{task.task_name}: its longest question has {longest} tokens, and the model reads at most {lm.max_length}."
+        )
+    task.set_config("generation_kwargs", {"max_gen_toks": min(wanted, room)}, update=True)
+
+
+def _scores(results: Mapping[str, Any], loaded: Sequence[LoadedTask]) -> list[Score]:
+    scores: list[Score] = []
+    for item in loaded:
+        decoding = {task.task_name: _decoding(task) for task in item.tasks}
+        for name in item.names:
+            values = results["results"].get(name, {})
+            for key, mean in values.items():
+                metric, comma, filter_name = key.partition(",")
+                if not comma or metric.endswith("_stderr") or not isinstance(mean, int | float):
+                    continue
+                stderr = values.get(f"{metric}_stderr,{filter_name}")
+                task = _own_name(name)
+                scores.append(
+                    Score(
+                        task=task,
+                        metric=metric,
+                        filter=filter_name,
+                        decoding=decoding.get(name) or _decoding(item.tasks[0]),
+                        mean=float(mean),
+                        stderr=float(stderr) if isinstance(stderr, int | float) else None,
+                        problems=int(values["sample_len"]),
+                        part_of=None if task == item.name else item.name,
+                    )
+                )
+    return scores
+
+
+def _own_name(name: str) -> str:
+    """Of our own tasks the name that both variants have."""
+    own = name.removesuffix(SAMPLED)
+    return own if own in OWN_TASKS else name
+
+
+def _decoding(task: Any) -> str:
+    if task.OUTPUT_TYPE != "generate_until":
+        return "likelihood"
+    return "sampled" if (task.config.generation_kwargs or {}).get("do_sample") else "greedy"
+
+
+def _problems(results: Mapping[str, Any], loaded: Sequence[LoadedTask]) -> list[dict[str, Any]]:
+    return [
+        _problem(task, sample)
+        for item in loaded
+        for task in item.tasks
+        for sample in results["samples"][task.task_name]
+    ]
+
+
+def _problem(task: Any, sample: Mapping[str, Any]) -> dict[str, Any]:
+    found = {
+        "task": _own_name(task.task_name),
+        "decoding": _decoding(task),
+        "filter": sample["filter"],
+        "problem": _hash(sample),
+        "scores": {metric: sample[metric] for metric in sample["metrics"] if isinstance(sample[metric], int | float)},
+    }
+    answers = sample["resps"][0]
+    return {**found, "answers": list(answers)} if all(isinstance(text, str) for text in answers) else found
+
+
+def _hash(sample: Mapping[str, Any]) -> str:
+    """The same for the same problem, whatever the limit and the order."""
+    content = json.dumps([sample["doc_id"], sample["doc_hash"]])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]

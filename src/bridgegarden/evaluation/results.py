@@ -1,0 +1,126 @@
+"""What an evaluation found, and how it is written down."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bridgegarden.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One metric of one task."""
+
+    task: str
+    """Task, or group of lm-eval whose tasks are averaged."""
+    metric: str
+    """lm-eval's name of it."""
+    filter: str
+    """How the answer was read, where a task has several ways; else ``none``."""
+    decoding: str
+    """``greedy``, ``sampled`` or ``likelihood``: how the answer came about."""
+    mean: float
+    """Over problems."""
+    stderr: float | None
+    """Standard error of `mean` over problems, None where lm-eval gives none."""
+    problems: int
+    """How many."""
+    part_of: str | None = None
+    """The group that this task was run for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Scores of one model, and what they depend on."""
+
+    model: str
+    """Name or folder."""
+    scores: tuple[Score, ...]
+    """In the order of the tasks."""
+    problems: tuple[Mapping[str, Any], ...]
+    """One entry a task, decoding, filter and problem: their names, ``problem`` (a hash of its content, the same for
+    every model), ``scores`` by metric, and ``answers`` where the model wrote any."""
+    settings: Mapping[str, Any]
+    """Everything else that decided the scores, as plain values."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a JSON file; `problems` are kept in one of their own."""
+        return {
+            "model": self.model,
+            "scores": [_finite(asdict(score)) for score in self.scores],
+            "settings": dict(self.settings),
+        }
+
+    def problem_lines(self) -> str:
+        """`problems` as JSON lines."""
+        return "".join(json.dumps(_finite(line), ensure_ascii=False, allow_nan=False) + "\n" for line in self.problems)
+
+    def by_problem(
+        self, task: str, metric: str, *, decoding: str = "greedy", filter_name: str = "none"
+    ) -> dict[str, float]:
+        """Scores by problem, for :func:`~bridgegarden.evaluation.paired.paired_difference`.
+
+        Raises:
+            DataError: there are none.
+        """
+        wanted = {"task": task, "decoding": decoding, "filter": filter_name}
+        found = {
+            line["problem"]: float(line["scores"][metric])
+            for line in self.problems
+            if wanted.items() <= line.items() and metric in line["scores"]
+        }
+        if not found:
+            known = sorted({(score.task, score.decoding, score.metric, score.filter) for score in self.scores})
+            raise DataError(f"{self.model}: no scores of {metric} for {wanted}. There are: {known}.")
+        return found
+
+    def shown(self) -> list[Score]:
+        """Scores of what was asked for: groups rather than their tasks, where lm-eval averages them."""
+        averaged = {score.task for score in self.scores}
+        return [score for score in self.scores if score.part_of is None or score.part_of not in averaged]
+
+    def to_markdown(self) -> str:
+        """A page with every score."""
+        settings = "\n".join(f"* {name}: {_plain(value)}" for name, value in self.settings.items())
+        lines = [" | ".join(cells(score)) for score in self.scores]
+        table = "\n".join(["| task | answers | metric | score | problems |", "|---|---|---|---|---|"])
+        return f"# {self.model}\n\n{table}\n" + "".join(f"| {line} |\n" for line in lines) + f"\n{NOTE}\n\n{settings}\n"
+
+
+SHARES = ("acc", "exact_match", "pass@", "math_verify", "em", "f1")
+"""How the names of metrics begin that are shares."""
+NOTE = "Scores with their standard errors over problems; accuracies in per cent."
+
+
+def cells(score: Score) -> list[str]:
+    """A row of a table."""
+    reading = "" if score.filter == "none" else f" ({score.filter})"
+    return [score.task, score.decoding, f"{score.metric}{reading}", shown_mean(score), str(score.problems)]
+
+
+def shown_mean(score: Score) -> str:
+    """Accuracies in per cent; what is no share of problems as it is."""
+    unit = 100.0 if score.metric.startswith(SHARES) else 1.0
+    if score.stderr is None:
+        return f"{unit * score.mean:.2f}"
+    return f"{unit * score.mean:.2f} ± {unit * score.stderr:.2f}"
+
+
+def _finite(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Without numbers that JSON cannot write: some metrics of lm-eval are infinite for some models."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            value = _finite(value)
+        found[name] = None if isinstance(value, float) and not math.isfinite(value) else value
+    return found
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {item}" for name, item in value.items()) or "none"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)

