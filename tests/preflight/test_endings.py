@@ -49,6 +49,17 @@ def test_without_any_template_a_text_ends_with_the_end_of_text(endings):
     assert (found.template_from, found.taught, found.warnings) == (None, END_ID, ())
 
 
+@pytest.mark.parametrize("chat_template", [True, False])
+def test_of_a_teacher_on_a_server_neither_template_nor_end_is_known(tmp_path, chat_template):
+    folder = save_tiny(tmp_path / "student", tiny_model("llama", 264), tiny_tokenizer(chat_template))
+    found = check_endings(None, load_facts(ModelReference(role="student", model=str(folder))))
+    assert found.taught == (TURN_ID if chat_template else END_ID)
+    assert found.template_from == ("student" if chat_template else None)
+    assert ["of a teacher on a server is not seen" in warning for warning in found.warnings] == [True] * (
+        not chat_template
+    )
+
+
 def test_a_teacher_without_template_is_warned_of(endings):
     warnings = endings(tiny_tokenizer(chat_template=False), tiny_tokenizer()).warnings
     assert "the teacher has no chat template" in warnings[0]

@@ -77,6 +77,14 @@ def test_a_student_in_half_precision_is_warned_of_unless_adapters_are_trained(pa
     assert "rounded away" not in str(preflight(teacher, half, positions=POSITIONS, lora=lora).warnings)
 
 
+def test_a_teacher_on_a_server_takes_no_memory(pair):
+    checked = preflight(None, pair[1], positions=POSITIONS)
+    cached = preflight(*pair, positions=POSITIONS, teacher_cached=True)
+    assert checked.teacher is None
+    assert checked.memory.parts == cached.memory.parts
+    assert checked.summary.startswith("the student's tokenizer, 259 tokens; the student's chat template")
+
+
 def test_the_summary_says_which_template_and_how_a_turn_ends(pair):
     checked = preflight(*pair, positions=POSITIONS)
     assert isinstance(checked, Preflight)

@@ -23,6 +23,15 @@ def match(tmp_path):
     return compare
 
 
+def test_of_a_teacher_on_a_server_the_student_s_tokenizer_alone_is_checked(tmp_path):
+    folder = save_tiny(tmp_path / "student", tiny_model("llama", 264))
+    found = compare_tokenizers(None, load_facts(ModelReference(role="student", model=str(folder))))
+    assert (found.relation, found.vocab_size) == ("unseen", VOCABULARY)
+    narrow = save_tiny(tmp_path / "narrow", tiny_model("llama", 250))
+    with pytest.raises(ModelError, match="its embedding has 250 rows"):
+        compare_tokenizers(None, load_facts(ModelReference(role="student", model=str(narrow))))
+
+
 def swapped(one: str, other: str):
     """The tokenizer with the ids of two letters exchanged."""
     tokenizer = tiny_tokenizer()

@@ -165,7 +165,7 @@ def test_a_teacher_on_a_server_is_a_recipe_too():
     assert Recipe.from_dict(recipe.to_dict()) == recipe
 
 
-@pytest.mark.parametrize(("name", "value"), [("top_k", 4), ("revision", "main"), ("device", "cpu"), ("cache", "c")])
+@pytest.mark.parametrize(("name", "value"), [("top_k", 4), ("revision", "main"), ("device", "cpu")])
 def test_what_does_not_go_with_a_server_is_refused(name, value):
     teacher = {"server": "http://localhost:8000/v1", "model": "big", name: value}
     with pytest.raises(ConfigError, match=rf"^teacher\.{name}: does not go with teacher.server"):

@@ -5,6 +5,8 @@ import json
 import pytest
 import yaml
 
+from tests.teacher.served_model import ServedModel, sharp_teacher
+from tests.teacher.servers import serving
 from tests.tiny import Family, save_tiny, tiny_model, tiny_tokenizer
 
 ROWS = [{"question": f"{a} + {b} =", "answer": str(a + b)} for a in range(6) for b in range(6)]
@@ -34,3 +36,25 @@ def write_recipe(tmp_path):
         return tmp_path / "recipe.yaml"
 
     return write
+
+
+@pytest.fixture
+def model_server(monkeypatch):
+    """A server on which a tiny model answers."""
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with serving() as running:
+        running.answer = ServedModel(sharp_teacher())
+        yield running
+
+
+@pytest.fixture
+def served_recipe(write_recipe, tmp_path, model_server):
+    """A recipe whose teacher is on a server, and whose data are the answers that it is still to give."""
+    path = write_recipe(teacher_vocab=259, training={"max_steps": 6, "logging_steps": 1, "learning_rate": 1e-2})
+    save_tiny(tmp_path / "teacher", model_server.answer.model)
+    tree = yaml.safe_load(path.read_text())
+    tree["teacher"] = {"server": model_server.url, "model": "big", "cache": str(tmp_path / "cache")}
+    tree["data"]["train"] = str(tmp_path / "answers.jsonl")
+    path.write_text(yaml.safe_dump(tree))
+    return path

@@ -15,7 +15,7 @@ Fault = Callable[["Handler", dict[str, Any]], bool]
 
 
 class OpenAIServer(ThreadingHTTPServer):
-    """Answers a question with itself in capitals; the faults come first, one a request, in order."""
+    """Answers a question with itself in capitals, or by `answer`; the faults come first, one a request, in order."""
 
     daemon_threads = True
     block_on_close = False
@@ -27,6 +27,7 @@ class OpenAIServer(ThreadingHTTPServer):
         self.seen: list[dict[str, Any]] = []
         self.times: list[float] = []
         self.keys: list[str | None] = []
+        self.answer: Callable[[dict[str, Any]], dict[str, Any]] = reply_to
         self.lock = threading.Lock()
 
     @property
@@ -52,7 +53,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.keys.append(self.headers.get("Authorization"))
             fault = self.server.faults.pop(0) if self.server.faults else self.server.always(content)
         if fault is None or not fault(self, content):
-            self.reply(200, reply_to(content))
+            self.reply(200, self.server.answer(content))
 
     def reply(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()

@@ -159,6 +159,38 @@ def test_top_logprobs_are_kept_as_a_distribution_over_top_k_and_tail(server, tmp
     assert server.seen[0] | {"logprobs": True, "top_logprobs": 3} == server.seen[0]
 
 
+def with_ids(choice):
+    """As llama.cpp: an id beside every token, and no text for the end of turn."""
+    for position in choice["logprobs"]["content"]:
+        for number, token in enumerate((position, *position["top_logprobs"])):
+            token["id"] = 7 + number
+    choice["logprobs"]["content"][-1] |= {"token": "", "bytes": []}
+
+
+def as_ids(choice):
+    """As vLLM with --return-tokens-as-token-ids, which says nothing else about tokens."""
+    for position in choice["logprobs"]["content"]:
+        for number, token in enumerate((position, *position["top_logprobs"])):
+            token["token"] = f"token_id:{7 + number}"
+            token["bytes"] = list(token["token"].encode())
+
+
+@pytest.mark.parametrize("manner", [with_ids, as_ids])
+def test_ids_of_tokens_are_kept_where_the_server_says_them(server, tmp_path, manner):
+    server.always = lambda content: changed(manner)
+    ask(server, tmp_path / "out.jsonl", rows=[{"q": "ab"}], top_logprobs=3)
+    kept = lines(tmp_path / "out.jsonl")[0]["top_logprobs"]
+    assert kept["token_ids"] == [7, 7, 7]
+    assert kept["top_token_ids"] == [[8, 9, 10]] * 3
+    assert kept["tokens"] == (["A", "B", ""] if manner is with_ids else ["token_id:7"] * 3)
+
+
+def test_ids_of_some_tokens_alone_are_not_kept(server, tmp_path):
+    server.always = lambda content: changed(lambda choice: choice["logprobs"]["content"][0].update(id=7))
+    ask(server, tmp_path / "out.jsonl", top_logprobs=3)
+    assert "token_ids" not in lines(tmp_path / "out.jsonl")[0]["top_logprobs"]
+
+
 def test_an_answer_without_the_logprobs_asked_for_is_kept_and_counted(server, tmp_path):
     server.always = lambda content: changed(lambda choice: choice.update(logprobs=None))
     assert "1 without log-probabilities" in str(ask(server, tmp_path / "out.jsonl", top_logprobs=3))

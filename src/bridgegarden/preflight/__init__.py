@@ -31,7 +31,8 @@ __all__ = [
 class Preflight:
     """A pair of models that can be distilled."""
 
-    teacher: ModelFacts
+    teacher: ModelFacts | None
+    """None where it is on a server, and nothing is known of it but what it said."""
     student: ModelFacts
     match: TokenizerMatch
     """How the tokenizers compare."""
@@ -48,8 +49,8 @@ class Preflight:
     def summary(self) -> str:
         """One line on tokenizer, chat template and end of turn."""
         count = len(self.endings.tokenizer)
-        relation = "the same tokenizer"
-        if self.match.relation == "padded":
+        relation = "the student's tokenizer" if self.teacher is None else "the same tokenizer"
+        if self.teacher is not None and self.match.relation == "padded":
             relation += f", embeddings padded to {self.teacher.width} (teacher) and {self.student.width} (student) rows"
         source = self.endings.template_from
         template = "no chat template" if source is None else f"the {source}'s chat template"
@@ -68,7 +69,7 @@ class Preflight:
 
 
 def preflight(
-    teacher: ModelReference,
+    teacher: ModelReference | None,
     student: ModelReference,
     *,
     positions: int,
@@ -79,7 +80,7 @@ def preflight(
     """Check that `teacher` can teach `student`, from configurations and tokenizers alone.
 
     Args:
-        teacher: the model that is imitated.
+        teacher: the model that is imitated; None where it is on a server, so that it is cached.
         student: the model that is trained.
         positions: tokens of a batch at most, for the memory estimate.
         lora: adapters to train in place of all weights.
@@ -89,7 +90,7 @@ def preflight(
     Raises:
         ModelError: a model cannot be used, or their tokenizers differ.
     """
-    teacher_facts, student_facts = load_facts(teacher), load_facts(student)
+    teacher_facts, student_facts = None if teacher is None else load_facts(teacher), load_facts(student)
     return Preflight(
         teacher=teacher_facts,
         student=student_facts,

@@ -36,8 +36,10 @@ class Endings:
     warnings: tuple[str, ...] = ()
 
 
-def check_endings(teacher: ModelFacts, student: ModelFacts) -> Endings:
+def check_endings(teacher: ModelFacts | None, student: ModelFacts) -> Endings:
     """Decide on the chat template, the student's if it has one and else the teacher's, and look for contradictions.
+
+    Of a teacher on a server (None) neither is known; how it ends its turns shows in its answers.
 
     Raises:
         ModelError: no token ends a turn.
@@ -45,15 +47,23 @@ def check_endings(teacher: ModelFacts, student: ModelFacts) -> Endings:
     tokenizer = student.tokenizer
     source: Literal["student", "teacher"] | None = "student" if tokenizer.chat_template is not None else None
     warnings: list[str] = []
-    if source is None and teacher.tokenizer.chat_template is not None:
+    if source is None and teacher is not None and teacher.tokenizer.chat_template is not None:
         tokenizer.chat_template, source = teacher.tokenizer.chat_template, "teacher"
         warnings.append(
             "the student's tokenizer has no chat template; the teacher's is used for training, and saved with the "
             "student."
         )
-    warnings += _template_warnings(teacher, tokenizer, source)
+    if teacher is not None:
+        warnings += _template_warnings(teacher, tokenizer, source)
+    elif source is None:
+        warnings.append(
+            "the student's tokenizer has no chat template, and that of a teacher on a server is not seen: rows are "
+            "plain text. If the teacher answers in turns, save the student's tokenizer with its chat_template."
+        )
     stops = end_of_turn_ids(tokenizer, student.generation_config)
-    warnings += _end_warnings(teacher, student, tokenizer, stops[0])
+    if teacher is not None:
+        warnings += _teacher_end_warnings(teacher, tokenizer, stops[0])
+    warnings += _end_warnings(student, tokenizer, stops[0])
     return Endings(tokenizer=tokenizer, template_from=source, taught=stops[0], stops=stops, warnings=tuple(warnings))
 
 
@@ -76,27 +86,27 @@ def _template_warnings(teacher: ModelFacts, tokenizer: "PreTrainedTokenizerBase"
     return []
 
 
-def _end_warnings(
-    teacher: ModelFacts, student: ModelFacts, tokenizer: "PreTrainedTokenizerBase", taught: int
-) -> list[str]:
-    warnings = []
+def _teacher_end_warnings(teacher: ModelFacts, tokenizer: "PreTrainedTokenizerBase", taught: int) -> list[str]:
     teacher_stops = end_of_turn_ids(teacher.tokenizer, teacher.generation_config)
-    if taught not in teacher_stops:
-        warnings.append(
-            f"the student is taught to end its turn with {_token(tokenizer, taught)}, but the teacher ends its own "
-            f"with {_tokens(tokenizer, teacher_stops)}. The teacher's distribution gives that end no weight, so the "
-            "student may generate without end. Take teacher and student with one chat template, or set "
-            "objective.hard_target: data."
-        )
+    if taught in teacher_stops:
+        return []
+    return [
+        f"the student is taught to end its turn with {_token(tokenizer, taught)}, but the teacher ends its own with "
+        f"{_tokens(tokenizer, teacher_stops)}. The teacher's distribution gives that end no weight, so the student may "
+        "generate without end. Take teacher and student with one chat template, or set objective.hard_target: data."
+    ]
+
+
+def _end_warnings(student: ModelFacts, tokenizer: "PreTrainedTokenizerBase", taught: int) -> list[str]:
     configured = None if student.generation_config is None else student.generation_config.eos_token_id
     known = (configured,) if isinstance(configured, int) else tuple(configured or ())
-    if known and taught not in known:
-        warnings.append(
-            f"the student is taught to end its turn with {_token(tokenizer, taught)}, but its generation config stops "
-            f"only at {_tokens(tokenizer, known)}: it would talk on past its turn. The model saved here stops at all "
-            "of them; keep its generation_config.json where you serve it."
-        )
-    return warnings
+    if not known or taught in known:
+        return []
+    return [
+        f"the student is taught to end its turn with {_token(tokenizer, taught)}, but its generation config stops "
+        f"only at {_tokens(tokenizer, known)}: it would talk on past its turn. The model saved here stops at all "
+        "of them; keep its generation_config.json where you serve it."
+    ]
 
 
 def _rendered(probe: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase") -> str:

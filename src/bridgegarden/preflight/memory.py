@@ -69,7 +69,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    teacher: ModelFacts,
+    teacher: ModelFacts | None,
     student: ModelFacts,
     *,
     positions: int,
@@ -80,7 +80,7 @@ def estimate_memory(
     """The estimate for training `student` with AdamW against `teacher`.
 
     Args:
-        teacher: the model that is asked at every step.
+        teacher: the model that is asked at every step; None where it is on a server.
         student: the model that is trained.
         positions: tokens of a batch at most.
         lora: adapters to train in place of all weights.
@@ -93,14 +93,15 @@ def estimate_memory(
         # Adapters are float32 whatever the type of the weights under them.
         trained, trained_size = _adapter_parameters(student, lora), 4
     chunk_tokens = min(positions, default_chunk_tokens(student.width))
-    chunk = CHUNK_COPIES * 4 * chunk_tokens * (student.width + (0 if teacher_cached else teacher.width))
+    asked = None if teacher_cached else teacher
+    chunk = CHUNK_COPIES * 4 * chunk_tokens * (student.width + (0 if asked is None else asked.width))
     parts = [
         MemoryPart(
             name=_weights_name("student", student.dtype), parameters=weights, bytes=weights * student.dtype.itemsize
         ),
         MemoryPart(name="gradients", parameters=trained, bytes=trained * trained_size),
         MemoryPart(name="optimizer states (AdamW)", parameters=trained, bytes=2 * trained * trained_size),
-        *([] if teacher_cached else [_weights(teacher)]),
+        *([] if asked is None else [_weights(asked)]),
         MemoryPart(name="logits, one chunk of each", parameters=None, bytes=chunk),
     ]
     if lora is not None:

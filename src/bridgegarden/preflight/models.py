@@ -23,8 +23,8 @@ OFFLINE_ADVICE = (
 class ModelReference:
     """A model by its name on the hub or its folder."""
 
-    role: Literal["teacher", "student"]
-    """Also the recipe's section, for messages."""
+    role: Literal["teacher", "student", "model"]
+    """Also the recipe's section, for messages; ``model`` is none of a recipe's."""
     model: str
     """Name on the hub, or a folder."""
     revision: str | None = None
@@ -44,7 +44,8 @@ class ModelReference:
 
     def error(self, message: str) -> ModelError:
         """An error that begins with where the model was named."""
-        return ModelError(f"{self.role}.model {self.model!r}: {message}")
+        place = "model" if self.role == "model" else f"{self.role}.model"
+        return ModelError(f"{place} {self.model!r}: {message}")
 
 
 @dataclass(frozen=True, kw_only=True)

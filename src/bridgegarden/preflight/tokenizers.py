@@ -19,19 +19,28 @@ SHOWN = 3
 class TokenizerMatch:
     """Two tokenizers whose ids mean the same."""
 
-    relation: Literal["same", "padded"]
-    """``padded``: one model has embedding rows, or tokens at the end, that the other lacks."""
+    relation: Literal["same", "padded", "unseen"]
+    """``padded``: one model has embedding rows, or tokens at the end, that the other lacks. ``unseen``: the teacher is
+    on a server; its answers show which tokens are its."""
     vocab_size: int
     """Ids that both models have and the student's tokenizer uses."""
     warnings: tuple[str, ...] = ()
 
 
-def compare_tokenizers(teacher: ModelFacts, student: ModelFacts) -> TokenizerMatch:
+def compare_tokenizers(teacher: ModelFacts | None, student: ModelFacts) -> TokenizerMatch:
     """Compare by content: names, files and classes do not count.
+
+    Args:
+        teacher: None where it is on a server; the student's tokenizer is then checked alone.
+        student: the model that is trained.
 
     Raises:
         ModelError: an id means another token to the teacher than to the student, or a token has no embedding row.
     """
+    if teacher is None:
+        names_by_id = _tokens_by_id(student.tokenizer)
+        _check_width(student, student, len(names_by_id), max(names_by_id))
+        return TokenizerMatch(relation="unseen", vocab_size=max(names_by_id) + 1)
     fingerprints = [tokenizer_fingerprint(facts.tokenizer) for facts in (teacher, student)]
     warnings: list[str] = []
     names = [_tokens_by_id(facts.tokenizer) for facts in (teacher, student)]

@@ -31,7 +31,8 @@ class TeacherSection:
     cache: str | None = None
     """Folder of the teacher's signals: ``cache build`` writes it, ``train`` reads it and loads no teacher."""
     server: str | None = None
-    """OpenAI-compatible server on which the teacher is called `model`; for ``generate``, not for ``train``."""
+    """OpenAI-compatible server on which the teacher is called `model`: ``generate`` asks it. With a `cache`, which
+    ``cache build`` makes of the log-probabilities in its answers, ``train`` needs nothing more of it."""
 
     def __post_init__(self) -> None:
         _require_text("teacher.model", self.model)
@@ -44,7 +45,7 @@ class TeacherSection:
         if self.server is None:
             return
         _require_text("teacher.server", self.server)
-        for name in ("revision", "device", "top_k", "cache"):
+        for name in ("revision", "device", "top_k"):
             if getattr(self, name) is not None:
                 raise ConfigError(f"teacher.{name}: does not go with teacher.server; leave one of them out.")
 

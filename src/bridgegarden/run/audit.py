@@ -1,10 +1,12 @@
 """A look at what would be trained on, before a long run."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bridgegarden.data import TokenisedRow, audit_text, load_rows, tokenise
 from bridgegarden.preflight import check_endings, compare_tokenizers, load_facts
 from bridgegarden.recipe import Recipe
+from bridgegarden.run.answers import AT_LEAST, answer_reader, read_answers
 from bridgegarden.run.data import columns_of, place
 from bridgegarden.run.models import references
 
@@ -22,13 +24,19 @@ def audit(recipe: Recipe) -> str:
         DataError: one of the first rows cannot be used.
         ModelError: the models do not fit together.
     """
-    teacher, student = (load_facts(reference) for reference in references(recipe))
+    of_teacher, of_student = references(recipe)
+    teacher, student = None if of_teacher is None else load_facts(of_teacher), load_facts(of_student)
     match, endings = compare_tokenizers(teacher, student), check_endings(teacher, student)
     section, max_length = recipe.data, recipe.training.arguments.get("max_length")
     limit = ROWS if section.limit is None else min(section.limit, ROWS)
-    rows = load_rows(section.train, split=section.split, limit=limit)
     name = place("train", section.train)
-    tokenised = tokenise(rows, endings.tokenizer, columns=columns_of(section), name=name)
+    if teacher is None:
+        first_rows = replace(recipe, data=replace(section, limit=limit, eval=None))
+        (answers,) = read_answers(first_rows, answer_reader(recipe, endings, student, AT_LEAST), None)
+        read, tokenised = answers.total, answers.dataset()
+    else:
+        rows = load_rows(section.train, split=section.split, limit=limit)
+        read, tokenised = len(rows), tokenise(rows, endings.tokenizer, columns=columns_of(section), name=name)
     template = "none; plain text" if endings.template_from is None else f"the {endings.template_from}'s"
     end = endings.tokenizer.convert_ids_to_tokens(endings.taught)
     first = _row(tokenised, 0).truncated(max_length)
@@ -38,7 +46,7 @@ def audit(recipe: Recipe) -> str:
             "",
             f"chat template: {template}",
             f"end of turn:   {end!r} (id {endings.taught})",
-            f"first {len(rows)} rows: {_counts(tokenised, len(rows), max_length)}",
+            f"first {read} rows: {_counts(tokenised, read, max_length)}",
             *(f"warning: {warning}" for warning in endings.warnings + match.warnings),
         ]
     )

@@ -5,16 +5,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from bridgegarden.data import chat_template_fingerprint, tokenizer_fingerprint
 from bridgegarden.errors import ConfigError
 from bridgegarden.preflight import Endings, ModelFacts, check_endings, compare_tokenizers, load_facts
 from bridgegarden.recipe import Recipe, build_objective, load_recipe
-from bridgegarden.run.cache_progress import BuildDisplay
-from bridgegarden.run.data import RunData, load_data
-from bridgegarden.run.models import load_model, references
+from bridgegarden.run.answers import recipe_data
+from bridgegarden.run.cache_engine import check_engine, fill_recipe_cache
+from bridgegarden.run.models import references
 from bridgegarden.run.quiet import quiet_libraries
+from bridgegarden.run.served_cache import ServedBuild, build_served_cache, open_served_cache
 
 if TYPE_CHECKING:
     from bridgegarden.teacher.cache.check import CheckResult
@@ -44,46 +45,51 @@ class CacheOptions:
     """The i-th of n parts."""
     batch_tokens: int = 4096
     """Tokens of a teacher's batch at most, padding included."""
+    engine: Literal["local", "ray"] = "local"
+    """One teacher in this process, or several in Ray's actors."""
+    actors: int | None = None
+    """Teachers at work in Ray; None is one for each GPU, or without GPUs one for each machine."""
     replace: bool = False
     """Remove what the folder holds first."""
+    skip_unusable: bool = False
+    """With a teacher on a server: leave out rows that give no signal."""
+    raw_logprobs: bool = False
+    """With a teacher on a server: its log-probabilities are those of temperature 1, whatever it sampled at."""
 
 
-def build_recipe_cache(recipe: Recipe, options: CacheOptions) -> "BuildResult":
+def build_recipe_cache(recipe: Recipe, options: CacheOptions) -> "BuildResult | ServedBuild":
     """Ask the teacher of `recipe` about all its rows, for training and evaluation, and keep what it says.
+
+    A teacher on a server is not asked: rows are its answers, and hold what it said.
 
     Raises:
         ConfigError: the recipe names no folder, or it cannot be built in.
         DataError: a row cannot be used.
         ModelError: the models cannot be used, or not with each other.
     """
-    from bridgegarden.teacher.cache.writer import begin_cache, build_cache, remove_cache
+    from bridgegarden.teacher.cache.writer import begin_cache, remove_cache
     from bridgegarden.training.progress import stderr_console
 
     folder = cache_folder(recipe)
+    check_engine(recipe, options)
     with quiet_libraries(interactive=sys.stderr.isatty()):
-        teacher, endings = _checked_pair(recipe)
+        teacher, student, endings = _checked_pair(recipe)
+        if options.limit is not None:
+            recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, limit=options.limit))
+        if teacher is None:
+            return build_served_cache(recipe, folder, student, endings, options)
+        _refuse_what_is_for_answers(options)
         spec = _spec(recipe, teacher, endings, options)
-        data = _data(recipe, endings, options.limit)
+        data = recipe_data(recipe, endings, student)
         if options.replace:
             remove_cache(folder)
         begin_cache(folder, spec)
-        console = stderr_console()
-        console.print(f"loading teacher {recipe.teacher.model}", markup=False, soft_wrap=True)
-        model = load_model(teacher).to(_device(recipe))  # pyright: ignore[reportArgumentType]
-        with BuildDisplay(console) as display:
-            return build_cache(
-                folder,
-                model,
-                [rows for rows in data if rows is not None],
-                spec,
-                part=options.part,
-                batch_tokens=options.batch_tokens,
-                on_progress=display,
-            )
+        rows = [rows for rows in data if rows is not None]
+        return fill_recipe_cache(recipe, teacher, folder, rows, spec, options, stderr_console())
 
 
-def open_cache(recipe: Recipe, teacher: ModelFacts) -> "TeacherCache":
-    """The cache that `recipe` trains from, if it is what `teacher` said.
+def open_cache(recipe: Recipe, teacher: ModelFacts | None) -> "TeacherCache":
+    """The cache that `recipe` trains from, if it is what `teacher` said; None for one on a server.
 
     Raises:
         ConfigError: there is none, or it is of another version or kind.
@@ -92,6 +98,8 @@ def open_cache(recipe: Recipe, teacher: ModelFacts) -> "TeacherCache":
     from bridgegarden.teacher.cache.manifest import replace_command
     from bridgegarden.teacher.cache.reader import TeacherCache
 
+    if teacher is None:
+        return open_served_cache(recipe, cache_folder(recipe))
     cache = TeacherCache(cache_folder(recipe))
     expected = dataclasses.replace(cache.spec, **_identity(teacher))
     differences = cache.spec.differences(expected)
@@ -124,11 +132,11 @@ def check_recipe_cache(source: str, overrides: Sequence[str] = ()) -> "CheckResu
     recipe = load_recipe(source, overrides)
     result = check_cache(cache_folder(recipe))
     with quiet_libraries(interactive=sys.stderr.isatty()):
-        teacher, endings = _checked_pair(recipe)
+        teacher, student, endings = _checked_pair(recipe)
         cache = open_cache(recipe, teacher)
         cache.check_tokenizer(endings.tokenizer, _max_length(recipe))
         cache.check_objective(build_objective(recipe.objective))
-        for name, rows in _data(recipe, endings, None)._asdict().items():
+        for name, rows in recipe_data(recipe, endings, student)._asdict().items():
             if rows is not None:
                 cache.check_rows(rows, name)
     return result
@@ -158,15 +166,17 @@ def _is_recipe(source: str) -> bool:
     return not Path(source).expanduser().is_dir()
 
 
-def _checked_pair(recipe: Recipe) -> tuple[ModelFacts, Endings]:
-    teacher, student = (load_facts(reference) for reference in references(recipe))
+def _checked_pair(recipe: Recipe) -> tuple[ModelFacts | None, ModelFacts, Endings]:
+    of_teacher, of_student = references(recipe)
+    teacher, student = None if of_teacher is None else load_facts(of_teacher), load_facts(of_student)
     compare_tokenizers(teacher, student)
-    return teacher, check_endings(teacher, student)
+    return teacher, student, check_endings(teacher, student)
 
 
-def _data(recipe: Recipe, endings: Endings, limit: int | None) -> RunData:
-    section = recipe.data if limit is None else dataclasses.replace(recipe.data, limit=limit)
-    return load_data(section, endings.tokenizer, _max_length(recipe))
+def _refuse_what_is_for_answers(options: CacheOptions) -> None:
+    for option, given in (("--skip-unusable", options.skip_unusable), ("--raw-logprobs", options.raw_logprobs)):
+        if given:
+            raise ConfigError(f"cache: {option} goes with a teacher on a server (teacher.server), and there is none.")
 
 
 def _max_length(recipe: Recipe) -> int | None:
@@ -221,10 +231,3 @@ def _identity(teacher: ModelFacts) -> dict[str, Any]:
         "weights": weights_fingerprint(Path(reference.location)) if reference.is_local else None,
         "dtype": str(teacher.dtype).removeprefix("torch."),
     }
-
-
-def _device(recipe: Recipe) -> str:
-    import torch
-
-    on_gpu = torch.cuda.is_available() and not recipe.training.arguments.get("use_cpu")
-    return recipe.teacher.device or ("cuda" if on_gpu else "cpu")

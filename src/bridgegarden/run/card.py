@@ -40,7 +40,9 @@ def card_text(run: CheckedRun, training: Mapping[str, float], evaluation: Mappin
     arguments = run.arguments.to_dict()
     return ModelCard(
         student=origin(run.preflight.student),
-        teacher=origin(run.preflight.teacher),
+        teacher=Origin(name=recipe.teacher.model, is_local=False)
+        if run.preflight.teacher is None
+        else origin(run.preflight.teacher),
         data=Origin(name=recipe.data.train, is_local=Path(recipe.data.train).expanduser().exists()),
         rows=len(run.data.train),
         fingerprint=run.data.fingerprints["train"] or "",

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from bridgegarden.preflight import Preflight, preflight
 from bridgegarden.recipe import Recipe, build_lora_config, build_objective, build_sft_config, describe_objective
-from bridgegarden.run.data import RunData, load_data
+from bridgegarden.run.answers import recipe_data
+from bridgegarden.run.data import RunData
 from bridgegarden.run.models import references
 from bridgegarden.run.output import OutputFolder
 
@@ -70,7 +71,7 @@ def check_run(recipe: Recipe, folder: OutputFolder, arguments: "SFTConfig", cons
         *references(recipe), positions=positions, lora=lora, use_cpu=arguments.use_cpu, teacher_cached=cached
     )
     report(console, checked)
-    data = load_data(recipe.data, checked.endings.tokenizer, arguments.max_length)
+    data = recipe_data(recipe, checked.endings, checked.student)
     return CheckedRun(recipe=recipe, folder=folder, arguments=arguments, lora=lora, preflight=checked, data=data)
 
 

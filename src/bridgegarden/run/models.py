@@ -12,17 +12,22 @@ if TYPE_CHECKING:
 SHOWN = 4
 
 
-def references(recipe: Recipe) -> tuple[ModelReference, ModelReference]:
-    """Teacher and student of a recipe.
+def references(recipe: Recipe) -> tuple[ModelReference | None, ModelReference]:
+    """Teacher and student of a recipe. A teacher on a server that has a cache is None: nothing is loaded of it.
 
     Raises:
         ConfigError: as in :func:`teacher_reference`.
     """
     student = recipe.student
     return (
-        teacher_reference(recipe),
+        None if is_served(recipe) else teacher_reference(recipe),
         ModelReference(role="student", model=student.model, revision=student.revision, dtype=student.dtype),
     )
+
+
+def is_served(recipe: Recipe) -> bool:
+    """Whether the signals are those of a server's answers."""
+    return recipe.teacher.server is not None and recipe.teacher.cache is not None
 
 
 def teacher_reference(recipe: Recipe) -> ModelReference:
@@ -34,9 +39,10 @@ def teacher_reference(recipe: Recipe) -> ModelReference:
     teacher = recipe.teacher
     if teacher.server is not None:
         raise ConfigError(
-            "teacher.server: a server does not give the distributions that training needs. Let it write answers "
-            "(bridgegarden generate RECIPE), and train on them with a teacher.model of this machine and without "
-            "teacher.server."
+            "teacher.server: a server does not give the distributions that training needs, but its answers may hold "
+            "enough of them. Let it write some (bridgegarden generate RECIPE --top-logprobs 20) and keep what they "
+            "hold (bridgegarden cache build RECIPE --set data.train=ANSWERS --set teacher.cache=FOLDER); or train "
+            "with a teacher.model of this machine, without teacher.server."
         )
     return ModelReference(role="teacher", model=teacher.model, revision=teacher.revision, dtype=teacher.dtype)
 

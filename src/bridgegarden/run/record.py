@@ -38,7 +38,10 @@ def run_record(run: CheckedRun) -> dict[str, Any]:
         "objective": run.objective_text,
         "data": run.data.fingerprints,
         "rows": {"train": len(run.data.train), "eval": None if held_out is None else len(held_out)},
-        "teacher": {"model": facts.teacher.reference.model, "commit": facts.teacher.commit},
+        "teacher": {
+            "model": run.recipe.teacher.model,
+            "commit": None if facts.teacher is None else facts.teacher.commit,
+        },
         "student": {"model": facts.student.reference.model, "commit": facts.student.commit},
         "tokenizers": facts.match.relation,
         "chat_template": facts.endings.template_from,

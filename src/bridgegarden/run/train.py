@@ -116,6 +116,7 @@ def _teacher(run: CheckedRun, console: "Console") -> "LiveTeacher | TeacherCache
             Text(f"reading teacher {section.model} from {cache.folder} ({len(cache):,} rows)"), soft_wrap=True
         )
         return cache
+    assert run.preflight.teacher is not None  # one on a server is cached
     console.print(Text(f"loading teacher {section.model}"), soft_wrap=True)
     return LiveTeacher(load_model(run.preflight.teacher), top_k=section.top_k, device=section.device)
 

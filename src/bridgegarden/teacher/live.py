@@ -71,14 +71,7 @@ class LiveTeacher:
         vocab_size: int,
         exponents: tuple[float, ...],
     ) -> ProjectedTeacher:
-        """The teacher at `positions` of the batch `inputs`, one forward without gradient.
-
-        Args:
-            positions: the N supervised positions.
-            inputs: the batch, as the student gets it.
-            vocab_size: size of the vocabulary both models share.
-            exponents: tail power sums the objective needs.
-        """
+        """One forward without gradient; logits are made where the loss asks for them. See :class:`Teacher`."""
         device = self.model.device
         own = {
             name: value.to(device) if isinstance(value, Tensor) else value

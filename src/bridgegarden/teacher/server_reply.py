@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 from bridgegarden.teacher.generate import Answer
@@ -17,6 +18,8 @@ ENDINGS: Mapping[str, Literal["stop", "length"]] = {
 }
 SMALLEST_TAIL = 1e-7
 """A server's log-probabilities have the precision of float32: what is left below this is rounding."""
+AS_ID = rb"token_id:([0-9]+)"
+"""How vLLM names tokens when it is asked to say their ids."""
 EXCESS = 1e-3
 """By how much kept probabilities may exceed one in sum before they are no probabilities."""
 
@@ -32,12 +35,20 @@ class BadReply(Exception):
         """Seconds that the server asked us to wait."""
 
 
+class Token(NamedTuple):
+    """A token as a server names it."""
+
+    text: bytes
+    id: int | None
+    """Where the server says it: llama.cpp does, vLLM if it was started with ``--return-tokens-as-token-ids``."""
+
+
 class Position(NamedTuple):
     """One token of an answer, and the likeliest ones in its place."""
 
-    token: bytes
+    token: Token
     logprob: float
-    top: list[tuple[bytes, float]]
+    top: list[tuple[Token, float]]
 
 
 def read_reply(body: bytes, *, model: str, top_k: int) -> Answer:
@@ -79,9 +90,11 @@ def top_logprobs(given: Any, text: str, top_k: int) -> dict[str, Any] | None:
 
     * ``tokens`` and ``logprobs``: T tokens and their log-probabilities;
     * ``top_tokens`` and ``top_logprobs``: T lists, likeliest first, of at most `top_k` + 1 tokens;
-    * ``log_tail``: T logarithms of the mass that all other tokens have together, at least log(1e-7).
+    * ``log_tail``: T logarithms of the mass that all other tokens have together, at least log(1e-7);
+    * ``token_ids`` and ``top_token_ids``, shaped as ``tokens`` and ``top_tokens``, if the server says every token's id.
 
-    A token that is not whole characters is written ``bytes:\\xe2\\x82``.
+    A token that is not whole characters is written ``bytes:\\xe2\\x82``; one of which a server says no more than its
+    id, ``token_id:220``.
 
     Args:
         given: ``logprobs`` of a choice, in the form of chat or of completions.
@@ -100,13 +113,18 @@ def top_logprobs(given: Any, text: str, top_k: int) -> dict[str, Any] | None:
     _check_length(positions, text)
     for number, position in enumerate(positions):
         _check_probabilities(position, number, top_k)
-    return {
-        "tokens": [_name(position.token) for position in positions],
+    kept = {
+        "tokens": [_name(position.token.text) for position in positions],
         "logprobs": [position.logprob for position in positions],
-        "top_tokens": [[_name(token) for token, _ in position.top] for position in positions],
+        "top_tokens": [[_name(token.text) for token, _ in position.top] for position in positions],
         "top_logprobs": [[logp for _, logp in position.top] for position in positions],
         "log_tail": [_log_tail(position) for position in positions],
     }
+    ids = {
+        "token_ids": [position.token.id for position in positions],
+        "top_token_ids": [[token.id for token, _ in position.top] for position in positions],
+    }
+    return kept | ids if None not in (*ids["token_ids"], *chain.from_iterable(ids["top_token_ids"])) else kept
 
 
 def error_text(body: bytes) -> str:
@@ -160,7 +178,7 @@ def _positions(given: Any) -> list[Position]:
                 f"them and {len(tops)} of the likeliest."
             )
         return [
-            Position(_raw(token), _nats(logp), _ranked((_raw(name), _nats(value)) for name, value in top.items()))
+            Position(_token(token), _nats(logp), _ranked((_token(name), _nats(value)) for name, value in top.items()))
             for token, logp, top in zip(tokens, logprobs, tops, strict=True)
         ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -168,20 +186,21 @@ def _positions(given: Any) -> list[Position]:
 
 
 def _from_chat(entry: Mapping[str, Any]) -> Position:
-    top = _ranked(
-        (_raw(other["token"], other.get("bytes")), _nats(other["logprob"])) for other in entry["top_logprobs"]
-    )
-    return Position(_raw(entry["token"], entry.get("bytes")), _nats(entry["logprob"]), top)
+    top = _ranked((_chat_token(other), _nats(other["logprob"])) for other in entry["top_logprobs"])
+    return Position(_chat_token(entry), _nats(entry["logprob"]), top)
 
 
-def _ranked(top: Any) -> list[tuple[bytes, float]]:
+def _ranked(top: Any) -> list[tuple[Token, float]]:
     return sorted(top, key=lambda pair: -pair[1])
 
 
 def _check_length(positions: Sequence[Position], text: str) -> None:
     """Whether they are those of the answer: all its tokens, and after them at most the one that ends the turn."""
+    if any(re.fullmatch(AS_ID, position.token.text) for position in positions):
+        return  # what ids spell is known to a tokenizer alone
     said = [
-        b"".join(position.token for position in part).decode("utf-8", "replace") for part in (positions, positions[:-1])
+        b"".join(position.token.text for position in part).decode("utf-8", "replace")
+        for part in (positions, positions[:-1])
     ]
     if text.strip() not in (part.strip() for part in said):
         shown = said[0] if len(said[0]) <= 60 else f"{said[0][:57]}..."
@@ -215,12 +234,25 @@ def _nats(value: Any) -> float:
     return min(float(value), 0.0) if value <= EXCESS else float(value)
 
 
-def _raw(token: str, given: Sequence[int] | None = None) -> bytes:
-    if given is not None:
-        return bytes(given)
-    if re.fullmatch(r"bytes:(\\x[0-9a-f]{2})+", token):
-        return bytes.fromhex(token.removeprefix("bytes:").replace("\\x", ""))
-    return token.encode()
+def _chat_token(entry: Mapping[str, Any]) -> Token:
+    token = _token(entry["token"], entry.get("bytes"))
+    given = entry.get("id")
+    return token if type(given) is not int else token._replace(id=given)
+
+
+def _token(name: str, given: Sequence[int] | None = None) -> Token:
+    as_id = re.fullmatch(AS_ID, name.encode())
+    if as_id:
+        # The bytes beside it may be those of the name, or of half a character made whole.
+        return Token(name.encode(), int(as_id[1]))
+    return Token(token_bytes(name) if given is None else bytes(given), None)
+
+
+def token_bytes(name: str) -> bytes:
+    """The bytes of a token that is written as in :func:`top_logprobs`."""
+    if re.fullmatch(r"bytes:(\\x[0-9a-f]{2})+", name):
+        return bytes.fromhex(name.removeprefix("bytes:").replace("\\x", ""))
+    return name.encode()
 
 
 def _name(token: bytes) -> str:

@@ -78,7 +78,7 @@ def test_new_rows_are_added_and_old_ones_not_asked_again(cache, monkeypatch):
     before = files(cache)
     asked = []
     monkeypatch.setattr(
-        "bridgegarden.teacher.cache.writer.teacher_signals",
+        "bridgegarden.teacher.cache.forward.teacher_signals",
         lambda model, documents, spec: asked.extend(documents) or teacher_signals(model, documents, spec),
     )
     more = concatenate_datasets([cache_rows(), cache_rows(5, seed=1)])

@@ -1,13 +1,15 @@
 """The teacher on a batch of documents, and what it says as records."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bridgegarden.causal_lm import head_of, hidden_states
+from bridgegarden.causal_lm import check_head, freeze, head_of, hidden_states
 from bridgegarden.errors import ModelError
 from bridgegarden.objective.alignment import IGNORE, SupervisedPositions
 from bridgegarden.objective.head import LanguageModelHead
@@ -17,6 +19,42 @@ from bridgegarden.teacher.cache.documents import Document
 from bridgegarden.teacher.cache.record import RecordFormat, Signals
 from bridgegarden.teacher.cache.shard import Entry
 from bridgegarden.teacher.cache.spec import CacheSpec
+
+
+class WorkingTeacher:
+    """A teacher that is asked about batches of documents, and how long it took."""
+
+    def __init__(self, model: PreTrainedModel, layout: RecordFormat) -> None:
+        """
+        Args:
+            model: on its device; frozen here.
+            layout: what is made of its distributions.
+
+        Raises:
+            ModelError: its head cannot be read.
+        """
+        freeze(model)
+        check_head(model)
+        self._model = model
+        self._layout = layout
+        self.seconds = 0.0
+        """Spent in the teacher so far."""
+
+    def entries(
+        self, batches: Iterable[Sequence[Document]], on_batch: Callable[[Sequence[Document]], None] | None = None
+    ) -> list[Entry]:
+        """What it says about the documents of `batches`, in their order; `on_batch` is told of every batch."""
+        coming: list[Future[list[Entry]]] = []
+        # Bytes are made beside the teacher, which does not wait for them until the end.
+        with ThreadPoolExecutor(max_workers=1) as encoder:
+            for batch in batches:
+                before = time.perf_counter()
+                signals = teacher_signals(self._model, batch, self._layout.spec)
+                self.seconds += time.perf_counter() - before
+                coming.append(encoder.submit(encoded, batch, signals, self._layout))
+                if on_batch is not None:
+                    on_batch(batch)
+        return [entry for future in coming for entry in future.result()]
 
 
 def teacher_signals(model: PreTrainedModel, documents: Sequence[Document], spec: CacheSpec) -> list[Signals]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bridgegarden.teacher.cache.from_answers import ServedNumbers, served_numbers
 from bridgegarden.teacher.cache.manifest import finished_shards, read_spec
 from bridgegarden.teacher.cache.record import RecordFormat
 from bridgegarden.teacher.cache.shard import Shard
@@ -38,6 +39,8 @@ class CacheInfo:
     """Positions per bin of :data:`ENTROPY_EDGES`."""
     bridge_like: float
     """Share of positions where max p > :data:`BRIDGE_LIKE`."""
+    served: ServedNumbers | None = None
+    """Of a teacher on a server: what is not known of it. The entropy is then a lower bound."""
 
     @property
     def bytes_per_position(self) -> float:
@@ -55,16 +58,18 @@ class CacheInfo:
     def __str__(self) -> str:
         """For a person."""
         spec = self.spec
+        none = "none needed" if spec.served is None else "none, since a server gives none"
         lines = [
             f"teacher        {spec.teacher}{f' at {spec.revision}' if spec.revision else ''}, {spec.dtype}",
             f"tokenizer      {short(spec.tokenizer)}, chat template {short(spec.chat_template)}",
             f"rows           {self.documents:,} of at most {spec.max_length or 'any'} tokens, in {self.shards} shards",
             f"positions      {self.positions:,}, {self.bytes_per_position:.1f} bytes each, {self.bytes:,} in all",
             f"support        {spec.support} of {spec.vocab_size:,} tokens, {spec.bits} bits a log-probability",
-            f"tail powers    {', '.join(f'{g:g}' for g in spec.stored_exponents) or 'none needed'}",
+            f"tail powers    {', '.join(f'{g:g}' for g in spec.stored_exponents) or none}",
             f"captured mass  {self.captured_mass:.4f} on average, {self.least_captured_mass:.4f} at least",
             f"Bridge-like    {self.bridge_like:.1%} of positions (max p > {BRIDGE_LIKE})",
-            f"entropy        {self.entropy:.3f} nats on average:",
+            *self._served_lines(),
+            f"entropy        {'at least ' if self.served else ''}{self.entropy:.3f} nats on average:",
         ]
         ends = [f"{edge:g}" for edge in ENTROPY_EDGES[1:]] + ["   "]
         most = max((*self.entropy_histogram, 1))
@@ -72,6 +77,17 @@ class CacheInfo:
             share = count / max(self.positions, 1)
             lines.append(f"  {start:>5g} to {end:<4} {share:>6.1%} {'#' * round(BAR * count / most)}".rstrip())
         return "\n".join(lines)
+
+    def _served_lines(self) -> list[str]:
+        spec, numbers = self.spec.served, self.served
+        if spec is None or numbers is None:
+            return []
+        return [
+            f"from answers   of a server, sampled at temperature {spec.temperature:g}",
+            f"not given      {numbers.label_alone:,} positions with the hard label alone (ends of turn), "
+            f"{numbers.smallest_tail:,} with a tail below {spec.smallest_tail:g}",
+            f"entropy bounds {self.entropy:.3f} to {numbers.entropy_at_most:.3f} nats on average; kept is the lower",
+        ]
 
 
 def cache_info(folder: Path) -> CacheInfo:
@@ -112,4 +128,5 @@ def cache_info(folder: Path) -> CacheInfo:
         entropy=float(entropy_sum / count),
         entropy_histogram=tuple(histogram.tolist()),
         bridge_like=float(bridge_like / count),
+        served=None if spec.served is None else served_numbers(folder),
     )

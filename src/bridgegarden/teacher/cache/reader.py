@@ -128,13 +128,9 @@ class TeacherCache:
         vocab_size: int,
         exponents: tuple[float, ...],
     ) -> TeacherSignal:
-        """The signals that :meth:`collate` put into the batch `inputs`.
+        """The signals that :meth:`collate` put into the batch `inputs`, under :data:`SIGNAL`. See :class:`Teacher`.
 
-        Args:
-            positions: the N supervised positions.
-            inputs: the batch, with the signals under :data:`SIGNAL`.
-            vocab_size: size of the vocabulary both models share.
-            exponents: tail power sums the objective needs; see :meth:`check_objective`.
+        `exponents` are those that :meth:`check_objective` has found to be stored.
         """
         assert vocab_size == self.spec.vocab_size
         signal = teacher_signal({k: v.to(positions.row.device) for k, v in inputs[SIGNAL].items()}, self.spec)
@@ -179,6 +175,13 @@ class TeacherCache:
                 f"likeliest tokens instead. {replace_command(self.folder)}"
             )
         missing = [g for g in needed if self.spec.has_tail and g not in self.spec.stored_exponents]
+        if missing and self.spec.served is not None:
+            raise ConfigError(
+                f"teacher cache {self.folder}: the objective's temperature or power entropy needs the tail's sum of "
+                f"p^{missing[0]:g}, which a server does not give and its log-probabilities do not determine. Take "
+                "temperature 1 and another rule for the soft weight (entropy of kind shannon, confidence, static), or "
+                "a teacher on this machine."
+            )
         if missing:
             raise ConfigError(
                 f"teacher cache {self.folder}: the objective's temperature or power entropy needs the tail's sum of "

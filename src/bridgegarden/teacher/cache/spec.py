@@ -8,10 +8,23 @@ from typing import Any, Literal
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.teacher.cache.support import Support
+from bridgegarden.teacher.server_reply import SMALLEST_TAIL
 
 DEFAULT_EXPONENTS = (0.1, 0.5)
 """Tail power sums that are kept whatever the objective: for the power entropy's default gamma and for temperature 2."""
 DEFAULT_BITS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """What is special about the signals of a teacher behind a server: made of its answers' log-probabilities."""
+
+    temperature: float
+    """At which the answers were drawn. The log-probabilities are those of temperature 1 all the same."""
+    entropy: str = "lower bound"
+    """What the stored entropy is; see :func:`bridgegarden.teacher.answer_signals.least_entropy`."""
+    smallest_tail: float = SMALLEST_TAIL
+    """What the tail has at least: less is rounding in a server's numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +55,18 @@ class CacheSpec:
     """Tail power sums that are kept, ascending."""
     bits: Literal[8, 16] = DEFAULT_BITS
     """Bits of a log-probability."""
+    served: Served | None = None
+    """Where the teacher is behind a server; None for one that was run here. Its exact entropy and power sums of the
+    tail are not known then."""
 
     def __post_init__(self) -> None:
         if self.bits not in (8, 16):
             raise ConfigError(f"cache: a log-probability takes 8 or 16 bits, got {self.bits}.")
+        if self.served is not None and (self.support.kind != "topk" or self.is_dense or self.exponents):
+            raise ConfigError(
+                f"cache: a server's answers hold some of its likeliest tokens, of {self.vocab_size}, and no power sums "
+                f"of the tail; got {self.support}."
+            )
         if self.support.kind == "mass" and self.support.k >= self.vocab_size:
             raise ConfigError(
                 f"cache: the support 'mass' keeps fewer tokens than the vocabulary's {self.vocab_size}; got at most "
@@ -90,12 +111,16 @@ class CacheSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return asdict(self) | {"exponents": list(self.exponents)}
+        tree = asdict(self) | {"exponents": list(self.exponents)}
+        if self.served is None:
+            del tree["served"]  # the digests of caches of models are older than it
+        return tree
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> "CacheSpec":
         """The spec that :meth:`to_dict` wrote."""
-        return cls(**{**tree, "support": Support(**tree["support"]), "exponents": tuple(tree["exponents"])})
+        served = {"served": Served(**tree["served"])} if "served" in tree else {}
+        return cls(**{**tree, "support": Support(**tree["support"]), "exponents": tuple(tree["exponents"]), **served})
 
     def differences(self, other: "CacheSpec") -> str:
         """Fields in which this spec differs from `other`, with both values; empty if in none.
@@ -108,7 +133,11 @@ class CacheSpec:
         return "; ".join(f"{name} {ours[name]}, not {theirs[name]}" for name in names if ours[name] != theirs[name])
 
     def _described(self) -> dict[str, str]:
-        tree = self.to_dict() | {"support": str(self.support), "exponents": ", ".join(f"{g:g}" for g in self.exponents)}
+        tree = self.to_dict() | {
+            "support": str(self.support),
+            "exponents": ", ".join(f"{g:g}" for g in self.exponents),
+            "served": "no" if self.served is None else f"yes, sampled at temperature {self.served.temperature:g}",
+        }
         return {name: short(value) for name, value in tree.items()}
 
 

@@ -2,18 +2,18 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from bridgegarden.causal_lm import check_head, freeze
 from bridgegarden.errors import ConfigError
 from bridgegarden.teacher.cache.documents import Document, documents_of
-from bridgegarden.teacher.cache.forward import encoded, teacher_signals
+from bridgegarden.teacher.cache.forward import WorkingTeacher
 from bridgegarden.teacher.cache.lock import LOCK, build_lock
 from bridgegarden.teacher.cache.manifest import MANIFEST, finished_shards, partial, read_spec, write_spec
 from bridgegarden.teacher.cache.record import RecordFormat
@@ -84,56 +84,78 @@ def build_cache(
         ModelError: the teacher cannot be read, or its distribution is not finite.
     """
     begin_cache(folder, spec)
-    freeze(model)
-    check_head(model)
+    engine = _OneTeacher(WorkingTeacher(model, RecordFormat(spec)), batch_tokens, on_progress)
+    return fill_cache(folder, engine, data, spec, part=part, shard_positions=shard_positions)
+
+
+class Engine(Protocol):
+    """Asks a teacher about the rows of a build."""
+
+    @property
+    def seconds(self) -> float:
+        """Spent in the teacher so far; with several of them, on average."""
+        ...
+
+    def entries(self, shards: Sequence[Sequence[Document]]) -> Generator[list[Entry], None, None]:
+        """What the teacher says about the documents of each shard, in order."""
+        ...
+
+
+def fill_cache(
+    folder: Path,
+    engine: Engine,
+    data: Iterable[Dataset],
+    spec: CacheSpec,
+    *,
+    part: tuple[int, int] = (1, 1),
+    shard_positions: int = SHARD_POSITIONS,
+) -> BuildResult:
+    """What every engine does alike: find the rows that are missing, and write the shards. See :func:`build_cache`."""
+    begin_cache(folder, spec)
     layout = RecordFormat(spec)
     began = time.perf_counter()
     with build_lock(folder):
-        held, number = _held(folder, layout)
+        held, first = _held(folder, layout)
         wanted = _wanted(data, part)
         todo = sorted((d for key, d in wanted.items() if key not in held), key=lambda d: (-len(d.ids), d.key))
-        work = _Work(model, layout, batch_tokens, sum(document.positions for document in todo), on_progress)
         size = 0
-        for shard in _cut(todo, shard_positions):
-            size += write_shard(shard_path(folder, number), work.entries(shard), layout).bytes
-            number += 1
+        with closing(engine.entries(list(_cut(todo, shard_positions)))) as shards:
+            for number, entries in enumerate(shards, start=first):
+                size += write_shard(shard_path(folder, number), entries, layout).bytes
     return BuildResult(
         folder=folder,
         documents=len(todo),
-        positions=work.total,
+        positions=sum(document.positions for document in todo),
         kept=len(wanted) - len(todo),
         bytes=size,
         seconds=time.perf_counter() - began,
-        teacher_seconds=work.seconds,
+        teacher_seconds=engine.seconds,
     )
 
 
-@dataclass
-class _Work:
-    """The teacher at work, and how far it is."""
+class _OneTeacher:
+    """The engine for a teacher in this process."""
 
-    model: PreTrainedModel
-    layout: RecordFormat
-    batch_tokens: int
-    total: int
-    report: ReportProgress | None
-    done: int = 0
-    seconds: float = 0.0
+    def __init__(self, teacher: WorkingTeacher, batch_tokens: int, on_progress: ReportProgress | None) -> None:
+        self._teacher = teacher
+        self._batch_tokens = batch_tokens
+        self._on_progress = on_progress
 
-    def entries(self, shard: Sequence[Document]) -> list[Entry]:
-        """What the teacher says about the documents of a shard."""
-        coming: list[Future[list[Entry]]] = []
-        # Bytes are made beside the teacher, which does not wait for them until the shard is full.
-        with ThreadPoolExecutor(max_workers=1) as encoder:
-            for batch in _batches(shard, self.batch_tokens):
-                before = time.perf_counter()
-                signals = teacher_signals(self.model, batch, self.layout.spec)
-                self.seconds += time.perf_counter() - before
-                coming.append(encoder.submit(encoded, batch, signals, self.layout))
-                self.done += sum(document.positions for document in batch)
-                if self.report is not None:
-                    self.report(self.done, self.total)
-        return [entry for future in coming for entry in future.result()]
+    @property
+    def seconds(self) -> float:
+        return self._teacher.seconds
+
+    def entries(self, shards: Sequence[Sequence[Document]]) -> Generator[list[Entry], None, None]:
+        done, total = 0, sum(document.positions for shard in shards for document in shard)
+
+        def count(batch: Sequence[Document]) -> None:
+            nonlocal done
+            done += sum(document.positions for document in batch)
+            if self._on_progress is not None:
+                self._on_progress(done, total)
+
+        for shard in shards:
+            yield self._teacher.entries(cut_batches(shard, self._batch_tokens), count)
 
 
 def begin_cache(folder: Path, spec: CacheSpec) -> None:
@@ -211,7 +233,7 @@ def _cut(documents: Sequence[Document], size: int) -> Iterator[list[Document]]:
         yield run
 
 
-def _batches(documents: Sequence[Document], tokens: int) -> Iterator[list[Document]]:
+def cut_batches(documents: Sequence[Document], tokens: int) -> Iterator[list[Document]]:
     """Runs of documents that take at most `tokens` when padded; they come longest first."""
     batch: list[Document] = []
     for document in documents:

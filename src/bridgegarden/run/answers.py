@@ -1,0 +1,222 @@
+"""A server's answers as rows to train on: exactly the token ids that the teacher wrote."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bridgegarden.data import TokenisedRow, load_rows
+from bridgegarden.errors import ConfigError, DataError
+from bridgegarden.preflight import Endings, ModelFacts
+from bridgegarden.recipe import Recipe
+from bridgegarden.run.data import RunData, columns_of, load_data, place
+from bridgegarden.run.models import is_served
+from bridgegarden.teacher.answer_signals import ADVICE, AnsweredRow, AnswerReader, Unusable
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+ROWS_NAMED = 5
+AT_LEAST = 1
+"""Tokens to keep a position where only the ids of a row are asked for."""
+
+
+@dataclass(kw_only=True)
+class Answers:
+    """The rows of one answers file, and what was found in them."""
+
+    name: str
+    """What to call them in messages."""
+    rows: list[TokenisedRow] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    """Of `rows`, in the data."""
+    unusable: dict[int, Unusable] = field(default_factory=dict)
+    """Rows that give no signal, by their number."""
+    too_long: int = 0
+    """Rows of which nothing that is learnt is left."""
+    models: set[str] = field(default_factory=set)
+    """Who gave `rows`, as the server says."""
+    ends_alone: int = 0
+    """Ends of turn of which the server said that they came, but not with what probability."""
+    floored: int = 0
+    """Positions of which the server's numbers leave nothing for the tail."""
+    unnamed: int = 0
+    """Positions at which a listed token could not be told apart from others."""
+
+    @property
+    def total(self) -> int:
+        """Rows that were read."""
+        return len(self.rows) + len(self.unusable) + self.too_long
+
+    @property
+    def complaint(self) -> str:
+        """How many rows give no signal, why, which, and what helps."""
+        reasons: dict[str, list[int]] = {}
+        for number, problem in self.unusable.items():
+            reasons.setdefault(problem.reason, []).append(number)
+        parts = []
+        for reason, numbers in reasons.items():
+            shown = ", ".join(map(str, numbers[:ROWS_NAMED])) + (", ..." if len(numbers) > ROWS_NAMED else "")
+            first = self.unusable[numbers[0]].detail
+            parts.append(f"{len(numbers)} for {reason} (row {shown}; the first: {first}; {ADVICE[reason]})")
+        return f"{self.name}: {len(self.unusable)} of {self.total} rows give no signal: {', '.join(parts)}."
+
+    def add(self, number: int, row: AnsweredRow) -> None:
+        """Keep the ids of a row that gives a signal, and count the rest."""
+        self.rows.append(TokenisedRow(input_ids=row.input_ids, labels=row.labels))
+        self.numbers.append(number)
+        self.ends_alone += row.end_is_label
+        self.floored += sum(position.is_floored for position in row.positions)
+        self.unnamed += sum(position.unnamed > 0 for position in row.positions)
+
+    def dataset(self) -> "Dataset":
+        """Token ids and labels, ready for the trainer.
+
+        Raises:
+            DataError: there are none.
+        """
+        import pyarrow as pa
+        from datasets import Dataset
+
+        if not self.rows:
+            empty = f"{self.name}: no row has anything to learn within training.max_length tokens."
+            raise DataError(self.complaint if self.unusable else empty)
+        ids = pa.list_(pa.int32())
+        columns = {
+            "input_ids": pa.array([row.input_ids for row in self.rows], ids),
+            "labels": pa.array([row.labels for row in self.rows], ids),
+            "row": pa.array(self.numbers, pa.int64()),
+        }
+        return Dataset(pa.table(columns))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerSettings:
+    """How the answers of a file were asked for, as ``generate`` notes it beside them."""
+
+    temperature: float
+    """Of sampling; 0 is greedy."""
+    top_logprobs: int
+    """Listed tokens a position."""
+
+
+def recipe_data(recipe: Recipe, endings: Endings, student: ModelFacts) -> RunData:
+    """All rows of a recipe, ready for the trainer.
+
+    With a teacher on a server they are answers, in its own tokens; rows without a signal are left out with a warning.
+
+    Raises:
+        DataError: a row, or all of them, cannot be used.
+        ModelError: the tokenizer cannot write the rows.
+    """
+    max_length = recipe.training.arguments["max_length"]
+    if not is_served(recipe):
+        return load_data(recipe.data, endings.tokenizer, max_length)
+    reader = answer_reader(recipe, endings, student, AT_LEAST)
+    parts = read_answers(recipe, reader, max_length)
+    for part in parts:
+        if part.unusable and part.rows:
+            logger.warning("%s They are left out.", part.complaint)
+    return RunData(parts[0].dataset(), parts[1].dataset() if len(parts) > 1 else None)
+
+
+def answer_reader(recipe: Recipe, endings: Endings, student: ModelFacts, k: int) -> AnswerReader:
+    """What reads the answers of `recipe`, keeping `k` tokens a position."""
+    return AnswerReader(
+        tokenizer=endings.tokenizer,
+        stops=endings.stops,
+        vocab_size=min(len(endings.tokenizer), student.width),
+        k=k,
+        columns=columns_of(recipe.data),
+    )
+
+
+def read_answers(
+    recipe: Recipe,
+    reader: AnswerReader,
+    max_length: int | None,
+    on_row: Callable[[AnsweredRow], None] = lambda row: None,
+) -> list[Answers]:
+    """The answers behind ``data.train``, and those behind ``data.eval`` if the recipe has it.
+
+    Args:
+        recipe: with a teacher on a server.
+        reader: reads a row.
+        max_length: tokens that rows are cut to.
+        on_row: gets every row that gives a signal, as it is kept; only its ids stay in memory.
+
+    Raises:
+        DataError: a row is none of an answers file.
+    """
+    section = recipe.data
+    sources = [("train", section.train, section.split, section.limit)]
+    if section.eval is not None:
+        sources.append(("eval", section.eval, section.eval_split, section.eval_limit))
+    found = []
+    for kind, source, split, limit in sources:
+        answers = Answers(name=place(kind, source))
+        for number, row in enumerate(load_rows(source, split=split, limit=limit).with_format(None)):
+            assert isinstance(row, dict)
+            _read(number, row, reader, max_length, answers, on_row)
+        found.append(answers)
+    return found
+
+
+def answer_settings(sources: Sequence[str]) -> AnswerSettings:
+    """How the answers in the files `sources` were asked for.
+
+    Raises:
+        ConfigError: that is not known, or they were asked for at different temperatures.
+    """
+    found = [_settings(Path(source).expanduser()) for source in sources]
+    temperatures = {settings.temperature for settings in found}
+    if len(temperatures) > 1:
+        raise ConfigError(
+            f"data.train and data.eval: sampled at different temperatures ({', '.join(map(str, temperatures))}), which "
+            "one cache does not hold. Generate both at one temperature, or leave data.eval out."
+        )
+    return AnswerSettings(
+        temperature=found[0].temperature, top_logprobs=min(settings.top_logprobs for settings in found)
+    )
+
+
+def _read(
+    number: int,
+    row: Mapping[str, object],
+    reader: AnswerReader,
+    max_length: int | None,
+    answers: Answers,
+    on_row: Callable[[AnsweredRow], None],
+) -> None:
+    found = reader.read(row, place=f"{answers.name}, row {number}")
+    if isinstance(found, Unusable):
+        answers.unusable[number] = found
+        return
+    found = found.truncated(max_length)
+    if not found.positions:
+        answers.too_long += 1
+        return
+    answers.add(number, found)
+    if row.get("generated_by") is not None:
+        answers.models.add(str(row["generated_by"]))
+    on_row(found)
+
+
+def _settings(path: Path) -> AnswerSettings:
+    settings = path.with_name(f"{path.name}.settings")
+    if not settings.is_file():
+        raise ConfigError(
+            f"{settings}: missing, so how the answers in {path.name} were asked for is not known. Give as data.train "
+            "what `bridgegarden generate RECIPE --top-logprobs 20` wrote, with the files that lie beside it."
+        )
+    tree = json.loads(settings.read_text(encoding="utf-8"))
+    if not tree.get("top_logprobs"):
+        raise ConfigError(
+            f"{path}: its answers were asked for without log-probabilities. Ask again: bridgegarden generate RECIPE "
+            "--top-logprobs 20 --output ANOTHER_FILE"
+        )
+    return AnswerSettings(temperature=float(tree["temperature"]), top_logprobs=int(tree["top_logprobs"]))

@@ -1,0 +1,195 @@
+"""What a cache holds, as one HTML page: ``bridgegarden cache info --html``."""
+
+from collections.abc import Mapping
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+from markupsafe import Markup
+
+from bridgegarden.report.bars import Bar, bar_chart
+from bridgegarden.report.charts import WIDE, responsive
+from bridgegarden.report.page import Page, Section, details, figure, table, terms, write_page
+from bridgegarden.report.scale import Axis, number
+from bridgegarden.teacher.cache.distribution import Distribution, Histogram, cache_distribution
+from bridgegarden.teacher.cache.info import BRIDGE_LIKE, CacheInfo, cache_info
+from bridgegarden.teacher.cache.spec import short
+
+PARTS = {
+    "ids": "token ids",
+    "codes": "log-probabilities",
+    "log_tail": "tail mass",
+    "tail_powers": "tail power sums",
+    "argmax": "likeliest token",
+    "entropy": "entropy",
+    "max_logp": "likeliest log p",
+    "label_logp": "log p of the data",
+    "span": "span of log p",
+}
+"""Fields of a record, in words."""
+FRAME, SAVED = "keys and frame", "saved by compression"
+GLOSSARY = {
+    "Bridge-like": (
+        f"The teacher's likeliest token has a probability above {BRIDGE_LIKE}: the teacher is sure, as it is where one "
+        "token is right. Whether a slip there spoils what follows, the teacher alone does not say."
+    ),
+    "captured mass": "Probability of the tokens that are kept. The rest is one cell, the tail, with its exact mass.",
+    "confidence": "max p, the probability of the likeliest token. The confidence rule's soft weight is 1 − max p.",
+    "entropy": "Of the teacher's whole next-token distribution, in nats: 0 is sure, 0.69 a toss-up between two tokens.",
+    "position": "A supervised token: one that is trained on.",
+}
+
+
+def write_cache_report(folder: Path, path: Path) -> CacheInfo:
+    """Write the page about the cache in `folder` to `path`, whole or not at all; returns its numbers.
+
+    Raises:
+        ConfigError: there is no cache, or one of another version.
+        DataError: a shard is missing or is not as long as it was.
+        OSError: the page cannot be written.
+    """
+    info = cache_info(folder)
+    write_page(cache_page(folder, info, cache_distribution(folder)).render(), path)
+    return info
+
+
+def cache_page(folder: Path, info: CacheInfo, distribution: Distribution) -> Page:
+    """What the page says."""
+    return Page(
+        title="What the teacher said",
+        kicker=f"bridgegarden cache info, {folder}",
+        lead=_lead(info, distribution),
+        sections=(
+            Section(anchor="entropy", title="Entropy of the teacher", body=_entropy(info, distribution)),
+            Section(anchor="confidence", title="Confidence", body=_confidence(info, distribution)),
+            Section(anchor="mass", title="Captured mass", body=_mass(info, distribution)),
+            Section(anchor="bytes", title="Bytes per token", body=_bytes(info, distribution)),
+            Section(anchor="words", title="The words used here", body=terms(GLOSSARY)),
+            Section(anchor="made", title="What the cache is", body=_made(info)),
+        ),
+        data={"layers": [], "tokens": []},
+        footer="Made by bridgegarden. This file needs no network and holds all of its data.",
+    )
+
+
+def _lead(info: CacheInfo, distribution: Distribution) -> Markup:
+    asked = "It was asked on a server, and what it answered is kept" if info.served else "It was asked once"
+    return Markup("<p>{} about {} rows with {} positions. {}, {} bytes each, {} in all.</p><p>{}</p>").format(
+        info.spec.teacher,
+        f"{info.documents:,}",
+        f"{info.positions:,}",
+        asked,
+        number(info.bytes_per_position),
+        _size(info.bytes),
+        f"{_percent(info.bridge_like)} of the positions are Bridge-like: the teacher's likeliest token has a "
+        f"probability above {BRIDGE_LIKE} there. On average its confidence is {number(distribution.mean_confidence)}, "
+        f"its entropy {number(info.entropy)} nats; the kept tokens hold {info.captured_mass:.4f} of the probability.",
+    )
+
+
+def _entropy(info: CacheInfo, distribution: Distribution) -> Markup:
+    bound = (
+        " A server gives no more than its likeliest tokens: what is counted here is the least that the entropy can be, "
+        f"{number(info.served.entropy_at_most)} nats on average the most."
+        if info.served
+        else ""
+    )
+    caption = (
+        "Share of the positions by the teacher's entropy. At the top it knows what comes next, at the bottom many "
+        f"tokens would do.{bound}"
+    )
+    return _histogram(distribution.entropy, "entropy of the teacher", " nats", caption)
+
+
+def _confidence(info: CacheInfo, distribution: Distribution) -> Markup:
+    caption = (
+        f"Share of the positions by max p. Above {BRIDGE_LIKE} a position counts as Bridge-like: "
+        f"{_percent(info.bridge_like)} do. A hard label says nearly all there."
+    )
+    return _histogram(distribution.confidence, "probability of the likeliest token", "", caption, end="1")
+
+
+def _mass(info: CacheInfo, distribution: Distribution) -> Markup:
+    spec = info.spec
+    if distribution.captured_mass is None:
+        what = "Draws from the teacher are kept" if spec.support.kind == "sampled" else "Every token is kept"
+        return Markup("<p>{}: there is no tail.</p>").format(what)
+    caption = (
+        f"Share of the positions by the probability that {spec.support} of {spec.vocab_size:,} tokens hold: "
+        f"{info.captured_mass:.4f} on average, {info.least_captured_mass:.4f} at least. What they lack is not lost, "
+        "but one cell: the student learns how much lies outside, and not where."
+    )
+    return _histogram(distribution.captured_mass, "probability of the kept tokens", "", caption, end="1")
+
+
+def _histogram(counts: Histogram, name: str, unit: str, caption: str, *, end: str | None = None) -> Markup:
+    """The chart and its table; `end` is where the last bin ends, None if it is open."""
+    starts = [f"{edge:g}" for edge in counts.edges]
+    names = [f"{low} to {high}" for low, high in pairwise(starts)]
+    names.append(f"from {starts[-1]}" if end is None else f"{starts[-1]} to {end}")
+    total = max(sum(counts.bridge_like) + sum(counts.other), 1)
+    bars, rows = [], []
+    for label, sure, other in zip(names, counts.bridge_like, counts.other, strict=True):
+        share = _percent((sure + other) / total)
+        about = f"{label}{unit}\n{share} of the positions: {sure + other:,}\nof them Bridge-like: {sure:,}"
+        bars.append(Bar(name=label, filled=sure / total, hollow=other / total, label=share, about=about))
+        rows.append([label, f"{sure:,}", f"{other:,}", share])
+    draw = partial(
+        _draw, bars, axis=Axis(label="share of the positions →", percent=True, most=1), about=f"{name}{unit}"
+    )
+    heads = [f"{name}{',' if unit else ''}{unit}", "Bridge-like", "others", "share"]
+    body = table(heads, rows, caption=f"Positions by {name}.")
+    return figure(responsive(partial(draw, parts=("Bridge-like", "others"))), caption) + details("The numbers", body)
+
+
+def _bytes(info: CacheInfo, distribution: Distribution) -> Markup:
+    parts: dict[str, float] = {PARTS[name]: float(size) for name, size in distribution.record_bytes.items()}
+    rest = info.bytes_per_position - sum(parts.values())
+    if info.positions:
+        parts[FRAME if rest >= 0 else SAVED] = rest
+    bars = [
+        Bar(name=name, filled=size, label=number(size), about=f"{name}\n{number(size)} bytes a position")
+        for name, size in parts.items()
+        if size >= 0
+    ]
+    draw = partial(_draw, bars, axis=Axis(label="bytes a position →"), about="Bytes of a position by part")
+    rows = [[name, number(size)] for name, size in (*parts.items(), ("together", info.bytes_per_position))]
+    compressed = " before compression" if rest < 0 else ""
+    caption = (
+        f"What a position takes{compressed}: {number(info.bytes_per_position)} bytes on disk in all. More tokens, or "
+        "more bits a log-probability, make the first two longer; the rest stays."
+    )
+    body = table(["part", "bytes"], rows, caption="Mean bytes a position.")
+    return figure(responsive(draw), caption) + details("The numbers", body)
+
+
+def _draw(bars: list[Bar], size: int = WIDE, *, axis: Axis, about: str, parts: tuple[str, str] | None = None) -> Markup:
+    return bar_chart(bars, axis=axis, about=about, parts=parts, size=size)
+
+
+def _made(info: CacheInfo) -> Markup:
+    spec = info.spec
+    facts: Mapping[str, str] = {
+        "teacher": spec.teacher,
+        "revision": spec.revision or "none: a folder, or a server",
+        "weights": short(spec.weights) if spec.weights else "not known",
+        "type": spec.dtype,
+        "tokenizer": f"{short(spec.tokenizer)}, {spec.vocab_size:,} tokens",
+        "chat template": short(spec.chat_template),
+        "rows": f"{info.documents:,} of at most {spec.max_length or 'any number of'} tokens",
+        "shards": f"{info.shards}, {_size(info.bytes)}",
+        "kept": f"{spec.support}, {spec.bits} bits a log-probability",
+        "tail powers": ", ".join(f"{g:g}" for g in spec.stored_exponents) or "none needed",
+    }
+    return terms(facts, small=True)
+
+
+def _percent(share: float) -> str:
+    return "< 0.1 %" if 0 < share < 5e-4 else f"{share:.1%}".replace("%", " %")
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{number(count / size)} {unit}"
+    return f"{count} bytes"

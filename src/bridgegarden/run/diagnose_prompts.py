@@ -1,0 +1,109 @@
+"""Rows of any kind as the token ids that a text begins with."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bridgegarden.data import Columns, load_rows, prompt
+from bridgegarden.data.encode import IGNORED, RowTokeniser
+from bridgegarden.diagnostics.diagnosis import PromptsUsed
+from bridgegarden.errors import DataError
+from bridgegarden.run.data import place
+from bridgegarden.run.diagnose_inputs import PromptSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DEFAULT_LIMIT = 64
+"""Prompts, unless another number is asked for."""
+TEXT = ".txt"
+"""A file of this kind has a prompt on every line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """What the models write from."""
+
+    ids: tuple[tuple[int, ...], ...]
+    """Token ids, each prompt once."""
+    used: PromptsUsed
+    """The same in numbers."""
+
+
+def read_prompts(
+    source: PromptSource,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    room: int | None,
+    vocab_size: int,
+    limit: int | None = None,
+) -> Prompts:
+    """The first prompts of `source`. Repeated ones are taken once: they would not be independent.
+
+    Args:
+        source: a text file has a prompt a line; anything else rows as for training, of which an answer is not read.
+        tokenizer: of all models.
+        room: most tokens of a prompt; longer ones are left out. None is no limit.
+        vocab_size: of which ids may be.
+        limit: most prompts.
+
+    Raises:
+        DataError: a row has no prompt, or fewer than two prompts are left.
+        ModelError: the tokenizer has no chat template and needs one.
+    """
+    tokeniser, name = RowTokeniser.of(tokenizer), place(source.kind, source.source)
+    found: dict[tuple[int, ...], None] = {}
+    left_out: list[str] = []
+    rows, columns = _rows(source)
+    for number, row in enumerate(rows):
+        where = f"{name}, {'line' if _is_text(source) else 'row'} {number}"
+        ids = _ids(row, columns, tokeniser, where)
+        if not ids or max(ids) >= vocab_size:
+            raise DataError(f"{where}: {'an id outside the shared vocabulary' if ids else 'the prompt has no tokens'}.")
+        if room is not None and len(ids) > room:
+            left_out.append(f"{where}: {len(ids)} tokens, where {room} fit")
+            continue
+        found[ids] = None
+        if len(found) == (limit or DEFAULT_LIMIT):
+            break
+    _check_enough(name, len(found), left_out)
+    used = PromptsUsed(source=source.source, used=len(found), left_out=tuple(left_out), tokens=sum(map(len, found)))
+    return Prompts(ids=tuple(found), used=used)
+
+
+def _check_enough(name: str, count: int, left_out: list[str]) -> None:
+    if count >= 2:
+        return
+    long = (
+        f" {len(left_out)} are too long ({left_out[0]}): lower --max-new-tokens, or shorten them." if left_out else ""
+    )
+    raise DataError(
+        f"{name}: {count} prompt{'' if count == 1 else 's'} to write from; an error needs at least 2 different ones, "
+        f"and 20 or more tell something.{long}"
+    )
+
+
+def _is_text(source: PromptSource) -> bool:
+    return Path(source.source).suffix.lower() == TEXT
+
+
+def _rows(source: PromptSource) -> tuple[Iterator[Mapping[str, Any]], Columns]:
+    path = Path(source.source).expanduser()
+    if _is_text(source) and path.is_file():
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}).") from error
+        # A line is what a user says: it gets the chat template's turn, where there is one.
+        return ({"prompt": line} for line in lines if line.strip()), Columns(prompt="prompt")
+    rows = load_rows(source.source, split=source.split).with_format(None)
+    return (row for row in rows if isinstance(row, dict)), source.columns
+
+
+def _ids(row: Mapping[str, Any], columns: Columns, tokeniser: RowTokeniser, where: str) -> tuple[int, ...]:
+    if isinstance(row.get("input_ids"), list):
+        labels = row.get("labels") or [IGNORED] * len(row["input_ids"])
+        first = next((at for at, label in enumerate(labels) if label != IGNORED), len(labels))
+        return tuple(row["input_ids"][:first])
+    return tuple(tokeniser.prompt(prompt(row, columns, place=where), where))

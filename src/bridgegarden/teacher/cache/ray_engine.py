@@ -1,0 +1,241 @@
+"""Ray Data as the engine of a build: several actors, each with a teacher of its own.
+
+The driver cuts the rows into shards and batches as it does for one teacher, and it alone writes. Actors get a few whole
+batches at a time and give back records, which Ray Data keeps in order: shards are finished one after another with the
+same content, and a build that ended early is resumed as any other. What a killed actor had not given back yet, Ray asks
+another one about.
+"""
+
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from bridgegarden.errors import BridgegardenError, ConfigError
+from bridgegarden.teacher.cache.documents import Document
+from bridgegarden.teacher.cache.forward import WorkingTeacher
+from bridgegarden.teacher.cache.ray_session import ray_session
+from bridgegarden.teacher.cache.record import RecordFormat
+from bridgegarden.teacher.cache.shard import SCHEMA, Entry
+from bridgegarden.teacher.cache.spec import CacheSpec
+from bridgegarden.teacher.cache.writer import (
+    BATCH_TOKENS,
+    SHARD_POSITIONS,
+    BuildResult,
+    ReportProgress,
+    cut_batches,
+    fill_cache,
+)
+
+if TYPE_CHECKING:
+    import ray.data
+
+LoadTeacher = Callable[[], PreTrainedModel]
+"""Called once in every actor; travels there, so it names the weights and does not hold them."""
+
+BATCHES_AT_ONCE = 8
+"""Batches that an actor gets at most: enough for records to be made beside the teacher, few enough to share out."""
+
+ASKED = pa.schema(
+    [("batch", pa.int64()), ("row", pa.int64()), ("ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))]
+)
+"""Documents on their way to an actor."""
+ANSWERED = SCHEMA.append(pa.field("seconds", pa.float64()))
+"""And their records on the way back, with each document's share of the seconds in the teacher."""
+
+
+def build_cache_with_ray(
+    folder: Path,
+    load: LoadTeacher,
+    data: Iterable[Dataset],
+    spec: CacheSpec,
+    *,
+    actors: int | None = None,
+    use_gpus: bool = True,
+    part: tuple[int, int] = (1, 1),
+    batch_tokens: int = BATCH_TOKENS,
+    shard_positions: int = SHARD_POSITIONS,
+    on_progress: ReportProgress | None = None,
+) -> BuildResult:
+    """:func:`bridgegarden.teacher.cache.writer.build_cache` with several teachers at work.
+
+    Args:
+        folder: where, on this machine.
+        load: gives a teacher, on its device, in the process that calls it.
+        data: tokenised rows.
+        spec: what is kept.
+        actors: teachers; None is one for each GPU, or without GPUs one for each machine.
+        use_gpus: whether each actor is to have a GPU, where there are any.
+        part: ``(i, n)``: only the i-th of n parts, by content.
+        batch_tokens: tokens of a teacher's batch at most, padding included.
+        shard_positions: positions after which a shard is closed.
+        on_progress: told of the progress whenever batches come back.
+
+    Raises:
+        ConfigError: Ray is not installed or cannot be reached, or has fewer GPUs than `actors`; and as for one teacher.
+        ModelError: as for one teacher.
+    """
+    engine = _RayEngine(load, spec, batch_tokens, actors, use_gpus, on_progress)
+    return fill_cache(folder, engine, data, spec, part=part, shard_positions=shard_positions)
+
+
+class ActorShare(NamedTuple):
+    """How many actors there are, and what each of them reserves."""
+
+    actors: int
+    cpus: float
+    """Also the threads of each, where ``OMP_NUM_THREADS`` is not set: from one on."""
+    gpus: int
+
+
+def share_out(machines: Sequence[Mapping[str, float]], actors: int | None, *, use_gpus: bool) -> ActorShare:
+    """Share out what there is, so that all actors find room at once.
+
+    Args:
+        machines: Ray's ``CPU`` and ``GPU`` of each.
+        actors: how many; None is one for each GPU, or without GPUs one for each machine.
+        use_gpus: whether GPUs may be taken.
+
+    Raises:
+        ConfigError: there are fewer GPUs than actors.
+    """
+    gpus = sum(int(machine.get("GPU", 0)) for machine in machines) if use_gpus else 0
+    if gpus:
+        if (actors or 1) > gpus:
+            raise ConfigError(f"--actors {actors}: each takes a GPU, and Ray has {gpus}. Ask for at most as many.")
+        return ActorShare(actors or gpus, cpus=1, gpus=1)
+    cpus = [machine["CPU"] for machine in machines if machine.get("CPU", 0) >= 1]
+    if not cpus:
+        raise ConfigError("--engine ray: Ray has neither GPUs nor CPUs. Give its machines some (ray start --num-cpus).")
+    count = actors or len(cpus)
+    shares = itertools.chain(range(int(max(cpus)), 0, -1), (1 / n for n in range(2, count + 1)))
+    return ActorShare(count, next(s for s in shares if sum(int(cpu / s + 1e-6) for cpu in cpus) >= count), gpus=0)
+
+
+class _RayEngine:
+    """The engine for teachers in actors."""
+
+    def __init__(
+        self,
+        load: LoadTeacher,
+        spec: CacheSpec,
+        batch_tokens: int,
+        actors: int | None,
+        use_gpus: bool,
+        on_progress: ReportProgress | None,
+    ) -> None:
+        self.seconds = 0.0
+        self._load = load
+        self._spec = spec
+        self._batch_tokens = batch_tokens
+        self._actors = actors
+        self._use_gpus = use_gpus
+        self._on_progress = on_progress
+
+    def entries(self, shards: Sequence[Sequence[Document]]) -> Generator[list[Entry], None, None]:
+        if not shards:
+            return
+        with ray_session() as machines:
+            share = share_out(machines, self._actors, use_gpus=self._use_gpus)
+            batches = [batch for shard in shards for batch in cut_batches(shard, self._batch_tokens)]
+            answers = self._answers(_dataset(batches, self._load, self._spec, share), share, _positions(batches))
+            for shard in shards:
+                entries = list(itertools.islice(answers, len(shard)))
+                assert [entry.key for entry in entries] == [document.key for document in shard]
+                yield entries
+            assert next(answers, None) is None
+
+    def _answers(self, dataset: "ray.data.Dataset", share: ActorShare, total: int) -> Iterator[Entry]:
+        layout, done = RecordFormat(self._spec), 0
+        for table in _tables(dataset, share):
+            self.seconds += sum(table["seconds"].to_pylist()) / share.actors
+            done += sum(table["positions"].to_pylist())
+            if self._on_progress is not None:
+                self._on_progress(done, total)
+            for key, block in zip(table["key"], table["records"], strict=True):
+                yield Entry(key.as_py(), np.frombuffer(block.as_buffer(), layout.dtype))
+
+
+class _Actor:
+    """What an actor does with the documents that it gets."""
+
+    def __init__(self, load: LoadTeacher, spec: CacheSpec) -> None:
+        self._load = load
+        self._layout = RecordFormat(spec)
+        self._teacher: WorkingTeacher | None = None
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        # Not in __init__: what fails there Ray tries again, and says at length; what fails here ends the build.
+        if self._teacher is None:
+            self._teacher = WorkingTeacher(self._load(), self._layout)
+        before = self._teacher.seconds
+        entries = self._teacher.entries(_asked(table))
+        seconds = (self._teacher.seconds - before) / len(entries)
+        rows = [(entry.key, len(entry.records), entry.records.tobytes(), seconds) for entry in entries]
+        return pa.table([list(column) for column in zip(*rows, strict=True)], schema=ANSWERED)
+
+
+def _dataset(
+    batches: Sequence[Sequence[Document]], load: LoadTeacher, spec: CacheSpec, share: ActorShare
+) -> "ray.data.Dataset":
+    import ray.data
+
+    at_once = min(BATCHES_AT_ONCE, -(-len(batches) // (4 * share.actors)))
+    numbered = list(enumerate(batches))
+    tables = [_table(numbered[start : start + at_once]) for start in range(0, len(batches), at_once)]
+    dataset = ray.data.from_arrow(tables).map_batches(
+        _Actor,
+        fn_constructor_args=(load, spec),
+        compute=ray.data.ActorPoolStrategy(size=share.actors),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=share.cpus,
+        num_gpus=share.gpus,
+    )
+    dataset.context.execution_options.preserve_order = True
+    dataset.context.enable_progress_bars = False
+    dataset.context.raise_original_map_exception = True
+    return dataset
+
+
+def _tables(dataset: "ray.data.Dataset", share: ActorShare) -> Iterator[pa.Table]:
+    """What comes back, with errors as they were raised in the actors."""
+    from ray.exceptions import RayActorError, RayTaskError
+
+    try:
+        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+    except RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, BridgegardenError):
+            # Ray adds lines about its settings for retries; ours is the first.
+            raise type(cause)(str(cause).splitlines()[0]) from None
+        raise
+    except RayActorError as error:
+        raise ConfigError(
+            f"--engine ray: an actor died and could not be started again ({str(error).splitlines()[0]}). Each holds a "
+            f"teacher, and there were {share.actors}; with less memory, ask for fewer (--actors), then run the same "
+            "command again."
+        ) from error
+
+
+def _table(batches: Iterable[tuple[int, Sequence[Document]]]) -> pa.Table:
+    rows = [(number, document.row, document.ids, document.labels) for number, batch in batches for document in batch]
+    return pa.table([list(column) for column in zip(*rows, strict=True)], schema=ASKED)
+
+
+def _asked(table: pa.Table) -> Iterator[list[Document]]:
+    """The batches that :func:`_table` was given."""
+    numbers, rows = table["batch"].to_pylist(), table["row"].to_pylist()
+    ids, labels = ([item.values.to_numpy() for item in table[name]] for name in ("ids", "labels"))
+    documents = [Document(ids=i, labels=own, row=row) for i, own, row in zip(ids, labels, rows, strict=True)]
+    for _, group in itertools.groupby(zip(numbers, documents, strict=True), key=lambda pair: pair[0]):
+        yield [document for _, document in group]
+
+
+def _positions(batches: Iterable[Sequence[Document]]) -> int:
+    return sum(document.positions for batch in batches for document in batch)

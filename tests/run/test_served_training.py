@@ -1,0 +1,82 @@
+"""A training from a server's answers."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import yaml
+
+from bridgegarden.teacher.cache.documents import documents_of
+from bridgegarden.teacher.cache.reader import TeacherCache
+from tests.run.served import K, ask, plain_rows, run
+
+
+def losses(tmp_path, name):
+    lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+    return [(line["loss"], line["soft_loss"], line["hard_loss"]) for line in lines if "soft_loss" in line]
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"preset": "static", "hard_target": "data"},
+        {"preset": "confidence", "hard_target": "teacher_argmax", "divergence": "jensen_shannon"},
+        {"preset": "risk_guided", "hard_target": "data", "divergence": "reverse_kl"},
+    ],
+)
+def test_training_from_answers_has_the_loss_of_the_live_teacher_with_as_many_tokens(served_recipe, tmp_path, objective):
+    ask(served_recipe)
+    tree = yaml.safe_load(served_recipe.read_text()) | {"objective": objective}
+    served_recipe.write_text(yaml.safe_dump(tree))
+    assert run("cache", "build", served_recipe).exit_code == 0
+    result = run("train", served_recipe)
+    assert result.exit_code == 0, result.output
+    assert "reading teacher big from" in result.stderr
+    (tmp_path / "out").rename(tmp_path / "served")
+    live = tmp_path / "live.yaml"
+    live.write_text(yaml.safe_dump(tree | {"teacher": {"model": str(tmp_path / "teacher"), "top_k": K}}))
+    assert run("train", live).exit_code == 0
+    ours, theirs = losses(tmp_path, "served"), losses(tmp_path, "out")
+    assert len(ours) == 6
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3)
+    assert ours[-1][0] < ours[0][0]
+
+
+def test_an_end_of_turn_that_the_server_keeps_to_itself_is_taught_by_its_hard_label(
+    served_recipe, tmp_path, model_server
+):
+    model_server.answer.manner = "without_end"
+    ask(served_recipe)
+    result = run("cache", "build", served_recipe)
+    assert "30 ends of turn without log-probabilities: the hard label stands there alone" in result.stdout
+    end, cache = model_server.answer.end, TeacherCache(tmp_path / "cache")
+    for document in documents_of(plain_rows(served_recipe)):
+        last = cache.signals(document.key)
+        assert (document.ids[-1], last.argmax[-1]) == (end, end)
+        assert last.logp[-1].max() == pytest.approx(0, abs=1e-6)
+        assert last.log_tail[-1] == pytest.approx(math.log(1e-7), abs=1e-5)
+    assert "30 positions with the hard label alone" in run("cache", "info", served_recipe).stdout
+    assert run("train", served_recipe).exit_code == 0
+
+
+def test_an_answer_that_was_cut_off_teaches_no_end(served_recipe, tmp_path):
+    ask(served_recipe, "--keep-truncated", "--max-new-tokens", 3)
+    assert run("cache", "build", served_recipe).exit_code == 0
+    cache = TeacherCache(tmp_path / "cache")
+    assert len(cache) == 30
+    assert all(document.key not in cache for document in documents_of(plain_rows(served_recipe)))
+    result = run("train", served_recipe)
+    assert result.exit_code == 0, result.output
+    assert "«" in run("train", served_recipe, "--audit").stdout
+
+
+def test_an_objective_that_a_server_cannot_serve_is_refused_and_the_entropy_rule_is_not(served_recipe):
+    ask(served_recipe)
+    assert run("cache", "build", served_recipe).exit_code == 0
+    for change in ("objective.temperature=2.0", "objective.soft_weight={rule: entropy, kind: power}"):
+        for command in (("train",), ("cache", "check")):
+            result = run(*command, served_recipe, "--set", change)
+            assert result.exit_code == 2
+            assert "which a server does not give and its log-probabilities do not determine" in result.stderr
+    assert run("train", served_recipe, "--set", "objective.soft_weight=entropy").exit_code == 0
