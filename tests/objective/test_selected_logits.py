@@ -132,6 +132,27 @@ def test_support_of_one_chunk_has_exact_gradients(temperature):
     assert torch.autograd.gradcheck(outputs, (logits,))
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_a_second_backward_over_a_retained_graph_gives_the_gradient_of_the_first(temperature):
+    logits = torch.randn(3, 9, generator=torch.Generator().manual_seed(6), dtype=torch.float64, requires_grad=True)
+    ids = torch.tensor([[0, 1], [4, 2], [8, 7]])
+    student = select_support(logits, ids, torch.tensor([0, 3, 8]), temperature)
+    loss = student.cells(temperature).square().sum() + student.log_normaliser.sum()
+    (first,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    first = first.clone()
+    (second,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(second, first, rtol=0, atol=0)
+
+
+def test_a_logit_that_is_not_a_number_is_not_hidden_by_the_gradient():
+    logits = torch.zeros(1, 4)
+    logits[0, 3] = math.nan
+    logits.requires_grad_()
+    student = select_support(logits, torch.tensor([[0]]), torch.tensor([0]), 1.0)
+    (gradient,) = torch.autograd.grad(student.log_normaliser.sum(), logits)
+    assert gradient.isnan().any()
+
+
 def test_empty_slots_of_a_support_hold_no_mass():
     logits = torch.randn(2, 6, dtype=torch.float64)
     ids = torch.tensor([[3, 1, -1], [5, -1, -1]])

@@ -22,6 +22,7 @@ from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import TrainProgress
 from bridgegarden.teacher.cache.reader import SIGNAL, TeacherCache
 from bridgegarden.teacher.live import LiveTeacher
+from bridgegarden.teacher.protocol import Teacher
 from bridgegarden.training.cached_teacher import check_cached_teacher
 from bridgegarden.training.collator import ROW, RowCollator
 from bridgegarden.training.non_finite import non_finite_gradient, non_finite_loss
@@ -47,7 +48,7 @@ class HybridDistillationTrainer(SFTTrainer):
     def __init__(
         self,
         model: "str | PreTrainedModel",
-        teacher: PreTrainedModel | LiveTeacher | TeacherCache,
+        teacher: PreTrainedModel | Teacher,
         objective: HybridObjective | None = None,
         args: SFTConfig | None = None,
         *,
@@ -57,8 +58,9 @@ class HybridDistillationTrainer(SFTTrainer):
         """
         Args:
             model: the student.
-            teacher: a frozen causal language model with the same tokenizer, a :class:`LiveTeacher` with options, or a
-                :class:`TeacherCache` of what a teacher said on this data.
+            teacher: a frozen causal language model with the same tokenizer, or any :class:`Teacher`: a
+                :class:`LiveTeacher` with options, a :class:`TeacherCache` of what a teacher said on this data, exact
+                processes.
             objective: what to minimise; the default :class:`HybridObjective` if None.
             args: training arguments.
             columns: which columns of the data hold prompt and completion, or messages, when not named so.
@@ -72,7 +74,7 @@ class HybridDistillationTrainer(SFTTrainer):
         """
         _refuse_what_contradicts(args, kwargs)
         self.objective = objective if objective is not None else HybridObjective()
-        self.teacher = teacher if isinstance(teacher, LiveTeacher | TeacherCache) else LiveTeacher(teacher)
+        self.teacher: Teacher = teacher if isinstance(teacher, Teacher) else LiveTeacher(teacher)
         cache = self.teacher if isinstance(self.teacher, TeacherCache) else None
         if cache is not None:
             cache.check_objective(self.objective)
