@@ -3,8 +3,9 @@
 import math
 
 from bridgegarden.estimate import Estimate
+from bridgegarden.lab.objectives import OBJECTIVES
 from bridgegarden.quickstart.result import AnswerView, Measured, ObjectiveRun, QuickstartResult, TokenView
-from bridgegarden.quickstart.settings import OBJECTIVES, QuickstartSettings
+from bridgegarden.quickstart.settings import QuickstartSettings
 
 SHAPES = {
     "hard": (0.88, 0.02, 0.31, 5.2, 2.9),
@@ -90,6 +91,7 @@ def made_up_result(
             seconds=31.4,
             cpu_seconds=30.2,
             tokens=812_345,
+            teacher_tokens=61_234,
             final_loss=0.217,
         )
         for name in objectives

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from bridgegarden.lab.objectives import OBJECTIVES
 from bridgegarden.quickstart.report import write_report
-from bridgegarden.quickstart.settings import OBJECTIVES
 from tests.chromium import Browser, chromium, needs_chromium
 from tests.quickstart.made_up import WORDS, made_up_result
 
@@ -35,6 +35,11 @@ def test_every_objective_is_there_with_its_numbers(result, tmp_path):
         assert f"<td>{accuracy:.1f}" in text
     assert result.command in text
     assert "torch 2.13.0+cpu" in text
+
+
+@pytest.mark.parametrize(("result", "tokens"), [(ONE, "61,234"), (THREE, "183,702")])
+def test_the_page_says_that_the_teacher_was_asked_once_a_seed(result, tokens, tmp_path):
+    assert f"once for {tokens} tokens" in text_of(result, tmp_path)
 
 
 def test_a_single_seed_has_no_dots_of_seeds(tmp_path):

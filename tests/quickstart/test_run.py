@@ -15,11 +15,14 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.quickstart import student
+from bridgegarden.lab.objectives import OBJECTIVES
+from bridgegarden.quickstart import signals, student
 from bridgegarden.quickstart.output import QuickstartFolder, run_key
 from bridgegarden.quickstart.result import QuickstartResult
 from bridgegarden.quickstart.run import FULL_SEEDS, plan, quickstart
-from bridgegarden.quickstart.settings import OBJECTIVES, QuickstartSettings
+from bridgegarden.quickstart.settings import QuickstartSettings
+from bridgegarden.teacher.cache.reader import TeacherCache
+from bridgegarden.teacher.cache.writer import build_cache
 
 TINY = QuickstartSettings(objectives=("hard", "entropy"), steps=3, batch=4, train_problems=12, test_problems=8)
 
@@ -50,11 +53,12 @@ def trained(monkeypatch):
     seen, interrupt = [], set()
     original = student.train_student
 
-    def train(objective, *args):
+    def train(objective, seed, settings, rows, teacher, on_step):
         seen.append(objective.label)
+        assert isinstance(teacher, TeacherCache)
         if objective.label in interrupt:
             raise KeyboardInterrupt
-        return original(objective, *args)
+        return original(objective, seed, settings, rows, teacher, on_step)
 
     monkeypatch.setattr(student, "train_student", train)
     return seen, interrupt
@@ -73,7 +77,7 @@ def test_a_finished_run_leaves_result_report_and_students(finished):
 
 def test_nothing_else_is_left(finished):
     folder, _ = finished
-    assert {path.name for path in folder.path.iterdir()} == {"result.json", "report.html", "runs", "students"}
+    assert {path.name for path in folder.path.iterdir()} == {"result.json", "report.html", "caches", "runs", "students"}
 
 
 def test_the_answer_is_looked_at_by_every_student(finished):
@@ -119,6 +123,28 @@ def test_an_interrupted_full_run_goes_on_where_it_stopped(finished, trained, tmp
     assert seen == ["entropy"]
     assert numbers(result) == numbers(finished[1])
     assert not QuickstartFolder(tmp_path).marker.exists()
+
+
+def test_the_teacher_is_asked_once_a_seed_whatever_the_objectives_and_interruptions(trained, monkeypatch, tmp_path):
+    asked = []
+
+    def count(folder, model, data, spec):
+        built = build_cache(folder, model, data, spec)
+        asked.append(built.positions)
+        return built
+
+    monkeypatch.setattr(signals, "build_cache", count)
+    trained[1].add("entropy")
+    settings = replace(TINY, seeds=(0, 1))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, settings, full=True)
+    trained[1].clear()
+    result = run(tmp_path, settings, full=True)
+    tokens = {run.seed: run.teacher_tokens for run in result.runs}
+    assert asked == [tokens[0], tokens[1], 0, 0]
+    assert result.teacher_tokens == tokens[0] + tokens[1]
+    run(tmp_path, settings, full=True)
+    assert len(asked) == 4
 
 
 def test_a_run_that_is_not_full_begins_again(trained, tmp_path):
@@ -181,6 +207,7 @@ def test_progress_is_told_line_by_line_where_there_is_no_terminal(tmp_path):
     console.file.seek(0)
     assert re.fullmatch(
         r"1 students to train, 1 at a time\n"
+        r"teacher asked once for \d{3} tokens, in \d s \(seed 0\)\n"
         r"soft, seed 0: \d+\.\d % right when sampling, \d+\.\d % of the variety kept\n",
         console.file.read(),
     )
@@ -200,7 +227,7 @@ def test_a_signal_ends_every_process_and_leaves_the_mark(tmp_path):
     assert process.returncode == 130, stderr
     assert stderr.splitlines()[-1] == "Error: interrupted."
     assert stdout == ""
-    assert {path.name for path in (tmp_path / "out").iterdir()} <= {"INCOMPLETE", "runs", "students"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} <= {"INCOMPLETE", "caches", "runs", "students"}
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
 

@@ -1,21 +1,14 @@
 """What a person sees while the quickstart works, and the table at its end."""
 
-import time
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.console import Console, RenderableType
 from rich.table import Table
-from rich.text import Text
 
 from bridgegarden.estimate import Estimate
+from bridgegarden.jobs.display import JobsDisplay
 from bridgegarden.quickstart.result import Measured, ObjectiveRun, QuickstartResult
-from bridgegarden.training.progress import duration
-
-EVERY = 15.0
-"""Seconds between lines where there is no terminal."""
 
 COLUMNS = {
     "accuracy_sampled": "right, sampled",
@@ -33,8 +26,8 @@ ROOMY = 118
 SHARES = ("accuracy_sampled", "accuracy_greedy", "diversity")
 
 
-class QuickstartDisplay:
-    """One bar over the whole run with the time left, and a row for each finished training. A context manager."""
+class QuickstartDisplay(JobsDisplay):
+    """The bar, and on a terminal a row for each finished training."""
 
     def __init__(self, console: Console, total: int) -> None:
         """
@@ -42,67 +35,24 @@ class QuickstartDisplay:
             console: where to; a terminal gets a live display, anything else plain lines.
             total: units of work in all.
         """
-        self.console, self.total = console, total
-        self.interactive = console.is_terminal and not console.is_dumb_terminal
-        self._done: dict[str, int] = {}
         self._rows: list[ObjectiveRun] = []
-        self._first: tuple[float, int] | None = None
-        self._spoke = time.monotonic()
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=None), TaskProgressColumn(), console=console
-        )
-        self._task = self._bar.add_task("getting ready", total=total)
-        self._live = Live(console=console, get_renderable=self._screen, refresh_per_second=4, transient=True)
+        super().__init__(console, total)
 
-    def __enter__(self) -> "QuickstartDisplay":
-        if self.interactive:
-            self._live.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.interactive:
-            self._live.stop()
-
-    def advance(self, name: str, units: int) -> None:
-        """The part called `name` has done `units` of its work."""
-        self._done[name] = units
-        if self._first is None:
-            # From here: what comes before is the loading of libraries, which tells nothing about speed.
-            self._first = (time.monotonic(), units)
-        self._bar.update(self._task, completed=sum(self._done.values()))
-        if not self.interactive and time.monotonic() - self._spoke > EVERY:
-            self._say(f"{sum(self._done.values()) / self.total:.0%}{self._time_left()}")
-
-    def finished(self, name: str, units: int, run: ObjectiveRun) -> None:
+    def trained(self, name: str, units: int, run: ObjectiveRun) -> None:
         """A training and its measurement are done; `units` is all the work it had."""
-        self.advance(name, units)
         self._rows.append(run)
-        if not self.interactive:
-            found = run.measured
-            self._say(
-                f"{run.label}, seed {run.seed}: {100 * found.accuracy_sampled.mean:.1f} % right when sampling, "
-                f"{100 * found.diversity.mean:.1f} % of the variety kept{self._time_left()}"
-            )
-
-    def _say(self, line: str) -> None:
-        self.console.print(Text(line), soft_wrap=True)
-        self._spoke = time.monotonic()
-
-    def _screen(self) -> Group:
-        self._bar.update(self._task, description=f"{len(self._rows)} trained{self._time_left()}")
-        parts = (
-            [measured_table([(_named(run), run.measured) for run in self._rows], self.console.width)]
-            if self._rows
-            else []
+        found = run.measured
+        self.finished(
+            name,
+            units,
+            f"{run.label}, seed {run.seed}: {100 * found.accuracy_sampled.mean:.1f} % right when sampling, "
+            f"{100 * found.diversity.mean:.1f} % of the variety kept",
         )
-        return Group(*parts, self._bar.get_renderable())
 
-    def _time_left(self) -> str:
-        done = sum(self._done.values())
-        if self._first is None or not self._first[1] < done < self.total:
-            return ""
-        since, before = self._first
-        return f", {duration((time.monotonic() - since) / (done - before) * (self.total - done))} left"
+    def above(self) -> RenderableType | None:
+        """The trainings so far."""
+        rows = [(_named(run), run.measured) for run in self._rows]
+        return measured_table(rows, self.console.width) if rows else None
 
 
 def measured_table(rows: Sequence[tuple[str, Measured]], width: int) -> Table:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from bridgegarden.exact.process import Role, role, sample, trace
-from bridgegarden.exact.tasks.arithmetic import ASSISTANT, END, PAD, USER, ArithmeticWorld, Problem
+from bridgegarden.exact.tasks.arithmetic import PAD, ArithmeticWorld, Problem
+from bridgegarden.exact.vocabulary import ask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class Example:
 
 def prompt_ids(world: ArithmeticWorld, prompt: str) -> list[int]:
     """The ids that generation starts from."""
-    return [USER, *world.encode(prompt), END, ASSISTANT]
+    return ask(world.encode(prompt))
 
 
 def draw_example(world: ArithmeticWorld, problem: Problem, generator: torch.Generator) -> Example:

@@ -1,27 +1,23 @@
 """The output folder of the quickstart: what is finished in it looks finished, and nothing else does."""
 
 import hashlib
-import json
-import platform
 import shutil
-import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bridgegarden.errors import ConfigError
+from bridgegarden.jobs.kept import begin_folder, deciding_versions, keep, kept, key_of, mark_of
+from bridgegarden.lab.objectives import OBJECTIVES
 from bridgegarden.quickstart import TEACHER
 from bridgegarden.quickstart.result import ObjectiveRun, QuickstartResult, run_from_tree, to_tree
-from bridgegarden.quickstart.settings import OBJECTIVES, QuickstartSettings
-from bridgegarden.run.output import partial, write_json, write_text
-from bridgegarden.run.record import package_versions
+from bridgegarden.quickstart.settings import QuickstartSettings
+from bridgegarden.run.output import partial, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-DECIDES = ("bridgegarden", "torch", "transformers", "trl", "tokenizers")
-"""Packages whose version may change a number."""
+SIGNALS = "whole vocabulary in 16 bits, from a cache"
+"""How the students learn what the teacher says; it is in the key, as the numbers' last digits depend on it."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ class QuickstartFolder:
     @property
     def marker(self) -> Path:
         """Says that the newest run here did not finish, or has not yet."""
-        return self.path / "INCOMPLETE"
+        return mark_of(self.path)
 
     def run(self, objective: str, seed: int) -> Path:
         """Numbers of one finished training."""
@@ -53,24 +49,20 @@ class QuickstartFolder:
         """The student of one finished training, as a folder that ``from_pretrained`` loads."""
         return self.path / "students" / f"{objective}-seed{seed}"
 
+    def signals(self, seed: int) -> Path:
+        """What the teacher says about the training answers of a seed: a teacher's cache."""
+        return self.path / "caches" / f"seed{seed}"
+
     def begin(self, *, resume: bool) -> None:
         """Make the folder and mark it; unless `resume`, forget the trainings in it.
 
         Raises:
             ConfigError: the path is taken by a file.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"output: {self.path} is a file; expected a folder, or a name that is free.")
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_text(
-            self.marker,
-            "A run of `bridgegarden quickstart` in this folder is under way or was interrupted. Until it finishes, "
-            "result.json and report.html, if they are here, are those of an earlier run.\n",
-        )
-        if not resume:
-            for name in ("runs", "students"):
+        begin_folder(self.path, command="bridgegarden quickstart", results="result.json and report.html")
+        for name in ("caches", "runs", "students"):
+            if not resume:
                 shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in ("runs", "students"):
             (self.path / name).mkdir(exist_ok=True)
 
     def finish(self, result: QuickstartResult) -> None:
@@ -88,18 +80,13 @@ class QuickstartFolder:
             shutil.rmtree(stale, ignore_errors=True)
         student.save_pretrained(partial(folder))
         partial(folder).rename(folder)
-        write_json(self.run(run.objective, run.seed), {"key": key, "run": to_tree(run)})
+        keep(self.run(run.objective, run.seed), key, to_tree(run))
 
     def finished_run(self, objective: str, seed: int, key: str) -> ObjectiveRun | None:
         """A training that was finished here with everything as `key` has it."""
-        try:
-            tree = json.loads(self.run(objective, seed).read_text(encoding="utf-8"))
-            if tree["key"] != key or not self.student(objective, seed).is_dir():
-                return None
-            return run_from_tree(tree["run"])
-        except (OSError, ValueError, KeyError, TypeError):
-            # Missing, or not ours: trained again, and overwritten.
+        if not self.student(objective, seed).is_dir():
             return None
+        return kept(self.run(objective, seed), key, run_from_tree)
 
 
 def run_key(objective: str, seed: int, settings: QuickstartSettings) -> str:
@@ -116,16 +103,7 @@ def run_key(objective: str, seed: int, settings: QuickstartSettings) -> str:
         "world": asdict(ArithmeticWorld()),
         "student": asdict(STUDENT_SIZE),
         "teacher": hashlib.sha256((TEACHER / "model.safetensors").read_bytes()).hexdigest(),
+        "signals": SIGNALS,
         "versions": dict(deciding_versions()),
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def deciding_versions() -> Mapping[str, Any]:
-    """Python, the platform and the packages that decide the numbers."""
-    packages = package_versions()
-    return {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        **{name: packages[name] for name in DECIDES if name in packages},
-    }
+    return key_of(parts)

@@ -6,15 +6,17 @@ from markupsafe import Markup
 
 from bridgegarden.estimate import Estimate, Interval
 from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
-from bridgegarden.quickstart.models import STUDENT_SIZE, TEACHER_SIZE, LlamaSize, new_llama
+from bridgegarden.lab.models import new_llama
+from bridgegarden.lab.settings import LlamaSize
+from bridgegarden.quickstart.models import STUDENT_SIZE, TEACHER_SIZE
 from bridgegarden.quickstart.report_answer import answer_data, answer_section
 from bridgegarden.quickstart.report_charts import bias_chart, frontier_chart, kl_chart
-from bridgegarden.quickstart.report_words import GLOSSARY, interval_words, plus_minus
+from bridgegarden.quickstart.report_words import GLOSSARY, interval_words
 from bridgegarden.quickstart.result import QuickstartResult
 from bridgegarden.quickstart.verdict import finding
 from bridgegarden.report.charts import responsive
 from bridgegarden.report.page import Page, Section, figure, table, terms, write_page
-from bridgegarden.report.scale import number
+from bridgegarden.report.scale import number, plus_minus
 
 COLUMNS = {
     "accuracy_sampled": "right answers, sampled",
@@ -147,6 +149,7 @@ def _made(result: QuickstartResult) -> Markup:
         "teacher": f"{_parameters(TEACHER_SIZE):,} parameters, {_shape(TEACHER_SIZE)}; comes with the package",
         "student": f"{_parameters(STUDENT_SIZE):,} parameters, {_shape(STUDENT_SIZE)}; starts untrained",
         "training data": f"{settings.train_problems:,} problems with one sampled answer each",
+        "teacher asked": f"once for {result.teacher_tokens:,} tokens; every student read its answers from disk",
         "held out": f"{settings.test_problems:,} other problems",
         "training": f"{settings.steps:,} steps of {settings.batch} answers, AdamW",
         "learning rate": f"{settings.learning_rate:g} at its peak",

@@ -1,8 +1,5 @@
 """Words of the quickstart's report: numbers with their intervals, and what the terms mean."""
 
-import math
-from collections.abc import Callable
-
 from bridgegarden.quickstart.result import QuickstartResult
 from bridgegarden.report.scale import number
 
@@ -30,18 +27,6 @@ GLOSSARY = {
 def percent(share: float) -> str:
     """A share from 0 to 1."""
     return f"{number(share * 100, 3 if abs(share) >= 0.1 else 2)} %"
-
-
-def plus_minus(mean: float, half: float) -> tuple[str, str]:
-    """A mean and half its interval, both to the second digit of the latter, at most 5 places after the point."""
-    places = min(max(1 - math.floor(math.log10(float(f"{half:.2g}"))), 0), 5) if half > 0 else 1
-    return f"{mean:,.{places}f}".replace("-", "\N{MINUS SIGN}"), f"{half:,.{places}f}"
-
-
-def span(interval: tuple[float, float], write: Callable[[float], str]) -> str:
-    """Both ends of an interval."""
-    low, high = (write(end) for end in interval)
-    return f"{low.removesuffix(' %')} to {high}"
 
 
 def interval_words(result: QuickstartResult) -> str:

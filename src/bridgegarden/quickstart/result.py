@@ -45,7 +45,7 @@ class ObjectiveRun:
     """One student, trained with one objective from one seed."""
 
     objective: str
-    """Key of `bridgegarden.quickstart.settings.OBJECTIVES`."""
+    """Key of `bridgegarden.lab.objectives.OBJECTIVES`."""
 
     label: str
     """For a reader."""
@@ -67,6 +67,9 @@ class ObjectiveRun:
 
     tokens: int
     """Tokens that the student read in training, prompts and repetitions counted."""
+
+    teacher_tokens: int
+    """Tokens at which the teacher was asked what it expects: once, for all objectives of the seed together."""
 
     final_loss: float
     """Mean objective over the last steps, nats a token. Not comparable between objectives."""
@@ -159,6 +162,11 @@ class QuickstartResult:
     def objectives(self) -> tuple[str, ...]:
         """Objectives that were run, in the order of the tables."""
         return tuple(dict.fromkeys(run.objective for run in self.runs))
+
+    @property
+    def teacher_tokens(self) -> int:
+        """Tokens at which the teacher was asked, once for all students of a seed."""
+        return sum(run.teacher_tokens for run in self.runs_of(self.objectives[0]))
 
     def label(self, objective: str) -> str:
         """How a reader calls `objective`."""

@@ -1,10 +1,8 @@
-"""``bridgegarden quickstart``: train one student per objective and seed, measure them all, write the report."""
+"""``bridgegarden quickstart``: ask the teacher once, train one student per objective and seed, measure, report."""
 
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,11 +10,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from bridgegarden.jobs.interrupts import terminated_as_interrupted
+from bridgegarden.jobs.kept import deciding_versions
+from bridgegarden.jobs.workers import MOST, Tell, available_processors, one_thread, work
+from bridgegarden.lab.objectives import OBJECTIVES
 from bridgegarden.quickstart.display import QuickstartDisplay
-from bridgegarden.quickstart.output import QuickstartFolder, deciding_versions, run_key
+from bridgegarden.quickstart.output import QuickstartFolder, run_key
 from bridgegarden.quickstart.result import AnswerView, Measured, ObjectiveRun, QuickstartResult
-from bridgegarden.quickstart.settings import OBJECTIVES, QuickstartSettings
-from bridgegarden.quickstart.workers import MOST, Tell, available_processors, one_thread, work
+from bridgegarden.quickstart.settings import QuickstartSettings
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import now
 
@@ -103,7 +104,7 @@ def quickstart(
     settings = settings or plan(full=full, seed=seed)
     console = console or stderr_console()
     folder = QuickstartFolder(output)
-    with _terminated_as_interrupted(), quiet_libraries(interactive=console.is_terminal):
+    with terminated_as_interrupted(), quiet_libraries(interactive=console.is_terminal):
         folder.begin(resume=full)
         runs = _all_runs(settings, folder, console, workers or min(available_processors(), MOST), resume=full)
         with one_thread():
@@ -126,7 +127,9 @@ def quickstart(
 def run_one(job: Job, tell: Tell) -> ObjectiveRun:
     """Train and measure one student, and keep both in the job's folder."""
     from bridgegarden.quickstart.held_out import examine
+    from bridgegarden.quickstart.signals import tokens_asked
     from bridgegarden.quickstart.student import train_student
+    from bridgegarden.teacher.cache.reader import TeacherCache
 
     def on_step(step: int) -> None:
         if step % TELL_EVERY == 0:
@@ -134,9 +137,9 @@ def run_one(job: Job, tell: Tell) -> ObjectiveRun:
 
     objective, settings = OBJECTIVES[job.objective], job.settings
     with quiet_libraries(interactive=False):
-        teacher = _teacher()
+        signals = TeacherCache(job.folder.signals(job.seed))
         rows = _rows(settings.train_problems, job.seed)
-        trained = train_student(objective, job.seed, settings, rows, teacher, on_step)
+        trained = train_student(objective, job.seed, settings, rows, signals, on_step)
         tell(job.name, settings.steps)
         measured = examine(trained.model, _held_out(settings.test_problems, job.seed)).measured()
         run = ObjectiveRun(
@@ -148,6 +151,7 @@ def run_one(job: Job, tell: Tell) -> ObjectiveRun:
             seconds=trained.seconds,
             cpu_seconds=trained.cpu_seconds,
             tokens=trained.tokens,
+            teacher_tokens=tokens_asked(rows),
             final_loss=trained.final_loss,
         )
         job.folder.save_run(run, trained.model, job.key)
@@ -172,15 +176,33 @@ def _all_runs(
     todo = [job for job in jobs if job.name not in found]
     if todo:
         console.print(f"{len(todo)} students to train, {min(workers, len(todo))} at a time")
+        _ask_the_teacher(settings, folder, list(dict.fromkeys(job.seed for job in todo)), console)
     units = settings.steps + MEASURING
     with QuickstartDisplay(console, units * len(todo)) as display:
         # Closed at once on an interrupt, which ends the workers.
         with closing(work(run_one, todo, workers=workers, tell=display.advance)) as finished:
             for job, run in finished:
                 found[job.name] = run
-                display.finished(job.name, units, run)
+                display.trained(job.name, units, run)
     order = {objective: place for place, objective in enumerate(settings.objectives)}
     return tuple(sorted(found.values(), key=lambda run: (order[run.objective], settings.seeds.index(run.seed))))
+
+
+def _ask_the_teacher(
+    settings: QuickstartSettings, folder: QuickstartFolder, seeds: Sequence[int], console: "Console"
+) -> None:
+    """Once for all students of each of `seeds`; what an earlier run kept is not asked again."""
+    from bridgegarden.quickstart.signals import keep_signals
+    from bridgegarden.quickstart.student import load_tokenizer
+
+    for seed in seeds:
+        with console.status("asking the teacher"), one_thread():
+            rows = _rows(settings.train_problems, seed)
+            built = keep_signals(folder.signals(seed), rows, _teacher(), load_tokenizer())
+        if built.documents:
+            console.print(f"teacher asked once for {built.positions:,} tokens, in {built.seconds:.0f} s (seed {seed})")
+        else:
+            console.print(f"what the teacher says is kept from before (seed {seed})")
 
 
 def _look_at_teacher_and_answer(settings: QuickstartSettings, folder: QuickstartFolder) -> tuple[Measured, AnswerView]:
@@ -227,20 +249,3 @@ def _held_out(problems: int, seed: int) -> "HeldOut":
     from bridgegarden.quickstart.held_out import hold_out
 
     return hold_out(_world(), _teacher(), problems, seed)
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does, workers included; from a thread, signals are left as they are."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

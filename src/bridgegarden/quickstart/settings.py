@@ -1,53 +1,12 @@
-"""What a run of the quickstart depends on, and the objectives it compares."""
+"""What a run of the quickstart depends on. `--full` compares all of the lab's `OBJECTIVES`."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from bridgegarden.errors import ConfigError
+from bridgegarden.lab.objectives import OBJECTIVES
 from bridgegarden.registry import lookup
-
-if TYPE_CHECKING:
-    from bridgegarden.objective.hybrid import HybridObjective
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComparedObjective:
-    """One row of the comparison."""
-
-    label: str
-    """For a reader."""
-
-    preset: str
-    """Name of `HybridObjective.preset`."""
-
-    hard_target: Literal["teacher_argmax", "data"] = "teacher_argmax"
-    """The hard label: the teacher's likeliest token, or the token of the sampled answer."""
-
-    pure: bool = False
-    """Whether it uses labels of one kind alone."""
-
-    def build(self) -> "HybridObjective":
-        """The objective itself."""
-        from bridgegarden.objective.hybrid import HybridObjective
-
-        return HybridObjective.preset(self.preset, hard_target=self.hard_target)
-
-
-OBJECTIVES: Mapping[str, ComparedObjective] = MappingProxyType(
-    {
-        "hard": ComparedObjective(label="hard (argmax)", preset="hard", pure=True),
-        "hard_data": ComparedObjective(label="hard (data)", preset="hard", hard_target="data", pure=True),
-        "soft": ComparedObjective(label="soft", preset="soft", pure=True),
-        "static": ComparedObjective(label="static", preset="static"),
-        "confidence": ComparedObjective(label="confidence", preset="confidence"),
-        "entropy": ComparedObjective(label="entropy", preset="entropy"),
-        "curriculum": ComparedObjective(label="curriculum", preset="curriculum"),
-        "risk_guided": ComparedObjective(label="risk-guided", preset="risk_guided"),
-    }
-)
-"""Everything that `--full` compares, in the order of its tables. Hybrids mix in the teacher's likeliest token."""
 
 DEFAULT_OBJECTIVES = ("hard", "soft", "static", "confidence", "entropy")
 """What runs without `--full`."""

@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     PrinterCallback,
     TrainerCallback,
     TrainerControl,
@@ -22,11 +23,14 @@ from trl.trainer.sft_config import SFTConfig
 
 from bridgegarden.exact.process import sample
 from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld, make_problems
+from bridgegarden.lab.models import new_llama
+from bridgegarden.lab.objectives import ComparedObjective
 from bridgegarden.objective.alignment import IGNORE
 from bridgegarden.quickstart import TEACHER
 from bridgegarden.quickstart.examples import prompt_ids
-from bridgegarden.quickstart.models import STUDENT_SIZE, new_llama
-from bridgegarden.quickstart.settings import ComparedObjective, QuickstartSettings
+from bridgegarden.quickstart.models import STUDENT_SIZE
+from bridgegarden.quickstart.settings import QuickstartSettings
+from bridgegarden.teacher.protocol import Teacher
 from bridgegarden.training.trainer import HybridDistillationTrainer
 
 LOGS = 10
@@ -58,6 +62,11 @@ def load_teacher() -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(TEACHER, dtype=torch.float32, use_safetensors=True).eval()
 
 
+def load_tokenizer() -> PreTrainedTokenizerBase:
+    """The packaged teacher's, and its students'."""
+    return AutoTokenizer.from_pretrained(TEACHER)
+
+
 def training_rows(world: ArithmeticWorld, problems: int, seed: int) -> Dataset:
     """Token ids and labels of training problems with one answer each, drawn from the process, slips included.
 
@@ -77,7 +86,7 @@ def train_student(
     seed: int,
     settings: QuickstartSettings,
     rows: Dataset,
-    teacher: PreTrainedModel,
+    teacher: PreTrainedModel | Teacher,
     on_step: Callable[[int], None],
 ) -> TrainedStudent:
     """Distil `teacher` into a new student. Depends on its arguments and the libraries' versions alone.
@@ -87,7 +96,7 @@ def train_student(
         seed: decides the first weights and the order of the rows; the same for every objective.
         settings: steps, batch and learning rate.
         rows: of `training_rows`.
-        teacher: asked live at every step.
+        teacher: a model, asked at every step, or a cache of what it said about `rows`.
         on_step: called with the number of steps done.
     """
     student = new_llama(ArithmeticWorld(), STUDENT_SIZE, seed)
@@ -98,7 +107,7 @@ def train_student(
             objective.build(),
             _arguments(settings, seed, folder),
             train_dataset=rows,
-            processing_class=AutoTokenizer.from_pretrained(TEACHER),
+            processing_class=load_tokenizer(),
             callbacks=[_Steps(on_step)],
         )
         trainer.remove_callback(PrinterCallback)

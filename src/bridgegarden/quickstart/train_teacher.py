@@ -18,10 +18,11 @@ import transformers
 from transformers import GenerationConfig, LlamaForCausalLM
 
 from bridgegarden.exact.tasks.arithmetic import END, PAD, ArithmeticWorld, Problem, make_problems
+from bridgegarden.lab.models import new_llama
+from bridgegarden.lab.tokenizer import build_tokenizer
 from bridgegarden.quickstart.examples import Batch, collate, draw_example
 from bridgegarden.quickstart.measure import measure_teacher
-from bridgegarden.quickstart.models import TEACHER_SIZE, new_llama
-from bridgegarden.quickstart.tokenizer import build_tokenizer
+from bridgegarden.quickstart.models import TEACHER_SIZE
 
 
 @dataclass(frozen=True, kw_only=True)

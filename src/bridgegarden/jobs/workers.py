@@ -1,4 +1,4 @@
-"""Trainings spread over processes of one thread each, none of which outlives the one that asked."""
+"""Jobs spread over processes of one thread each, none of which outlives the one that asked."""
 
 import multiprocessing
 import os
@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 
 from bridgegarden.errors import ConfigError
+from bridgegarden.jobs.interrupts import interrupts_wait
 
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
@@ -60,7 +61,8 @@ def work(
     pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_begin_worker, initargs=(told,))
     complete = False
     try:
-        waiting: dict[Future, JobT] = {pool.submit(partial(_run, function), job): job for job in jobs}
+        with interrupts_wait():
+            waiting: dict[Future, JobT] = {pool.submit(partial(_run, function), job): job for job in jobs}
         while waiting:
             done, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
             _pass_on(told, tell)
@@ -70,7 +72,7 @@ def work(
         complete = True
     except BrokenProcessPool:
         raise ConfigError(
-            "quickstart: a worker process was ended from outside; most likely memory ran out. Use fewer processes "
+            "workers: a process was ended from outside; most likely memory ran out. Use fewer processes "
             "(--workers 1), or free memory."
         ) from None
     finally:

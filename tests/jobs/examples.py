@@ -7,7 +7,7 @@ import time
 import torch
 
 from bridgegarden.errors import DataError
-from bridgegarden.quickstart.workers import Tell
+from bridgegarden.jobs.workers import Tell
 
 
 def threads(job: int, tell: Tell) -> tuple[int, int, int]:

@@ -1,10 +1,11 @@
-"""A word-level tokenizer with a chat template, whose ids are those of the arithmetic world."""
+"""A word-level tokenizer with a chat template, whose ids are those of an exact world."""
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from bridgegarden.exact.tasks.arithmetic import ASSISTANT, END, PAD, SPECIAL_TOKENS, UNKNOWN, USER, ArithmeticWorld
+from bridgegarden.exact.vocabulary import ASSISTANT, END, PAD, SPECIAL_TOKENS, UNKNOWN, USER
+from bridgegarden.exact.world import World
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -18,7 +19,7 @@ CHAT_TEMPLATE = (
 """Each turn ends with the end token, the assistant's included; a conversation is a prefix of every longer one."""
 
 
-def build_tokenizer(world: ArithmeticWorld) -> PreTrainedTokenizerFast:
+def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
     """The tokenizer of `world`: token ids are places in `world.vocabulary`, words are split as `world.encode` does."""
     tokenizer = Tokenizer(WordLevel(dict(world.ids), unk_token=SPECIAL_TOKENS[UNKNOWN]))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -1,0 +1,253 @@
+"""What a run of the lab found, ready for a table, a report, or JSON."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from bridgegarden.estimate import Estimate, Interval
+from bridgegarden.lab.example import ExampleView, RoleName, example_from_tree
+from bridgegarden.lab.settings import LabSettings
+
+ByRole = Mapping[str, float]
+"""A value for each :data:`RoleName`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correlations:
+    """Spearman's rank correlation of kappa(s) with how sure the teacher is, over positions of its own answers.
+
+    Positions weigh as often as the teacher comes to them. Above 0: kappa is higher where the teacher is surer. None
+    where either side is the same everywhere.
+    """
+
+    confidence: float | None
+    """kappa(s), the sum over all tokens that keep the text on script, with max p."""
+
+    low_entropy: float | None
+    """The same kappa(s) with minus the entropy of p."""
+
+    confidence_weighted: float | None
+    """sum_a q(a|s) kappa(a|s), what exposure bias is made of, with max p."""
+
+    low_entropy_weighted: float | None
+    """The same with minus the entropy of p."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One student against the exact process: means over test problems of exact quantities. Losses in nats an answer."""
+
+    teacher_loss: float
+    """L_dT: KL(p || q) summed over the teacher's answers."""
+
+    student_loss: float
+    """L_dtheta: the same over the student's own answers; total inference loss."""
+
+    exposure_bias: float
+    """L_dtheta - L_dT. Its sign is kept: below 0 the student's own states are easier for it, which is no success."""
+
+    success: float
+    """Probability that an answer sampled from the student is right."""
+
+    success_greedy: float
+    """Share of problems to which the student's likeliest tokens are a right answer."""
+
+    teacher_success: float
+    """Probability that the teacher's answer is right."""
+
+    violation: float
+    """Probability that an answer sampled from the student leaves the script, which ends it."""
+
+    diversity: float
+    """Entropy of the student over entropy of the teacher, summed over the Gardens of the teacher's answers."""
+
+    length: float
+    """Expected tokens of the student's answer."""
+
+    teacher_length: float
+    """Expected tokens of the teacher's answer."""
+
+    teacher_loss_by_role: ByRole
+    """`teacher_loss` by what the position decides."""
+
+    student_loss_by_role: ByRole
+    """`student_loss` by what the position decides."""
+
+    exposure_bias_by_role: ByRole
+    """`exposure_bias` by the role of the position whose token causes it: sum_s d_theta(s) sum_a q(a|s) kappa(a|s)."""
+
+    teacher_visits_by_role: ByRole
+    """Expected positions of the teacher's answer."""
+
+    teacher_loss_by_position: tuple[float, ...]
+    """`teacher_loss` by number of tokens before."""
+
+    student_loss_by_position: tuple[float, ...]
+    """`student_loss` by number of tokens before."""
+
+    exposure_bias_by_position: tuple[float, ...]
+    """`exposure_bias` by the position that causes it."""
+
+    kappa_all: Correlations
+    """Over all positions."""
+
+    kappa_choices: Correlations
+    """Over Bridges and Gardens alone; a forced position has kappa(s) = 0 whatever the student."""
+
+    @property
+    def error_by_role(self) -> ByRole:
+        """L_dtheta by role: the fit at positions of a role on the teacher's answers, and the drift they cause."""
+        return {name: self.teacher_loss_by_role[name] + self.exposure_bias_by_role[name] for name in ROLES}
+
+    @property
+    def kl_by_role(self) -> Mapping[str, float | None]:
+        """Mean KL at a position of each role on the teacher's answers, nats; None where there is no such position."""
+        visits = self.teacher_visits_by_role
+        return {name: self.teacher_loss_by_role[name] / visits[name] if visits[name] else None for name in ROLES}
+
+
+ROLES: tuple[RoleName, ...] = ("bridge", "garden", "forced")
+"""In the order of all tables."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What became of a training, and what it cost."""
+
+    steps: int
+    """Optimiser steps until it ended."""
+
+    kept_step: int
+    """Steps after which the student was kept: its validation loss was lowest."""
+
+    validation: tuple[tuple[int, float], ...]
+    """Step and validation loss, nats a token of the own objective; not comparable between objectives."""
+
+    seconds: float
+    """Wall time of the training."""
+
+    cpu_seconds: float
+    """Processor time of the training."""
+
+    measuring_seconds: float
+    """Processor time of the exact measurement."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabRun:
+    """One student: trained with one objective from one seed in one regime of one world."""
+
+    world: str
+    """Key of `bridgegarden.exact.world.WORLDS`."""
+
+    regime: str
+    """Key of `bridgegarden.lab.settings.REGIMES`."""
+
+    objective: str
+    """Key of `bridgegarden.lab.objectives.ALL_OBJECTIVES`."""
+
+    seed: int
+    """Decided the first weights, the problems, the answers and their order; shared by all objectives of a regime."""
+
+    measured: Measured
+    """On test problems."""
+
+    training: Training
+    """How it was trained."""
+
+    example: ExampleView
+    """One test problem; the same for all objectives of a world, regime and seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabResult:
+    """Everything that tables and report show."""
+
+    settings: LabSettings
+    """What was run."""
+
+    runs: tuple[LabRun, ...]
+    """By world, regime, objective (in the orders of settings, `REGIMES` and `ALL_OBJECTIVES`), then seed."""
+
+    versions: Mapping[str, str]
+    """Of Python, the platform and the packages that decide the numbers."""
+
+    commit: str | None
+    """Git commit of the working directory, with ``-dirty`` if files differ; None outside a repository."""
+
+    command: str
+    """What gives the same numbers on the same machine."""
+
+    started: str
+    """ISO 8601, UTC."""
+
+    seconds: float
+    """Wall time of the whole; trainings kept from an earlier run cost nothing here."""
+
+    @property
+    def worlds(self) -> tuple[str, ...]:
+        """In the order of the tables."""
+        return self.settings.worlds
+
+    def regimes(self, world: str) -> tuple[str, ...]:
+        """Regimes that were run in `world`, in the order of the tables."""
+        return tuple(dict.fromkeys(run.regime for run in self.runs if run.world == world))
+
+    def objectives(self, world: str, regime: str) -> tuple[str, ...]:
+        """Objectives that were run there, in the order of the tables."""
+        found = (run.objective for run in self.runs if (run.world, run.regime) == (world, regime))
+        return tuple(dict.fromkeys(found))
+
+    def runs_of(self, world: str, regime: str, objective: str) -> tuple[LabRun, ...]:
+        """One run per seed; none if it was not run."""
+        key = world, regime, objective
+        return tuple(run for run in self.runs if (run.world, run.regime, run.objective) == key)
+
+    def values(self, world: str, regime: str, objective: str, quantity: Callable[[Measured], float]) -> list[float]:
+        """`quantity` of each seed."""
+        return [quantity(run.measured) for run in self.runs_of(world, regime, objective)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return to_tree(self)
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> "LabResult":
+        """The inverse of `to_dict`; what else a ``result.json`` holds is made from these."""
+        own = {field.name: tree[field.name] for field in fields(cls)}
+        runs = tuple(run_from_tree(run) for run in tree["runs"])
+        return cls(**{**own, "settings": LabSettings.from_dict(tree["settings"]), "runs": runs})
+
+
+def to_tree(value: Any) -> Any:
+    """Dataclasses, estimates and intervals as mappings, tuples as lists: what JSON can say."""
+    if isinstance(value, LabSettings):
+        return value.to_dict()
+    if isinstance(value, (Estimate, Interval)):
+        return value._asdict()
+    if is_dataclass(value):
+        return {field.name: to_tree(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: to_tree(item) for name, item in value.items()}
+    return [to_tree(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def run_from_tree(tree: Mapping[str, Any]) -> LabRun:
+    """The inverse of `to_tree`."""
+    measured: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in tree["measured"].items()
+    }
+    for name in ("kappa_all", "kappa_choices"):
+        measured[name] = Correlations(**measured[name])
+    training: dict[str, Any] = {
+        **tree["training"],
+        "validation": tuple((step, loss) for step, loss in tree["training"]["validation"]),
+    }
+    return LabRun(
+        **{
+            **tree,
+            "measured": Measured(**measured),
+            "training": Training(**training),
+            "example": example_from_tree(tree["example"]),
+        }
+    )

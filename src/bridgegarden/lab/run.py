@@ -1,0 +1,222 @@
+"""``bridgegarden lab run``: train and measure a student for every world, arm and seed, and judge the claims."""
+
+import time
+from contextlib import closing
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from bridgegarden.exact.world import WORLDS, World
+from bridgegarden.jobs.display import JobsDisplay
+from bridgegarden.jobs.interrupts import terminated_as_interrupted
+from bridgegarden.jobs.kept import deciding_versions
+from bridgegarden.jobs.workers import MOST, Tell, available_processors, work
+from bridgegarden.lab.objectives import ALL_OBJECTIVES
+from bridgegarden.lab.output import LabFolder, run_key
+from bridgegarden.lab.result import LabResult, LabRun, Training
+from bridgegarden.lab.settings import REGIMES, STUDENTS, Arm, LabSettings, LlamaSize
+from bridgegarden.run.quiet import quiet_libraries
+from bridgegarden.run.record import git_commit, now
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bridgegarden.lab.data import LabData
+
+TELL_EVERY = 25
+"""Steps between two signs of life from a training."""
+
+MEASURING = 100
+"""What measuring a student costs, in training steps, for the progress bar."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One training and its measurement."""
+
+    world: str
+    """Key of `WORLDS`."""
+
+    arm: Arm
+    """Regime and objective."""
+
+    seed: int
+    """Of the first weights, the problems, the answers and their order."""
+
+    settings: LabSettings
+    """What else the numbers depend on."""
+
+    folder: LabFolder
+    """Where the numbers are kept."""
+
+    @property
+    def name(self) -> str:
+        """For the display."""
+        return f"{self.world}, {self.arm.regime}, {self.arm.objective}, seed {self.seed}"
+
+    @property
+    def key(self) -> str:
+        """Of everything the numbers depend on."""
+        world, size = world_of(self.world, self.arm.regime), size_of(self.world, self.arm.regime)
+        return run_key(world, size, self.arm, self.seed, self.settings)
+
+
+def lab(
+    output: Path,
+    settings: LabSettings,
+    *,
+    command: str,
+    workers: int | None = None,
+    console: "Console | None" = None,
+) -> LabResult:
+    """Run the study, and leave ``result.json`` in `output`.
+
+    It appears at the very end; until then, and after an interrupt, a file ``INCOMPLETE`` lies there. Trainings that an
+    earlier run finished in `output` with the same settings are kept. The numbers depend on the settings, the libraries'
+    versions and the machine, not on the number of workers.
+
+    Args:
+        output: folder; made if need be.
+        settings: what to run.
+        command: what was typed, for the record.
+        workers: processes of one thread each; the processors there are, at most 4, if None.
+        console: for progress; stderr if None.
+
+    Raises:
+        ConfigError: `output` is a file, a setting is wrong, or a worker was ended from outside.
+    """
+    from bridgegarden.training.progress import stderr_console
+
+    began, started = time.perf_counter(), now()
+    console = console or stderr_console()
+    folder = LabFolder(output)
+    with terminated_as_interrupted(), quiet_libraries(interactive=console.is_terminal):
+        folder.begin()
+        runs = _all_runs(settings, folder, console, workers or min(available_processors(), MOST))
+        result = LabResult(
+            settings=settings,
+            runs=runs,
+            versions=deciding_versions(),
+            commit=git_commit(),
+            command=command,
+            started=started,
+            seconds=time.perf_counter() - began,
+        )
+        folder.finish(result)
+    return result
+
+
+def arms_in(world: str, settings: LabSettings) -> tuple[Arm, ...]:
+    """What is trained in `world`: a regime whose teacher slips needs a world where that can be done."""
+    return tuple(arm for arm in settings.arms if not REGIMES[arm.regime].slip_rate or _slips(world))
+
+
+def world_of(name: str, regime: str) -> World:
+    """The world called `name` with the teacher of `regime`."""
+    return WORLDS[name](slip_rate=REGIMES[regime].slip_rate) if _slips(name) else WORLDS[name]()
+
+
+def size_of(world: str, regime: str) -> LlamaSize:
+    """What the students of `regime` are like in `world`."""
+    sizes = STUDENTS[world]
+    return sizes.small if REGIMES[regime].student == "small" else sizes.large
+
+
+def run_one(job: Job, tell: Tell) -> LabRun:
+    """Train and measure one student, and keep the numbers in the job's folder."""
+    from bridgegarden.lab.example import view_example
+    from bridgegarden.lab.measure import measured, solve_tests
+    from bridgegarden.lab.student import train_student
+
+    def on_step(step: int) -> None:
+        if step % TELL_EVERY == 0:
+            tell(job.name, step)
+
+    settings = job.settings
+    with quiet_libraries(interactive=False):
+        data = _data(job.world, job.arm.regime, job.seed, settings)
+        objective = ALL_OBJECTIVES[job.arm.objective].build()
+        trained = train_student(objective, size_of(job.world, job.arm.regime), job.seed, settings, data, on_step)
+        tell(job.name, settings.steps)
+        cpu = time.process_time()
+        solved = solve_tests(trained.model, data)
+        run = LabRun(
+            world=job.world,
+            regime=job.arm.regime,
+            objective=job.arm.objective,
+            seed=job.seed,
+            measured=measured(solved),
+            training=Training(
+                steps=trained.steps,
+                kept_step=trained.kept_step,
+                validation=trained.validation,
+                seconds=trained.seconds,
+                cpu_seconds=trained.cpu_seconds,
+                measuring_seconds=time.process_time() - cpu,
+            ),
+            example=view_example(solved[0].solution, data.world, solved[0].test.prompt),
+        )
+        job.folder.save_run(run, job.key)
+    return run
+
+
+def _all_runs(settings: LabSettings, folder: LabFolder, console: "Console", workers: int) -> tuple[LabRun, ...]:
+    """World by world and seed by seed, so that an interrupted run has whole comparisons."""
+    jobs = [
+        Job(world=world, arm=arm, seed=seed, settings=settings, folder=folder)
+        for world in settings.worlds
+        for seed in settings.seeds
+        for arm in arms_in(world, settings)
+    ]
+    before = {job.name: folder.finished_run(job.world, job.arm, job.seed, job.key) for job in jobs}
+    found: dict[str, LabRun] = {name: run for name, run in before.items() if run is not None}
+    if found:
+        console.print(f"{len(found)} of {len(jobs)} trainings were finished before and are kept")
+    todo = [job for job in jobs if job.name not in found]
+    if todo:
+        console.print(f"{len(todo)} students to train, {min(workers, len(todo))} at a time")
+    units = settings.steps + MEASURING
+    with JobsDisplay(console, units * len(todo)) as display:
+        # Closed at once on an interrupt, which ends the workers.
+        with closing(work(run_one, todo, workers=workers, tell=display.advance)) as finished:
+            for job, run in finished:
+                found[job.name] = run
+                display.finished(job.name, units, _told(job, run))
+    ordered = sorted(jobs, key=lambda job: (settings.worlds.index(job.world), *_place(job)))
+    return tuple(found[job.name] for job in ordered)
+
+
+def _place(job: Job) -> tuple[int, int, int]:
+    return (
+        list(REGIMES).index(job.arm.regime),
+        list(ALL_OBJECTIVES).index(job.arm.objective),
+        job.settings.seeds.index(job.seed),
+    )
+
+
+def _told(job: Job, run: LabRun) -> str:
+    found = run.measured
+    return (
+        f"{job.name}: L_dT {found.teacher_loss:.3g}, exposure bias {found.exposure_bias:+.3g}, "
+        f"right {100 * found.success:.1f} %, off script {100 * found.violation:.1f} %"
+    )
+
+
+def _slips(world: str) -> bool:
+    """Whether the teacher of `world` can be made to slip; where nothing can be wrong it cannot."""
+    return any(field.name == "slip_rate" for field in fields(cast(Any, WORLDS[world]())))
+
+
+# Trainings of one process share what they do not change.
+@lru_cache(maxsize=4)
+def _data(world: str, regime: str, seed: int, settings: LabSettings) -> "LabData":
+    from bridgegarden.lab.data import draw_data
+
+    return draw_data(
+        world_of(world, regime),
+        seed,
+        train=REGIMES[regime].answers,
+        validation=settings.validation_problems,
+        test=settings.test_problems,
+    )
