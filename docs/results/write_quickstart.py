@@ -42,7 +42,8 @@ on {result.started[:10]} ({versions}): {trained / 60:.0f} minutes of processor t
 A teacher of 0.65 million parameters narrates three-step arithmetic modulo 7 in many wordings and writes one running
 value in ten wrong. Students seven times smaller are trained on {settings.train_problems:,} of its sampled answers:
 {settings.steps} steps of {settings.batch}; data, order and first weights are the same for every objective of a seed;
-seeds: {seeds}. Everything is measured on {settings.test_problems:,} problems that are not among the training problems.
+seeds: {seeds}. The teacher was asked once, for {result.teacher_tokens:,} tokens; students read what it said from disk.
+Everything is measured on {settings.test_problems:,} problems that are not among the training problems.
 
 **{finding(result)}**
 

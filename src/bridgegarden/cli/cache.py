@@ -39,9 +39,18 @@ def cache_group() -> None:
 @click.option("--limit", type=click.IntRange(1), help="At most so many training rows.  [default: data.limit]")
 @click.option("--shard", "part", type=Part(), default="1/1", help="Build a part, to be merged.  [default: all]")
 @click.option("--batch-tokens", type=click.IntRange(1), default=4096, show_default=True, help="A teacher's batch.")
+@click.option(
+    "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="What runs the teacher."
+)
+@click.option("--actors", type=click.IntRange(1), help="Teachers in Ray.  [default: one a GPU, else one a machine]")
 @click.option("--replace", is_flag=True, help="Remove the cache that is there first.")
+@click.option("--skip-unusable", is_flag=True, help="Of a server's answers, leave out those that give no signal.")
+@click.option("--raw-logprobs", is_flag=True, help="A server's log-probabilities are at temperature 1, always.")
 def build_command(recipe: str, overrides: tuple[str, ...], bits: str | None, **options: Any) -> None:
     """Run the teacher of RECIPE over its rows and keep its distribution at every supervised token.
+
+    A teacher on a server (teacher.server) does not run: its rows are answers that `generate --top-logprobs` wrote, and
+    what they hold is kept.
 
     Rows that the folder holds already are not asked again: a killed build goes on where it was, and new rows are added.
     Without options, as much is kept of them as of those.
@@ -73,12 +82,15 @@ def check_command(source: str, overrides: tuple[str, ...]) -> None:
 @click.argument("source", metavar="RECIPE|DIR")
 @SET
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def info_command(source: str, overrides: tuple[str, ...], as_json: bool) -> None:
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with charts, too.")
+def info_command(source: str, overrides: tuple[str, ...], as_json: bool, html: Path | None) -> None:
     """Show what a cache holds: captured mass, bytes, entropies, how many positions are Bridge-like."""
     from bridgegarden.run.cache import find_cache
+    from bridgegarden.run.cache_report import write_cache_report
     from bridgegarden.teacher.cache.info import cache_info
 
-    info = cache_info(find_cache(source, overrides))
+    folder = find_cache(source, overrides)
+    info = cache_info(folder) if html is None else write_cache_report(folder, html)
     click.echo(json.dumps(info.to_dict(), indent=2) if as_json else info)
 
 

@@ -13,6 +13,10 @@ COMMANDS = {
     "cache": "bridgegarden.cli.cache:cache_group",
     "train": "bridgegarden.cli.train:train_command",
     "generate": "bridgegarden.cli.generate:generate_command",
+    "diagnose": "bridgegarden.cli.diagnose:diagnose_command",
+    "evaluate": "bridgegarden.cli.evaluate:evaluate_command",
+    "judge": "bridgegarden.cli.judge:judge_command",
+    "lab": "bridgegarden.cli.lab:lab_group",
     "recipes": "bridgegarden.cli.recipes:recipes_group",
 }
 """Every command and where it lives, in the order ``--help`` shows them."""

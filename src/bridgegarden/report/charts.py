@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Literal
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from bridgegarden.report.labels import Box, place, width
+from bridgegarden.report.marks import circle, drawing, ground, line, mark, text
 from bridgegarden.report.scale import Axis, Reading, Scale, scale
 
 WIDE, NARROW = 720, 340
@@ -105,20 +106,20 @@ def scatter(points: Sequence[Point], *, x: Axis, y: Axis, about: str, size: int 
     bars = [_bars(point, across, up) for point in points]
     labels = place([p.name for p in points], centres, [box for pair in bars for box in pair], frame)
     stairs = [(across.at(point.x.value), up.at(point.y.value)) for point in unbeaten(points)]
-    parts = [_ground(across, frame, vertical=False), _ground(up, frame, vertical=True), _staircase(stairs, frame)]
+    parts = [ground(across, frame, vertical=False), ground(up, frame, vertical=True), _staircase(stairs, frame)]
     for (cx, cy), label in zip(centres, labels, strict=True):
         if label.far:
             end = min(max(cx, label.box.left), label.box.right)
-            parts.append(_line("leader", cx, cy, end, (label.box.top + label.box.bottom) / 2))
+            parts.append(line("leader", cx, cy, end, (label.box.top + label.box.bottom) / 2))
     for point, (cx, cy) in zip(points, centres, strict=True):
-        inner = Markup("").join(_dot("seed", across.at(sx), up.at(sy), 3) for sx, sy in point.seeds)
-        inner += _line("whisker", across.at(point.x.low), cy, across.at(point.x.high), cy)
-        inner += _line("whisker", cx, up.at(point.y.low), cx, up.at(point.y.high))
+        inner = Markup("").join(circle("seed", across.at(sx), up.at(sy), 3) for sx, sy in point.seeds)
+        inner += line("whisker", across.at(point.x.low), cy, across.at(point.x.high), cy)
+        inner += line("whisker", cx, up.at(point.y.low), cx, up.at(point.y.high))
         parts.append(_mark(inner + _shape(point.shape, cx, cy), cx, cy, point.about, quiet=point.shape == "diamond"))
     for point, label in zip(points, labels, strict=True):
         quiet = " quiet" if point.shape == "diamond" else ""
-        parts.append(_text(f"name{quiet}", label.box.left, label.box.bottom - 4, point.name))
-    return _svg(parts, size, height, about)
+        parts.append(text(f"name{quiet}", label.box.left, label.box.bottom - 4, point.name))
+    return drawing(parts, size, height, about)
 
 
 def dot_plot(
@@ -139,21 +140,21 @@ def dot_plot(
     height = top + pitch * len(rows) + 46
     frame = Box(left, top, size - 14, height - 46)
     across = scale(axis, [dot.reading for row in rows for dot in row.dots], frame.left + 8, frame.right)
-    parts = [_ground(across, frame, vertical=False)]
+    parts = [ground(across, frame, vertical=False)]
     if 0.0 in axis.include and not axis.log:
-        parts.append(_line("zero", across.at(0), frame.top, across.at(0), frame.bottom))
+        parts.append(line("zero", across.at(0), frame.top, across.at(0), frame.bottom))
     if many:
         parts.append(_legend(series, frame.left))
     for index, row in enumerate(rows):
         middle = frame.top + pitch * (index + 0.5)
-        parts.append(_text("name", 0, middle + 4.5, row.name))
+        parts.append(text("name", 0, middle + 4.5, row.name))
         for place_, (dot, (_, shape)) in enumerate(zip(row.dots, series, strict=True)):
             cy = middle + 14 * (place_ - (len(series) - 1) / 2)
             cx, low, high = (across.at(value) for value in dot.reading)
-            inner = Markup("").join(_dot("seed", across.at(seed), cy, 3) for seed in dot.seeds)
-            inner += _line("whisker", low, cy, high, cy) + _shape(shape, cx, cy)
+            inner = Markup("").join(circle("seed", across.at(seed), cy, 3) for seed in dot.seeds)
+            inner += line("whisker", low, cy, high, cy) + _shape(shape, cx, cy)
             parts.append(_mark(inner, cx, cy, dot.about, warm=shape == "ring" and many))
-    return _svg(parts, size, height, about)
+    return drawing(parts, size, height, about)
 
 
 def responsive(draw: Callable[[int], Markup]) -> Markup:
@@ -174,34 +175,6 @@ def standalone(chart: Markup, *, title: str) -> str:
     return str(svg.format(*sizes, title, Markup(style), Markup(inner)))
 
 
-def _svg(parts: Sequence[Markup], size: float, height: float, about: str) -> Markup:
-    return Markup(
-        '<svg class="chart" role="group" aria-label="{}" width="{}" height="{}" viewBox="0 0 {} {}">{}</svg>'
-    ).format(about, size, height, size, height, Markup("").join(parts))
-
-
-def _ground(scale: Scale, frame: Box, *, vertical: bool) -> Markup:
-    """Grid lines, the numbers beside them and the axis' name."""
-    parts = []
-    for tick in scale.ticks(6 if frame.right > 400 else 4):
-        at = scale.at(tick)
-        if vertical:
-            parts += [
-                _line("grid", frame.left, at, frame.right, at),
-                _text("tick", frame.left - 8, at + 4, scale.text(tick), "end"),
-            ]
-        else:
-            parts += [
-                _line("grid", at, frame.top, at, frame.bottom),
-                _text("tick", at, frame.bottom + 18, scale.text(tick), "middle"),
-            ]
-    if vertical:
-        parts.append(_text("axis-name", 0, 14, scale.axis.label))
-    else:
-        parts.append(_text("axis-name", frame.right, frame.bottom + 38, scale.axis.label, "end"))
-    return Markup("").join(parts)
-
-
 def _staircase(points: Sequence[tuple[float, float]], frame: Box) -> Markup:
     path = f"M{frame.left:.1f} {points[0][1]:.1f}" if points else ""
     for x, y in points:
@@ -220,10 +193,7 @@ def _bars(point: Point, across: Scale, up: Scale) -> list[Box]:
 
 def _mark(inner: Markup, cx: float, cy: float, about: str, *, quiet: bool = False, warm: bool = False) -> Markup:
     tone = " quiet" if quiet else " warm" if warm else ""
-    halo = _dot("halo", cx, cy, 12)
-    return Markup('<g class="mark{}" tabindex="0" role="img" aria-label="{}"><title>{}</title>{}{}</g>').format(
-        tone, about, about, halo, inner
-    )
+    return mark(inner, about, halo=circle("halo", cx, cy, 12), tone=tone)
 
 
 def _shape(shape: Shape, cx: float, cy: float) -> Markup:
@@ -232,7 +202,7 @@ def _shape(shape: Shape, cx: float, cy: float) -> Markup:
     if shape == "diamond":
         corners = f"M{cx:.1f} {cy - 6:.1f}l6 6l-6 6l-6 -6z"
         return Markup('<path class="shape hollow" d="{}"/>').format(corners)
-    return _dot("shape hollow" if shape == "ring" else "shape", cx, cy, 5)
+    return circle("shape hollow" if shape == "ring" else "shape", cx, cy, 5)
 
 
 def _legend(series: Sequence[tuple[str, Shape]], left: float) -> Markup:
@@ -240,20 +210,6 @@ def _legend(series: Sequence[tuple[str, Shape]], left: float) -> Markup:
     for name, shape in series:
         tone = " warm" if shape == "ring" else ""
         parts.append(Markup('<g class="mark{}" aria-hidden="true">{}</g>').format(tone, _shape(shape, x + 5, 12)))
-        parts.append(_text("note", x + 18, 16.5, name))
+        parts.append(text("note", x + 18, 16.5, name))
         x += width(name) + 44
     return Markup("").join(parts)
-
-
-def _dot(kind: str, cx: float, cy: float, radius: float) -> Markup:
-    return Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="{}"/>').format(kind, cx, cy, radius)
-
-
-def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
-    return Markup('<path class="{}" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(kind, x1, y1, x2, y2)
-
-
-def _text(kind: str, x: float, y: float, text: str, anchor: str = "start") -> Markup:
-    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
-        kind, x, y, anchor, escape(text)
-    )

@@ -2,8 +2,9 @@
 (() => {
   const card = document.getElementById("card");
   const data = JSON.parse(document.getElementById("data").textContent);
-  const text = document.querySelector(".tokens .text");
-  const tokens = text ? Array.from(text.querySelectorAll(".token")) : [];
+  const texts = Array.from(document.querySelectorAll(".tokens .text"));
+  const tokens = Array.from(document.querySelectorAll(".tokens .text .token"));
+  const numbers = new Map(tokens.map((token, index) => [token, index]));
   let owner = null;
   let closing = 0;
 
@@ -20,12 +21,26 @@
     return (value < 10 ? value.toFixed(1) : value < 99.95 ? value.toFixed(value < 99 ? 0 : 1) : "100") + " %";
   };
 
+  const actionTable = ({ heads, rows }) => {
+    const table = element("table", "actions");
+    const head = element("tr");
+    for (const name of heads) head.append(element("th", "", name));
+    table.append(head);
+    for (const [written, ...cells] of rows) {
+      const row = element("tr", written ? "written" : "");
+      cells.forEach((cell, at) => row.append(element(at ? "td" : "th", "", cell)));
+      table.append(row);
+    }
+    return table;
+  };
+
   const tokenCard = (index) => {
     const token = data.tokens[index];
     const parts = [element("p", "word", token.text)];
     const facts = element("dl", "facts");
     for (const [name, value] of token.facts) facts.append(element("dt", "", name), element("dd", "", value));
     parts.push(facts);
+    if (token.table) parts.push(actionTable(token.table));
     const models = element("dl", "models");
     for (const { model, top, note } of token.thoughts) {
       const bars = element("dd");
@@ -102,39 +117,77 @@
     mark.querySelector("title").remove();
     attach(mark, () => mark.getAttribute("aria-label").split("\n").map((line, at) => element("p", at ? "line" : "word", line)));
   }
-  let entry = 0;
-  tokens.forEach((token, index) => {
-    attach(token, () => tokenCard(index));
-    // One stop for the Tab key, wherever the reader was last; arrow keys do the rest.
-    token.addEventListener("focus", () => {
-      tokens[entry].tabIndex = -1;
-      token.tabIndex = 0;
-      entry = index;
-    });
-  });
 
-  if (text) {
-    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
+  const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
+  const layers = Array.from(document.querySelectorAll('.switch input[name="layer"]'));
+  const facets = Array.from(document.querySelectorAll('.switch input[name^="facet"]'));
+  const legends = document.querySelectorAll(".tokens .key-row");
+  const painted = new Map(texts.map((text) => [text, 0]));
+  let layer = 0;
+
+  // Only texts in sight are painted: the others are when they are chosen.
+  const paint = (text) => {
+    if (painted.get(text) === layer || text.closest("[hidden]")) return;
+    painted.set(text, layer);
+    const { scale, levels } = data.layers[layer];
+    text.dataset.scale = scale;
+    for (const token of text.querySelectorAll(".token")) token.dataset.level = levels[numbers.get(token)];
+  };
+
+  // One listener a text: thousands of tokens would take as many.
+  for (const text of texts) {
+    const own = Array.from(text.querySelectorAll(".token"));
+    const show = (token) => token && open(token, tokenCard(numbers.get(token)));
+    const under = (event) => event.target.closest(".token");
+    let entry = own[0];
+    text.addEventListener("pointerover", (event) => {
+      const token = under(event);
+      if (event.pointerType === "mouse" && token && token !== owner) show(token);
+    });
+    text.addEventListener("pointerout", (event) => under(event) && closeSoon());
+    text.addEventListener("focusout", closeSoon);
+    text.addEventListener("click", (event) => show(under(event)));
+    text.addEventListener("focusin", (event) => {
+      const token = under(event);
+      if (!token) return;
+      // One stop for the Tab key, wherever the reader was last; arrow keys do the rest.
+      entry.tabIndex = -1;
+      token.tabIndex = 0;
+      entry = token;
+      show(token);
+    });
     text.addEventListener("keydown", (event) => {
-      const at = tokens.indexOf(document.activeElement);
+      const at = own.indexOf(document.activeElement);
       if (at < 0) return;
       let next = at + (step[event.key] || 0);
       if (event.key === "Home") next = 0;
-      if (event.key === "End") next = tokens.length - 1;
-      if (event.key === "Enter" || event.key === " ") open(tokens[at], tokenCard(at));
+      if (event.key === "End") next = own.length - 1;
+      if (event.key === "Enter" || event.key === " ") show(own[at]);
       else if (next === at && !(event.key in step)) return;
       event.preventDefault();
-      tokens[Math.max(0, Math.min(next, tokens.length - 1))].focus();
+      own[Math.max(0, Math.min(next, own.length - 1))].focus();
     });
-    const legends = document.querySelectorAll(".tokens .key-row");
-    for (const choice of document.querySelectorAll(".switch input")) {
-      choice.addEventListener("change", () => {
-        const layer = data.layers[Number(choice.value)];
-        text.dataset.scale = layer.scale;
-        tokens.forEach((token, index) => (token.dataset.level = layer.levels[index]));
-        legends.forEach((legend, index) => (legend.hidden = index !== Number(choice.value)));
-      });
-    }
+  }
+
+  for (const choice of layers) {
+    choice.addEventListener("change", () => {
+      layer = Number(choice.value);
+      texts.forEach(paint);
+      legends.forEach((legend, index) => (legend.hidden = index !== layer));
+    });
+  }
+  const choose = () => {
+    const chosen = facets.filter((facet) => facet.checked).map((facet) => facet.value).join(" ");
+    for (const panel of document.querySelectorAll(".tokens .panel")) panel.hidden = panel.dataset.choice !== chosen;
+    texts.forEach(paint);
+  };
+  for (const facet of facets) facet.addEventListener("change", () => (close(), choose()));
+  if (texts.length) {
+    // What the browser kept of an earlier visit may differ from what the page was painted with.
+    layer = Number((layers.find((choice) => choice.checked) || layers[0]).value);
+    legends.forEach((legend, index) => (legend.hidden = index !== layer));
+    if (facets.length) choose();
+    texts.forEach(paint);
     document.documentElement.classList.add("scripted");
   }
 

@@ -108,6 +108,11 @@ def figure(chart: Markup, caption: str | Markup) -> Markup:
     return Markup("<figure>{}<figcaption>{}</figcaption></figure>").format(chart, caption)
 
 
+def details(summary: str, body: Markup) -> Markup:
+    """`body`, shown once `summary` is opened."""
+    return Markup("<details><summary>{}</summary>{}</details>").format(summary, body)
+
+
 def write_page(text: str, path: Path) -> Path:
     """Write `text` to `path` whole or not at all.
 

@@ -1,7 +1,7 @@
 """Axes: from values to pixels, with round numbers to write beside them."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -135,3 +135,15 @@ def number(value: float, digits: int = 3) -> str:
         text = f"{rounded:.{decimals}f}"
         text = text.rstrip("0").rstrip(".") if "." in text else text
     return text.replace("-", "\N{MINUS SIGN}")
+
+
+def plus_minus(mean: float, half: float) -> tuple[str, str]:
+    """A mean and half its interval, both to the second digit of the latter, at most 5 places after the point."""
+    places = min(max(1 - math.floor(math.log10(float(f"{half:.2g}"))), 0), 5) if half > 0 else 1
+    return f"{mean:,.{places}f}".replace("-", "\N{MINUS SIGN}"), f"{half:,.{places}f}"
+
+
+def span(interval: tuple[float, float], write: Callable[[float], str]) -> str:
+    """Both ends of an interval."""
+    low, high = (write(end) for end in interval)
+    return f"{low.removesuffix(' %')} to {high}"

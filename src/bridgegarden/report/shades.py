@@ -29,8 +29,22 @@ ENDS: Mapping[str, tuple[tuple[Colour, Colour], tuple[Colour, Colour]]] = Mappin
 Surprise: from the page's own shade to red. What stands out most on the page matters most."""
 
 
+DIVERGING: Mapping[str, tuple[tuple[Colour, Colour, Colour], tuple[Colour, Colour, Colour]]] = MappingProxyType(
+    {
+        "signed": (((148, 92, 8), (247, 245, 243), (31, 78, 121)), ((240, 190, 92), (30, 36, 42), (143, 189, 235))),
+    }
+)
+"""Colours at -1, 0 and 1: from ochre over the page's own shade to blue. Hue tells the sign, and so does a dotted line
+under what is negative; distance from zero is lightness."""
+
+
 def shades(name: str, *, dark: bool = False) -> list[Shade]:
     """The steps of the scale `name`."""
+    if name in DIVERGING:
+        low, middle, high = DIVERGING[name][dark]
+        half = LEVELS // 2
+        below = [_shade(low, middle, step / half) for step in range(half)]
+        return [*below, *(_shade(middle, high, step / half) for step in range(half + 1))]
     start, end = ENDS[name][dark]
     return [_shade(start, end, step / (LEVELS - 1)) for step in range(LEVELS)]
 
@@ -48,7 +62,7 @@ def stylesheet() -> str:
 def _rules(*, dark: bool) -> str:
     return "\n".join(
         f'[data-scale="{name}"] [data-level="{step}"] {{ background: {shade.fill}; color: {shade.ink}; }}'
-        for name in ENDS
+        for name in (*ENDS, *DIVERGING)
         for step, shade in enumerate(shades(name, dark=dark))
     )
 

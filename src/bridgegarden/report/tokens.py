@@ -117,31 +117,36 @@ def token_text(tokens: Sequence[Token], layers: Sequence[Layer], *, label: str) 
         '<div class="tokens">{}<div class="legend" aria-live="polite">{}</div>'
         '<p class="text" role="group" aria-label="{}. Arrow keys move from token to token." data-scale="{}">'
         "{}</p></div>"
-    ).format(_switch(layers), Markup("").join(map(_legend, layers)), label, _scale(first), spans)
+    ).format(
+        switch([(layer.group, layer.name) for layer in layers]),
+        Markup("").join(map(_legend, layers)),
+        label,
+        _scale(first),
+        spans,
+    )
 
 
 def token_data(tokens: Sequence[Token], layers: Sequence[Layer]) -> dict[str, Any]:
     """What the page's script needs, as JSON can say it."""
     return {
         "layers": [{"scale": _scale(layer), "levels": _levels(layer)} for layer in layers],
-        "tokens": [
-            {"text": _named(token.text), "facts": token.facts, "thoughts": _thoughts(token)} for token in tokens
-        ],
+        "tokens": [{"text": named(token.text), "facts": token.facts, "thoughts": thoughts(token)} for token in tokens],
     }
 
 
-def _thoughts(token: Token) -> list[dict[str, Any]]:
+def thoughts(token: Token) -> list[dict[str, Any]]:
+    """What models expected, as the page's script reads it."""
     return [
         {
             "model": thought.model,
             "note": thought.note,
-            "top": [[_named(text), round(share, 4), text == token.text] for text, share in thought.top],
+            "top": [[named(text), round(share, 4), text == token.text] for text, share in thought.top],
         }
         for thought in token.thoughts
     ]
 
 
-def _named(text: str) -> str:
+def named(text: str) -> str:
     """A token by itself, where a space at its end would not be seen."""
     return visible(text).replace(" ", "␣").removesuffix("\n")
 
@@ -162,12 +167,13 @@ def _levels(layer: Layer) -> list[str] | list[int]:
     return [level(value / layer.most) for value in layer.values]
 
 
-def _switch(layers: Sequence[Layer]) -> Markup:
+def switch(layers: Sequence[tuple[str, str]], *, name: str = "layer", legend: str = "Colour the tokens by") -> Markup:
+    """Radio buttons as pills, for (group, name) pairs in order; the first one is chosen."""
     groups: dict[str, list[Markup]] = {}
-    for index, layer in enumerate(layers):
-        groups.setdefault(layer.group, []).append(
-            Markup('<label class="pill"><input type="radio" name="layer" value="{}"{}><span>{}</span></label>').format(
-                index, Markup(" checked") if index == 0 else "", layer.name
+    for index, (group, words) in enumerate(layers):
+        groups.setdefault(group, []).append(
+            Markup('<label class="pill"><input type="radio" name="{}" value="{}"{}><span>{}</span></label>').format(
+                name, index, Markup(" checked") if index == 0 else "", words
             )
         )
     rows = Markup("").join(
@@ -176,7 +182,15 @@ def _switch(layers: Sequence[Layer]) -> Markup:
         )
         for group, pills in groups.items()
     )
-    return Markup('<fieldset class="switch"><legend>Colour the tokens by</legend>{}</fieldset>').format(rows)
+    return Markup('<fieldset class="switch"><legend>{}</legend>{}</fieldset>').format(legend, rows)
+
+
+def ramp(scale: str, ends: tuple[str, str]) -> Markup:
+    """All steps of a scale between the words for its ends."""
+    steps = Markup("").join(Markup('<i data-level="{}"></i>').format(step) for step in range(LEVELS))
+    return Markup('<span class="ramp"><span>{}</span><span data-scale="{}">{}</span><span>{}</span></span>').format(
+        ends[0], scale, steps, ends[1]
+    )
 
 
 def _legend(layer: Layer) -> Markup:
@@ -190,9 +204,6 @@ def _legend(layer: Layer) -> Markup:
         )
         body = Markup('<span data-scale="role">{}</span>').format(keys)
     else:
-        steps = Markup("").join(Markup('<i data-level="{}"></i>').format(step) for step in range(LEVELS))
-        body = Markup('<span class="ramp"><span>{}</span><span data-scale="{}">{}</span><span>{}</span></span>').format(
-            layer.ends[0], layer.scale, steps, layer.ends[1]
-        )
+        body = ramp(layer.scale, layer.ends)
     hidden = "" if isinstance(layer, RoleLayer) else Markup(" hidden")
     return Markup('<div class="key-row"{}>{}<p class="about">{}</p></div>').format(hidden, body, layer.about)

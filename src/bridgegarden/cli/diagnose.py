@@ -1,0 +1,151 @@
+"""``bridgegarden diagnose``."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+FACTORS = {"": 1, "k": 1_000, "m": 1_000_000}
+
+
+class Tokens(click.ParamType):
+    """A number of tokens: ``50000``, ``200k``, ``1.5M``."""
+
+    name = "N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:[.,_]?\d+)*)\s*([km]?)", str(value).strip().lower())
+        if match is None:
+            self.fail(f"{value!r}; expected a number of tokens such as 50000, 200k or 1.5M.", param, ctx)
+        amount = match[1].replace("_", "").replace(",", "")
+        tokens = round(float(amount) * FACTORS[match[2]]) if amount.count(".") <= 1 else 0
+        if tokens < 1:
+            self.fail(f"{value!r}; expected at least one token.", param, ctx)
+        return tokens
+
+
+@click.command("diagnose")
+@click.argument("recipe", required=False)
+@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change a setting of the recipe.")
+@click.option("--teacher", metavar="MODEL", help="A folder, or a name on the hub.  [default: the recipe's]")
+@click.option(
+    "--student",
+    "students",
+    metavar="[NAME=]MODEL",
+    multiple=True,
+    help="The same; several are compared. With RECIPE they come beside its own.",
+)
+@click.option(
+    "--prompts",
+    metavar="FILE",
+    help="Rows as for training, or a .txt file with a prompt a line.  [default: data.eval, else data.train]",
+)
+@click.option("--prompt-column", metavar="NAME", help="Column of FILE with the prompt; it becomes a user's turn.")
+@click.option("--messages-column", metavar="NAME", help="Column of FILE with a conversation.")
+@click.option("--split", default="train", show_default=True, help="Split of FILE, where it has splits.")
+@click.option("--limit", type=click.IntRange(2), default=64, show_default=True, help="At most so many prompts.")
+@click.option("--samples", type=click.IntRange(1), default=2, show_default=True, help="Texts a prompt and model.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    help="Of what is written; 0 is greedy.",
+)
+@click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True, help="Longest text.")
+@click.option(
+    "--budget",
+    type=Tokens(),
+    default="200k",
+    show_default=True,
+    help="Tokens to generate for kappa and attribution, for each student.",
+)
+@click.option(
+    "--positions",
+    type=click.Choice(["random", "all", "uncertain"]),
+    default="random",
+    show_default=True,
+    help="Where kappa is measured: a sample of all texts, text by text, or where the teacher is least sure.",
+)
+@click.option("--rounds", type=click.IntRange(2), default=8, show_default=True, help="Continuations of each token.")
+@click.option(
+    "--top", type=click.IntRange(1), default=2, show_default=True, help="Likeliest tokens of each model to try."
+)
+@click.option("--show", "shown", type=click.IntRange(0), default=3, show_default=True, help="Texts on the page.")
+@click.option(
+    "--divergence",
+    default="forward_kl",
+    show_default=True,
+    help="What the loss is, by its name in recipes.",
+)
+@click.option(
+    "--batch-size", "max_rows", type=click.IntRange(1), default=32, show_default=True, help="Texts at a time."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything that is drawn.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "bfloat16", "float16", "float32"]),
+    help="Of all weights.  [default: the recipe's, or as they were saved]",
+)
+@click.option("--device", help="Such as cuda:1 or cpu.  [default: a GPU if there is one]")
+@click.option("--output", metavar="DIR", type=click.Path(path_type=Path), help="Folder for the result.")
+@click.option("--open", "open_report", is_flag=True, help="Show the report in the browser.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON instead of a table.")
+def diagnose_command(
+    recipe: str | None,
+    overrides: tuple[str, ...],
+    teacher: str | None,
+    students: tuple[str, ...],
+    prompts: str | None,
+    prompt_column: str | None,
+    messages_column: str | None,
+    split: str,
+    limit: int,
+    dtype: str | None,
+    device: str | None,
+    output: Path | None,
+    open_report: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Measure how far a student drifts on its own texts, where, and which objective that calls for.
+
+    Of RECIPE the trained student is meant, or the untrained one where there is none yet; or give --teacher, --student
+    and --prompts. Writes DIR/report.html and DIR/result.json; DIR is OUTPUT/diagnosis of a recipe, else
+    runs/diagnosis/STUDENT. Ctrl-C keeps what is finished.
+    """
+    from bridgegarden.cli.diagnose_table import print_diagnosis
+    from bridgegarden.data import Columns
+    from bridgegarden.diagnostics.diagnosis import DiagnosisSettings
+    from bridgegarden.run.diagnose import diagnose_pair
+    from bridgegarden.run.diagnose_inputs import DiagnoseRequest
+
+    request = DiagnoseRequest(
+        recipe=recipe,
+        overrides=overrides,
+        teacher=teacher,
+        students=students,
+        prompts=prompts,
+        columns=Columns(prompt=prompt_column, messages=messages_column),
+        split=split,
+        limit=limit,
+        dtype=dtype,
+        output=output,
+    )
+    found, files = diagnose_pair(request, DiagnosisSettings(**settings), command=_typed(), device=device)
+    print_diagnosis(found, files, as_json=as_json)
+    if open_report:
+        click.launch(str(files.report))
+    if found.findings.interrupted:
+        click.get_current_context().exit(130)
+
+
+def _typed() -> str:
+    """What was typed, for the record."""
+    import shlex
+    import sys
+
+    return shlex.join(["bridgegarden", *sys.argv[1:]])

@@ -1,0 +1,356 @@
+"""A diagnosis as one HTML page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from markupsafe import Markup
+
+from bridgegarden.diagnostics.advise import Advice
+from bridgegarden.diagnostics.diagnosis import Diagnosis, ModelUsed, StudentDiagnosis
+from bridgegarden.diagnostics.exposure_bias import PairedDifference
+from bridgegarden.report.charts import responsive
+from bridgegarden.report.diagnosis_charts import bias_chart, confidence_chart, excess_chart, loss_chart, position_chart
+from bridgegarden.report.diagnosis_tokens import texts_data, texts_section
+from bridgegarden.report.diagnosis_words import (
+    GLOSSARY,
+    MEASURES,
+    SPACE,
+    advice_words,
+    agreement_words,
+    bias_words,
+    bootstrapped,
+    duration_words,
+    kind_words,
+    measured,
+    ranged,
+    thanks_to,
+)
+from bridgegarden.report.page import Page, Section, details, figure, table, terms, write_page
+from bridgegarden.report.scale import number
+from bridgegarden.report.tokens import visible
+
+
+def write_diagnosis(diagnosis: Diagnosis, path: Path) -> Path:
+    """Write the page that shows `diagnosis` to `path`, whole or not at all.
+
+    Raises:
+        DataError: a number is not finite.
+        OSError: the folder cannot be written to.
+    """
+    return write_page(diagnosis_page(diagnosis).render(), path)
+
+
+def diagnosis_page(diagnosis: Diagnosis) -> Page:
+    """What the page says."""
+    students = diagnosis.findings.students
+    names = ", ".join(student.name for student in students)
+    verb, whose = ("drifts", "its") if len(students) == 1 else ("drift", "their")
+    return Page(
+        title=f"Where {names} {verb} from {whose} teacher",
+        kicker=f"bridgegarden diagnose, {diagnosis.started[:10]}",
+        lead=_lead(diagnosis),
+        sections=(
+            Section(anchor="bias", title="Exposure bias", body=_bias(diagnosis)),
+            Section(anchor="length", title="Along the text", body=_along(diagnosis)),
+            Section(anchor="tokens", title="Token by token", body=texts_section(diagnosis)),
+            Section(anchor="origin", title="Where it comes from", body=_origin(diagnosis)),
+            Section(anchor="rule", title="Which rule suits", body=_rule(diagnosis)),
+            Section(anchor="words", title="The words used here", body=terms(GLOSSARY)),
+            Section(anchor="made", title="How it was measured", body=_made(diagnosis)),
+        ),
+        data=texts_data(diagnosis.findings),
+        footer="Made by bridgegarden. This file needs no network and holds all of its data.",
+    )
+
+
+def _lead(diagnosis: Diagnosis) -> Markup:
+    findings, settings, used = diagnosis.findings, diagnosis.settings, diagnosis.prompts.used
+    count = len(findings.students)
+    done = Markup(
+        "<p>The teacher and {students} wrote {samples} from each of {prompts} prompts, at most {most} tokens long, at "
+        "temperature {temperature}. What each student loses on its own texts beyond what it loses on the teacher's is "
+        "its exposure bias; continuations from single tokens show where it comes from.</p>"
+    ).format(
+        students="one student" if count == 1 else f"{count} students",
+        samples="a text" if settings.samples == 1 else f"{settings.samples} texts",
+        prompts=used,
+        most=settings.max_new_tokens,
+        temperature=number(settings.temperature),
+    )
+    found = Markup("").join(
+        Markup("<li><b>{}</b> {} <b>{}</b> {}</li>").format(
+            student.name, bias_words(student), *advice_words(student.advice)
+        )
+        for student in findings.students
+    )
+    stopped = (
+        Markup("<p><b>Interrupted</b> during “{}”; what came after it is missing.</p>").format(findings.interrupted)
+        if findings.interrupted
+        else ""
+    )
+    return done + stopped + Markup('<ul class="findings">{}</ul>').format(found)
+
+
+def _bias(diagnosis: Diagnosis) -> Markup:
+    students = diagnosis.findings.students
+    rows: list[list[str | Markup]] = []
+    for student in students:
+        bias = student.exposure_bias
+        last = bias.excess_error[-1].per_cent if bias.excess_error else None
+        rows.append(
+            [
+                student.name,
+                _cell(measured(bias.teacher_loss)),
+                _cell(measured(bias.student_loss)),
+                _cell(measured(bias.exposure_bias)),
+                _cell(measured(bias.exposure_bias_per_token)),
+                "–" if last is None else _cell(measured(last, " %")),
+                _cell(measured(bias.teacher_length)),
+                _cell(measured(bias.student_length)),
+            ]
+        )
+    heads = [
+        "student",
+        "loss on the teacher's texts",
+        "loss on its own",
+        "exposure bias",
+        "per token",
+        "ExAccErr",
+        "tokens, teacher",
+        "tokens, its own",
+    ]
+    caption = (
+        "Losses and exposure bias in nats a text, summed over its tokens; ± is half the width of a 95 % interval over "
+        f"{diagnosis.prompts.used} prompts, on which teacher and student are paired. {_cut_off(students)}"
+    )
+    shown = table(heads, rows, caption=caption)
+    if len(students) == 1:
+        return shown
+    chart = figure(
+        responsive(lambda size: bias_chart(diagnosis.findings, size)),
+        "Right of zero a student drifts; left of zero its own texts are easier for it than the teacher's. Intervals of "
+        "two students may overlap although the paired difference below is certain.",
+    )
+    return shown + chart + Markup("<h3>Students compared, prompt by prompt</h3>") + _differences(diagnosis)
+
+
+def _differences(diagnosis: Diagnosis) -> Markup:
+    pairs: dict[tuple[str, str], dict[str, PairedDifference]] = {}
+    for one in diagnosis.findings.differences:
+        pairs.setdefault((one.first, one.second), {})[one.measure] = one
+    rows: list[list[str | Markup]] = [
+        [f"{first} \N{MINUS SIGN} {second}", *(_difference(of[measure]) for measure in MEASURES)]
+        for (first, second), of in pairs.items()
+    ]
+    caption = (
+        "Nats a text, first minus second, on the same prompts and random numbers. The second line is the bootstrap's "
+        "95 % interval, prompts drawn with replacement; a difference whose interval leaves out zero is in bold. Of "
+        "many comparisons, one in twenty looks certain by chance."
+    )
+    return table(["pair", *MEASURES.values()], rows, caption=caption)
+
+
+def _difference(one: PairedDifference) -> Markup:
+    low, high = one.bootstrap
+    mean = Markup("{}" if low <= 0 <= high else "<b>{}</b>").format(measured(one.difference))
+    return Markup("{}<small>{}</small>").format(mean, ranged(one.bootstrap))
+
+
+def _cut_off(students: Sequence[StudentDiagnosis]) -> str:
+    """Texts that are cut off end the sum where they are."""
+    full = max([s.exposure_bias.student_full.mean for s in students] + [students[0].exposure_bias.teacher_full.mean])
+    if full < 0.05:
+        return ""
+    parts = [f"{number(100 * students[0].exposure_bias.teacher_full.mean)} % of the teacher's texts"]
+    parts += [f"{number(100 * one.exposure_bias.student_full.mean)} % of {one.name}'s" for one in students]
+    return f"As long as allowed, most of them cut off there: {', '.join(parts)}."
+
+
+def _along(diagnosis: Diagnosis) -> Markup:
+    students = diagnosis.findings.students
+    figures = Markup("").join(
+        figure(responsive(lambda size, student=student: loss_chart(student, size)), _loss_caption(index))
+        for index, student in enumerate(students)
+    )
+    told = [student for student in students if _tells_excess(student)]
+    if not told:
+        return figures
+    caption = (
+        "Exposure bias up to a length, in per cent of the loss on the teacher's texts up to there. A curve that rises "
+        "says that errors bring more errors; one that lies flat, that the first ones already cost what later ones do."
+    )
+    hidden = [student.name for student in students if student not in told]
+    if hidden:
+        caption += (
+            f" Left out: {', '.join(hidden)}, whose loss on the teacher's texts is too small to divide by (the "
+            f"interval is wider than ± {WIDEST:.0f} %)."
+        )
+    return figures + figure(responsive(lambda size: excess_chart(told, size)), caption)
+
+
+WIDEST = 100.0
+"""Half an interval of ExAccErr, in per cent, from which on it says nothing and would hide other curves."""
+
+
+def _tells_excess(student: StudentDiagnosis) -> bool:
+    points = student.exposure_bias.excess_error
+    if not points:
+        return False
+    low, high = points[-1].per_cent.interval()
+    return (high - low) / 2 <= WIDEST
+
+
+def _loss_caption(index: int) -> str:
+    if index > 0:
+        return "The same for another student."
+    return (
+        "Mean loss at each position over the texts that are that long; bands are 95 % intervals over prompts. Where "
+        "few texts are left, the bands are wide and may leave the picture. A gap that opens to the right is drift."
+    )
+
+
+def _origin(diagnosis: Diagnosis) -> Markup:
+    how = Markup(
+        "<p>Exposure bias is, exactly, the sum over a student's own positions of the kappa of the tokens it would "
+        "take. So positions can be charged with their share: at places drawn in proportion to how much the two models "
+        "differ, the teacher goes on once from a token that the student favours and once from one that it favours "
+        "itself.</p>"
+    )
+    return how + Markup("").join(_origin_of(student, diagnosis) for student in diagnosis.findings.students)
+
+
+def _origin_of(student: StudentDiagnosis, diagnosis: Diagnosis) -> Markup:
+    heading = Markup("<h3>{}</h3>").format(student.name)
+    if student.attribution is None:
+        return heading + Markup("<p>Not measured: interrupted before.</p>")
+    agreement = Markup('<p class="agreement" data-agrees="{}">{}</p>').format(
+        "yes" if student.attribution.agrees else "no", agreement_words(student) or ""
+    )
+    charts = Markup("").join(responsive(lambda size, draw=draw: draw(student, size)) for draw in ORIGINS)
+    caption = (
+        f"By how far into the text, and by the teacher's largest probability. {student.attribution.draws_per_text} "
+        "places a text; 95 % intervals over prompts; hollow bars are negative."
+    )
+    return heading + agreement + figure(charts, caption) + _costly(student)
+
+
+ORIGINS = (position_chart, confidence_chart)
+
+
+def _costly(student: StudentDiagnosis) -> Markup:
+    rows: list[list[str | Markup]] = [
+        [
+            Markup('<span class="excerpt">…{}</span>').format(visible(draw.before)),
+            Markup("<code>{}</code>").format(visible(draw.student_token.text)),
+            Markup("<code>{}</code>").format(visible(draw.teacher_token.text)),
+            number(draw.cost),
+        ]
+        for draw in student.largest[:8]
+    ]
+    caption = "Single samples, the largest of many: they show what a costly place looks like, not how much it costs."
+    heads = ["after", "the student's token", "the teacher's", "later cost, nats"]
+    return details(f"Costly places of {student.name}", table(heads, rows, caption=caption)) if rows else Markup("")
+
+
+def _rule(diagnosis: Diagnosis) -> Markup:
+    students = diagnosis.findings.students
+    how = Markup(
+        "<p>A rule for the soft weight λ should be soft at Gardens and hard at Bridges: λ should fall where κ(s) "
+        "rises. This says how well a rule aims on this pair, not how a student trained with it turns out.</p>"
+    )
+    said = Markup("").join(
+        Markup("<li><b>{}</b>: {}. <b>{}</b> {}</li>").format(
+            student.name, kind_words(student), *advice_words(student.advice)
+        )
+        for student in students
+    )
+    rows = [row for student in students if student.advice is not None for row in _scores(student, student.advice)]
+    if not rows:
+        return how + Markup('<ul class="findings">{}</ul>').format(said)
+    caption = (
+        "With 95 % intervals over prompts. Rank correlation of λ with κ(s): negative is good. Told apart: how often a "
+        "Garden's λ is above a Bridge's; 0.5 is chance. Separation: mean λ at Gardens minus at Bridges. Gain: how much "
+        "more kappa the hard label covers than under a static rule of the same mean, nats a place. A static rule has "
+        "no correlation, tells nothing apart and gains nothing."
+    )
+    heads = ["student, rule", "mean λ", "rank correlation", "told apart", "separation", "gain"]
+    return how + Markup('<ul class="findings">{}</ul>').format(said) + table(heads, rows, caption=caption)
+
+
+def _scores(student: StudentDiagnosis, advice: Advice) -> list[list[str | Markup]]:
+    return [
+        [
+            f"{student.name}, {score.rule}",
+            number(score.mean_weight, 2),
+            *(
+                Markup("{}<small>{}</small>").format(*cells)
+                for cells in (
+                    bootstrapped(score.spearman, least=-1, most=1),
+                    bootstrapped(score.auc, least=0, most=1),
+                    bootstrapped(score.separation, least=-1, most=1),
+                    bootstrapped(score.gain),
+                )
+            ),
+        ]
+        for score in advice.scores
+    ]
+
+
+def _made(diagnosis: Diagnosis) -> Markup:
+    settings, cost = diagnosis.settings, diagnosis.findings.cost
+    facts: dict[str, str | Markup] = {"command": Markup("<code>{}</code>").format(diagnosis.command)}
+    for used in (diagnosis.teacher, *diagnosis.students):
+        facts[used.name] = _model(used)
+    facts |= {
+        "prompts": f"{diagnosis.prompts.used} from {diagnosis.prompts.source}, {diagnosis.prompts.tokens:,} tokens",
+        "texts": f"{settings.samples} a prompt and writer, at most {settings.max_new_tokens} tokens, temperature "
+        f"{number(settings.temperature)}, seed {settings.seed}",
+        "loss": f"{settings.divergence}, at temperature 1, over {diagnosis.vocab_size:,} shared tokens and one cell "
+        "for all others",
+        "budget": f"{settings.budget:,} generated tokens for each student: a quarter for where it comes from, at most "
+        "a quarter for kappa at the texts that are shown, the rest for kappa at " + _POSITIONS[settings.positions],
+        "kappa": f"{settings.rounds} rounds; the {settings.top} likeliest tokens of each model, and in every round one "
+        "more token of each that stands for all others; the same random numbers for all tokens of a round",
+        "cost": f"{thanks_to(diagnosis)}; {cost.read:,} tokens of prefixes read",
+        "ran on": diagnosis.device,
+        "versions": ", ".join(f"{name} {version}" for name, version in diagnosis.versions.items()),
+        "started": diagnosis.started,
+    }
+    if diagnosis.prompts.left_out:
+        facts["left out"] = f"{len(diagnosis.prompts.left_out)} prompts, too long: {diagnosis.prompts.left_out[0]}"
+    for number_, warning in enumerate(diagnosis.warnings, 1):
+        facts[f"warning {number_}"] = warning
+    rows: list[list[str | Markup]] = [[phase.name, duration_words(phase.seconds)] for phase in cost.phases]
+    phases = table(["part", "time"], rows, caption="Loading the models is not in it.")
+    return terms(facts, small=True) + details("Time part by part", phases) + _notes(diagnosis)
+
+
+_POSITIONS = {
+    "random": "places drawn at random from all texts",
+    "all": "all places, text by text",
+    "uncertain": "the places where the teacher is least sure, which do not stand for the texts",
+}
+
+
+def _notes(diagnosis: Diagnosis) -> Markup:
+    notes = (
+        "Prompts are the independent units of every interval: tokens of a text, and texts of a prompt, are not.",
+        "Kappa's intervals at a single place are over its rounds, of which there are few: they come from Student's t.",
+        "Sums are up to the end of a text or the longest length allowed, for both models.",
+        "All numbers are estimates from samples; another seed gives others, within their intervals 19 times in 20.",
+        "Of kappa, the loss at the place itself is no part: it is the same whatever token comes next.",
+    )
+    items = Markup("").join(Markup("<li>{}</li>").format(note) for note in notes)
+    return Markup('<ul class="notes">{}</ul>').format(items)
+
+
+def _model(used: ModelUsed) -> str:
+    commit = f" at {used.commit[:12]}" if used.commit else ""
+    return f"{used.model}{commit}, {used.parameters:,} parameters, {used.dtype}"
+
+
+def _cell(words: str) -> Markup:
+    """A mean with its error below it."""
+    mean, _, half = words.partition(f"{SPACE}±{SPACE}")
+    unit = " %" if half.endswith(" %") else ""
+    return Markup("{}{}<small>± {}</small>").format(mean, unit, half)

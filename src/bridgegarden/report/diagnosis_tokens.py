@@ -1,0 +1,217 @@
+"""The texts of a diagnosis, token by token: what colours them and what their cards say."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from bridgegarden.diagnostics.diagnosis import Diagnosis, Findings, StudentDiagnosis
+from bridgegarden.diagnostics.kappa import PositionKappa
+from bridgegarden.diagnostics.shown import Likely, ShownText, ShownToken
+from bridgegarden.report.diagnosis_words import measured
+from bridgegarden.report.heatmap import (
+    CardTable,
+    Cell,
+    Facet,
+    HeatLayer,
+    KindLayer,
+    NumberLayer,
+    Panel,
+    heatmap,
+    heatmap_data,
+)
+from bridgegarden.report.page import details
+from bridgegarden.report.scale import number
+from bridgegarden.report.tokens import Thought, Token, visible
+
+LONG = 600
+"""Characters of a prompt from which on it is folded away."""
+
+
+def texts_section(diagnosis: Diagnosis) -> Markup:
+    """The texts and how to read them."""
+    findings = diagnosis.findings
+    count = max(len(student.texts) for student in findings.students)
+    if count == 0:
+        return Markup("<p>No texts were to be shown, or the run was interrupted before.</p>")
+    how = Markup(
+        "<p>{}, each written by the student itself at temperature {}. Point at a token, tap it or walk there with the "
+        "arrow keys to see what both models expected there and what each choice costs later.</p>"
+    ).format(
+        "One text" if count == 1 else f"{count} texts of each student, from the first prompts and not picked",
+        number(diagnosis.settings.temperature),
+    )
+    return how + heatmap(_panels(findings), _facets(findings), _layers(findings))
+
+
+def texts_data(findings: Findings) -> dict[str, Any]:
+    """The same for the page's script."""
+    if not any(student.texts for student in findings.students):
+        return {"layers": [], "tokens": []}
+    return heatmap_data(_panels(findings), _layers(findings))
+
+
+def _facets(findings: Findings) -> list[Facet]:
+    count = max(len(student.texts) for student in findings.students)
+    return [
+        Facet(name="Student", options=tuple(student.name for student in findings.students if student.texts)),
+        Facet(name="Text", options=tuple(str(index + 1) for index in range(count))),
+    ]
+
+
+def _panels(findings: Findings) -> list[Panel]:
+    with_texts = [student for student in findings.students if student.texts]
+    return [
+        Panel(
+            choice=(row, column),
+            title=f"Text {column + 1} of {student.name}",
+            before=_prompt(text),
+            cells=tuple(_cell(findings, student, token, first=at == 0) for at, token in enumerate(text.tokens)),
+        )
+        for row, student in enumerate(with_texts)
+        for column, text in enumerate(student.texts)
+    ]
+
+
+def _prompt(text: ShownText) -> Markup:
+    quoted = Markup("<blockquote>{}</blockquote>").format(visible(text.prompt_text))
+    return details("The prompt", quoted) if len(text.prompt_text) > LONG else quoted
+
+
+def _layers(findings: Findings) -> list[HeatLayer]:
+    tokens = [token for student in findings.students for text in student.texts for token in text.tokens]
+    places = [token.kappa for token in tokens]
+    results = {student.name: student.kappa or student.shown_kappa for student in findings.students}
+    thresholds = ", ".join(
+        f"{number(result.threshold)} nats for {name}" for name, result in results.items() if result is not None
+    )
+    layers: list[HeatLayer] = [
+        KindLayer(
+            values=tuple(None if place is None else place.kind.value for place in places),
+            name="Bridge or Garden",
+            group="Measured",
+            about=f"By whether the 95 % interval of κ(s) lies above or below the threshold: {thresholds}, a tenth of "
+            "the loss on one of its texts.",
+        ),
+        _signed(
+            "κ(s)",
+            places,
+            lambda place: place.state_kappa.mean,
+            "Summed over the likeliest tokens of both models. Colours grow with the square root, so that small values "
+            "show beside large ones.",
+        ),
+        _signed(
+            "contribution",
+            places,
+            lambda place: place.contribution.mean,
+            "What the place adds to exposure bias; over all places of all texts the mean sum is the exposure bias. "
+            "Colours grow with the square root.",
+        ),
+    ]
+    for rule in tokens[0].soft_weights if tokens else ():
+        layers.append(
+            NumberLayer(
+                values=tuple(token.soft_weights[rule] for token in tokens),
+                name=rule,
+                group="Soft weight λ",
+                scale="weight",
+                most=1.0,
+                ends=("0: hard label", "1: soft label"),
+                about="How much of the training loss this rule would take from the teacher's whole distribution here.",
+            )
+        )
+    layers += [
+        _growing("teacher entropy", [t.teacher_entropy for t in tokens], "How undecided the teacher is, in nats."),
+        _growing(
+            "student surprise", [t.student_surprise for t in tokens], "How unexpected the token was to its writer."
+        ),
+        _growing("loss l(s)", [t.loss for t in tokens], "How far the student is from the teacher here."),
+    ]
+    return layers
+
+
+def _signed(
+    name: str, places: Sequence[PositionKappa | None], value: Callable[[PositionKappa], float], about: str
+) -> NumberLayer:
+    values = tuple(None if place is None else value(place) for place in places)
+    most = max((abs(one) for one in values if one is not None), default=0.0) or 1.0
+    return NumberLayer(
+        values=values,
+        name=name,
+        group="Measured",
+        scale="signed",
+        most=most,
+        ends=(f"\N{MINUS SIGN}{number(most, 2)}", f"+{number(most, 2)} nats"),
+        about=about,
+    )
+
+
+def _growing(name: str, values: Sequence[float], about: str) -> NumberLayer:
+    most = max([1.0, *values])
+    return NumberLayer(
+        values=tuple(values),
+        name=name,
+        group="Models",
+        scale="surprise",
+        most=most,
+        ends=("0", f"{number(most, 2)} nats"),
+        about=about,
+    )
+
+
+def _cell(findings: Findings, student: StudentDiagnosis, shown: ShownToken, *, first: bool) -> Cell:
+    place = shown.kappa
+    weights = " · ".join(f"{rule} {number(value, 2)}" for rule, value in shown.soft_weights.items())
+    facts: list[tuple[str, str]] = [("κ(s)", "not measured")]
+    if place is not None:
+        facts = [
+            ("κ(s)", f"{measured(place.state_kappa)} nats: {place.kind.value}"),
+            ("contribution", f"{measured(place.contribution)} nats"),
+        ]
+    facts += [("soft weight λ", weights), ("loss l(s)", f"{number(shown.loss, 2)} nats")]
+    text = shown.piece.text
+    return Cell(
+        token=Token(
+            text=text,
+            gap="" if first else shown.piece.gap,
+            facts=tuple(facts),
+            thoughts=(
+                Thought(
+                    model="teacher",
+                    top=_top(findings, shown.teacher_top),
+                    note=f"entropy {number(shown.teacher_entropy, 2)}",
+                ),
+                Thought(
+                    model=student.name,
+                    top=_top(findings, shown.student_top),
+                    note=f"surprise {number(shown.student_surprise, 2)}",
+                ),
+            ),
+        ),
+        table=None
+        if place is None
+        else CardTable(
+            heads=("if it goes on with", "teacher", "student", "κ, later cost"), rows=tuple(_actions(findings, place))
+        ),
+    )
+
+
+def _actions(findings: Findings, place: PositionKappa) -> Iterator[tuple[bool, tuple[str, ...]]]:
+    for action in place.actions:
+        yield (
+            action.token == place.token,
+            (
+                findings.tokens[action.token].replace(" ", "␣"),
+                _percent(action.teacher_prob),
+                _percent(action.student_prob),
+                measured(action.kappa),
+            ),
+        )
+
+
+def _top(findings: Findings, top: Sequence[Likely]) -> tuple[tuple[str, float], ...]:
+    return tuple((findings.tokens[likely.token], likely.prob) for likely in top)
+
+
+def _percent(share: float) -> str:
+    return "<0.1 %" if 0 < share < 0.001 else f"{number(100 * share, 2 if share < 0.1 else 3)} %"
