@@ -54,7 +54,10 @@ def test_options_are_handed_over(calls):
 def test_it_prints_what_became_of_the_claims_and_where_the_numbers_are(calls):
     shown = invoke("run").stdout
     assert "a hybrid has the lowest total inference loss" in " ".join(shown.split())
-    assert shown.splitlines()[-1] == f"The numbers are in {Path('runs/lab/result.json')}"
+    assert (
+        shown.splitlines()[-1]
+        == f"The report is {Path('runs/lab/report.html')}, the numbers are in result.json beside it"
+    )
 
 
 def test_json_is_the_file(calls, tmp_path):

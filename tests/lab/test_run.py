@@ -79,7 +79,14 @@ def test_a_finished_run_leaves_its_numbers_and_what_they_say(finished):
     assert {finding["claim"] for finding in tree["findings"]} == {"4", "6: 4"}
     assert {finding["verdict"] for finding in tree["findings"]} == {"not enough evidence"}
     assert tree["summaries"]
-    assert {path.name for path in folder.path.iterdir()} == {"result.json", "runs"}
+    assert {path.name for path in folder.path.iterdir()} == {
+        "findings.csv",
+        "means.csv",
+        "report.html",
+        "result.json",
+        "runs",
+        "tables.md",
+    }
 
 
 def test_every_arm_is_trained_and_measured(finished):

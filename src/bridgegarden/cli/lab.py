@@ -74,7 +74,7 @@ def run_command(
     """Train students against exact teachers, and test the paper's claims with intervals.
 
     One world takes about ten minutes on two processors, all of them less than an hour; interrupted, it goes on where
-    it stopped. Leaves DIR/result.json.
+    it stopped. Leaves DIR/report.html, tables.md, findings.csv, means.csv and result.json.
     """
     from bridgegarden.lab.run import lab
     from bridgegarden.lab.settings import LabSettings
@@ -98,7 +98,7 @@ def run_command(
     console = Console(highlight=False)
     for table in tables(result):
         console.print(table)
-    console.print(f"\nThe numbers are in {output / 'result.json'}", soft_wrap=True)
+    console.print(f"\nThe report is {output / 'report.html'}, the numbers are in result.json beside it", soft_wrap=True)
 
 
 @lab_group.command("worlds")

@@ -10,7 +10,7 @@ from bridgegarden.lab.findings import findings, summaries
 from bridgegarden.lab.objectives import ALL_OBJECTIVES
 from bridgegarden.lab.result import LabResult, LabRun, run_from_tree, to_tree
 from bridgegarden.lab.settings import REGIMES, Arm, LabSettings, LlamaSize
-from bridgegarden.run.output import write_json
+from bridgegarden.run.output import write_json, write_text
 
 STUDY = ("worlds", "objectives", "seeds", "sweep")
 """Settings that say what is run, not how."""
@@ -26,6 +26,26 @@ class LabFolder:
     def result(self) -> Path:
         """All numbers, and what they say of the claims."""
         return self.path / "result.json"
+
+    @property
+    def findings(self) -> Path:
+        """What is said of each claim, one line each."""
+        return self.path / "findings.csv"
+
+    @property
+    def means(self) -> Path:
+        """Means over seeds, one line each."""
+        return self.path / "means.csv"
+
+    @property
+    def tables(self) -> Path:
+        """Both for a reader."""
+        return self.path / "tables.md"
+
+    @property
+    def report(self) -> Path:
+        """The page that shows it."""
+        return self.path / "report.html"
 
     def run(self, world: str, arm: Arm, seed: int) -> Path:
         """One finished training and its measurement."""
@@ -50,10 +70,17 @@ class LabFolder:
         return kept(self.run(world, arm, seed), key, run_from_tree)
 
     def finish(self, result: LabResult) -> None:
-        """Write the result whole, and take the mark away."""
+        """Write what a finished run leaves, each file whole or not at all, and take the mark away."""
+        from bridgegarden.lab.report import write_report
+        from bridgegarden.lab.tables import findings_csv, means_csv, tables_markdown
+
+        write_text(self.findings, findings_csv(result))
+        write_text(self.means, means_csv(result))
+        write_text(self.tables, tables_markdown(result))
         found = findings(result)
         tree = {**result.to_dict(), "findings": to_tree(found), "summaries": to_tree(summaries(found))}
         write_json(self.result, tree)
+        write_report(result, self.report)
         mark_of(self.path).unlink()
 
 

@@ -20,7 +20,7 @@ MISSING = "none"
 PART = "\u25cc"
 """Stands for a token that is only the beginning of a character."""
 
-Kind = Literal["bridge", "garden", "undecided"]
+Kind = Literal["bridge", "garden", "undecided", "forced"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,5 +225,6 @@ KINDS: dict[str, tuple[str, str]] = {
     "bridge": ("Bridge", "what follows hangs on it"),
     "garden": ("Garden", "it may vary"),
     "undecided": ("undecided", "too close to tell"),
+    "forced": ("forced", "one token keeps to the script"),
 }
 """Kinds in words."""

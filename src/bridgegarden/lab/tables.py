@@ -1,0 +1,188 @@
+"""The findings and the means as files: CSV for a program, Markdown for a reader."""
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from bridgegarden.lab.display import COLUMNS
+from bridgegarden.lab.findings import ClaimSummary, Effect, Finding, difference, findings, summaries
+from bridgegarden.lab.objectives import ALL_OBJECTIVES
+from bridgegarden.lab.result import ROLES, LabResult, Measured
+from bridgegarden.lab.settings import REGIMES
+from bridgegarden.report.scale import number, span
+
+
+def _error(role: str) -> Callable[[Measured], float]:
+    return lambda measured: measured.error_by_role[role]
+
+
+MEANS: Mapping[str, Callable[[Measured], float]] = {
+    **{name: quantity for name, (_, quantity, _) in COLUMNS.items()},
+    **{f"error_{role}": _error(role) for role in ROLES},
+}
+"""Quantities in ``means.csv``: losses and errors in nats an answer, the others shares."""
+
+
+def findings_csv(result: LabResult) -> str:
+    """One line for each finding; what does not exist is empty.
+
+    ``effect`` is `objective` minus `reference`, ``low`` to ``high`` its 95 % interval, ``corrected_low`` to
+    ``corrected_high`` the one widened for the number of hybrids; ``beside_`` are other differences of the same pair.
+    """
+    return _csv([_finding_cells(finding) for finding in findings(result)])
+
+
+def means_csv(result: LabResult) -> str:
+    """One line for each quantity of each objective, with its 95 % interval over seeds; empty with one seed."""
+    places = [(world, regime) for world in result.worlds for regime in result.regimes(world)]
+    return _csv(
+        [
+            {
+                "world": world,
+                "regime": regime,
+                "objective": objective,
+                "quantity": name,
+                **_effect_cells("mean", difference(result, world, regime, objective, None, quantity)),
+                "seeds": len(result.runs_of(world, regime, objective)),
+            }
+            for world, regime in places
+            for objective in result.objectives(world, regime)
+            for name, quantity in MEANS.items()
+        ]
+    )
+
+
+def tables_markdown(result: LabResult) -> str:
+    """Verdicts of each world, then effects and means of each of its regimes."""
+    found = findings(result)
+    lines = summaries(found)
+    count = len(result.settings.seeds)
+    parts = [
+        "# What the lab found",
+        f"`{result.command}`, started {result.started}, commit {result.commit or 'unknown'}.",
+        f"Effects and means over {count} seed{'s' if count != 1 else ''}, with 95 % t-intervals; effects are paired by "
+        "seed. Losses, errors and exposure bias are in nats an answer.",
+    ]
+    for world in result.worlds:
+        parts += [f"## {world}", _table(*verdict_rows(result, world, lines))]
+        for regime in result.regimes(world):
+            here = [finding for finding in found if (finding.world, finding.regime) == (world, regime)]
+            parts += [f"### {world}, {REGIMES[regime].label}", _table(*effect_rows(here))]
+            parts.append(_table(*mean_rows(result, world, regime)))
+    return "\n\n".join(parts) + "\n"
+
+
+def verdict_rows(result: LabResult, world: str, lines: Sequence[ClaimSummary]) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows: what each claim came to in each regime of `world`."""
+    regimes = result.regimes(world)
+    here = {(line.claim, line.regime): line for line in lines if line.world == world}
+    texts = {line.claim: line.text for line in lines if line.world == world}
+    rows = [
+        [
+            f"{claim}: {text}",
+            *(str(here[claim, regime].verdict) if (claim, regime) in here else "" for regime in regimes),
+        ]
+        for claim, text in texts.items()
+    ]
+    return ["claim", *(REGIMES[regime].label for regime in regimes)], rows
+
+
+def effect_rows(found: Sequence[Finding]) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows: every finding with its effect."""
+    rows = [
+        [
+            f"{finding.claim}: {finding.text}",
+            label(finding.objective),
+            "zero" if finding.reference is None else label(finding.reference),
+            effect_words(finding.effect),
+            interval_words(finding.effect),
+            str(finding.verdict),
+        ]
+        for finding in found
+    ]
+    return ["claim", "objective", "against", "effect", "95 % interval", "verdict"], rows
+
+
+def mean_rows(result: LabResult, world: str, regime: str) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows: every objective of one regime with its means."""
+    rows = [
+        [label(objective), *(_mean_words(result, world, regime, objective, name) for name in COLUMNS)]
+        for objective in result.objectives(world, regime)
+    ]
+    return ["objective", *(head for head, _, _ in COLUMNS.values())], rows
+
+
+def label(objective: str) -> str:
+    """An objective for a reader."""
+    return ALL_OBJECTIVES[objective].label
+
+
+def effect_words(effect: Effect) -> str:
+    """The mean with its sign."""
+    return "does not exist" if effect.mean is None else signed(effect.mean)
+
+
+def interval_words(effect: Effect) -> str:
+    """Both ends with their signs; a dash with one seed."""
+    return "–" if effect.interval is None else span(effect.interval, signed)
+
+
+def signed(value: float) -> str:
+    """A difference for a reader."""
+    return f"+{number(value)}" if value > 0 else number(value)
+
+
+def _mean_words(result: LabResult, world: str, regime: str, objective: str, name: str) -> str:
+    _, quantity, unit = COLUMNS[name]
+    effect = difference(result, world, regime, objective, None, quantity)
+    if effect.mean is None:
+        return ""
+    if effect.interval is None:
+        return number(unit * effect.mean)
+    return f"{number(unit * effect.mean)} ± {number(unit * (effect.interval.high - effect.mean), 2)}"
+
+
+def _finding_cells(finding: Finding) -> dict[str, Any]:
+    corrected = finding.effect.corrected
+    cells: dict[str, Any] = {
+        "world": finding.world,
+        "regime": finding.regime,
+        "claim": finding.claim,
+        "text": finding.text,
+        "quantity": finding.quantity,
+        "objective": finding.objective,
+        "reference": finding.reference,
+        "claimed_sign": finding.side,
+        **_effect_cells("effect", finding.effect),
+        "corrected_low": None if corrected is None else corrected.low,
+        "corrected_high": None if corrected is None else corrected.high,
+        "seeds": finding.effect.seeds,
+        "verdict": str(finding.verdict),
+        "supports": finding.supports,
+    }
+    for name, effect in finding.beside.items():
+        cells |= _effect_cells(f"beside_{name}", effect, prefix=f"beside_{name}_")
+    return cells
+
+
+def _effect_cells(name: str, effect: Effect, *, prefix: str = "") -> dict[str, float | None]:
+    low, high = (None, None) if effect.interval is None else effect.interval
+    return {name: effect.mean, f"{prefix}low": low, f"{prefix}high": high}
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    heads = list(dict.fromkeys(name for row in rows for name in row))
+    file = io.StringIO()
+    writer = csv.DictWriter(file, heads, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def lines() -> Iterator[str]:
+        for cells in (heads, ["---"] * len(heads), *rows):
+            yield f"| {' | '.join(cells)} |"
+
+    return "\n".join(lines())
