@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bridgegarden.objective.selected_logits import default_chunk_tokens
+from bridgegarden.preflight.meta import meta_model, parameter_count
 from bridgegarden.preflight.models import ModelFacts
 
 if TYPE_CHECKING:
     import torch
     from peft import LoraConfig
     from rich.table import Table
-    from transformers import PreTrainedModel
 
 CHUNK_COPIES = 3
 """Buffers of the size of a chunk's logits that are alive at once: logits, probabilities, gradient."""
@@ -87,7 +87,7 @@ def estimate_memory(
         use_cpu: whether the run is kept off accelerators.
         teacher_cached: whether what `teacher` says is read from disk.
     """
-    weights = _count(_meta_model(student))
+    weights = parameter_count(meta_model(student.config))
     trained, trained_size = weights, student.dtype.itemsize
     if lora is not None:
         # Adapters are float32 whatever the type of the weights under them.
@@ -116,7 +116,7 @@ def gigabytes(count: int) -> str:
 
 
 def _weights(teacher: ModelFacts) -> MemoryPart:
-    count = _count(_meta_model(teacher))
+    count = parameter_count(meta_model(teacher.config))
     return MemoryPart(
         name=_weights_name("teacher", teacher.dtype), parameters=count, bytes=count * teacher.dtype.itemsize
     )
@@ -126,23 +126,10 @@ def _weights_name(role: str, dtype: "torch.dtype") -> str:
     return f"{role} weights ({str(dtype).removeprefix('torch.')})"
 
 
-def _meta_model(facts: ModelFacts) -> "PreTrainedModel":
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(facts.config)
-
-
-def _count(model: "PreTrainedModel") -> int:
-    """Parameters, tied ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def _adapter_parameters(student: ModelFacts, lora: "LoraConfig") -> int:
     from peft import inject_adapter_in_model
 
-    model: Any = _meta_model(student)
+    model: Any = meta_model(student.config)
     inject_adapter_in_model(lora, model, low_cpu_mem_usage=True)
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
