@@ -1,9 +1,12 @@
 """Time and memory of the language-model head and the loss, several routes side by side.
 
     python benchmarks/head_and_loss.py [--vocab 151936] [--tokens 512 1024 2048 4096] [--markdown FILE]
+    python benchmarks/head_and_loss.py --device cuda --student 2048 --teacher 3584 --tokens 4096 16384 --repeats 5
 
-Each route runs forward and backward on the same random hidden states in a process of its own, on one thread. Memory is
-the peak of the resident set above what stood before (inputs and weights), so the weight's gradient counts. The routes:
+Each route runs forward and backward on the same random hidden states in a process of its own. On a CPU: float32, one
+thread, and memory is the peak of the resident set above what stood before (inputs and weights), so the weight's
+gradient counts. On a GPU: bfloat16, and memory is the peak of what PyTorch allocated above what stood before. The
+routes:
 
 * ``sft``: student logits, cross-entropy against the data (what plain fine-tuning pays).
 * ``dense hybrid``: the hybrid loss as usually written, float32 logits of both models, static weight.
@@ -40,14 +43,19 @@ K = 64
 class Problem:
     """Random hidden states and heads of a student and a teacher, and labels."""
 
-    def __init__(self, tokens: int, vocab: int, student_width: int, teacher_width: int) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.hidden = torch.randn(tokens, student_width, generator=generator).requires_grad_()
-        self.weight = (torch.randn(vocab, student_width, generator=generator) / student_width**0.5).requires_grad_()
-        self.teacher_hidden = 3 * torch.randn(tokens, teacher_width, generator=generator)
-        self.teacher_weight = torch.randn(vocab, teacher_width, generator=generator) / teacher_width**0.5
-        self.data = torch.randint(0, vocab, (tokens,), generator=generator)
-        self.successor = torch.ones(tokens, dtype=torch.bool)
+    def __init__(self, tokens: int, vocab: int, student_width: int, teacher_width: int, device: str) -> None:
+        generator = torch.Generator(device).manual_seed(0)
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+
+        def random(rows: int, width: int, scale: float) -> torch.Tensor:
+            return (scale * torch.randn(rows, width, generator=generator, device=device)).to(dtype)
+
+        self.hidden = random(tokens, student_width, 1.0).requires_grad_()
+        self.weight = random(vocab, student_width, student_width**-0.5).requires_grad_()
+        self.teacher_hidden = random(tokens, teacher_width, 3.0)
+        self.teacher_weight = random(vocab, teacher_width, teacher_width**-0.5)
+        self.data = torch.randint(0, vocab, (tokens,), generator=generator, device=device)
+        self.successor = torch.ones(tokens, dtype=torch.bool, device=device)
         self.successor[-1] = False
         self.objective = HybridObjective.preset("static", hard_target="data")
         self.vocab = vocab
@@ -148,20 +156,37 @@ ROUTES: dict[str, Callable[[Problem], Callable[[], torch.Tensor]]] = {
 }
 
 
-def measure(route: str, tokens: int, vocab: int, student: int, teacher: int, repeats: int) -> dict[str, float]:
-    """Seconds (process CPU and wall, the faster of `repeats`) and peak MiB above the start, in this process."""
+def measure(
+    route: str, tokens: int, vocab: int, student: int, teacher: int, repeats: int, device: str
+) -> dict[str, float]:
+    """Seconds (process CPU and wall, the fastest of `repeats`) and peak MiB above the start, in this process."""
     torch.set_num_threads(1)
-    problem = Problem(tokens, vocab, student, teacher)
+    on_gpu = device != "cpu"
+    problem = Problem(tokens, vocab, student, teacher, device)
     loss = ROUTES[route](problem)
-    before = reset_peak()
+    if on_gpu:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated() if on_gpu else reset_peak()
     times = []
+    # On a GPU the first time also loads kernels; where it is the only one, it is what there is.
     for _ in range(repeats):
         problem.hidden.grad = problem.weight.grad = None
         cpu, wall = time.process_time(), time.perf_counter()
         loss().backward()
+        if on_gpu:
+            torch.cuda.synchronize()
         times.append((time.process_time() - cpu, time.perf_counter() - wall))
-    peak = resident("VmHWM")
-    return {"cpu_s": min(times)[0], "wall_s": min(w for _, w in times), "peak_mib": (peak - before) / 1024}
+    peak = (torch.cuda.max_memory_allocated() - before) / 2**20 if on_gpu else (resident("VmHWM") - before) / 1024
+    return {"cpu_s": min(times)[0], "wall_s": min(w for _, w in times), "peak_mib": peak}
+
+
+def where(device: str) -> str:
+    """What it ran on, and in which precision."""
+    if device == "cpu":
+        return f"float32, one thread, {platform.machine()}"
+    return f"bfloat16, {torch.cuda.get_device_name()}"
 
 
 def resident(field: str) -> int:
@@ -189,17 +214,18 @@ def main() -> None:
     parser.add_argument("--teacher", type=int, default=1024, help="hidden size of the teacher")
     parser.add_argument("--routes", nargs="+", default=list(ROUTES), choices=list(ROUTES))
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         tokens = arguments.tokens[0]
-        sizes = tokens, arguments.vocab, arguments.student, arguments.teacher, arguments.repeats
+        sizes = tokens, arguments.vocab, arguments.student, arguments.teacher, arguments.repeats, arguments.device
         print(json.dumps(measure(arguments.one, *sizes)))
         return
     lines = [
-        f"V = {arguments.vocab}, hidden {arguments.student} (student) and {arguments.teacher} (teacher), float32, "
-        f"one thread, {platform.machine()}, torch {torch.__version__}",
+        f"V = {arguments.vocab}, hidden {arguments.student} (student) and {arguments.teacher} (teacher), "
+        f"{where(arguments.device)}, torch {torch.__version__}",
         "",
         "| route | tokens | CPU s | wall s | peak MiB |",
         "|---|---|---|---|---|",
@@ -218,9 +244,9 @@ def main() -> None:
                 str(arguments.vocab),
             ]
             command += ["--student", str(arguments.student), "--teacher", str(arguments.teacher)]
-            command += ["--repeats", str(arguments.repeats)]
+            command += ["--repeats", str(arguments.repeats), "--device", arguments.device]
             result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            row = f"| {route} | {tokens} | {result['cpu_s']:.2f} | {result['wall_s']:.2f} | {result['peak_mib']:.0f} |"
+            row = f"| {route} | {tokens} | {result['cpu_s']:.3f} | {result['wall_s']:.3f} | {result['peak_mib']:.0f} |"
             print(row, flush=True)
             lines.append(row)
     if arguments.markdown:

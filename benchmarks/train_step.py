@@ -2,13 +2,16 @@
 
     python benchmarks/train_step.py [--sizes small qwen] [--rounds 3] [--steps 6] [--objective static] [--prompt 0.5]
         [--markdown FILE]
+    python benchmarks/train_step.py --device cuda --sizes qwen-0.5b --rounds 2 --steps 12
 
 Everybody trains the same student on the same batches (random tokens, the first half of every row a prompt) with the
-``train()`` of their trainer: data loader, collator, forward, backward, clipping, AdamW. Float32, one thread. Each runs
-in a process of its own, round by round, so that what else the machine does falls on all alike. A step lasts from the
+``train()`` of their trainer: data loader, collator, forward, backward, clipping, AdamW. On a CPU in float32 with one
+thread; on a GPU under bfloat16 autocast, the teacher's weights in bfloat16. Each runs in a process of its own, round by
+round, so that what else the machine does falls on all alike. A step lasts from the
 end of the one before, so that loading its batch counts; figures are medians over the steps of all rounds after the
 warm-up. Memory is the peak of the resident set while training, and that peak above what stood when training began
-(libraries, tokenizer, data, weights, a live teacher's too). The contestants:
+(libraries, tokenizer, data, weights, a live teacher's too); on a GPU it is what PyTorch allocated there, and seconds
+are those of the clock. The contestants:
 
 * ``HF Trainer SFT``: the model's own forward with labels, so dense logits.
 * ``TRL SFTTrainer``: TRL's fused head.
@@ -85,7 +88,9 @@ class Size:
     tied: bool
     """Whether the embedding is also the head."""
 
-    def model(self, shape: tuple[int, int], seed: int) -> PreTrainedModel:
+    def model(
+        self, shape: tuple[int, int], seed: int, device: str, dtype: torch.dtype = torch.float32
+    ) -> PreTrainedModel:
         """A random model."""
         hidden, layers = shape
         heads = max(2, hidden // 64)
@@ -102,7 +107,12 @@ class Size:
             pad_token_id=0,
         )
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        with torch.device(device):
+            return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+    def random_teacher(self, device: str) -> PreTrainedModel:
+        """In the precision that teachers have on `device`."""
+        return self.model(self.teacher, 1, device, torch.float32 if device == "cpu" else torch.bfloat16)
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """As many words as the models have tokens."""
@@ -129,7 +139,11 @@ class Size:
 SIZES = {
     "small": Size(config=LlamaConfig, vocab=32_000, student=(256, 4), teacher=(512, 6), rows=4, length=256, tied=False),
     "qwen": Size(config=Qwen2Config, vocab=151_936, student=(128, 4), teacher=(256, 6), rows=4, length=256, tied=True),
+    "qwen-0.5b": Size(
+        config=Qwen2Config, vocab=151_936, student=(896, 24), teacher=(2048, 36), rows=8, length=1024, tied=True
+    ),
 }
+CPU_SIZES = ("small", "qwen")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +158,8 @@ class Task:
     """Share of every row that is not supervised."""
     folder: Path
     """Of the cache."""
+    device: str
+    """``cpu`` or ``cuda``."""
 
     def data(self) -> Dataset:
         """The rows."""
@@ -153,18 +169,27 @@ class Task:
 class Clock(TrainerCallback):
     """When each step ended, and how much memory there was when training began."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
+        self.on_gpu = device != "cpu"
         self.ends: list[tuple[float, float]] = []
         self.start_kib = 0
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.start_kib = reset_peak()
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        self.start_kib = torch.cuda.memory_allocated() // 1024 if self.on_gpu else reset_peak()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.ends.append((time.process_time(), time.perf_counter()))
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        self.ends.append((time.perf_counter() if self.on_gpu else time.process_time(), time.perf_counter()))
+
+    def peak_kib(self) -> int:
+        """Since training began."""
+        return torch.cuda.max_memory_allocated() // 1024 if self.on_gpu else resident("VmHWM")
 
     def steps(self) -> list[list[float]]:
-        """CPU and wall seconds of each step after the warm-up."""
+        """CPU (on a GPU again wall) and wall seconds of each step after the warm-up."""
         pairs = list(zip(self.ends, self.ends[1:], strict=False))[WARM_UP - 1 :]
         return [[after[0] - before[0], after[1] - before[1]] for before, after in pairs]
 
@@ -177,7 +202,7 @@ def build(task: Task) -> None:
         teacher="random",
         revision=None,
         weights=None,
-        dtype="float32",
+        dtype="float32" if task.device == "cpu" else "bfloat16",
         tokenizer=tokenizer_fingerprint(tokenizer),
         chat_template=chat_template_fingerprint(tokenizer),
         max_length=None,
@@ -186,7 +211,7 @@ def build(task: Task) -> None:
         support=Support(k=K),
         exponents=DEFAULT_EXPONENTS,
     )
-    build_cache(task.folder, size.model(size.teacher, seed=1), [task.data()], spec)
+    build_cache(task.folder, size.random_teacher(task.device), [task.data()], spec)
 
 
 def trainer_of(contestant: str, task: Task, output: str) -> Trainer:
@@ -198,16 +223,16 @@ def trainer_of(contestant: str, task: Task, output: str) -> Trainer:
         per_device_train_batch_size=size.rows,
         learning_rate=1e-4,
         max_length=None,
-        bf16=False,
+        bf16=task.device != "cpu",
         gradient_checkpointing=False,
-        use_cpu=True,
-        dataloader_pin_memory=False,
+        use_cpu=task.device == "cpu",
+        dataloader_pin_memory=task.device != "cpu",
         logging_steps=1_000_000,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
     )
-    student = size.model(size.student, seed=2)
+    student = size.model(size.student, 2, task.device)
     shared: dict[str, Any] = {"train_dataset": task.data(), "processing_class": size.tokenizer()}
     if contestant == "HF Trainer SFT":
         return Trainer(student, arguments, data_collator=DataCollatorForLanguageModeling(pad_token_id=0), **shared)
@@ -217,18 +242,18 @@ def trainer_of(contestant: str, task: Task, output: str) -> Trainer:
         teacher = TeacherCache(task.folder)
     else:
         top_k = K if contestant == "hybrid, live top-64" else None
-        teacher = LiveTeacher(size.model(size.teacher, seed=1), top_k=top_k)
+        teacher = LiveTeacher(size.random_teacher(task.device), top_k=top_k)
     return HybridDistillationTrainer(student, teacher, task.objective, arguments, **shared)
 
 
 def measure(contestant: str, task: Task) -> dict[str, Any]:
     """One contestant in this process."""
-    clock = Clock()
+    clock = Clock(task.device)
     with tempfile.TemporaryDirectory() as output:
         trainer = trainer_of(contestant, task, output)
         trainer.add_callback(clock)
         trainer.train()
-    peak = resident("VmHWM")
+    peak = clock.peak_kib()
     result: dict[str, Any] = {
         "steps": clock.steps(),
         "peak_mib": peak / 1024,
@@ -282,7 +307,8 @@ def compare(name: str, arguments: argparse.Namespace) -> list[str]:
 def in_a_process(what: str, name: str, arguments: argparse.Namespace, folder: str) -> str:
     """The last line of what it prints."""
     command = [sys.executable, __file__, "--one", what, "--sizes", name, "--folder", folder]
-    command += ["--steps", str(arguments.steps), "--objective", arguments.objective, "--prompt", str(arguments.prompt)]
+    command += ["--device", arguments.device, "--steps", str(arguments.steps), "--objective", arguments.objective]
+    command += ["--prompt", str(arguments.prompt)]
     ran = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     if ran.returncode:
         raise SystemExit(f"{what}:\n{ran.stderr}")
@@ -330,13 +356,21 @@ def budgets(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     ]
 
 
+def where(device: str) -> str:
+    """What it ran on, and in which precision."""
+    if device == "cpu":
+        return f"float32, one thread, {platform.machine()}"
+    return f"bfloat16 autocast, {torch.cuda.get_device_name()} (its seconds under both headings)"
+
+
 def verdict(met: bool) -> str:
     return "met" if met else "MISSED"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--sizes", nargs="+", default=list(CPU_SIZES), choices=list(SIZES))
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6, help="after the warm-up, in each round")
     parser.add_argument("--objective", default="static", choices=list(PRESETS))
@@ -354,6 +388,7 @@ def main() -> None:
             objective=HybridObjective.preset(arguments.objective),
             prompt=arguments.prompt,
             folder=arguments.folder,
+            device=arguments.device,
         )
         if arguments.one == "build":
             build(task)
@@ -361,8 +396,9 @@ def main() -> None:
             print(json.dumps(measure(arguments.one, task)))
         return
     lines = [
-        f"Objective `{arguments.objective}`, {arguments.prompt:.0%} of each row prompt, K = {K}, float32, one thread, "
-        f"{platform.machine()}, torch {torch.__version__}; {arguments.rounds} rounds of {arguments.steps} steps each."
+        f"Objective `{arguments.objective}`, {arguments.prompt:.0%} of each row prompt, K = {K}, "
+        f"{where(arguments.device)}, torch {torch.__version__}; {arguments.rounds} rounds of {arguments.steps} steps "
+        "each."
     ]
     print(lines[0], flush=True)
     for name in arguments.sizes:
