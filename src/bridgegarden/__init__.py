@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bridgegarden.recipe import load_recipe
     from bridgegarden.teacher.cache.reader import TeacherCache
     from bridgegarden.teacher.live import LiveTeacher
+    from bridgegarden.training.on_policy import OnPolicy
     from bridgegarden.training.trainer import HybridDistillationTrainer
 
     __version__: str
@@ -32,6 +33,7 @@ __all__ = [
     "HybridDistillationTrainer",
     "HybridObjective",
     "LiveTeacher",
+    "OnPolicy",
     "StaticWeight",
     "TeacherCache",
     "TeacherSignal",
@@ -50,6 +52,7 @@ _HOME = {
     "HybridDistillationTrainer": "training.trainer",
     "HybridObjective": "objective.hybrid",
     "LiveTeacher": "teacher.live",
+    "OnPolicy": "training.on_policy",
     "StaticWeight": "objective.soft_weight",
     "TeacherCache": "teacher.cache.reader",
     "TeacherSignal": "objective.support",

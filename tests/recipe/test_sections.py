@@ -17,6 +17,7 @@ from bridgegarden.recipe import (
     TrainingSection,
 )
 from bridgegarden.recipe.plain_yaml import read_yaml
+from bridgegarden.training.on_policy import OnPolicy
 
 SMALLEST = {"teacher": {"model": "t"}, "student": {"model": "s"}, "data": {"train": "rows.jsonl"}, "output": "runs/x"}
 
@@ -73,7 +74,8 @@ arguments = st.fixed_dictionaries(
         "include_num_input_tokens_seen": st.sampled_from(["no", "all", True, False]),
     },
 )
-recipes = st.builds(
+on_policies = st.builds(OnPolicy, lmbda=shares, temperature=st.floats(0, 1e3), max_new_tokens=st.integers(1, 10**5))
+on_the_data = st.builds(
     Recipe,
     teacher=teachers,
     student=students,
@@ -82,6 +84,15 @@ recipes = st.builds(
     training=st.builds(TrainingSection, arguments=arguments),
     output=words.map(Path),
 )
+by_the_student = st.builds(
+    Recipe,
+    teacher=st.builds(TeacherSection, model=words),
+    student=students,
+    data=data,
+    on_policy=on_policies,
+    output=words.map(Path),
+)
+recipes = on_the_data | by_the_student
 
 
 @given(recipes)
@@ -95,6 +106,12 @@ def test_a_recipe_is_readable_by_any_yaml_reader_and_picklable():
     recipe = Recipe.from_dict({**SMALLEST, "training": {"learning_rate": 1e-5, "run_name": "no"}})
     assert yaml.safe_load(recipe.to_yaml()) == recipe.to_dict()
     assert pickle.loads(pickle.dumps(recipe)) == recipe
+
+
+def test_the_student_answers_only_where_the_recipe_says_so():
+    assert "on_policy" not in Recipe.from_dict({**SMALLEST, "on_policy": None}).to_dict()
+    recipe = Recipe.from_dict({**SMALLEST, "on_policy": {"lmbda": 1}})
+    assert recipe.to_dict()["on_policy"] == {"lmbda": 1.0, "temperature": 1.0, "max_new_tokens": 128}
 
 
 def test_only_teacher_student_data_and_output_are_needed():
@@ -141,6 +158,15 @@ def test_what_a_tree_held_can_change_without_changing_the_recipe():
         ({"data": {"train": ["a", "b"]}}, r"^data.train: expected text, got \['a', 'b'\]"),
         ({"objective": {"temprature": 1}}, r"^objective: unknown key 'temprature'. Did you mean 'temperature'\?"),
         ({"objective": "risk_guided"}, r"^objective: expected a mapping \(key: value\), got 'risk_guided'"),
+        ({"on_policy": {}}, r"^on_policy: key 'lmbda' is missing"),
+        ({"on_policy": {"lmbda": 1, "lambda": 1}}, r"^on_policy: unknown key 'lambda'. Did you mean 'lmbda'\?"),
+        ({"on_policy": {"lmbda": 2}}, r"^on_policy.lmbda must be in \[0, 1\], got 2.0"),
+        (
+            {"on_policy": {"lmbda": 1}, "teacher": {"model": "t", "cache": "c"}},
+            r"^on_policy: .*leave out teacher.cache",
+        ),
+        ({"on_policy": {"lmbda": 1}, "objective": {"hard_target": "data"}}, r"^on_policy: .*Use 'teacher_argmax'"),
+        ({"on_policy": {"lmbda": 1}, "training": {"packing": True}}, r"^on_policy: .*Set training.packing and"),
         ({"training": [1]}, r"^training: expected a mapping \(key: value\), got \[1\]"),
         ({"training": {"arguments": {"max_steps": 1}}}, r"^training: unknown key 'arguments'"),
         ({"training": {"eval_strategy": "epoch"}}, r"^training.eval_strategy is 'epoch' but .* set data.eval"),

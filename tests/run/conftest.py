@@ -31,7 +31,7 @@ def write_recipe(tmp_path):
             "output": str(tmp_path / "out"),
         }
         for section, values in changes.items():
-            tree[section] = tree[section] | values
+            tree[section] = tree.get(section, {}) | values
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
         return tmp_path / "recipe.yaml"
 

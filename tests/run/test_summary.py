@@ -1,6 +1,8 @@
+import dataclasses
 from pathlib import Path
 
 from bridgegarden.run import TrainSummary
+from bridgegarden.training.cost import Cost
 
 SUMMARY = TrainSummary(
     steps=12,
@@ -9,6 +11,7 @@ SUMMARY = TrainSummary(
     tokens_per_second=1234.0,
     wall_seconds=75.0,
     peak_memory=2_500_000_000,
+    cost=Cost(teacher_tokens=20_000, student_tokens=10_000),
     model=Path("out/[b]/model"),
     output=Path("out/[b]"),
 )
@@ -18,12 +21,16 @@ def test_the_summary_is_plain_text_with_losses_speed_memory_and_place():
     text = str(SUMMARY)
     for expected in ("Trained 12 steps", "1.25", "1.5", "0.5", "1,234 tokens/s", "1m 15s", "2.5 GB"):
         assert expected in text
+    assert "\nTokens: 10,000 through the student, 20,000 through the teacher\n" in text
     assert text.endswith("The student is in out/[b]/model")
     assert "\x1b" not in text
 
 
 def test_without_held_out_rows_there_is_no_column_for_them():
-    import dataclasses
-
     assert "evaluation" in str(SUMMARY)
     assert "evaluation" not in str(dataclasses.replace(SUMMARY, evaluation={}))
+
+
+def test_what_the_student_wrote_is_counted_where_it_wrote():
+    cost = Cost(generated_tokens=3_000, answers=30)
+    assert "0 through the teacher, 3,000 written by the student" in str(dataclasses.replace(SUMMARY, cost=cost))

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from typing import Any
@@ -237,6 +238,33 @@ def test_an_interrupted_run_leaves_no_model_and_resumes_to_the_same_one(write_re
         torch.testing.assert_close(weight, theirs[name])
     assert [line["step"] for line in metrics(output) if "loss" in line] == [2, 4, 6]
     assert (output / "checkpoints" / "checkpoint-6").is_dir()
+
+
+def test_a_student_that_answers_itself_is_recorded_and_resumed_with_its_costs(write_recipe, tmp_path, monkeypatch):
+    recipe = write_recipe(
+        objective={"preset": "confidence", "hard_target": "teacher_argmax"},
+        training={"max_steps": 6, "save_steps": 2, "logging_steps": 1},
+        on_policy={"lmbda": 0.5, "max_new_tokens": 5},
+    )
+    whole = train(dataclasses.replace(load_recipe(recipe), output=tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step=5)
+        run(recipe)
+    result = run(recipe, "--resume")
+    assert result.exit_code == 0, result.output
+    assert "the student answers batches itself: lmbda=0.5, temperature=1.0, max_new_tokens=5" in result.stderr
+    assert f"{whole.cost.generated_tokens:,} written by the student" in result.stdout
+    assert re.search(r"[\d,]+ written/s", result.stderr)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["on_policy"] == "lmbda=0.5, temperature=1.0, max_new_tokens=5"
+    counts = {name: value for name, value in dataclasses.asdict(whole.cost).items() if isinstance(value, int)}
+    assert {name: record["cost"][name] for name in counts} == counts
+    assert 0 < counts["answers"] < 24
+    assert 0 < counts["generated_tokens"] <= 5 * counts["answers"]
+    assert [line["generated_tokens"] for line in metrics(tmp_path / "out") if "loss" in line][-1] == (
+        counts["generated_tokens"]
+    )
+    assert "lmbda=0.5" in (tmp_path / "out" / "model" / "README.md").read_text()
 
 
 def test_a_run_is_not_resumed_on_other_rows(write_recipe, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from datasets import Dataset
 from trl.trainer.sft_config import SFTConfig
 
 from bridgegarden.objective.hybrid import HybridObjective
+from bridgegarden.training.on_policy import OnPolicy
 from bridgegarden.training.trainer import HybridDistillationTrainer
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -39,6 +40,7 @@ def make_trainer(tmp_path: Path):
         train: Dataset | None = None,
         evaluate: Dataset | None = None,
         peft_config: Any = None,
+        on_policy: OnPolicy | None = None,
         **arguments: Any,
     ) -> HybridDistillationTrainer:
         defaults: dict[str, Any] = {
@@ -66,6 +68,7 @@ def make_trainer(tmp_path: Path):
             eval_dataset=evaluate,
             processing_class=tiny_tokenizer(),
             peft_config=peft_config,
+            on_policy=on_policy,
         )
 
     return make

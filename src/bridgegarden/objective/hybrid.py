@@ -111,6 +111,11 @@ class HybridObjective:
             needed.append(self.soft_weight.gamma)
         return tuple(needed)
 
+    @property
+    def learns_data_tokens(self) -> bool:
+        """Whether the token in the data is the hard label, and the hard label has a weight somewhere."""
+        return self.hard_target == "data" and self.soft_weight != StaticWeight(1.0)
+
     def hard_ids(self, signal: TeacherSignal, data_ids: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
         """The hard target at each position, given the token in the data."""
         return signal.argmax if self.hard_target == "teacher_argmax" else data_ids

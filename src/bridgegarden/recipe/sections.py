@@ -10,6 +10,7 @@ from bridgegarden.recipe.coerce import plain, section_from
 from bridgegarden.recipe.objective import build_objective
 from bridgegarden.recipe.plain_yaml import write_yaml
 from bridgegarden.recipe.training import checked_arguments
+from bridgegarden.training.on_policy import OnPolicy, check_on_policy
 
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 
@@ -174,6 +175,8 @@ class Recipe:
     """The rows that both models read."""
     objective: ObjectiveSection = field(default_factory=ObjectiveSection)
     """What is minimised."""
+    on_policy: OnPolicy | None = None
+    """Lets the student answer a share of the batches itself; null trains on the answers of the data."""
     training: TrainingSection = field(default_factory=TrainingSection)
     """How."""
     output: Path
@@ -183,6 +186,13 @@ class Recipe:
         strategy = self.training.arguments.get("eval_strategy", "no")
         if self.data.eval is None and strategy != "no":
             raise ConfigError(f"training.eval_strategy is {strategy!r} but there are no rows for it; set data.eval.")
+        arguments = self.training.arguments
+        check_on_policy(
+            self.on_policy,
+            cached=self.teacher.cache is not None or self.teacher.server is not None,
+            data_labels=build_objective(self.objective).learns_data_tokens,
+            packed=bool(arguments.get("packing") or arguments.get("padding_free")),
+        )
 
     @classmethod
     def from_dict(cls, tree: Any) -> "Recipe":
@@ -202,7 +212,8 @@ class Recipe:
         """The tree of plain values; :meth:`from_dict` gives the recipe back. Settings that are null are left out."""
         tree: dict[str, Any] = {}
         for f in fields(self):
-            tree[f.name] = _tree(getattr(self, f.name))
+            if getattr(self, f.name) is not None:
+                tree[f.name] = _tree(getattr(self, f.name))
         tree["training"] = tree["training"]["arguments"]
         return tree
 
@@ -211,8 +222,11 @@ class Recipe:
         return write_yaml(self.to_dict())
 
 
+SECTIONS = (TeacherSection, StudentSection, LoraSection, DataSection, ObjectiveSection, OnPolicy, TrainingSection)
+
+
 def _tree(value: Any) -> Any:
-    if isinstance(value, (TeacherSection, StudentSection, LoraSection, DataSection, ObjectiveSection, TrainingSection)):
+    if isinstance(value, SECTIONS):
         items = ((f.name, getattr(value, f.name)) for f in fields(value))
         return {name: _tree(item) for name, item in items if item is not None}
     return str(value) if isinstance(value, Path) else plain(value, "")

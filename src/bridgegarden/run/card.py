@@ -46,7 +46,9 @@ def card_text(run: CheckedRun, training: Mapping[str, float], evaluation: Mappin
         data=Origin(name=recipe.data.train, is_local=Path(recipe.data.train).expanduser().exists()),
         rows=len(run.data.train),
         fingerprint=run.data.fingerprints["train"] or "",
-        objective=preset | {"fields": run.objective_text},
+        objective=preset
+        | {"fields": run.objective_text}
+        | ({} if run.on_policy_text is None else {"on-policy": run.on_policy_text}),
         training={name: arguments[name] for name in ARGUMENTS if arguments.get(name) is not None},
         metrics=dict(training) | {f"eval_{name}": value for name, value in evaluation.items()},
         versions=package_versions(),

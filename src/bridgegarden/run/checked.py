@@ -1,6 +1,6 @@
 """A recipe whose models and data have been checked, with nothing heavy loaded yet."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from bridgegarden.preflight import Preflight, preflight
@@ -51,6 +51,12 @@ class CheckedRun:
         return describe_objective(self.objective)
 
     @property
+    def on_policy_text(self) -> str | None:
+        """Every setting of on-policy batches, on one line; None where there are none."""
+        on_policy = self.recipe.on_policy
+        return None if on_policy is None else ", ".join(f"{k}={v}" for k, v in asdict(on_policy).items())
+
+    @property
     def keeps_checkpoints(self) -> bool:
         """Whether checkpoints stay once the model is saved. Else the newest is kept only until then."""
         return _asks_for_checkpoints(self.recipe)
@@ -65,7 +71,9 @@ def check_run(recipe: Recipe, folder: OutputFolder, arguments: "SFTConfig", cons
         ConfigError: PEFT is missing.
     """
     lora = None if recipe.student.lora is None else build_lora_config(recipe.student.lora)
-    positions = arguments.per_device_train_batch_size * (arguments.max_length or DEFAULT_LENGTH)
+    # What the student writes comes on top of a prompt that may be as long as a row.
+    written = 0 if recipe.on_policy is None else recipe.on_policy.max_new_tokens
+    positions = arguments.per_device_train_batch_size * ((arguments.max_length or DEFAULT_LENGTH) + written)
     cached = recipe.teacher.cache is not None
     checked = preflight(
         *references(recipe), positions=positions, lora=lora, use_cpu=arguments.use_cpu, teacher_cached=cached

@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -36,6 +37,7 @@ def run_record(run: CheckedRun) -> dict[str, Any]:
         "finished": None,
         "seed": run.arguments.seed,
         "objective": run.objective_text,
+        "on_policy": run.on_policy_text,
         "data": run.data.fingerprints,
         "rows": {"train": len(run.data.train), "eval": None if held_out is None else len(held_out)},
         "teacher": {
@@ -63,6 +65,7 @@ def finished_record(record: Mapping[str, Any], summary: TrainSummary) -> dict[st
         "tokens_per_second": summary.tokens_per_second,
         "wall_seconds": round(summary.wall_seconds, 3),
         "peak_memory_bytes": summary.peak_memory,
+        "cost": {name: round(value, 3) for name, value in asdict(summary.cost).items()},
     }
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from bridgegarden.training.cost import Cost
+
 TERMS = (
     "loss",
     "soft_loss",
@@ -38,6 +40,8 @@ class TrainSummary:
     """From reading the recipe to the saved model."""
     peak_memory: int
     """Bytes: of the GPU that trained, or of this process where there was none."""
+    cost: "Cost"
+    """Tokens and seconds by phase, those before a resumption included."""
     model: Path
     """The trained student, as a folder that ``from_pretrained`` loads."""
     output: Path
@@ -69,6 +73,14 @@ class TrainSummary:
         table.caption_justify, table.caption_style = "left", ""
         return table
 
+    def _tokens(self) -> str:
+        """What was worked on, in one line."""
+        cost = self.cost
+        written = f", {cost.generated_tokens:,} written by the student" if cost.answers else ""
+        return (
+            f"Tokens: {cost.student_tokens:,} through the student, {cost.teacher_tokens:,} through the teacher{written}"
+        )
+
     def __str__(self) -> str:
         """The table and where the model is, as plain text."""
         from rich.console import Console
@@ -76,7 +88,7 @@ class TrainSummary:
         text = io.StringIO()
         Console(file=text, width=100, force_terminal=False, color_system=None).print(self.table())
         lines = [line.rstrip() for line in text.getvalue().splitlines()]
-        return "\n".join([*lines, f"The student is in {self.model}"])
+        return "\n".join([*lines, self._tokens(), f"The student is in {self.model}"])
 
 
 def _number(value: float | None) -> str:

@@ -67,6 +67,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> TrainSummary:
             tokens_per_second=_speed(trainer),
             wall_seconds=time.perf_counter() - began,
             peak_memory=_peak_memory(),
+            cost=trainer.cost,
             model=folder.model,
             output=folder.path,
             is_main=run.is_main,
@@ -99,8 +100,11 @@ def _trainer(run: CheckedRun, console: "Console") -> "HybridDistillationTrainer"
         eval_dataset=run.data.evaluation,
         processing_class=run.preflight.endings.tokenizer,
         peft_config=run.lora,
+        on_policy=run.recipe.on_policy,
     )
     trainer.remove_callback(PrinterCallback)
+    if run.on_policy_text is not None:
+        console.print(Text(f"the student answers batches itself: {run.on_policy_text}"), soft_wrap=True)
     return trainer
 
 

@@ -21,6 +21,7 @@ SHOWN = (
     ("risk_loss", "risk", ".3g"),
     ("soft_weight", "soft weight", ".3f"),
     ("tokens_per_second", "tokens/s", ",.0f"),
+    ("generated_tokens_per_second", "written/s", ",.0f"),
 )
 """Terms on display: the trainer's name, ours, how it is written. A risk of zero is left out."""
 
@@ -36,7 +37,7 @@ def terms_text(logs: Mapping[str, Any], prefix: str = "") -> str:
     for key, name, form in SHOWN:
         value = logs.get(prefix + key)
         if isinstance(value, (int, float)) and not (key == "risk_loss" and value == 0):
-            parts.append(f"{value:{form}} {name}" if key == "tokens_per_second" else f"{name} {value:{form}}")
+            parts.append(f"{value:{form}} {name}" if key.endswith("tokens_per_second") else f"{name} {value:{form}}")
     return "  ".join(parts)
 
 

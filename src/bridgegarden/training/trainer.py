@@ -8,7 +8,6 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import PreTrainedModel
-from trl.data_utils import pack_dataset
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
@@ -24,8 +23,13 @@ from bridgegarden.teacher.cache.reader import SIGNAL, TeacherCache
 from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.teacher.protocol import Teacher
 from bridgegarden.training.cached_teacher import check_cached_teacher
+from bridgegarden.training.check_arguments import check_arguments
 from bridgegarden.training.collator import ROW, RowCollator
+from bridgegarden.training.cost import Cost, CostLedger
 from bridgegarden.training.non_finite import non_finite_gradient, non_finite_loss
+from bridgegarden.training.on_policy import OnPolicy, check_on_policy
+from bridgegarden.training.packing import pack_rows
+from bridgegarden.training.student_writer import StudentWriter
 from bridgegarden.training.terms import TermSums, term_means
 
 
@@ -39,7 +43,8 @@ class HybridDistillationTrainer(SFTTrainer):
 
     Logged per supervised position, in nats: ``loss``, ``soft_loss``, ``hard_loss``, ``risk_loss``,
     ``teacher_entropy``, ``student_entropy``; and ``soft_weight``, ``captured_mass``, ``risk_share``,
-    ``tokens_per_second``. Evaluation logs the same with the prefix ``eval_``.
+    ``tokens_per_second``. Evaluation logs the same with the prefix ``eval_``. What training has cost so far is logged
+    as ``teacher_tokens``, ``student_tokens`` and ``generated_tokens``; :attr:`cost` has all of it.
     """
 
     _tag_names = ["bridgegarden", "distillation"]
@@ -53,6 +58,7 @@ class HybridDistillationTrainer(SFTTrainer):
         args: SFTConfig | None = None,
         *,
         columns: Columns | None = None,
+        on_policy: OnPolicy | None = None,
         **kwargs: Any,
     ) -> None:
         """
@@ -64,20 +70,28 @@ class HybridDistillationTrainer(SFTTrainer):
             objective: what to minimise; the default :class:`HybridObjective` if None.
             args: training arguments.
             columns: which columns of the data hold prompt and completion, or messages, when not named so.
+            on_policy: let the student answer a share of the batches itself; None trains on the answers of the data.
             kwargs: the further arguments of :class:`~trl.SFTTrainer` (``train_dataset``, ``eval_dataset``,
                 ``processing_class``, ``peft_config``, ``callbacks``, ...).
 
         Raises:
-            ConfigError: an argument of the trainer contradicts the objective, or the cache cannot serve it.
+            ConfigError: an argument of the trainer contradicts the objective or `on_policy`, or the cache cannot serve
+                them.
             ModelError: a head that cannot be read; a cache that was built with another tokenizer.
             DataError: a row that the cache does not hold.
         """
-        _refuse_what_contradicts(args, kwargs)
+        check_arguments(args, kwargs)
         self.objective = objective if objective is not None else HybridObjective()
         self.teacher: Teacher = teacher if isinstance(teacher, Teacher) else LiveTeacher(teacher)
         cache = self.teacher if isinstance(self.teacher, TeacherCache) else None
         if cache is not None:
             cache.check_objective(self.objective)
+        check_on_policy(
+            on_policy,
+            cached=cache is not None,
+            data_labels=self.objective.learns_data_tokens,
+            packed=args is not None and (args.packing or args.padding_free),
+        )
         self._columns = columns or Columns()
         self._terms = {"train": TermSums(), "eval": TermSums()}
         self._clock: float | None = None
@@ -99,6 +113,19 @@ class HybridDistillationTrainer(SFTTrainer):
         self._loss_shifts_labels = True
         if isinstance(self.data_collator, DataCollatorForLanguageModeling):
             self.data_collator = RowCollator(self.data_collator, cache)
+        self._costs = CostLedger(self.accelerator)
+        self._writer = None
+        if on_policy is not None:
+            self._writer = StudentWriter(
+                student,
+                on_policy,
+                teacher=self.teacher.model if isinstance(self.teacher, LiveTeacher) else None,
+                tokenizer=self._tokenizer,
+                collator=self.data_collator,
+                accelerator=self.accelerator,
+                vocab_size=self.vocab_size,
+                seed=self.args.seed,
+            )
         if cache is not None:
             held_out = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
             check_cached_teacher(
@@ -121,7 +148,8 @@ class HybridDistillationTrainer(SFTTrainer):
         mode = self._mode
         positions = SupervisedPositions.from_labels(inputs["labels"])
         forward_inputs = {name: value for name, value in inputs.items() if name not in ("labels", ROW, SIGNAL)}
-        teacher = self.teacher.at(positions, inputs, vocab_size=self.vocab_size, exponents=self.objective.exponents)
+        with self._costs.phase("teacher", counted=mode == "train"):
+            teacher = self.teacher.at(positions, inputs, vocab_size=self.vocab_size, exponents=self.objective.exponents)
         results: list[FusedLoss] = []
 
         def hidden_loss(hidden: Tensor, head: LanguageModelHead) -> dict[str, Tensor]:
@@ -143,9 +171,12 @@ class HybridDistillationTrainer(SFTTrainer):
         loss = outputs["loss"]
         if not torch.isfinite(loss):
             raise non_finite_loss(self._step(), results[0], positions, inputs.get(ROW))
-        if mode == "train" and ROW in inputs:
-            self._window_rows.append(inputs[ROW])
-        self._terms[mode].add(results[0], _token_count(forward_inputs))
+        tokens = _token_count(forward_inputs)
+        if mode == "train":
+            self._costs.add(student_tokens=tokens, teacher_tokens=0 if SIGNAL in inputs else tokens)
+            if ROW in inputs:
+                self._window_rows.append(inputs[ROW])
+        self._terms[mode].add(results[0], tokens)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # DistributedDataParallel averages over processes what is already divided by all their tokens.
             loss = loss * self.accelerator.num_processes
@@ -168,11 +199,29 @@ class HybridDistillationTrainer(SFTTrainer):
         cast(dict, output.metrics).update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         return output
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """The batches of an optimiser step, and how many supervised tokens all processes have in them.
+
+        Where the student answers, it does so here, for the whole step, so that its own tokens are the ones counted.
+        """
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._writer is None or not batches:
+            return batches, num_items
+        self._start_clock()
+        with self._costs.phase("generation"):
+            batches = self._writer.answer(batches, self.state.global_step, self._costs)
+        return batches, self._get_num_items_in_batch(batches, device)
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One micro-batch, on the clock that ``tokens_per_second`` is read from."""
-        if self._clock is None:
-            self._clock = time.perf_counter()
-        return super().training_step(*args, **kwargs)
+        self._start_clock()
+        with self._costs.phase("step"):
+            return super().training_step(*args, **kwargs)
+
+    @property
+    def cost(self) -> Cost:
+        """What training has cost so far, over all processes: in a distributed run every one of them has to ask."""
+        return self._costs.total()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the terms of the objective since the last time."""
@@ -184,6 +233,8 @@ class HybridDistillationTrainer(SFTTrainer):
                 means["tokens_per_second"] = tokens / (time.perf_counter() - self._clock)
             self._clock = None
             logs.update(means)
+            if tokens is not None:
+                logs.update(self._costs.log(writes=self._writer is not None))
         super().log(logs, start_time)
 
     def _means(self, mode: str) -> dict[str, float]:
@@ -194,6 +245,18 @@ class HybridDistillationTrainer(SFTTrainer):
         if self.accelerator.num_processes > 1:
             sums = cast(Tensor, self.accelerator.reduce(sums.float(), "sum"))
         return term_means(sums)
+
+    def _start_clock(self) -> None:
+        if self._clock is None:
+            self._clock = time.perf_counter()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        self._costs.save(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self._costs.begin(checkpoint)
 
     @property
     def _mode(self) -> Literal["train", "eval"]:
@@ -232,10 +295,7 @@ class HybridDistillationTrainer(SFTTrainer):
         prepared = super()._prepare_dataset(dataset, processing_class, args, False, formatting_func, dataset_name)
         if not packing:
             return prepared
-        if args.max_length is None:
-            raise ConfigError("training.max_length: packing needs the length of a packed row; got null.")
-        per_token = cast(Dataset, prepared).map(_row_of_every_token, remove_columns=prepared.column_names)
-        return pack_dataset(per_token, args.max_length, args.packing_strategy)
+        return pack_rows(cast(Dataset, prepared), args)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -260,30 +320,3 @@ class HybridDistillationTrainer(SFTTrainer):
 def _token_count(inputs: Mapping[str, Any]) -> int:
     mask = inputs.get("attention_mask")
     return inputs["input_ids"].numel() if mask is None else int(mask.sum())
-
-
-def _row_of_every_token(example: dict[str, Any]) -> dict[str, Any]:
-    kept = {name: example[name] for name in ("input_ids", "labels")}
-    return kept | ({ROW: [example[ROW]] * len(example["input_ids"])} if ROW in example else {})
-
-
-def _refuse_what_contradicts(args: SFTConfig | None, kwargs: Mapping[str, Any]) -> None:
-    if kwargs.get("compute_loss_func") is not None:
-        raise ConfigError("compute_loss_func: the objective is the loss; pass `objective` instead.")
-    if kwargs.get("compute_metrics") is not None or kwargs.get("preprocess_logits_for_metrics") is not None:
-        raise ConfigError("compute_metrics needs the student's whole logits, which are never built; use a callback.")
-    if args is None:
-        return
-    if getattr(args, "loss_type", "nll") != "nll":
-        raise ConfigError(f"training.loss_type: the objective is the loss; got {args.loss_type!r}, remove it.")
-    if args.label_smoothing_factor:
-        raise ConfigError(
-            "training.label_smoothing_factor: not part of the objective; soft labels do its work. Set it to 0."
-        )
-    if args.use_liger_kernel:
-        raise ConfigError("training.use_liger_kernel: its fused loss would replace the objective; set it to false.")
-    if getattr(args, "packing", False) and args.packing_strategy != "bfd":
-        raise ConfigError(
-            f"training.packing_strategy: got {args.packing_strategy!r}, which cuts documents in two, so that neither "
-            "model would see the prompt of what it predicts. Use 'bfd'."
-        )

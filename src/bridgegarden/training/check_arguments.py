@@ -1,0 +1,39 @@
+"""Arguments of TRL's trainer that contradict the objective."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from trl.trainer.sft_config import SFTConfig
+
+from bridgegarden.errors import ConfigError
+
+
+def check_arguments(args: SFTConfig | None, kwargs: Mapping[str, Any]) -> None:
+    """Refuse what would be ignored, or would replace the objective.
+
+    Args:
+        args: of the trainer.
+        kwargs: the further arguments that are handed to :class:`~trl.SFTTrainer`.
+
+    Raises:
+        ConfigError: says which, and what to do.
+    """
+    if kwargs.get("compute_loss_func") is not None:
+        raise ConfigError("compute_loss_func: the objective is the loss; pass `objective` instead.")
+    if kwargs.get("compute_metrics") is not None or kwargs.get("preprocess_logits_for_metrics") is not None:
+        raise ConfigError("compute_metrics needs the student's whole logits, which are never built; use a callback.")
+    if args is None:
+        return
+    if getattr(args, "loss_type", "nll") != "nll":
+        raise ConfigError(f"training.loss_type: the objective is the loss; got {args.loss_type!r}, remove it.")
+    if args.label_smoothing_factor:
+        raise ConfigError(
+            "training.label_smoothing_factor: not part of the objective; soft labels do its work. Set it to 0."
+        )
+    if args.use_liger_kernel:
+        raise ConfigError("training.use_liger_kernel: its fused loss would replace the objective; set it to false.")
+    if getattr(args, "packing", False) and args.packing_strategy != "bfd":
+        raise ConfigError(
+            f"training.packing_strategy: got {args.packing_strategy!r}, which cuts documents in two, so that neither "
+            "model would see the prompt of what it predicts. Use 'bfd'."
+        )

@@ -1,0 +1,180 @@
+"""The student's own answers in place of the data's, in the batches that training is about to read."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bridgegarden.causal_lm_policy import CausalLMPolicy
+from bridgegarden.data import end_of_turn_ids
+from bridgegarden.diagnostics.walk import draw, tempered
+from bridgegarden.errors import ConfigError, DataError
+from bridgegarden.objective.alignment import IGNORE
+from bridgegarden.training.collator import ROW, RowCollator
+from bridgegarden.training.cost import CostLedger
+from bridgegarden.training.on_policy import OnPolicy, stream_seed
+
+WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+"""Ways of running in which each process has all of the student's weights."""
+
+
+class Answer(NamedTuple):
+    """A text of the student."""
+
+    tokens: list[int]
+    """Token ids, the end token included where it was reached."""
+    ended: bool
+    """Whether it was."""
+
+
+class StudentWriter:
+    """Rewrites batches: a row keeps its prompt, and its answer becomes one that the student samples now.
+
+    Prompts are padded on the left and read once; from then on a token costs one position a row, with keys and values
+    kept, and rows that have ended leave the batch. Only generated tokens are supervised, up to and including the end
+    token. What is drawn depends on the seed, the step, the number of the batch and the process, and touches no random
+    number of training.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        on_policy: OnPolicy,
+        *,
+        teacher: PreTrainedModel | None,
+        tokenizer: PreTrainedTokenizerBase,
+        collator: Any,
+        accelerator: Accelerator,
+        vocab_size: int,
+        seed: int,
+    ) -> None:
+        """
+        Args:
+            student: without the wrapping of adapters or of DDP, on its device.
+            on_policy: how much, and how, it writes.
+            teacher: the model that will read the answers, if it is one.
+            tokenizer: of both.
+            collator: what makes batches.
+            accelerator: of the trainer.
+            vocab_size: token ids that student and teacher share; no other is ever drawn.
+            seed: of training.
+
+        Raises:
+            ConfigError: a collator of somebody else's, or a student whose weights are split over processes.
+            ModelError: nothing says where an answer ends, or the student cannot be followed token by token.
+        """
+        if not isinstance(collator, RowCollator):
+            raise ConfigError("data_collator: on_policy needs the trainer's own; leave it out.")
+        if accelerator.distributed_type not in WHOLE:
+            raise ConfigError(
+                f"on_policy: the student is sharded ({accelerator.distributed_type}), and writing needs whole weights "
+                "in each process. Train with DistributedDataParallel, or leave out on_policy."
+            )
+        models = [student] if teacher is None else [student, teacher]
+        ends = [token for model in models for token in end_of_turn_ids(tokenizer, model.generation_config)]
+        ends = [token for token in dict.fromkeys(ends) if token < vocab_size]
+        self._policy = CausalLMPolicy(student, end_ids=ends, vocab_size=vocab_size)
+        self._on_policy, self._collator, self._accelerator, self._seed = on_policy, collator, accelerator, seed
+        windows = [getattr(model.config.get_text_config(), "max_position_embeddings", None) for model in models]
+        self._window: int | None = min((window for window in windows if window is not None), default=None)
+
+    def answer(self, batches: Sequence[Mapping[str, Any]], step: int, ledger: CostLedger) -> list[Mapping[str, Any]]:
+        """The batches of optimiser step `step`, those whose turn it is rewritten and the others as they are."""
+        return [
+            self._answered(batch, stream_seed(self._seed, step, index, self._accelerator.process_index), ledger)
+            if self._on_policy.answers(seed=self._seed, step=step, batch=index)
+            else batch
+            for index, batch in enumerate(batches)
+        ]
+
+    def write(self, prompts: Sequence[Sequence[int]], generator: torch.Generator) -> list[Answer]:
+        """One answer for each of `prompts`.
+
+        Raises:
+            DataError: a prompt that leaves no room for a single token.
+        """
+        model, longest = self._policy.model, self._on_policy.max_new_tokens
+        # Drawn for all steps at once: a text's numbers do not depend on when the others end.
+        uniforms = torch.rand(len(prompts), longest, dtype=torch.float64, generator=generator)
+        was_training = model.training
+        # Evaluation mode: no dropout, and checkpointing layers, which would drop keys and values, are plain.
+        model.eval()
+        try:
+            with torch.no_grad(), self._accelerator.autocast():
+                return self._write(prompts, uniforms)
+        finally:
+            model.train(was_training)
+
+    def _write(self, prompts: Sequence[Sequence[int]], uniforms: Tensor) -> list[Answer]:
+        policy, stops = self._policy, torch.tensor(self._policy.end_ids)
+        limits = torch.tensor([self._room(len(prompt)) for prompt in prompts])
+        texts: list[list[int]] = [[] for _ in prompts]
+        rows, step = torch.arange(len(prompts)), 0
+        decoding = policy.start(prompts)
+        while True:
+            logp = tempered(decoding.log_probs()[:, : policy.shared_size], self._on_policy.temperature)
+            tokens = draw(logp, uniforms[rows, step]).cpu()
+            del logp
+            for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+                texts[row].append(token)
+            step += 1
+            going = (~torch.isin(tokens, stops) & (limits[rows] > step)).nonzero().squeeze(1)
+            if not len(going):
+                return [Answer(text, text[-1] in policy.end_ids) for text in texts]
+            rows = rows[going]
+            decoding = decoding.extend(going, tokens[going])
+
+    def _room(self, prompt: int) -> int:
+        longest = self._on_policy.max_new_tokens
+        if self._window is None or prompt + longest <= self._window:
+            return longest
+        if prompt >= self._window:
+            raise DataError(
+                f"on_policy: a prompt of {prompt} tokens leaves no room for an answer: the models can read "
+                f"{self._window}. Lower training.max_length."
+            )
+        return self._window - prompt
+
+    def _answered(self, batch: Mapping[str, Any], seed: int, ledger: CostLedger) -> Mapping[str, Any]:
+        examples, prompts = _examples(batch)
+        asked = [example for example, prompt in zip(examples, prompts, strict=True) if prompt]
+        heads = [prompt for prompt in prompts if prompt]
+        answers = self.write(heads, torch.Generator().manual_seed(seed)) if heads else []
+        for example, prompt, answer in zip(asked, heads, answers, strict=True):
+            example["input_ids"] = prompt + answer.tokens
+            example["labels"] = [IGNORE] * len(prompt) + answer.tokens
+        ledger.add(
+            answers=len(answers),
+            ended_answers=sum(answer.ended for answer in answers),
+            prompt_tokens=sum(map(len, heads)),
+            generated_tokens=sum(len(answer.tokens) for answer in answers),
+        )
+        return self._collator(examples)
+
+
+def _examples(batch: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[list[int]]]:
+    """The rows of a batch without padding, and their prompts.
+
+    A row with nothing supervised (its answer was cut off) has no prompt: it stays as it is.
+    """
+    ids, labels = batch["input_ids"].cpu(), batch["labels"].cpu()
+    supervised = labels != IGNORE
+    firsts = torch.where(supervised.any(1), supervised.int().argmax(1), 0).tolist()
+    numbers = batch[ROW][:, 0].tolist() if ROW in batch else [None] * len(ids)
+    examples, prompts = [], []
+    for index, (first, number) in enumerate(zip(firsts, numbers, strict=True)):
+        if first == 0 and supervised[index, 0]:
+            where = f"sequence {index} of the batch" if number is None else f"row {number} of the data"
+            raise DataError(
+                f"on_policy: {where} is supervised from its first token, so there is no prompt to answer. Give rows "
+                "with prompt and completion, or messages."
+            )
+        length = int(batch["attention_mask"][index].sum())
+        example = {"input_ids": ids[index, :length].tolist(), "labels": labels[index, :length].tolist()}
+        examples.append(example if number is None else example | {ROW: number})
+        prompts.append(example["input_ids"][:first])
+    return examples, prompts
