@@ -16,6 +16,7 @@ COMMANDS = {
     "diagnose": "bridgegarden.cli.diagnose:diagnose_command",
     "evaluate": "bridgegarden.cli.evaluate:evaluate_command",
     "judge": "bridgegarden.cli.judge:judge_command",
+    "compare": "bridgegarden.cli.compare:compare_command",
     "lab": "bridgegarden.cli.lab:lab_group",
     "recipes": "bridgegarden.cli.recipes:recipes_group",
 }

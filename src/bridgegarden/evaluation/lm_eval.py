@@ -61,8 +61,12 @@ class PreparedTasks(NamedTuple):
     loaded: "list[LoadedTask]"
 
 
-def prepare_tasks(options: EvaluationOptions) -> PreparedTasks:
+def prepare_tasks(options: EvaluationOptions, *, quiet: bool = False) -> PreparedTasks:
     """Load all tasks, so that what is wrong with them is found before a model is loaded.
+
+    Args:
+        options: which.
+        quiet: say nothing of it.
 
     Raises:
         ConfigError: a task is unknown, needs a package or leave to run code, or code cannot be confined here.
@@ -77,6 +81,7 @@ def prepare_tasks(options: EvaluationOptions) -> PreparedTasks:
     if RUNS_CODE & set(chosen.tasks):
         check_confinement()
     console = stderr_console()
+    console.quiet = quiet
     for task in chosen.left_out:
         console.print(
             f"{task} is left out: it runs what the model writes. Add --allow-code-execution to include it.",

@@ -3,6 +3,7 @@
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bridgegarden.recipe import Recipe
@@ -18,13 +19,20 @@ from bridgegarden.run.summary import TERMS, TrainSummary
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from transformers import TrainerCallback
 
     from bridgegarden.teacher.cache.reader import TeacherCache
     from bridgegarden.teacher.live import LiveTeacher
     from bridgegarden.training.trainer import HybridDistillationTrainer
 
 
-def train(recipe: Recipe, *, resume: bool = False) -> TrainSummary:
+def train(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    console: "Console | None" = None,
+    callbacks: "Sequence[TrainerCallback]" = (),
+) -> TrainSummary:
     """Distil the teacher of `recipe` into its student, and save it in the recipe's output folder.
 
     Nothing is written before models and data have been checked, and ``OUTPUT/model`` only when all is done.
@@ -32,6 +40,8 @@ def train(recipe: Recipe, *, resume: bool = False) -> TrainSummary:
     Args:
         recipe: what to do.
         resume: go on from the newest checkpoint in the output folder.
+        console: for progress; stderr if None.
+        callbacks: of the trainer, beside those that log and show progress.
 
     Raises:
         ConfigError: a setting is wrong, or the output folder holds another run.
@@ -46,13 +56,15 @@ def train(recipe: Recipe, *, resume: bool = False) -> TrainSummary:
         folder = OutputFolder(recipe.output)
         checkpoint = folder.check(recipe, resume=resume)
         arguments = training_arguments(recipe, folder)
-        console = stderr_console()
-        console.quiet = arguments.process_index != 0
+        console = console or stderr_console()
+        console.quiet = console.quiet or arguments.process_index != 0
         run = check_run(recipe, folder, arguments, console)
         record = run_record(run)
         if checkpoint is not None:
             check_same_data(folder, record)
         trainer = _trainer(run, console)
+        for callback in callbacks:
+            trainer.add_callback(callback)
         if run.is_main:
             folder.begin(recipe)
             write_json(folder.record, record)

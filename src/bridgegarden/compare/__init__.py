@@ -1,0 +1,1 @@
+"""Objectives on one pair at equal budget: quality against cost, with intervals."""

@@ -1,0 +1,139 @@
+"""What the numbers say: means with intervals, paired differences, costs, and which objectives nothing beats."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, NamedTuple
+
+from bridgegarden.compare.result import CompareResult, CompareRun, Quantity
+from bridgegarden.estimate import Interval
+from bridgegarden.evaluation.paired import PairedDifference, paired_difference
+
+QUALITIES: Mapping[Quantity, str] = {"sampled": "right, sampled", "greedy": "right, greedy"}
+"""Shares of right answers, and what tables call them. The first that was measured is the one that is ranked by."""
+
+LOSSES: Mapping[Quantity, str] = {"teacher_loss": "L_dT", "student_loss": "L_dθ", "exposure_bias": "exposure bias"}
+"""Nats a text, and what tables call them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean:
+    """One quantity of one objective."""
+
+    value: float
+    """Mean over seeds of the mean over problems or prompts."""
+    interval: Interval
+    """95 %, over seeds and problems."""
+    by_seed: tuple[float, ...]
+    """In the order of the seeds."""
+
+
+class Price(NamedTuple):
+    """What an objective cost, mean over seeds."""
+
+    flops: float
+    """Estimated operations of a training and its share of the teacher's cache."""
+    flops_alone: float
+    """The same with the whole cache, as if nobody else read it."""
+    seconds: float
+    """Time of a training and its share of the cache's: processor time where students were on a CPU, else wall time. A
+    cache that was there before counts as nothing."""
+    seconds_alone: float
+    """The same with the whole cache."""
+
+
+def qualities(result: CompareResult) -> tuple[Quantity, ...]:
+    """Those that were measured, the one to rank by first."""
+    runs = [run for run in result.runs if run.measured is not None]
+    return tuple(q for q in QUALITIES if runs and all(run.measured and run.measured.by_unit.get(q) for run in runs))
+
+
+def mean_of(run: CompareRun, quantity: Quantity) -> float | None:
+    """Of one training; None if it was not measured."""
+    values = None if run.measured is None else run.measured.by_unit.get(quantity)
+    return _mean(list(_weighted(values).values())) if values else None
+
+
+def summary(result: CompareResult, objective: str, quantity: Quantity) -> Mean:
+    """`quantity` of `objective` with its interval over seeds and problems."""
+    scores = _scores(result, objective, quantity)
+    zeros = [dict.fromkeys(seed, 0.0) for seed in scores.values()]
+    found = paired_difference(list(scores.values()), zeros)
+    means = tuple(_mean(list(seed.values())) for seed in scores.values())
+    return Mean(value=found.mean, interval=found.interval, by_seed=means)
+
+
+def difference(result: CompareResult, first: str, second: str, quantity: Quantity) -> PairedDifference | None:
+    """`first` minus `second` on the seeds that both have, or None if there are none."""
+    one, other = (_scores(result, name, quantity) for name in (first, second))
+    seeds = [seed for seed in one if seed in other]
+    if not seeds:
+        return None
+    return paired_difference([one[seed] for seed in seeds], [other[seed] for seed in seeds])
+
+
+def all_differences(result: CompareResult) -> list[dict[str, Any]]:
+    """Every pair of objectives in every quantity, for a JSON file."""
+    return [
+        {"first": first, "second": second, "quantity": quantity, **found.to_dict()}
+        for first, second in combinations(result.objectives, 2)
+        for quantity in (*qualities(result), *LOSSES)
+        if (found := difference(result, first, second, quantity)) is not None
+    ]
+
+
+def price(result: CompareResult, objective: str) -> Price:
+    """What a training of `objective` cost."""
+    runs = result.runs_of(objective).values()
+    clock = "cpu_seconds" if result.pair.device == "cpu" else "seconds"
+    flops, seconds = (average(runs, lambda run, name=name: getattr(run.spent, name)) for name in ("flops", clock))
+    cache = result.cache
+    if cache is None or not result.rows[objective].asks_teacher or result.rows[objective].lmbda > 0:
+        return Price(flops, flops, seconds, seconds)
+    share, asking = 1 / max(cache.sharers, 1), getattr(cache, clock) or 0.0
+    return Price(flops + share * cache.flops, flops + cache.flops, seconds + share * asking, seconds + asking)
+
+
+def average(runs: Any, value: Callable[[CompareRun], float]) -> float:
+    """Over seeds."""
+    return _mean([float(value(run)) for run in runs])
+
+
+def beats(result: CompareResult, one: str, other: str, quantity: Quantity) -> bool:
+    """Whether `one` is better than `other` by more than chance explains, and costs no more operations."""
+    found = difference(result, one, other, quantity)
+    cheaper = price(result, one).flops <= price(result, other).flops * (1 + 1e-9)
+    return found is not None and found.verdict == "first" and cheaper
+
+
+def frontier(result: CompareResult, quantity: Quantity) -> tuple[str, ...]:
+    """The objectives that no other beats, in the order of the tables. Never empty."""
+    names = result.objectives
+    return tuple(name for name in names if not any(beats(result, other, name, quantity) for other in names))
+
+
+def best(result: CompareResult, quantity: Quantity) -> str:
+    """The objective with the highest mean."""
+    return max(result.objectives, key=lambda name: summary(result, name, quantity).value)
+
+
+def _scores(result: CompareResult, objective: str, quantity: Quantity) -> dict[int, dict[str, float]]:
+    """By seed, then problem or prompt; weighted so that every task counts the same."""
+    found = {}
+    for seed, run in result.runs_of(objective).items():
+        values = None if run.measured is None else run.measured.by_unit.get(quantity)
+        if values:
+            found[seed] = _weighted(values) if quantity in QUALITIES else dict(values)
+    return found
+
+
+def _weighted(values: Mapping[str, float]) -> dict[str, float]:
+    """Scores whose mean is the mean over tasks of the mean over problems."""
+    sizes = Counter(name.partition("/")[0] for name in values)
+    weights = {group: len(values) / (len(sizes) * size) for group, size in sizes.items()}
+    return {name: value * weights[name.partition("/")[0]] for name, value in values.items()}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,177 @@
+"""A trained student: its answers to tasks, and how far it drifts."""
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bridgegarden.causal_lm_policy import CausalLMPolicy
+from bridgegarden.compare.pair import Pair
+from bridgegarden.compare.result import Measured
+from bridgegarden.compare.settings import CompareSettings
+from bridgegarden.data import end_of_turn_ids
+from bridgegarden.diagnostics.exposure_bias import compare_students
+from bridgegarden.diagnostics.rollout import RollOuts
+from bridgegarden.evaluation.lm_eval import PreparedTasks, evaluate_model, prepare_tasks
+from bridgegarden.evaluation.results import SHARES, Evaluation
+from bridgegarden.preflight import ModelReference, load_facts
+from bridgegarden.run.data import columns_of
+from bridgegarden.run.diagnose_inputs import PromptSource
+from bridgegarden.run.diagnose_prompts import Prompts, read_prompts
+from bridgegarden.run.models import load_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+GENERATOR_SEED = 0
+"""Of the texts behind exposure bias: the same for all students, so that what is drawn cancels in differences."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meter:
+    """What every student is measured with; made once in a process."""
+
+    pair: Pair
+    settings: CompareSettings
+    teacher: CausalLMPolicy
+    prompts: Prompts
+    device: str
+
+    @classmethod
+    def of(cls, pair: Pair, settings: CompareSettings) -> "Meter":
+        """Load the teacher and read the prompts."""
+        device = device_of(pair)
+        teacher: Any = load_model(pair.teacher)
+        policy = CausalLMPolicy(
+            teacher.to(pair.recipe.teacher.device or device), end_ids=_end_ids(pair), vocab_size=pair.vocab_size
+        )
+        prompts = read_held_out(pair, settings)
+        return cls(pair=pair, settings=settings, teacher=policy, prompts=prompts, device=device)
+
+    def measure(self, folder: Path, held_out: Mapping[str, float]) -> Measured:
+        """The student in `folder`.
+
+        Args:
+            folder: of the trained model.
+            held_out: its terms on held-out rows; empty without such rows.
+        """
+        wall, cpu = time.perf_counter(), time.process_time()
+        facts = load_facts(ModelReference(role="student", model=str(folder), dtype=self.pair.recipe.student.dtype))
+        model: Any = load_model(facts)
+        model.to(self.device)
+        drift = self._drift(model)
+        by_unit, by_task = {**drift}, {}
+        if self.settings.evaluation is not None:
+            # Tasks keep what a model answered, so each student gets its own.
+            prepared = prepare_quietly(self.settings)
+            # lm-eval draws a bar for every task of every student.
+            with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
+                found = evaluate_model(
+                    model, facts.tokenizer, self.settings.evaluation, name=folder.parent.name, prepared=prepared
+                )
+            scores, by_task = scores_of(found)
+            by_unit |= scores
+        entropies = [held_out.get(name) for name in ("student_entropy", "teacher_entropy")]
+        return Measured(
+            by_unit=by_unit,
+            by_task=by_task,
+            entropy_kept=entropies[0] / entropies[1] if entropies[0] is not None and entropies[1] else None,
+            loss=held_out.get("loss"),
+            seconds=time.perf_counter() - wall,
+            cpu_seconds=time.process_time() - cpu,
+        )
+
+    def _drift(self, model: "PreTrainedModel") -> dict[str, dict[str, float]]:
+        student = CausalLMPolicy(model, end_ids=_end_ids(self.pair), vocab_size=self.pair.vocab_size)
+        found = compare_students(
+            self.teacher,
+            {"student": student},
+            self.prompts.ids,
+            samples=self.settings.samples,
+            max_new_tokens=self.settings.max_new_tokens,
+            generator=torch.Generator().manual_seed(GENERATOR_SEED),
+        )["student"]
+        on_teacher, on_student = (_by_prompt(texts) for texts in (found.teacher_texts, found.student_texts))
+        bias = {prompt: on_student[prompt] - on_teacher[prompt] for prompt in on_teacher}
+        return {"teacher_loss": on_teacher, "student_loss": on_student, "exposure_bias": bias}
+
+
+def read_held_out(pair: Pair, settings: CompareSettings) -> Prompts:
+    """Prompts of the evaluation rows, or of the training rows where there are none.
+
+    Raises:
+        DataError: fewer than two can be used.
+    """
+    data = pair.recipe.data
+    kind, source, split = ("train", data.train, data.split)
+    if data.eval is not None:
+        kind, source, split = ("eval", data.eval, data.eval_split)
+    configs = [facts.config.get_text_config() for facts in (pair.teacher, pair.student)]
+    windows = [getattr(config, "max_position_embeddings", None) for config in configs]
+    window = min((window for window in windows if window is not None), default=None)
+    return read_prompts(
+        PromptSource(source=source, kind=kind, split=split, columns=columns_of(data)),
+        pair.endings.tokenizer,
+        room=None if window is None else window - settings.max_new_tokens,
+        vocab_size=pair.vocab_size,
+        limit=settings.prompts,
+    )
+
+
+def prepare_quietly(settings: CompareSettings) -> PreparedTasks:
+    """The tasks, with their data.
+
+    Raises:
+        ConfigError: a task is unknown or cannot be run here.
+        DataError: a data set cannot be had.
+    """
+    assert settings.evaluation is not None
+    return prepare_tasks(settings.evaluation, quiet=True)
+
+
+def scores_of(found: Evaluation) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+    """Scores by problem, and means by group, each for greedy and drawn answers.
+
+    Of a task with several metrics the first that is a share counts; answers chosen by likelihood count as greedy.
+    """
+    by_unit: dict[str, dict[str, float]] = {}
+    taken = set()
+    listed = {(line["task"], line["decoding"], line["filter"]) for line in found.problems}
+    for score in found.scores:
+        place = score.task, score.decoding
+        if place in taken or not score.metric.startswith(SHARES) or (*place, score.filter) not in listed:
+            continue
+        taken.add(place)
+        values = found.by_problem(score.task, score.metric, decoding=score.decoding, filter_name=score.filter)
+        group = score.part_of or score.task
+        quantity = by_unit.setdefault("sampled" if score.decoding == "sampled" else "greedy", {})
+        quantity.update({f"{group}/{score.task}/{problem}": value for problem, value in values.items()})
+    by_task: dict[str, dict[str, float]] = {}
+    for quantity, values in by_unit.items():
+        for group in dict.fromkeys(name.partition("/")[0] for name in values):
+            own = [value for name, value in values.items() if name.partition("/")[0] == group]
+            by_task.setdefault(group, {})[quantity] = sum(own) / len(own)
+    return by_unit, by_task
+
+
+def device_of(pair: Pair) -> str:
+    """Where students are."""
+    on_cpu = bool(pair.recipe.training.arguments.get("use_cpu")) or not torch.cuda.is_available()
+    return "cpu" if on_cpu else "cuda"
+
+
+def _end_ids(pair: Pair) -> tuple[int, ...]:
+    """Tokens at which a text of either model is over."""
+    ids = [*pair.endings.stops, *end_of_turn_ids(pair.teacher.tokenizer, pair.teacher.generation_config)]
+    return tuple(token for token in dict.fromkeys(ids) if token < pair.vocab_size)
+
+
+def _by_prompt(texts: RollOuts) -> dict[str, float]:
+    """Loss summed over a text, mean over the texts of each prompt."""
+    values = texts.per_prompt(texts.losses[0].sum(-1)).tolist()
+    return {str(number): value for number, value in enumerate(values)}

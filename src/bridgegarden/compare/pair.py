@@ -1,0 +1,176 @@
+"""What all runs of a comparison share: the recipe, its models without weights, and its rows counted."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bridgegarden.compare.rows import ComparedRow
+from bridgegarden.data import load_rows
+from bridgegarden.errors import ConfigError
+from bridgegarden.preflight import Endings, ModelFacts, check_endings, compare_tokenizers, load_facts
+from bridgegarden.recipe import Recipe
+from bridgegarden.run.answers import recipe_data
+from bridgegarden.run.models import references
+from bridgegarden.teacher.cache.documents import Document, documents_of
+from bridgegarden.teacher.cache.weights import weights_fingerprint
+
+if TYPE_CHECKING:
+    from bridgegarden.run.data import RunData
+
+SEED = "{seed}"
+"""In ``student.model``: stands for the seed, so that each has a student of its own."""
+
+WRITTEN_BY = "generated_by"
+"""The column by which rows are known to be the teacher's answers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowCounts:
+    """The training rows in numbers; means over rows."""
+
+    rows: int
+    """How many."""
+    tokens: float
+    """Tokens of a row."""
+    positions: float
+    """Supervised positions of a row: its answer."""
+    distinct_tokens: int
+    """Tokens of all different rows, for training and evaluation: what the teacher reads to fill a cache."""
+    distinct_positions: int
+    """Supervised positions of these."""
+
+    @property
+    def prompt(self) -> float:
+        """Tokens of a prompt."""
+        return self.tokens - self.positions
+
+    @classmethod
+    def of(cls, data: "RunData") -> "RowCounts":
+        """Count the rows of a recipe."""
+        train = list(documents_of(data.train))
+        held_out = [] if data.evaluation is None else list(documents_of(data.evaluation))
+        distinct: dict[bytes, Document] = {document.key: document for document in (*train, *held_out)}
+        return cls(
+            rows=len(train),
+            tokens=float(np.mean([len(document.ids) for document in train])),
+            positions=float(np.mean([document.positions for document in train])),
+            distinct_tokens=sum(len(document.ids) for document in distinct.values()),
+            distinct_positions=sum(document.positions for document in distinct.values()),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A checked recipe."""
+
+    recipe: Recipe
+    """With every path as it is to be opened."""
+    teacher: ModelFacts
+    student: ModelFacts
+    """Of the first seed; the others have to be of the same make."""
+    endings: Endings
+    """The tokenizer and chat template, and where a turn ends."""
+    vocab_size: int
+    """Tokens that both models share."""
+    counts: RowCounts
+    fingerprints: dict[str, Any]
+    """Of the rows and the teacher's weights."""
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of every run, as the recipe says."""
+        return int(self.recipe.training.arguments["max_steps"])
+
+    @property
+    def rows_a_step(self) -> int:
+        """Rows behind one optimiser step."""
+        arguments = self.recipe.training.arguments
+        return arguments["per_device_train_batch_size"] * int(arguments.get("gradient_accumulation_steps") or 1)
+
+
+def check_recipe(recipe: Recipe, rows: Sequence[ComparedRow]) -> None:
+    """Make sure that `recipe` can be compared on, before anything is read.
+
+    Raises:
+        ConfigError: the teacher is on a server, or the number of steps or the rows to compare on are left open.
+    """
+    if recipe.teacher.server is not None:
+        raise ConfigError(
+            "teacher.server: a server does not give its distribution at what students write, which on-policy "
+            "objectives and exposure bias need. Compare with a teacher.model of this machine."
+        )
+    if int(recipe.training.arguments.get("max_steps") or -1) < 1:
+        raise ConfigError(
+            "training.max_steps: a comparison is at equal steps, so the recipe must say how many. Add "
+            "--set training.max_steps=N."
+        )
+    if recipe.training.arguments.get("packing") and any(row.on_policy for row in rows):
+        raise ConfigError("training.packing: packed rows have no prompts to write from; set it to false.")
+    if any(row.name == "seqkd" for row in rows):
+        _check_written_by_teacher(recipe)
+
+
+def check_pair(recipe: Recipe, seeds: Sequence[int]) -> tuple[Pair, "RunData"]:
+    """Models and rows of `recipe`, checked and counted, with the rows.
+
+    Raises:
+        ModelError: the models cannot be used, or not with each other.
+        DataError: a row cannot be used.
+    """
+    of_teacher, of_student = references(seeded(recipe, seeds[0]))
+    assert of_teacher is not None  # `check_recipe` refuses a server
+    teacher, student = load_facts(of_teacher), load_facts(of_student)
+    match, endings = compare_tokenizers(teacher, student), check_endings(teacher, student)
+    data = recipe_data(recipe, endings, student)
+    weights = weights_fingerprint(Path(of_teacher.location)) if of_teacher.is_local else teacher.commit
+    pair = Pair(
+        recipe=recipe,
+        teacher=teacher,
+        student=student,
+        endings=endings,
+        vocab_size=match.vocab_size,
+        counts=RowCounts.of(data),
+        fingerprints={**data.fingerprints, "teacher": weights},
+    )
+    return pair, data
+
+
+def placed(recipe: Recipe, source: str) -> Recipe:
+    """`recipe` of the file `source` with a student for each seed looked for beside the file, as other models are."""
+    name = recipe.student.model
+    beside = Path(source).expanduser().resolve().parent / name
+    if SEED not in name or not Path(source).expanduser().is_file() or not _any_seed(beside):
+        return recipe
+    return dataclasses.replace(recipe, student=dataclasses.replace(recipe.student, model=str(beside)))
+
+
+def seeded(recipe: Recipe, seed: int) -> Recipe:
+    """`recipe` with the student of `seed`."""
+    name = recipe.student.model.replace(SEED, str(seed))
+    return dataclasses.replace(recipe, student=dataclasses.replace(recipe.student, model=name))
+
+
+def student_fingerprint(recipe: Recipe, seed: int) -> str:
+    """Which weights the student of `seed` begins with: of a folder its content, of a name on the hub that name."""
+    _, student = references(seeded(recipe, seed))
+    if not student.is_local:
+        return f"{student.model}@{student.revision}"
+    return weights_fingerprint(Path(student.location))
+
+
+def _any_seed(beside: Path) -> bool:
+    return any(beside.parent.glob(beside.name.replace(SEED, "*")))
+
+
+def _check_written_by_teacher(recipe: Recipe) -> None:
+    rows = load_rows(recipe.data.train, split=recipe.data.split, limit=1)
+    if WRITTEN_BY not in rows.column_names:
+        raise ConfigError(
+            f"--objectives seqkd: trains on answers that the teacher wrote, and rows of {recipe.data.train} do not say "
+            f"that it did (no column {WRITTEN_BY!r}). Let it answer (bridgegarden generate RECIPE), then compare with "
+            "--set data.train=ANSWERS. Hard labels of this data are called sft."
+        )

@@ -1,0 +1,193 @@
+"""What a comparison found: plain data, written to and read from JSON."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bridgegarden.compare.settings import CompareSettings
+
+Quantity = str
+"""``greedy``, ``sampled``, ``teacher_loss``, ``student_loss`` or ``exposure_bias``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What one training cost; the evaluation afterwards is not in it."""
+
+    steps: int
+    """Optimiser steps."""
+    seconds: float
+    """Wall time."""
+    cpu_seconds: float
+    """Processor time of the process; on an idle CPU the same."""
+    teacher_tokens: int
+    """Through a teacher that was asked as training went on; none from a cache."""
+    student_tokens: int
+    """Through the student, forward and backward."""
+    prompt_tokens: int
+    """Through the student's forward before it began to write."""
+    generated_tokens: int
+    """Written by the student."""
+    flops: float
+    """Estimated operations of all that."""
+    peak_memory: int
+    """Bytes, at most: of the GPU, or of the process with its libraries where there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A trained student, by problem and prompt, so that students can be compared one by one."""
+
+    by_unit: Mapping[Quantity, Mapping[str, float]]
+    """Quality by problem (``GROUP/TASK/PROBLEM``, in [0, 1]), losses and exposure bias by prompt (nats a text)."""
+    by_task: Mapping[str, Mapping[Quantity, float]]
+    """Mean quality of each task or group."""
+    entropy_kept: float | None
+    """Student's entropy over teacher's on held-out rows; None without such rows."""
+    loss: float | None
+    """The own objective on held-out rows, nats a token; not comparable between objectives."""
+    seconds: float
+    """Wall time of measuring."""
+    cpu_seconds: float
+    """Processor time of measuring."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareRun:
+    """One training of one objective from one seed."""
+
+    objective: str
+    """As named in the settings."""
+    seed: int
+    """Of the order of the rows and of what is sampled; and of the first weights, where the recipe has such students."""
+    spent: Spent | None
+    """None if the training failed."""
+    measured: Measured | None
+    """None if the training failed."""
+    failure: str | None = None
+    """Why it failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowInfo:
+    """What a row is."""
+
+    label: str
+    """For a reader."""
+    objective: str
+    """Every field of the objective, on one line."""
+    lmbda: float
+    """Share of the batches that the student answers."""
+    asks_teacher: bool
+    """Whether the teacher's distribution is part of the loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheCost:
+    """What asking the teacher once about all rows cost."""
+
+    tokens: int
+    """Tokens it read."""
+    flops: float
+    """Estimated operations."""
+    seconds: float | None
+    """Wall time; None for a cache that was there before."""
+    cpu_seconds: float | None
+    """Processor time; None for a cache that was there before."""
+    sharers: int
+    """Trainings of this comparison that read it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairInfo:
+    """The models and rows in numbers."""
+
+    teacher: str
+    teacher_parameters: int
+    student: str
+    student_parameters: int
+    rows: int
+    """Training rows."""
+    row_tokens: float
+    """Mean tokens of a row."""
+    row_positions: float
+    """Mean supervised tokens of a row."""
+    prompts: int
+    """Prompts behind exposure bias."""
+    held_out: bool
+    """Whether they are no training rows."""
+    device: str
+    """Where students were: ``cpu`` or ``cuda``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareResult:
+    """Everything that tables and report show."""
+
+    settings: CompareSettings
+    recipe: str
+    """The recipe as YAML."""
+    pair: PairInfo
+    rows: Mapping[str, RowInfo]
+    """By the names of the settings, in their order."""
+    runs: tuple[CompareRun, ...]
+    """By row, then seed."""
+    cache: CacheCost | None
+    """None if no row reads one."""
+    versions: Mapping[str, str]
+    commit: str | None
+    """Git commit of the working directory, with ``-dirty`` if files differ; None outside a repository."""
+    command: str
+    """What gives the same numbers on the same machine."""
+    started: str
+    """ISO 8601, UTC."""
+    seconds: float
+    """Wall time of the whole; runs kept from an earlier time cost nothing here."""
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Rows with at least one training that did not fail, in the order of the tables."""
+        return tuple(name for name in self.settings.objectives if self.runs_of(name))
+
+    @property
+    def failures(self) -> tuple[CompareRun, ...]:
+        """Trainings that failed."""
+        return tuple(run for run in self.runs if run.failure is not None)
+
+    def label(self, objective: str) -> str:
+        """How a reader calls `objective`."""
+        return self.rows[objective].label
+
+    def runs_of(self, objective: str) -> dict[int, CompareRun]:
+        """By seed, those that did not fail."""
+        return {run.seed: run for run in self.runs if run.objective == objective and run.failure is None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**asdict(self), "settings": self.settings.to_dict()}
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> "CompareResult":
+        """The inverse of `to_dict`; what else a ``result.json`` holds is made from these."""
+        cache = tree["cache"]
+        own = {name: tree[name] for name in ("recipe", "versions", "commit", "command", "started", "seconds")}
+        return cls(
+            **own,
+            settings=CompareSettings.from_dict(tree["settings"]),
+            pair=PairInfo(**tree["pair"]),
+            rows={name: RowInfo(**row) for name, row in tree["rows"].items()},
+            runs=tuple(run_from_tree(run) for run in tree["runs"]),
+            cache=None if cache is None else CacheCost(**cache),
+        )
+
+
+def run_from_tree(tree: Mapping[str, Any]) -> CompareRun:
+    """The inverse of `asdict`."""
+    spent, measured = tree["spent"], tree["measured"]
+    return CompareRun(
+        **{
+            **tree,
+            "spent": None if spent is None else Spent(**spent),
+            "measured": None if measured is None else Measured(**measured),
+        }
+    )

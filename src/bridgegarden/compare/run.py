@@ -1,0 +1,342 @@
+"""``bridgegarden compare``: train and measure every objective with every seed, and hold quality against cost."""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bridgegarden.compare.flops import PairFlops, steps_of
+from bridgegarden.compare.output import CompareFolder, run_key
+from bridgegarden.compare.pair import Pair, check_pair, check_recipe, placed, seeded
+from bridgegarden.compare.result import CacheCost, CompareResult, CompareRun, PairInfo, RowInfo
+from bridgegarden.compare.rows import DATA_ROWS, ComparedRow, compared_rows
+from bridgegarden.compare.settings import CompareSettings
+from bridgegarden.errors import NonFiniteError
+from bridgegarden.jobs.display import JobsDisplay
+from bridgegarden.jobs.interrupts import terminated_as_interrupted
+from bridgegarden.jobs.kept import deciding_versions
+from bridgegarden.jobs.workers import Tell, one_thread, work
+from bridgegarden.preflight.meta import meta_model, parameter_count
+from bridgegarden.recipe import Recipe, build_objective, describe_objective, load_recipe
+from bridgegarden.run.quiet import quiet_libraries
+from bridgegarden.run.record import git_commit, now
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bridgegarden.compare.measure import Meter
+
+TELL_EVERY = 10
+"""Steps between two signs of life from a training."""
+
+WRITING = 5
+"""What a step costs on the student's own text, in steps on fixed data, for the progress bar."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One training and its measurement."""
+
+    row: ComparedRow
+    seed: int
+    steps: int
+    """Optimiser steps."""
+    recipe: Recipe
+    """Of this run."""
+    base: Recipe
+    """Of the comparison."""
+    settings: CompareSettings
+    folder: CompareFolder
+    key: str
+    """Of everything the numbers depend on."""
+
+    @property
+    def name(self) -> str:
+        """For the display."""
+        return f"{self.row.label}, seed {self.seed}"
+
+    @property
+    def units(self) -> int:
+        """Work, in training steps on fixed data; measuring costs about as much as a third of a training."""
+        return self.steps * self.weight + max(1, self.steps // 3)
+
+    @property
+    def weight(self) -> int:
+        """Units of a step."""
+        return WRITING if self.row.on_policy else 1
+
+
+def compare(
+    source: str,
+    settings: CompareSettings,
+    *,
+    command: str,
+    overrides: Sequence[str] = (),
+    output: Path | None = None,
+    workers: int = 1,
+    console: "Console | None" = None,
+) -> tuple[CompareResult, CompareFolder]:
+    """Compare objectives on the pair and rows of a recipe, and leave ``result.json`` and what is made from it.
+
+    They appear at the very end; until then, and after an interrupt, a file ``INCOMPLETE`` lies there. What an earlier
+    call finished in the folder with the same settings is kept. A training whose loss is not finite is recorded as
+    failed, and the others go on.
+
+    Args:
+        source: a recipe's file or shipped name.
+        settings: what is compared, and how.
+        command: what was typed, for the record.
+        overrides: changes to the recipe.
+        output: folder; None is ``OUTPUT/compare`` of the recipe.
+        workers: processes, of one thread each.
+        console: for progress; stderr if None.
+
+    Raises:
+        ConfigError: a setting is wrong, the folder is a file, or a worker was ended from outside.
+        DataError: a row cannot be used.
+        ModelError: the models cannot be used, or not with each other.
+    """
+    from rich.console import Console
+
+    began, started = time.perf_counter(), now()
+    # Bound to stderr as it is now: what libraries say there while a student is measured is swallowed.
+    plain = None if sys.stderr.isatty() else False
+    console = console or Console(file=sys.stderr, force_terminal=plain, highlight=False)
+    recipe = placed(load_recipe(source, overrides), source)
+    rows = compared_rows(settings.objectives, recipe.objective)
+    check_recipe(recipe, rows)
+    folder = CompareFolder(output or recipe.output / "compare")
+    with terminated_as_interrupted(), quiet_libraries(interactive=console.is_terminal):
+        with one_thread():
+            pair = _check(recipe, rows, settings, console)
+        folder.begin()
+        jobs = _jobs(pair, rows, settings, folder)
+        with one_thread():
+            cache = _cache(pair, jobs, folder, console)
+        runs = _all_runs(jobs, console, workers)
+        result = CompareResult(
+            settings=settings,
+            recipe=recipe.to_yaml(),
+            pair=_pair_info(pair, settings),
+            rows={row.name: _row_info(row) for row in rows},
+            runs=runs,
+            cache=cache,
+            versions=deciding_versions(),
+            commit=git_commit(),
+            command=command,
+            started=started,
+            seconds=time.perf_counter() - began,
+        )
+        folder.finish(result)
+    return result, folder
+
+
+def run_one(job: Job, tell: Tell) -> CompareRun:
+    """Train and measure one student, and keep the numbers in the job's folder."""
+    from bridgegarden.compare.train_one import train_one
+
+    def on_step(step: int) -> None:
+        if step % TELL_EVERY == 0:
+            tell(job.name, step * job.weight)
+
+    with quiet_libraries(interactive=False):
+        meter = _meter(job.base, job.settings)
+        trained = job.folder.finished_training(job.row, job.seed, job.key)
+        if trained is None:
+            try:
+                summary, spent = train_one(job.recipe, meter.pair, PairFlops.of(meter.pair), on_step=on_step)
+            except NonFiniteError as error:
+                failed = CompareRun(
+                    objective=job.row.name, seed=job.seed, spent=None, measured=None, failure=str(error)
+                )
+                job.folder.save_run(job.row, failed, job.key, keep_model=True)
+                return failed
+            trained = spent, dict(summary.evaluation)
+            job.folder.save_training(job.row, job.seed, *trained, job.key)
+        tell(job.name, job.steps * job.weight)
+        spent, held_out = trained
+        measured = meter.measure(job.recipe.output / "model", held_out)
+        run = CompareRun(objective=job.row.name, seed=job.seed, spent=spent, measured=measured)
+        job.folder.save_run(job.row, run, job.key, keep_model=job.settings.keep_models)
+    return run
+
+
+def _check(recipe: Recipe, rows: Sequence[ComparedRow], settings: CompareSettings, console: "Console") -> Pair:
+    """Everything that can be found wrong before the first step, told to `console`."""
+    from rich.text import Text
+
+    from bridgegarden.compare.measure import prepare_quietly, read_held_out
+
+    console.print("checking models and rows")
+    for seed in settings.seeds[1:]:
+        check_student(recipe, seed)
+    pair, _ = check_pair(recipe, settings.seeds)
+    for warning in pair.endings.warnings:
+        console.print(Text.assemble(("warning: ", "yellow"), warning), soft_wrap=True)
+    prompts = read_held_out(pair, settings)
+    if recipe.data.eval is None:
+        console.print(
+            Text("prompts from data.train, which students see in training; set data.eval for others"), soft_wrap=True
+        )
+    if settings.evaluation is not None:
+        prepare_quietly(settings)
+    counts = pair.counts
+    console.print(
+        f"{counts.rows:,} rows of {counts.tokens:.0f} tokens, of which {counts.positions:.0f} are learnt; "
+        f"{len(prompts.ids)} prompts",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return pair
+
+
+def check_student(recipe: Recipe, seed: int) -> None:
+    """Make sure that there is a student for `seed`.
+
+    Raises:
+        ModelError: there is none.
+    """
+    from bridgegarden.preflight import load_facts
+    from bridgegarden.run.models import references
+
+    load_facts(references(seeded(recipe, seed))[1])
+
+
+def _jobs(pair: Pair, rows: Sequence[ComparedRow], settings: CompareSettings, folder: CompareFolder) -> tuple[Job, ...]:
+    """Seed by seed, so that an interrupted comparison has whole ones."""
+    from bridgegarden.compare.train_one import run_recipe
+
+    flops = PairFlops.of(pair)
+    sharers = len(settings.seeds) * sum(_reads_cache(row) for row in rows)
+    cache = folder.cache if pair.recipe.teacher.cache is None else Path(pair.recipe.teacher.cache)
+    jobs = []
+    for seed in settings.seeds:
+        for row in rows:
+            steps = steps_of(pair, flops, row, sharers=sharers) if settings.budget == "compute" else pair.steps
+            where = None if row.on_policy else cache
+            recipe = run_recipe(pair.recipe, row, seed, steps=steps, cache=where, output=folder.run(row, seed))
+            key = run_key(pair, recipe, settings)
+            jobs.append(
+                Job(
+                    row=row,
+                    seed=seed,
+                    steps=steps,
+                    recipe=recipe,
+                    base=pair.recipe,
+                    settings=settings,
+                    folder=folder,
+                    key=key,
+                )
+            )
+    return tuple(jobs)
+
+
+def _cache(pair: Pair, jobs: Sequence[Job], folder: CompareFolder, console: "Console") -> CacheCost | None:
+    """Fill the teacher's cache with what it lacks, if a training reads it; and what that cost."""
+    from bridgegarden.run.cache import CacheOptions, build_recipe_cache
+
+    cached = [job for job in jobs if job.recipe.teacher.cache is not None]
+    if not cached:
+        return None
+    built_here = pair.recipe.teacher.cache is None
+    todo = [job for job in cached if job.folder.finished_run(job.row, job.seed, job.key) is None]
+    if todo:
+        recipe = seeded(pair.recipe, jobs[0].seed)
+        teacher = dataclasses.replace(recipe.teacher, cache=todo[0].recipe.teacher.cache)
+        recipe = dataclasses.replace(recipe, teacher=teacher, on_policy=None)
+        wall, cpu = time.perf_counter(), time.process_time()
+        built = build_recipe_cache(recipe, CacheOptions())
+        if built_here:
+            folder.save_cache_cost(time.perf_counter() - wall, time.process_time() - cpu)
+        if built.documents:
+            console.print(f"teacher asked once about {built.documents:,} rows")
+    seconds = folder.finished_cache_cost() if built_here else None
+    return CacheCost(
+        tokens=pair.counts.distinct_tokens,
+        flops=PairFlops.of(pair).cache(pair),
+        seconds=None if seconds is None else seconds[0],
+        cpu_seconds=None if seconds is None else seconds[1],
+        sharers=sum(_reads_cache(job.row) for job in jobs),
+    )
+
+
+def _all_runs(jobs: Sequence[Job], console: "Console", workers: int) -> tuple[CompareRun, ...]:
+    before = {job.name: job.folder.finished_run(job.row, job.seed, job.key) for job in jobs}
+    found: dict[str, CompareRun] = {name: run for name, run in before.items() if run is not None}
+    if found:
+        console.print(f"{len(found)} of {len(jobs)} trainings were finished before and are kept")
+    todo = [job for job in jobs if job.name not in found]
+    if todo:
+        console.print(f"{len(todo)} students to train, {min(workers, len(todo))} at a time")
+    with JobsDisplay(console, sum(job.units for job in todo)) as display:
+        # Closed at once on an interrupt, which ends the workers.
+        with closing(work(run_one, todo, workers=workers, tell=display.advance)) as finished:
+            for job, run in finished:
+                found[job.name] = run
+                display.finished(job.name, job.units, _told(job, run))
+    order = {name: place for place, name in enumerate(jobs[0].settings.objectives)}
+    return tuple(found[job.name] for job in sorted(jobs, key=lambda job: (order[job.row.name], job.seed)))
+
+
+def _told(job: Job, run: CompareRun) -> str:
+    """One finished training on one line."""
+    from bridgegarden.compare.findings import mean_of
+
+    if run.spent is None:
+        return f"{job.name}: FAILED: {run.failure}"
+    parts = []
+    for quantity in ("greedy", "sampled"):
+        value = mean_of(run, quantity)
+        if value is not None:
+            parts.append(f"{quantity} {100 * value:.1f} %")
+    parts.append(f"exposure bias {mean_of(run, 'exposure_bias'):+.3g}")
+    return f"{job.name}: {', '.join(parts)}, {run.spent.cpu_seconds:.0f} CPU s"
+
+
+def _reads_cache(row: ComparedRow) -> bool:
+    """Whether the teacher's distribution is part of the loss, and can be read from disk."""
+    return not row.on_policy and row.name not in DATA_ROWS
+
+
+def _row_info(row: ComparedRow) -> RowInfo:
+    return RowInfo(
+        label=row.label,
+        objective=describe_objective(build_objective(row.objective)),
+        lmbda=row.lmbda,
+        asks_teacher=row.name not in DATA_ROWS,
+    )
+
+
+def _pair_info(pair: Pair, settings: CompareSettings) -> PairInfo:
+    from bridgegarden.compare.measure import device_of, read_held_out
+
+    return PairInfo(
+        teacher=Path(pair.recipe.teacher.model).name,
+        teacher_parameters=parameter_count(meta_model(pair.teacher.config)),
+        student=Path(pair.recipe.student.model).name,
+        student_parameters=parameter_count(meta_model(pair.student.config)),
+        rows=pair.counts.rows,
+        row_tokens=pair.counts.tokens,
+        row_positions=pair.counts.positions,
+        prompts=len(read_held_out(pair, settings).ids),
+        held_out=pair.recipe.data.eval is not None,
+        device=device_of(pair),
+    )
+
+
+# Trainings of one process share what they do not change.
+_meters: dict[str, "Meter"] = {}
+
+
+def _meter(recipe: Recipe, settings: CompareSettings) -> "Meter":
+    from bridgegarden.compare.measure import Meter
+
+    place = f"{recipe.to_yaml()}{settings.to_dict()}"
+    if place not in _meters:
+        _meters.clear()
+        _meters[place] = Meter.of(check_pair(recipe, settings.seeds)[0], settings)
+    return _meters[place]

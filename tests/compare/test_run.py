@@ -1,0 +1,242 @@
+"""Tiny comparisons: real models of a few thousand weights, the real trainer, no tasks."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from bridgegarden.compare import measure, train_one
+from bridgegarden.compare.flops import PairFlops, expected_work, steps_of
+from bridgegarden.compare.output import CompareFolder
+from bridgegarden.compare.pair import check_pair, placed, seeded
+from bridgegarden.compare.result import CompareResult
+from bridgegarden.compare.rows import compared_rows
+from bridgegarden.compare.run import compare
+from bridgegarden.compare.settings import CompareSettings, default_baseline
+from bridgegarden.errors import ConfigError, ModelError, NonFiniteError
+from bridgegarden.recipe import load_recipe
+from tests.tiny import save_tiny, tiny_model
+
+SETTINGS = CompareSettings(
+    objectives=("soft", "gkd"),
+    seeds=(0, 1),
+    baseline="gkd",
+    evaluation=None,
+    prompts=3,
+    samples=1,
+    max_new_tokens=6,
+)
+TRAINING = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 2,
+    "learning_rate": 1e-3,
+    "use_cpu": True,
+    "bf16": False,
+    "max_length": 48,
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """A recipe with a student for each of two seeds."""
+    folder = tmp_path_factory.mktemp("pair")
+    save_tiny(folder / "teacher", tiny_model("qwen2", seed=9))
+    for seed in (0, 1):
+        save_tiny(folder / f"student-{seed}", tiny_model("qwen2", hidden_size=16, seed=seed))
+    for name, first in (("rows", 0), ("held_out", 8)):
+        rows = [{"q": f"say {i}", "a": f"it is {i}"} for i in range(first, first + 6)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = {
+        "teacher": {"model": "teacher"},
+        "student": {"model": "student-{seed}"},
+        "data": {"train": "rows.jsonl", "eval": "held_out.jsonl", "prompt": "q", "completion": "a"},
+        "on_policy": {"lmbda": 0.0, "max_new_tokens": 5},
+        "training": TRAINING,
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder / "recipe.yaml"
+
+
+def run(source, output, settings=SETTINGS, overrides=()):
+    console = Console(quiet=True)
+    return compare(str(source), settings, command="typed", overrides=overrides, output=output, console=console)
+
+
+@pytest.fixture(scope="module")
+def finished(source, tmp_path_factory):
+    return run(source, tmp_path_factory.mktemp("finished") / "deep" / "out")
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """Names of the trainings that began; what `trouble` holds for one is raised in its place."""
+    began: list[str] = []
+    trouble: dict[str, BaseException] = {}
+    original = train_one.train
+
+    def train(recipe, **options):
+        began.append(recipe.output.name)
+        if recipe.output.name in trouble:
+            raise trouble[recipe.output.name]
+        return original(recipe, **options)
+
+    monkeypatch.setattr(train_one, "train", train)
+    return began, trouble
+
+
+def test_a_finished_comparison_leaves_numbers_tables_and_a_page(finished):
+    result, folder = finished
+    tree = json.loads(folder.result.read_text())
+    assert CompareResult.from_dict(tree) == result
+    assert {found["quantity"] for found in tree["differences"]} == {"teacher_loss", "student_loss", "exposure_bias"}
+    assert [(made.objective, made.seed) for made in result.runs] == [("soft", 0), ("soft", 1), ("gkd", 0), ("gkd", 1)]
+    assert "GKD" in folder.report.read_text()
+    assert "GKD" in folder.tables.read_text()
+    assert folder.table.read_text().startswith("objective,label")
+    assert not (folder.path / "INCOMPLETE").exists()
+    assert (folder.path / "runs" / "gkd-seed1" / "model" / "config.json").is_file()
+
+
+def test_tokens_are_those_that_each_model_read_and_wrote(finished):
+    result, _ = finished
+    soft, gkd = result.runs_of("soft")[0].spent, result.runs_of("gkd")[0].spent
+    assert (soft.teacher_tokens, soft.generated_tokens, soft.prompt_tokens) == (0, 0, 0)
+    # Every row is as long as any other: the chat template around "say N" and "it is N".
+    assert soft.student_tokens == pytest.approx(4 * result.pair.row_tokens, abs=4)
+    assert gkd.student_tokens == gkd.teacher_tokens == gkd.prompt_tokens + gkd.generated_tokens
+    assert 4 <= gkd.generated_tokens <= 4 * 5
+    assert result.cache.sharers == 2
+    assert result.cache.tokens == pytest.approx(12 * result.pair.row_tokens, abs=12)
+
+
+def test_operations_follow_from_the_tokens(source, finished):
+    result, _ = finished
+    pair, _ = check_pair(placed(load_recipe(source), str(source)), [0])
+    flops, gkd = PairFlops.of(pair), result.runs_of("gkd")[0].spent
+    written, prompts = gkd.generated_tokens, gkd.prompt_tokens
+    student, teacher = (model.layers(flops.context) for model in (flops.student, flops.teacher))
+    heads = written * (3 * flops.student.head + flops.student.head + flops.teacher.head)
+    layers = (prompts + written) * (3 * student + student + teacher)
+    assert gkd.flops == pytest.approx(heads + layers)
+    assert result.cache.flops == pytest.approx(
+        result.cache.tokens * teacher + flops.teacher.head * pair.counts.distinct_positions
+    )
+
+
+def test_what_is_finished_is_not_trained_again(source, finished, trainings, tmp_path):
+    result, folder = finished
+    again, _ = run(source, folder.path)
+    assert trainings[0] == []
+    assert again.runs == result.runs
+    assert again.cache.cpu_seconds == result.cache.cpu_seconds > 0
+    more, _ = run(source, folder.path, replace(SETTINGS, objectives=("soft", "gkd", "hard"), seeds=(0,)))
+    assert trainings[0] == ["hard-seed0"]
+    assert more.runs[0] == result.runs[0]
+
+
+def test_other_rows_steps_or_measurements_are_run_anew(source, finished, trainings):
+    _, folder = finished
+    settings = replace(SETTINGS, objectives=("soft",), baseline="soft", seeds=(0,))
+    run(source, folder.path, settings, overrides=["data.limit=4"])
+    run(source, folder.path, settings, overrides=["training.max_steps=1"])
+    run(source, folder.path, replace(settings, prompts=2))
+    assert trainings[0] == ["soft-seed0"] * 3
+
+
+def test_an_interrupt_keeps_what_was_finished(source, trainings, tmp_path):
+    began, trouble = trainings
+    trouble["gkd-seed0"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        run(source, tmp_path, replace(SETTINGS, seeds=(0,)))
+    assert (tmp_path / "INCOMPLETE").exists()
+    assert not CompareFolder(tmp_path).result.exists()
+    trouble.clear()
+    result, _ = run(source, tmp_path, replace(SETTINGS, seeds=(0,)))
+    assert began == ["soft-seed0", "gkd-seed0", "gkd-seed0"]
+    assert len(result.runs) == 2
+
+
+def test_an_interrupted_measurement_does_not_cost_the_training_again(source, trainings, tmp_path, monkeypatch):
+    settings = replace(SETTINGS, objectives=("soft",), baseline="soft", seeds=(0,))
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(measure.Meter, "measure", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(source, tmp_path, settings)
+    result, _ = run(source, tmp_path, settings)
+    assert trainings[0] == ["soft-seed0"]
+    assert result.runs[0].spent.steps == 2
+
+
+def test_a_loss_that_is_not_finite_fails_its_training_and_no_other(source, trainings, tmp_path):
+    trainings[1]["gkd-seed1"] = NonFiniteError("step 2: the loss is nan")
+    result, folder = run(source, tmp_path)
+    assert [(made.objective, made.seed) for made in result.failures] == [("gkd", 1)]
+    assert set(result.runs_of("gkd")) == {0}
+    assert "GKD failed with seed 1: step 2: the loss is nan" in folder.tables.read_text()
+    assert CompareResult.from_dict(json.loads(folder.result.read_text())) == result
+
+
+def test_students_can_be_left_out_of_what_is_kept(source, tmp_path):
+    settings = replace(SETTINGS, objectives=("soft",), baseline="soft", seeds=(0,), keep_models=False)
+    _, folder = run(source, tmp_path, settings)
+    assert not (folder.path / "runs" / "soft-seed0" / "model").exists()
+    assert (folder.path / "runs" / "soft-seed0" / "measured.json").exists()
+
+
+def test_a_students_name_may_hold_the_seed(source):
+    recipe = placed(load_recipe(source), str(source))
+    assert seeded(recipe, 1).student.model == str(source.parent / "student-1")
+    with pytest.raises(ModelError, match="student-7"):
+        run(source, source.parent / "out", replace(SETTINGS, seeds=(0, 7)))
+
+
+def test_with_equal_operations_on_policy_takes_as_many_steps_as_fit(source):
+    recipe = placed(load_recipe(source, ["training.max_steps=100"]), str(source))
+    pair, _ = check_pair(recipe, [0])
+    flops = PairFlops.of(pair)
+    soft, gkd, half = compared_rows(["soft", "gkd", "gkd_half"], recipe.objective)
+    budget = flops.training(expected_work(pair, soft, 100)) + flops.cache(pair) / 3
+    steps = steps_of(pair, flops, gkd, sharers=3)
+    assert steps_of(pair, flops, soft, sharers=3) == 100
+    assert (
+        flops.training(expected_work(pair, gkd, steps)) <= budget < flops.training(expected_work(pair, gkd, steps + 1))
+    )
+    assert steps < steps_of(pair, flops, half, sharers=3) < 100
+
+
+@pytest.mark.parametrize(
+    ("objectives", "overrides", "message"),
+    [
+        (("soft",), ["training.max_steps=-1"], "training.max_steps: a comparison is at equal steps"),
+        (("soft",), ["teacher.server=http://localhost"], "teacher.server: a server does not give"),
+        (("seqkd",), [], "bridgegarden generate RECIPE"),
+        (("gkd",), ["training.packing=true"], "training.packing"),
+    ],
+)
+def test_recipes_that_cannot_be_compared_on_are_refused(source, tmp_path, objectives, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        run(source, tmp_path, replace(SETTINGS, objectives=objectives, baseline=objectives[0]), overrides)
+    assert not list(tmp_path.iterdir())
+
+
+def test_seqkd_trains_on_rows_that_say_who_wrote_them(source, tmp_path):
+    rows = [{"q": f"say {i}", "a": f"it is {i}", "generated_by": "teacher"} for i in range(4)]
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = replace(SETTINGS, objectives=("seqkd",), baseline="seqkd", seeds=(0,))
+    result, _ = run(source, tmp_path / "out", settings, overrides=[f"data.train={answers}"])
+    assert result.rows["seqkd"].asks_teacher is False
+
+
+def test_the_baseline_is_one_of_the_objectives_the_dearest_unless_named():
+    assert default_baseline(("soft", "gkd_half", "gkd")) == "gkd_half"
+    assert default_baseline(("soft", "hard")) == "soft"
+    with pytest.raises(ConfigError, match="--baseline"):
+        replace(SETTINGS, baseline="static")
