@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from bridgegarden.compare.result import CompareResult, CompareRun, Quantity
 from bridgegarden.estimate import Interval
-from bridgegarden.evaluation.paired import PairedDifference, paired_difference
+from bridgegarden.evaluation.paired import PairedDifference, Scores, paired_difference
 
 QUALITIES: Mapping[Quantity, str] = {"sampled": "right, sampled", "greedy": "right, greedy"}
 """Shares of right answers, and what tables call them. The first that was measured is the one that is ranked by."""
@@ -58,7 +58,7 @@ def mean_of(run: CompareRun, quantity: Quantity) -> float | None:
 def summary(result: CompareResult, objective: str, quantity: Quantity) -> Mean:
     """`quantity` of `objective` with its interval over seeds and problems."""
     scores = _scores(result, objective, quantity)
-    zeros = [dict.fromkeys(seed, 0.0) for seed in scores.values()]
+    zeros: list[Scores] = [dict.fromkeys(seed, 0.0) for seed in scores.values()]
     found = paired_difference(list(scores.values()), zeros)
     means = tuple(_mean(list(seed.values())) for seed in scores.values())
     return Mean(value=found.mean, interval=found.interval, by_seed=means)
@@ -118,13 +118,13 @@ def best(result: CompareResult, quantity: Quantity) -> str:
     return max(result.objectives, key=lambda name: summary(result, name, quantity).value)
 
 
-def _scores(result: CompareResult, objective: str, quantity: Quantity) -> dict[int, dict[str, float]]:
+def _scores(result: CompareResult, objective: str, quantity: Quantity) -> dict[int, Scores]:
     """By seed, then problem or prompt; weighted so that every task counts the same."""
-    found = {}
+    found: dict[int, Scores] = {}
     for seed, run in result.runs_of(objective).items():
         values = None if run.measured is None else run.measured.by_unit.get(quantity)
         if values:
-            found[seed] = _weighted(values) if quantity in QUALITIES else dict(values)
+            found[seed] = {**(_weighted(values) if quantity in QUALITIES else values)}
     return found
 
 

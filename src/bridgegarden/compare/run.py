@@ -238,6 +238,7 @@ def _jobs(pair: Pair, rows: Sequence[ComparedRow], settings: CompareSettings, fo
 def _cache(pair: Pair, jobs: Sequence[Job], folder: CompareFolder, console: "Console") -> CacheCost | None:
     """Fill the teacher's cache with what it lacks, if a training reads it; and what that cost."""
     from bridgegarden.run.cache import CacheOptions, build_recipe_cache
+    from bridgegarden.teacher.cache.writer import BuildResult
 
     cached = [job for job in jobs if job.recipe.teacher.cache is not None]
     if not cached:
@@ -252,7 +253,7 @@ def _cache(pair: Pair, jobs: Sequence[Job], folder: CompareFolder, console: "Con
         built = build_recipe_cache(recipe, CacheOptions())
         if built_here:
             folder.save_cache_cost(time.perf_counter() - wall, time.process_time() - cpu)
-        if built.documents:
+        if isinstance(built, BuildResult) and built.documents:
             console.print(f"teacher asked once about {built.documents:,} rows")
     seconds = folder.finished_cache_cost() if built_here else None
     return CacheCost(

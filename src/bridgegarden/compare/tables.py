@@ -102,20 +102,15 @@ def seed_rows(result: CompareResult, quantity: Quantity) -> Rows:
 
 def task_rows(result: CompareResult) -> Rows:
     """Quality by task, in per cent; empty where there is but one."""
-    runs = [run for run in result.runs if run.measured is not None]
-    places = dict.fromkeys(
-        (task, quantity) for run in runs for task, found in run.measured.by_task.items() for quantity in found
-    )
+    found = [run.measured.by_task for run in result.runs if run.measured is not None]
+    places = dict.fromkeys((task, quantity) for tasks in found for task, means in tasks.items() for quantity in means)
     if len({task for task, _ in places}) < 2:
         return [], []
     rows = []
     for name in result.objectives:
-        own = list(result.runs_of(name).values())
-        cells = [
-            f"{100 * average(own, lambda run, t=task, q=quantity: run.measured.by_task[t][q]):.1f}"
-            for task, quantity in places
-        ]
-        rows.append([result.label(name), *cells])
+        own = [run.measured.by_task for run in result.runs_of(name).values() if run.measured is not None]
+        means = [sum(tasks[task][quantity] for tasks in own) / len(own) for task, quantity in places]
+        rows.append([result.label(name), *(f"{100 * mean:.1f}" for mean in means)])
     return ["objective", *(f"{task}, {quantity}" for task, quantity in places)], rows
 
 
