@@ -164,5 +164,6 @@ def test_empty_slots_of_a_support_hold_no_mass():
 
 
 def test_default_chunk_shrinks_with_the_vocabulary_and_never_vanishes():
-    assert default_chunk_tokens(10) > default_chunk_tokens(150_000) >= 16
-    assert default_chunk_tokens(10**9) == 16
+    assert default_chunk_tokens(10, "cpu") > default_chunk_tokens(150_000, "cpu") >= 16
+    assert default_chunk_tokens(10**9, "cpu") == 16
+    assert default_chunk_tokens(150_000, "cuda") > default_chunk_tokens(150_000, "cpu")

@@ -106,7 +106,7 @@ def fused_hybrid_loss(
         objective=objective,
         progress=progress,
         num_items=torch.as_tensor(num_items, device=hidden.device).clamp(min=1),
-        chunk=chunk_tokens or default_chunk_tokens(head.vocab_size),
+        chunk=chunk_tokens or default_chunk_tokens(head.vocab_size, hidden.device.type),
         with_gradient=torch.is_grad_enabled(),
         student_entropy=student_entropy,
         # Cast once, not once a chunk, where autocast or a mixed pair asks for another dtype.

@@ -92,7 +92,7 @@ def estimate_memory(
     if lora is not None:
         # Adapters are float32 whatever the type of the weights under them.
         trained, trained_size = _adapter_parameters(student, lora), 4
-    chunk_tokens = min(positions, default_chunk_tokens(student.width))
+    chunk_tokens = min(positions, default_chunk_tokens(student.width, _device_type(use_cpu)))
     asked = None if teacher_cached else teacher
     chunk = CHUNK_COPIES * 4 * chunk_tokens * (student.width + (0 if asked is None else asked.width))
     parts = [
@@ -134,11 +134,17 @@ def _adapter_parameters(student: ModelFacts, lora: "LoraConfig") -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
+def _device_type(use_cpu: bool) -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() and not use_cpu else "cpu"
+
+
 def _device(use_cpu: bool) -> tuple[str, int]:
     import psutil
     import torch
 
-    if torch.cuda.is_available() and not use_cpu:
+    if _device_type(use_cpu) == "cuda":
         properties = torch.cuda.get_device_properties(0)
         return properties.name, properties.total_memory
     return "this machine", psutil.virtual_memory().total

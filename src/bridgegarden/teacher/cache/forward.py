@@ -99,7 +99,7 @@ def _walk(
     documents: Sequence[Document], spec: CacheSpec, head: LanguageModelHead, device: torch.device
 ) -> Iterator[tuple[slice, torch.Generator | None]]:
     """Positions of the batch in chunks. Draws begin anew with every document, from a seed that is its key."""
-    size = default_chunk_tokens(head.vocab_size)
+    size = default_chunk_tokens(head.vocab_size, device.type)
     if spec.support.kind != "sampled":
         yield from ((rows, None) for rows in chunks(sum(document.positions for document in documents), size))
         return
