@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SAVE_KEYS = ("save_strategy", "save_steps", "save_total_limit", "save_only_model")
 """Settings by which a recipe says that it wants checkpoints kept."""
+PREFETCHING_WORKERS = 2
+"""Processes that read a teacher's cache ahead of a GPU, unless the recipe says otherwise."""
 DEFAULT_LENGTH = 1024
 """Tokens a row is taken to have where nothing limits it, for the memory estimate."""
 
@@ -95,6 +97,9 @@ def training_arguments(recipe: Recipe, folder: OutputFolder) -> "SFTConfig":
         arguments.save_total_limit = 1
     if arguments.device.type == "cpu":
         arguments.dataloader_pin_memory = False
+    elif recipe.teacher.cache is not None and "dataloader_num_workers" not in recipe.training.arguments:
+        # Signals are read and decoded while the GPU computes. On a CPU workers would only take its cores.
+        arguments.dataloader_num_workers = PREFETCHING_WORKERS
     if arguments.n_gpu > 1:
         # Several visible GPUs and one process: train on the first, and leave the others to `teacher.device`.
         arguments._n_gpu = 1
