@@ -21,6 +21,10 @@ def train_command(recipe: str, overrides: tuple[str, ...], dry_run: bool, audit:
 
     The model is written to OUTPUT/model, with the recipe, metrics and versions beside it. A dry run loads no model and
     needs no network.
+
+    With `free_running: {every: 100}` in RECIPE the student's loss on texts of its own is measured while it trains, and
+    with `select_by: free_running_loss` in that section the checkpoint is kept where it is least. (`select_by:
+    exposure_bias` is a signed difference: a bad student can have a low one.)
     """
     if dry_run + audit + resume > 1:
         raise click.UsageError("--dry-run, --audit and --resume exclude each other; give one.")

@@ -4,6 +4,7 @@ from bridgegarden.recipe.load import load_recipe
 from bridgegarden.recipe.objective import build_objective, describe_objective
 from bridgegarden.recipe.sections import (
     DataSection,
+    FreeRunningSection,
     LoraSection,
     ObjectiveSection,
     Recipe,
@@ -16,6 +17,7 @@ from bridgegarden.recipe.training import build_lora_config, build_sft_config
 
 __all__ = [
     "DataSection",
+    "FreeRunningSection",
     "LoraSection",
     "ObjectiveSection",
     "Recipe",

@@ -1,7 +1,7 @@
 """The sections of a recipe: what is taught, to whom, with which data and objective, and how it is trained."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -164,6 +164,32 @@ class TrainingSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FreeRunningSection:
+    """What the student loses on its own texts while it is trained, on prompts of `data.eval`; measured at every
+    evaluation."""
+
+    every: int | None = None
+    """Also after every so many optimiser steps, >= 1; null is at evaluations alone."""
+    select_by: Literal["free_running_loss", "exposure_bias"] | None = None
+    """Keep the checkpoint whose value is least, in place of the last one. ``free_running_loss``, the whole loss on the
+    student's own texts, is the safe one; ``exposure_bias`` is a signed difference, which a bad student can have low."""
+    prompts: int = 16
+    """Prompts, from the first rows of `data.eval`, >= 2."""
+    samples: int = 1
+    """Texts a prompt and model, >= 1."""
+    max_new_tokens: int = 64
+    """Most tokens of a text, >= 1."""
+    temperature: float = 1.0
+    """Of the texts, >= 0."""
+
+    def __post_init__(self) -> None:
+        _require_positive("free_running.every", self.every)
+        for name, least in (("prompts", 2), ("samples", 1), ("max_new_tokens", 1), ("temperature", 0)):
+            if not getattr(self, name) >= least:
+                raise ConfigError(f"free_running.{name} must be >= {least}, got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A whole distillation run."""
 
@@ -179,10 +205,13 @@ class Recipe:
     """Lets the student answer a share of the batches itself; null trains on the answers of the data."""
     training: TrainingSection = field(default_factory=TrainingSection)
     """How."""
+    free_running: FreeRunningSection | None = None
+    """Whether the student's loss on its own texts is watched meanwhile; null is not. ``{}`` takes the defaults."""
     output: Path
     """Folder for the model and its records."""
 
     def __post_init__(self) -> None:
+        self._check_free_running()
         strategy = self.training.arguments.get("eval_strategy", "no")
         if self.data.eval is None and strategy != "no":
             raise ConfigError(f"training.eval_strategy is {strategy!r} but there are no rows for it; set data.eval.")
@@ -193,6 +222,29 @@ class Recipe:
             data_labels=build_objective(self.objective).learns_data_tokens,
             packed=bool(arguments.get("packing") or arguments.get("padding_free")),
         )
+
+    def _check_free_running(self) -> None:
+        watched = self.free_running
+        if watched is None:
+            return
+        if self.data.eval is None:
+            raise ConfigError("free_running: its prompts are those of the evaluation rows; set data.eval.")
+        if self.teacher.server is not None:
+            raise ConfigError(
+                "free_running: a server does not give its distribution at what the student writes. Leave it out, and "
+                "diagnose saved models with `bridgegarden diagnose --teacher FOLDER`."
+            )
+        arguments = self.training.arguments
+        if watched.select_by is not None:
+            for name in ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"):
+                if name in arguments:
+                    raise ConfigError(f"training.{name}: free_running.select_by decides it; leave one of them out.")
+        if arguments.get("eval_strategy") == "no" and (watched.every is None or watched.select_by is not None):
+            raise ConfigError(
+                "training.eval_strategy is 'no', but free_running measures"
+                f"{'' if watched.select_by is None else ', and selects,'} at evaluations. Leave it out, or set it to "
+                "'steps' or 'epoch'."
+            )
 
     @classmethod
     def from_dict(cls, tree: Any) -> "Recipe":
@@ -222,11 +274,8 @@ class Recipe:
         return write_yaml(self.to_dict())
 
 
-SECTIONS = (TeacherSection, StudentSection, LoraSection, DataSection, ObjectiveSection, OnPolicy, TrainingSection)
-
-
 def _tree(value: Any) -> Any:
-    if isinstance(value, SECTIONS):
+    if is_dataclass(value) and not isinstance(value, type):
         items = ((f.name, getattr(value, f.name)) for f in fields(value))
         return {name: _tree(item) for name, item in items if item is not None}
     return str(value) if isinstance(value, Path) else plain(value, "")

@@ -84,7 +84,9 @@ def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {**DEFAULTS, **given}
 
 
-def build_sft_config(section: "TrainingSection", output_dir: Path, *, evaluate: bool = False) -> "SFTConfig":
+def build_sft_config(
+    section: "TrainingSection", output_dir: Path, *, evaluate: bool = False, select_by: str | None = None
+) -> "SFTConfig":
     """TRL's configuration for this machine.
 
     Unless the recipe says otherwise: bfloat16 autocast exactly where a CUDA device has it, and, when there are rows to
@@ -94,6 +96,9 @@ def build_sft_config(section: "TrainingSection", output_dir: Path, *, evaluate: 
         section: the recipe's training section.
         output_dir: where the trainer writes its checkpoints.
         evaluate: whether there are evaluation rows.
+        select_by: keep the checkpoint that is best by this, a name in
+            :data:`bridgegarden.training.exposure_bias_callback.SELECT_BY`; checkpoints are then saved at evaluations,
+            unless the recipe says when.
 
     Raises:
         ConfigError: TRL refuses the combination.
@@ -107,6 +112,8 @@ def build_sft_config(section: "TrainingSection", output_dir: Path, *, evaluate: 
         arguments["bf16"] = on_gpu and not arguments.get("fp16", False) and torch.cuda.is_bf16_supported()
     if evaluate:
         arguments.setdefault("eval_strategy", "epoch")
+    if select_by is not None:
+        arguments = _selecting(arguments, select_by)
     for name in ("activation_checkpointing", "activation_checkpointing_kwargs"):
         # Newer versions of transformers warn of the old names.
         old = name.replace("activation", "gradient")
@@ -116,6 +123,17 @@ def build_sft_config(section: "TrainingSection", output_dir: Path, *, evaluate: 
         return SFTConfig(output_dir=str(output_dir), **arguments)
     except (ValueError, ImportError) as error:
         raise ConfigError(f"training: {error}") from error
+
+
+def _selecting(arguments: Mapping[str, Any], select_by: str) -> dict[str, Any]:
+    """`arguments` with which the best checkpoint is kept: one for every evaluation."""
+    from bridgegarden.training.exposure_bias_callback import selection_arguments
+
+    # What transformers takes itself where nothing is said.
+    saved = {"save_strategy": arguments["eval_strategy"]}
+    if saved["save_strategy"] == "steps":
+        saved["save_steps"] = arguments.get("eval_steps") or arguments["logging_steps"]
+    return {**saved, **arguments, **selection_arguments(select_by)}
 
 
 def build_lora_config(section: "LoraSection") -> "LoraConfig":

@@ -76,7 +76,7 @@ def check_run(recipe: Recipe, folder: OutputFolder, arguments: "SFTConfig", cons
     # What the student writes comes on top of a prompt that may be as long as a row.
     written = 0 if recipe.on_policy is None else recipe.on_policy.max_new_tokens
     positions = arguments.per_device_train_batch_size * ((arguments.max_length or DEFAULT_LENGTH) + written)
-    cached = recipe.teacher.cache is not None
+    cached = recipe.teacher.cache is not None and recipe.free_running is None
     checked = preflight(
         *references(recipe), positions=positions, lora=lora, use_cpu=arguments.use_cpu, teacher_cached=cached
     )
@@ -91,7 +91,13 @@ def training_arguments(recipe: Recipe, folder: OutputFolder) -> "SFTConfig":
     Raises:
         ConfigError: TRL refuses them.
     """
-    arguments = build_sft_config(recipe.training, folder.checkpoints, evaluate=recipe.data.eval is not None)
+    watched = recipe.free_running
+    arguments = build_sft_config(
+        recipe.training,
+        folder.checkpoints,
+        evaluate=recipe.data.eval is not None,
+        select_by=None if watched is None else watched.select_by,
+    )
     arguments.disable_tqdm = True
     if not _asks_for_checkpoints(recipe):
         arguments.save_total_limit = 1

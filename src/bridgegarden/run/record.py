@@ -62,6 +62,7 @@ def finished_record(record: Mapping[str, Any], summary: TrainSummary) -> dict[st
         "steps": summary.steps,
         "training": dict(summary.training),
         "evaluation": dict(summary.evaluation),
+        "free_running": dict(summary.free_running),
         "tokens_per_second": summary.tokens_per_second,
         "wall_seconds": round(summary.wall_seconds, 3),
         "peak_memory_bytes": summary.peak_memory,

@@ -23,6 +23,9 @@ TERMS = (
 )
 """Rows of the table, by the trainer's names."""
 
+FREE_RUNNING = ("free_running_loss", "free_running_loss_stderr", "exposure_bias", "exposure_bias_stderr")
+"""What was measured on the student's own texts, nats a text."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSummary:
@@ -34,6 +37,8 @@ class TrainSummary:
     """Means per supervised position of the last steps that were logged together."""
     evaluation: Mapping[str, float]
     """The same on held-out rows, by the trained model; empty without any."""
+    free_running: Mapping[str, float]
+    """`FREE_RUNNING` of the trained model; empty where the recipe does not ask for it."""
     tokens_per_second: float | None
     """Tokens that the student read, the median over logs; None if nothing was logged."""
     wall_seconds: float
@@ -88,7 +93,16 @@ class TrainSummary:
         text = io.StringIO()
         Console(file=text, width=100, force_terminal=False, color_system=None).print(self.table())
         lines = [line.rstrip() for line in text.getvalue().splitlines()]
-        return "\n".join([*lines, self._tokens(), f"The student is in {self.model}"])
+        return "\n".join([*lines, *self._own_texts(), self._tokens(), f"The student is in {self.model}"])
+
+    def _own_texts(self) -> list[str]:
+        if not self.free_running:
+            return []
+        loss, loss_error, bias, bias_error = (self.free_running[name] for name in FREE_RUNNING)
+        return [
+            f"On texts of its own the student loses {loss:.4g} nats a text (standard error {loss_error:.2g}), "
+            f"{bias:+.4g} ({bias_error:.2g}) against the teacher's texts"
+        ]
 
 
 def _number(value: float | None) -> str:

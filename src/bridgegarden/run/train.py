@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from bridgegarden.recipe import Recipe
+from bridgegarden.recipe import FreeRunningSection, Recipe
 from bridgegarden.run.cache import open_cache
 from bridgegarden.run.card import card_text
 from bridgegarden.run.checked import CheckedRun, check_run, training_arguments
@@ -15,7 +15,7 @@ from bridgegarden.run.output import OutputFolder, write_json
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import check_same_data, finished_record, run_record
 from bridgegarden.run.save import remove_checkpoints, save_trained, set_generation_stops
-from bridgegarden.run.summary import TERMS, TrainSummary
+from bridgegarden.run.summary import FREE_RUNNING, TERMS, TrainSummary
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,6 +76,7 @@ def train(
             steps=trainer.state.global_step,
             training=training,
             evaluation=evaluation,
+            free_running=_free_running(trainer),
             tokens_per_second=_speed(trainer),
             wall_seconds=time.perf_counter() - began,
             peak_memory=_peak_memory(),
@@ -117,7 +118,38 @@ def _trainer(run: CheckedRun, console: "Console") -> "HybridDistillationTrainer"
     trainer.remove_callback(PrinterCallback)
     if run.on_policy_text is not None:
         console.print(Text(f"the student answers batches itself: {run.on_policy_text}"), soft_wrap=True)
+    if run.recipe.free_running is not None:
+        _watch(run, trainer, run.recipe.free_running, console)
     return trainer
+
+
+def _watch(
+    run: CheckedRun, trainer: "HybridDistillationTrainer", section: FreeRunningSection, console: "Console"
+) -> None:
+    """Have the student's loss on its own texts measured; a teacher that is cached is loaded for it."""
+    from rich.text import Text
+
+    from bridgegarden.training.exposure_bias_callback import ExposureBiasCallback
+
+    teacher = None
+    if run.recipe.teacher.cache is not None:
+        assert run.preflight.teacher is not None  # one on a server is refused
+        console.print(
+            Text(f"loading teacher {run.recipe.teacher.model}, which judges the student's own texts"), soft_wrap=True
+        )
+        teacher = load_model(run.preflight.teacher)
+        teacher.to(run.recipe.teacher.device or trainer.accelerator.device)  # pyright: ignore[reportArgumentType]
+    trainer.add_callback(
+        ExposureBiasCallback(
+            trainer,
+            every=section.every,
+            teacher=teacher,
+            limit=section.prompts,
+            samples=section.samples,
+            temperature=section.temperature,
+            max_new_tokens=section.max_new_tokens,
+        )
+    )
 
 
 def _teacher(run: CheckedRun, console: "Console") -> "LiveTeacher | TeacherCache":
@@ -168,6 +200,12 @@ def _newest(trainer: "HybridDistillationTrainer", prefix: str) -> dict[str, floa
     """The newest logged terms, without `prefix`, times and bookkeeping."""
     entry = _newest_entry(trainer, f"{prefix}loss")
     return {term: float(entry[prefix + term]) for term in TERMS if prefix + term in entry}
+
+
+def _free_running(trainer: "HybridDistillationTrainer") -> dict[str, float]:
+    """The newest measurement on the student's own texts; empty if there is none."""
+    entry = _newest_entry(trainer, f"eval_{FREE_RUNNING[0]}")
+    return {name: float(entry[f"eval_{name}"]) for name in FREE_RUNNING if f"eval_{name}" in entry}
 
 
 def _newest_entry(trainer: "HybridDistillationTrainer", key: str) -> dict[str, Any]:

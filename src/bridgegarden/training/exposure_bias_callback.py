@@ -64,6 +64,7 @@ class ExposureBiasCallback(TrainerCallback):
         trainer: HybridDistillationTrainer,
         *,
         prompts: Sequence[Sequence[int]] | None = None,
+        limit: int = 16,
         every: int | None = None,
         teacher: PreTrainedModel | None = None,
         samples: int = 1,
@@ -75,8 +76,9 @@ class ExposureBiasCallback(TrainerCallback):
         """
         Args:
             trainer: add the callback to it with ``trainer.add_callback(callback)``.
-            prompts: token ids that texts are written from, two or more; the prompts of the first 16 rows of the
-                trainer's evaluation data if None.
+            prompts: token ids that texts are written from, two or more; if None, those of the first `limit` rows of
+                the trainer's evaluation data.
+            limit: most prompts to take from there.
             every: also measure after every so many optimiser steps, >= 1; None measures at evaluations alone.
             teacher: the teacher's model, where the trainer has only its cache.
             samples: texts a prompt and writer.
@@ -86,8 +88,8 @@ class ExposureBiasCallback(TrainerCallback):
             seed: of the texts.
 
         Raises:
-            ConfigError: `every` < 1, no teacher that can write, no prompts, a model that is sharded over processes, or
-                a selection by exposure bias that would keep the *largest*.
+            ConfigError: `every` < 1, no teacher that can write, no prompts, texts longer than a model can read, a model
+                that is sharded over processes, or a selection by exposure bias that would keep the *largest*.
         """
         if every is not None and every < 1:
             raise ConfigError(f"every must be >= 1 or None, got {every}.")
@@ -108,11 +110,23 @@ class ExposureBiasCallback(TrainerCallback):
                 "own texts. Pass the model as `teacher`."
             )
         self.trainer, self.teacher, self.every = trainer, own, every
-        self.prompts = _prompts_of(trainer) if prompts is None else tuple(tuple(prompt) for prompt in prompts)
+        self.prompts = _prompts_of(trainer, limit) if prompts is None else tuple(tuple(prompt) for prompt in prompts)
         self.samples, self.temperature, self.seed = samples, temperature, seed
         self.max_new_tokens, self.max_rows = max_new_tokens, max_rows
         self._last: tuple[int, dict[str, float]] | None = None
         self._training = False
+        self._check_fits()
+
+    def _check_fits(self) -> None:
+        """Now, rather than at the first evaluation, hours later."""
+        longest = max(map(len, self.prompts)) + self.max_new_tokens
+        for model in (self.teacher, self.trainer._student()):
+            window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+            if window is not None and longest > window:
+                raise ConfigError(
+                    f"exposure bias while training: texts of up to {longest} tokens, prompt included, are longer than "
+                    f"the {window} that {type(model).__name__} can read. Lower max_new_tokens, or take shorter prompts."
+                )
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -222,7 +236,7 @@ def _check_selection(args: TrainingArguments) -> None:
         )
 
 
-def _prompts_of(trainer: HybridDistillationTrainer, count: int = 16) -> tuple[tuple[int, ...], ...]:
+def _prompts_of(trainer: HybridDistillationTrainer, count: int) -> tuple[tuple[int, ...], ...]:
     """What stands before the first supervised token of the first evaluation rows; rows without a prompt left out."""
     data = trainer.eval_dataset
     if not isinstance(data, Dataset):

@@ -69,7 +69,7 @@ class ProgressDisplay(TrainerCallback):
         )
         self._training = self._bar.add_task("training", total=None, visible=False)
         self._evaluating = self._bar.add_task("evaluating", total=None, visible=False)
-        self._train_line, self._eval_line = Text(), Text()
+        self._train_line, self._eval_line, self._own_line = Text(), Text(), Text()
         self._live = Live(console=self.console, get_renderable=self._screen, refresh_per_second=4)
         self._started = (0, time.monotonic())
 
@@ -116,13 +116,20 @@ class ProgressDisplay(TrainerCallback):
             self._bar.reset(self._evaluating, visible=False)
             self._eval_line = Text(f"evaluation at {where}: {terms_text(logs, 'eval_')}")
             self._say(str(self._eval_line))
+        if "eval_free_running_loss" in logs:
+            self._own_line = Text(
+                f"own texts at {where}: loss {logs['eval_free_running_loss']:.4g}  exposure bias "
+                f"{logs['eval_exposure_bias']:+.4g} nats a text"
+            )
+            self._say(str(self._own_line))
 
     def _say(self, line: str) -> None:
         if not self.interactive:
             self.console.print(Text(line.rstrip()), soft_wrap=True)
 
     def _screen(self) -> Group:
-        return Group(self._bar.get_renderable(), *(line for line in (self._train_line, self._eval_line) if line.plain))
+        lines = (self._train_line, self._eval_line, self._own_line)
+        return Group(self._bar.get_renderable(), *(line for line in lines if line.plain))
 
     def _time_left(self, state: TrainerState) -> str:
         first, since = self._started
