@@ -1,6 +1,6 @@
 import random
 
-from bridgegarden.report.labels import Box, place, width
+from bridgegarden.report.labels import Box, place, shortened, width
 
 FRAME = Box(0, 0, 400, 300)
 
@@ -25,3 +25,11 @@ def test_a_name_at_the_edge_turns_inwards():
     for x, y in ((395, 150), (5, 150), (200, 3), (200, 297), (399, 1)):
         (label,) = place(["risk-guided"], [(x, y)], [], FRAME)
         assert label.box.outside(FRAME) == 0
+
+
+def test_a_name_that_is_too_long_loses_its_end():
+    assert shortened("entropy", 200) == "entropy"
+    short = shortened("a name that goes on and on", 100)
+    assert short.endswith("…")
+    assert short.startswith("a name")
+    assert width(short) <= 100

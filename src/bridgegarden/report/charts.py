@@ -12,7 +12,7 @@ from typing import Literal
 
 from markupsafe import Markup
 
-from bridgegarden.report.labels import Box, place, width
+from bridgegarden.report.labels import Box, place, shortened, width
 from bridgegarden.report.marks import circle, drawing, ground, line, mark, text
 from bridgegarden.report.scale import Axis, Reading, Scale, scale
 
@@ -136,7 +136,8 @@ def dot_plot(
     """
     many = len(series) > 1
     pitch, top = (42 if many else 32), (34 if many else 8)
-    left = max(width(row.name) for row in rows) + 12
+    names = [shortened(row.name, 0.45 * size) for row in rows]
+    left = max(map(width, names)) + 12
     height = top + pitch * len(rows) + 46
     frame = Box(left, top, size - 14, height - 46)
     across = scale(axis, [dot.reading for row in rows for dot in row.dots], frame.left + 8, frame.right)
@@ -147,7 +148,7 @@ def dot_plot(
         parts.append(_legend(series, frame.left))
     for index, row in enumerate(rows):
         middle = frame.top + pitch * (index + 0.5)
-        parts.append(text("name", 0, middle + 4.5, row.name))
+        parts.append(text("name", 0, middle + 4.5, names[index]))
         for place_, (dot, (_, shape)) in enumerate(zip(row.dots, series, strict=True)):
             cy = middle + 14 * (place_ - (len(series) - 1) / 2)
             cx, low, high = (across.at(value) for value in dot.reading)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from bridgegarden.report.charts import WIDE
-from bridgegarden.report.labels import Box, width
+from bridgegarden.report.labels import Box, shortened, width
 from bridgegarden.report.marks import circle, drawing, ground, line, mark, text
 from bridgegarden.report.scale import Axis, Reading, Scale, scale
 
@@ -107,11 +107,12 @@ def _legend(curves: Sequence[Curve], size: int) -> tuple[Markup, int]:
     """Names beside a piece of their line, in as many rows as it takes; and the height of that."""
     parts, x, y = [], 0.0, 10.0
     for number, curve in enumerate(curves):
-        wide = 44 + width(curve.name)
+        name = shortened(curve.name, size - 44)
+        wide = 44 + width(name)
         if x > 0 and x + wide > size:
             x, y = 0.0, y + 22
         pattern = f"{_tone(number)} {PATTERNS[number % 4]}"
         parts.append(Markup('<path class="curve {}" d="M{:.1f} {:.1f}h28"/>').format(pattern, x, y))
-        parts.append(text("note", x + 36, y + 4.5, curve.name))
+        parts.append(text("note", x + 36, y + 4.5, name))
         x += wide + 18
     return Markup("").join(parts), round(y + 24)

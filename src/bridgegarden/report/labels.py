@@ -41,6 +41,12 @@ def width(text: str) -> float:
     return GLYPH * len(text)
 
 
+def shortened(text: str, room: float) -> str:
+    """`text`, its end cut off with an ellipsis where it would take more than `room` pixels."""
+    most = max(int(room / GLYPH), 2)
+    return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
+
+
 def place(names: Sequence[str], points: Sequence[tuple[float, float]], taken: Iterable[Box], frame: Box) -> list[Label]:
     """A place for each name near its point: first those around it, then farther ones, the least covered wins.
 

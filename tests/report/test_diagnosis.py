@@ -1,0 +1,213 @@
+"""A diagnosis as a page: all of it is there, none of it is markup, and it can be walked through."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from bridgegarden.report.diagnosis import write_diagnosis
+from bridgegarden.report.diagnosis_words import advice_words, agreement_words, bias_words
+from tests.chromium import chromium, needs_chromium
+from tests.diagnostics.small import EVIL, WORDS, small_diagnosis, small_findings
+
+CARD = "document.getElementById('card')"
+LAYERS = (
+    "Bridge or Garden",
+    "κ(s)",
+    "contribution",
+    "static",
+    "confidence",
+    "entropy",
+    "teacher entropy",
+    "student surprise",
+    "loss l(s)",
+)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return small_diagnosis(small_findings())
+
+
+@pytest.fixture(scope="module")
+def one():
+    return small_diagnosis(small_findings(names=["near"]))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as started:
+        yield started
+
+
+def page(diagnosis, tmp_path):
+    return write_diagnosis(diagnosis, tmp_path / "report.html")
+
+
+def text_of(diagnosis, tmp_path) -> str:
+    return page(diagnosis, tmp_path).read_text(encoding="utf-8")
+
+
+def busy(browser) -> float:
+    """Seconds that the page's thread has worked."""
+    metrics = browser.call("Performance.getMetrics")["metrics"]
+    return next(one["value"] for one in metrics if one["name"] == "TaskDuration")
+
+
+def with_long_text(diagnosis, count: int):
+    """The first student's first text, written again and again until it has `count` tokens."""
+    student = diagnosis.findings.students[0]
+    tokens = student.texts[0].tokens * (count // len(student.texts[0].tokens) + 1)
+    long = replace(student.texts[0], tokens=tokens[:count])
+    findings = replace(diagnosis.findings, students=(replace(student, texts=(long,)),))
+    return replace(diagnosis, findings=findings, students=diagnosis.students[:1])
+
+
+def test_every_section_says_what_was_found(whole, tmp_path):
+    text = text_of(whole, tmp_path)
+    for anchor in ("bias", "length", "tokens", "origin", "rule", "words", "made"):
+        assert f'<section id="{anchor}"' in text
+    escaped = text.replace("&#39;", "'")
+    for student in whole.findings.students:
+        for words in (bias_words(student), agreement_words(student), *advice_words(student.advice)):
+            assert words in escaped
+    assert f'data-agrees="{"yes" if whole.findings.students[0].attribution.agrees else "no"}"' in text
+    assert "Students compared, prompt by prompt" in text
+
+
+def test_one_student_is_compared_with_nobody(one, tmp_path):
+    text = text_of(one, tmp_path)
+    assert "Students compared" not in text
+    assert '<section id="tokens"' in text
+
+
+def test_an_interrupted_diagnosis_makes_a_page_that_says_so(whole, tmp_path):
+    cut = tuple(
+        replace(student, kappa=None, shown_kappa=None, attribution=None, advice=None, texts=(), largest=())
+        for student in whole.findings.students
+    )
+    findings = replace(whole.findings, students=cut, interrupted="near: attribution")
+    text = text_of(replace(whole, findings=findings), tmp_path)
+    assert "<b>Interrupted</b> during “near: attribution”" in text
+    assert "No advice." in text
+    assert "Not measured: interrupted before." in text
+
+
+def test_a_model_that_prints_a_script_or_is_named_like_one_prints_text(whole, tmp_path):
+    assert EVIL in WORDS
+    text = text_of(replace(whole, command=EVIL), tmp_path)
+    assert EVIL not in text
+    assert text.count("<script") == 2
+    assert "&lt;script&gt;document.title=" in text
+    assert "\x1b" not in text
+
+
+def test_nothing_is_fetched(whole, tmp_path):
+    text = text_of(whole, tmp_path)
+    assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', text)
+    assert "://" not in text
+
+
+@needs_chromium
+def test_no_script_of_a_model_runs_and_nothing_is_asked_of_the_network(browser, whole, tmp_path):
+    path = page(whole, tmp_path)
+    browser.open(path)
+    assert browser.run("document.title").startswith("Where near, far")
+    assert browser.logged == []
+    assert browser.requested == [path.as_uri()]
+
+
+@needs_chromium
+def test_the_heatmap_switches_between_everything_that_was_measured(browser, one, tmp_path):
+    browser.look(1280, 900)
+    browser.open(page(one, tmp_path))
+    names = browser.run(
+        "[...document.querySelectorAll('.switch input[name=layer]')].map(i => i.parentElement.innerText)"
+    )
+    assert tuple(names) == LAYERS
+    seen = set()
+    for index in range(len(names)):
+        shown = browser.run(
+            f"(() => {{ document.querySelectorAll('.switch input[name=layer]')[{index}].click();"
+            "const text = [...document.querySelectorAll('.tokens .panel')].find(p => !p.hidden).querySelector('.text');"
+            "return [text.dataset.scale, ...[...text.querySelectorAll('.token')].map(t => t.dataset.level),"
+            "document.querySelectorAll('.key-row:not([hidden])').length]; })()"
+        )
+        assert shown[-1] == 1, "one legend at a time"
+        seen.add(tuple(shown))
+    assert len(seen) >= len(LAYERS) - 1
+
+
+@needs_chromium
+@pytest.mark.parametrize("way", ["mouse", "touch", "keyboard"])
+def test_a_token_shows_what_both_models_expected_and_kappa_of_each_choice(browser, one, tmp_path, way):
+    student = one.findings.students[0]
+    at = next(i for i, token in enumerate(student.texts[0].tokens) if token.kappa is not None)
+    browser.look(390 if way == "touch" else 1280, 900)
+    browser.open(page(one, tmp_path))
+    selector = ".tokens .panel:not([hidden]) .text .token"
+    if way == "mouse":
+        browser.run(f"document.querySelectorAll('{selector}')[{at}].id = 'chosen'")
+        browser.point("#chosen")
+    elif way == "touch":
+        browser.run(f"document.querySelectorAll('{selector}')[{at}].id = 'chosen'")
+        browser.tap("#chosen")
+        # A tap becomes a click a moment later.
+        browser.run("new Promise(done => setTimeout(done, 400))")
+    else:
+        browser.run(f"document.querySelector('{selector}').focus()")
+        for _ in range(at):
+            browser.press("ArrowRight")
+    assert browser.run(f"{CARD}.hidden") is False
+    card = browser.run(f"{CARD}.innerText")
+    assert "teacher" in card
+    assert "near" in card
+    assert "κ, later cost" in card
+    rows = browser.run(f"{CARD}.querySelectorAll('table.actions tr').length")
+    assert rows == 1 + len(student.texts[0].tokens[at].kappa.actions)
+    browser.press("Escape")
+    assert browser.run(f"{CARD}.hidden") is True
+
+
+@needs_chromium
+def test_students_and_texts_are_chosen_one_at_a_time(browser, whole, tmp_path):
+    browser.look(1280, 900)
+    browser.open(page(whole, tmp_path))
+    visible = "[...document.querySelectorAll('.tokens .panel')].filter(p => !p.hidden).map(p => p.dataset.choice)"
+    assert browser.run(visible) == ["0 0"]
+    browser.run("document.querySelectorAll('.switch input[name=facet-0]')[1].click()")
+    browser.run("document.querySelectorAll('.switch input[name=facet-1]')[1].click()")
+    assert browser.run(visible) == ["1 1"]
+
+
+@needs_chromium
+def test_five_thousand_tokens_switch_colours_and_open_cards_without_a_wait(browser, whole, tmp_path):
+    path = page(with_long_text(whole, 5000), tmp_path)
+    browser.look(1280, 900)
+    browser.open(path)
+    assert browser.run("document.querySelectorAll('.tokens .text .token').length") == 5000
+    inputs = len(LAYERS)
+
+    def spent(script: str) -> float:
+        """Processor milliseconds of the page's own thread, which other work on the machine does not lengthen."""
+        before = busy(browser)
+        browser.run(f"(() => {{ {script}; document.body.offsetHeight; }})()")
+        return 1000 * (busy(browser) - before)
+
+    browser.call("Performance.enable", timeDomain="threadTicks")
+    choose = "document.querySelectorAll('.switch input[name=layer]')[{}].click()"
+    switching = [spent(choose.format(index)) for index in (*range(1, inputs), 0)]
+    opening = spent("document.querySelectorAll('.tokens .text .token')[4000].focus()")
+    print(f"5,000 tokens: switching took {[round(one) for one in switching]} ms, opening a card {opening:.0f} ms")
+    assert max(switching) < 400
+    assert opening < 200
+    assert path.stat().st_size < 16_000_000
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+def test_nothing_is_wider_than_the_window(browser, whole, tmp_path, width, dark):
+    browser.look(width, 900, dark=dark)
+    browser.open(page(whole, tmp_path))
+    assert browser.run("document.documentElement.scrollWidth") <= width
