@@ -10,12 +10,13 @@ from rich.console import Console
 
 from bridgegarden.compare import measure, train_one
 from bridgegarden.compare.flops import PairFlops, expected_work, steps_of
-from bridgegarden.compare.output import CompareFolder
-from bridgegarden.compare.pair import check_pair, placed, seeded
+from bridgegarden.compare.output import CompareFolder, run_key
+from bridgegarden.compare.pair import check_pair, check_recipe, placed, seeded
 from bridgegarden.compare.result import CompareResult
 from bridgegarden.compare.rows import compared_rows
 from bridgegarden.compare.run import compare
 from bridgegarden.compare.settings import CompareSettings, default_baseline
+from bridgegarden.compare.train_one import run_recipe
 from bridgegarden.errors import ConfigError, ModelError, NonFiniteError
 from bridgegarden.recipe import load_recipe
 from tests.tiny import save_tiny, tiny_model
@@ -137,13 +138,26 @@ def test_what_is_finished_is_not_trained_again(source, finished, trainings, tmp_
     assert more.runs[0] == result.runs[0]
 
 
-def test_other_rows_steps_or_measurements_are_run_anew(source, finished, trainings):
-    _, folder = finished
-    settings = replace(SETTINGS, objectives=("soft",), baseline="soft", seeds=(0,))
-    run(source, folder.path, settings, overrides=["data.limit=4"])
-    run(source, folder.path, settings, overrides=["training.max_steps=1"])
-    run(source, folder.path, replace(settings, prompts=2))
-    assert trainings[0] == ["soft-seed0"] * 3
+def test_the_key_of_a_training_is_of_everything_that_decides_it(source, tmp_path):
+    def key(*overrides, objective="soft", seed=0, measure=SETTINGS, output=tmp_path, cache=tmp_path):
+        recipe = placed(load_recipe(source, overrides), str(source))
+        pair, _ = check_pair(recipe, [0])
+        (row,) = compared_rows([objective], recipe.objective)
+        steps = pair.steps
+        return run_key(pair, run_recipe(recipe, row, seed, steps=steps, cache=cache, output=output / "run"), measure)
+
+    keys = [
+        key(),
+        key("data.limit=4"),
+        key("training.max_steps=1"),
+        key(objective="hard"),
+        key(seed=1),
+        key(measure=replace(SETTINGS, prompts=2)),
+    ]
+    assert len(set(keys)) == len(keys)
+    elsewhere = tmp_path / "elsewhere"
+    other = replace(SETTINGS, objectives=("soft",), baseline="soft", seeds=(0, 5), keep_models=False)
+    assert key(output=elsewhere, cache=elsewhere, measure=other) == keys[0]
 
 
 def test_an_interrupt_keeps_what_was_finished(source, trainings, tmp_path):
@@ -160,7 +174,7 @@ def test_an_interrupt_keeps_what_was_finished(source, trainings, tmp_path):
 
 
 def test_an_interrupted_measurement_does_not_cost_the_training_again(source, trainings, tmp_path, monkeypatch):
-    settings = replace(SETTINGS, objectives=("soft",), baseline="soft", seeds=(0,))
+    settings = replace(SETTINGS, objectives=("soft",), baseline="soft", seeds=(0,), keep_models=False)
 
     def interrupt(*args):
         raise KeyboardInterrupt
@@ -169,9 +183,12 @@ def test_an_interrupted_measurement_does_not_cost_the_training_again(source, tra
         patched.setattr(measure.Meter, "measure", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(source, tmp_path, settings)
+    assert (tmp_path / "runs" / "soft-seed0" / "model").is_dir()
     result, _ = run(source, tmp_path, settings)
     assert trainings[0] == ["soft-seed0"]
     assert result.runs[0].spent.steps == 2
+    # Nobody asked for the student once it was measured.
+    assert not (tmp_path / "runs" / "soft-seed0" / "model").exists()
 
 
 def test_a_loss_that_is_not_finite_fails_its_training_and_no_other(source, trainings, tmp_path):
@@ -181,13 +198,6 @@ def test_a_loss_that_is_not_finite_fails_its_training_and_no_other(source, train
     assert set(result.runs_of("gkd")) == {0}
     assert "GKD failed with seed 1: step 2: the loss is nan" in folder.tables.read_text()
     assert CompareResult.from_dict(json.loads(folder.result.read_text())) == result
-
-
-def test_students_can_be_left_out_of_what_is_kept(source, tmp_path):
-    settings = replace(SETTINGS, objectives=("soft",), baseline="soft", seeds=(0,), keep_models=False)
-    _, folder = run(source, tmp_path, settings)
-    assert not (folder.path / "runs" / "soft-seed0" / "model").exists()
-    assert (folder.path / "runs" / "soft-seed0" / "measured.json").exists()
 
 
 def test_a_students_name_may_hold_the_seed(source):
@@ -230,9 +240,8 @@ def test_seqkd_trains_on_rows_that_say_who_wrote_them(source, tmp_path):
     rows = [{"q": f"say {i}", "a": f"it is {i}", "generated_by": "teacher"} for i in range(4)]
     answers = tmp_path / "answers.jsonl"
     answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = replace(SETTINGS, objectives=("seqkd",), baseline="seqkd", seeds=(0,))
-    result, _ = run(source, tmp_path / "out", settings, overrides=[f"data.train={answers}"])
-    assert result.rows["seqkd"].asks_teacher is False
+    recipe = load_recipe(source, [f"data.train={answers}"])
+    check_recipe(recipe, compared_rows(["seqkd"], recipe.objective))
 
 
 def test_the_baseline_is_one_of_the_objectives_the_dearest_unless_named():

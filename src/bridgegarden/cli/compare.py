@@ -24,7 +24,7 @@ from bridgegarden.cli.evaluate import BatchSize
     type=click.Choice(["steps", "compute"]),
     default="steps",
     show_default=True,
-    help="What is equal: optimiser steps, or estimated operations (on-policy objectives then take fewer steps).",
+    help="What is equal: optimiser steps, or estimated FLOPs (on-policy objectives then take fewer steps).",
 )
 @click.option(
     "--baseline",
@@ -46,10 +46,14 @@ from bridgegarden.cli.evaluate import BatchSize
 )
 @click.option("--prompts", type=click.IntRange(2), default=64, show_default=True, help="Prompts for exposure bias.")
 @click.option("--texts", type=click.IntRange(1), default=4, show_default=True, help="Texts of each, by both models.")
-@click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Of such a text.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Of such a text, at most."
+)
 @click.option("--keep-models/--no-keep-models", default=True, show_default=True, help="Keep students once measured.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes, on CPUs.")
-@click.option("--output", metavar="DIR", type=click.Path(path_type=Path), help="Default: OUTPUT/compare of the recipe.")
+@click.option(
+    "--output", metavar="DIR", type=click.Path(path_type=Path), help="Folder for the result.  [default: OUTPUT/compare]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON instead of tables.")
 def compare_command(recipe: str, overrides: tuple[str, ...], **options: Any) -> None:
     """Train RECIPE with several objectives at equal budget, and hold quality against cost.
@@ -96,11 +100,11 @@ def compare_command(recipe: str, overrides: tuple[str, ...], **options: Any) -> 
         return
     from rich.console import Console
 
-    from bridgegarden.compare.tables import terminal_tables
+    from bridgegarden.compare.display import terminal_tables
     from bridgegarden.compare.words import sentences
 
     console = Console(highlight=False)
-    for table in terminal_tables(result):
+    for table in terminal_tables(result, console.width):
         console.print(table)
     for sentence in sentences(result):
         console.print(f"* {sentence}", markup=False)

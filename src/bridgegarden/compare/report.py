@@ -31,10 +31,10 @@ GLOSSARY = {
         "The student's entropy over the teacher's, on held-out rows. Below 100 %: surer than its teacher, by less "
         "variety or fewer doubts; above: unlearned."
     ),
-    "operations": (
+    "FLOPs": (
         "Multiplications and additions of matrix products, estimated from the models' configurations and the tokens "
         "that they read and wrote. They say little about how well a machine is used: writing token by token takes few "
-        "operations and much time."
+        "of them and much time."
     ),
 }
 
@@ -78,7 +78,7 @@ def report_page(result: CompareResult) -> Page:
 
 def _lead(result: CompareResult) -> Markup:
     seeds, pair = len(result.settings.seeds), result.pair
-    equal = "the same optimiser steps" if result.settings.budget == "steps" else "the same estimated operations"
+    equal = "the same optimiser steps" if result.settings.budget == "steps" else "the same estimated FLOPs"
     found = Markup("").join(Markup("<li>{}</li>").format(sentence) for sentence in sentences(result))
     return Markup(
         "<p>{} objectives, {} each, distil {} ({:,} parameters) into {} ({:,}) from {:,} rows, with {}.</p><ul>{}</ul>"
@@ -103,14 +103,14 @@ def _frontier(result: CompareResult) -> Markup:
             chart = responsive(lambda size, q=quantity, b=by, a=about: cost_chart(result, q, b, a, size))
             drawn = figure(chart, _frontier_caption(result, by))
             first = quantity == qualities(result)[0]
-            what = f"{QUALITIES[quantity].capitalize()}, against {'time' if by == 'time' else 'operations'}"
+            what = f"{QUALITIES[quantity].capitalize()}, against {'time' if by == 'time' else 'FLOPs'}"
             body += drawn if first else details(what, drawn)
     return body
 
 
 def _frontier_caption(result: CompareResult, by: str) -> str:
     base = result.label(result.settings.baseline)
-    cost = "time of a training" if by == "time" else "estimated operations of a training"
+    cost = "time of a training" if by == "time" else "estimated FLOPs of a training"
     shared = ", its share of asking the teacher once included" if result.cache is not None else ""
     return (
         f"To the right is cheaper: {cost}{shared}, beside what {base} takes. Bars are 95 % intervals, small dots "

@@ -17,7 +17,7 @@ def cost_chart(result: CompareResult, quantity: Quantity, by: By, about: str, si
     """Every objective by how many times cheaper than the baseline it is, and its quality."""
     points = [_point(result, name, quantity, by) for name in result.objectives]
     base = result.label(result.settings.baseline)
-    what = "time" if by == "time" else "operations"
+    what = "time" if by == "time" else "FLOPs"
     return scatter(
         points,
         x=Axis(label=f"times {'less' if by == 'time' else 'fewer'} {what} than {base}", log=True),

@@ -1,20 +1,21 @@
 """``bridgegarden compare``: train and measure every objective with every seed, and hold quality against cost."""
 
-import dataclasses
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bridgegarden.compare.flops import PairFlops, steps_of
-from bridgegarden.compare.output import CompareFolder, run_key
+from bridgegarden.compare.display import told
+from bridgegarden.compare.flops import PairFlops
+from bridgegarden.compare.job import Job, make_jobs
+from bridgegarden.compare.output import CompareFolder
 from bridgegarden.compare.pair import Pair, check_pair, check_recipe, placed, seeded
-from bridgegarden.compare.result import CacheCost, CompareResult, CompareRun, PairInfo, RowInfo
+from bridgegarden.compare.result import CompareResult, CompareRun, PairInfo, RowInfo
 from bridgegarden.compare.rows import DATA_ROWS, ComparedRow, compared_rows
 from bridgegarden.compare.settings import CompareSettings
+from bridgegarden.compare.teacher_cache import fill_cache
 from bridgegarden.errors import NonFiniteError
 from bridgegarden.jobs.display import JobsDisplay
 from bridgegarden.jobs.interrupts import terminated_as_interrupted
@@ -32,42 +33,6 @@ if TYPE_CHECKING:
 
 TELL_EVERY = 10
 """Steps between two signs of life from a training."""
-
-WRITING = 5
-"""What a step costs on the student's own text, in steps on fixed data, for the progress bar."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One training and its measurement."""
-
-    row: ComparedRow
-    seed: int
-    steps: int
-    """Optimiser steps."""
-    recipe: Recipe
-    """Of this run."""
-    base: Recipe
-    """Of the comparison."""
-    settings: CompareSettings
-    folder: CompareFolder
-    key: str
-    """Of everything the numbers depend on."""
-
-    @property
-    def name(self) -> str:
-        """For the display."""
-        return f"{self.row.label}, seed {self.seed}"
-
-    @property
-    def units(self) -> int:
-        """Work, in training steps on fixed data; measuring costs about as much as a third of a training."""
-        return self.steps * self.weight + max(1, self.steps // 3)
-
-    @property
-    def weight(self) -> int:
-        """Units of a step."""
-        return WRITING if self.row.on_policy else 1
 
 
 def compare(
@@ -114,9 +79,9 @@ def compare(
         with one_thread():
             pair = _check(recipe, rows, settings, console)
         folder.begin()
-        jobs = _jobs(pair, rows, settings, folder)
+        jobs = make_jobs(pair, rows, settings, folder)
         with one_thread():
-            cache = _cache(pair, jobs, folder, console)
+            cache = fill_cache(pair, jobs, folder, console)
         runs = _all_runs(jobs, console, workers)
         result = CompareResult(
             settings=settings,
@@ -206,65 +171,6 @@ def check_student(recipe: Recipe, seed: int) -> None:
     load_facts(references(seeded(recipe, seed))[1])
 
 
-def _jobs(pair: Pair, rows: Sequence[ComparedRow], settings: CompareSettings, folder: CompareFolder) -> tuple[Job, ...]:
-    """Seed by seed, so that an interrupted comparison has whole ones."""
-    from bridgegarden.compare.train_one import run_recipe
-
-    flops = PairFlops.of(pair)
-    sharers = len(settings.seeds) * sum(_reads_cache(row) for row in rows)
-    cache = folder.cache if pair.recipe.teacher.cache is None else Path(pair.recipe.teacher.cache)
-    jobs = []
-    for seed in settings.seeds:
-        for row in rows:
-            steps = steps_of(pair, flops, row, sharers=sharers) if settings.budget == "compute" else pair.steps
-            where = None if row.on_policy else cache
-            recipe = run_recipe(pair.recipe, row, seed, steps=steps, cache=where, output=folder.run(row, seed))
-            key = run_key(pair, recipe, settings)
-            jobs.append(
-                Job(
-                    row=row,
-                    seed=seed,
-                    steps=steps,
-                    recipe=recipe,
-                    base=pair.recipe,
-                    settings=settings,
-                    folder=folder,
-                    key=key,
-                )
-            )
-    return tuple(jobs)
-
-
-def _cache(pair: Pair, jobs: Sequence[Job], folder: CompareFolder, console: "Console") -> CacheCost | None:
-    """Fill the teacher's cache with what it lacks, if a training reads it; and what that cost."""
-    from bridgegarden.run.cache import CacheOptions, build_recipe_cache
-    from bridgegarden.teacher.cache.writer import BuildResult
-
-    cached = [job for job in jobs if job.recipe.teacher.cache is not None]
-    if not cached:
-        return None
-    built_here = pair.recipe.teacher.cache is None
-    todo = [job for job in cached if job.folder.finished_run(job.row, job.seed, job.key) is None]
-    if todo:
-        recipe = seeded(pair.recipe, jobs[0].seed)
-        teacher = dataclasses.replace(recipe.teacher, cache=todo[0].recipe.teacher.cache)
-        recipe = dataclasses.replace(recipe, teacher=teacher, on_policy=None)
-        wall, cpu = time.perf_counter(), time.process_time()
-        built = build_recipe_cache(recipe, CacheOptions())
-        if built_here:
-            folder.save_cache_cost(time.perf_counter() - wall, time.process_time() - cpu)
-        if isinstance(built, BuildResult) and built.documents:
-            console.print(f"teacher asked once about {built.documents:,} rows")
-    seconds = folder.finished_cache_cost() if built_here else None
-    return CacheCost(
-        tokens=pair.counts.distinct_tokens,
-        flops=PairFlops.of(pair).cache(pair),
-        seconds=None if seconds is None else seconds[0],
-        cpu_seconds=None if seconds is None else seconds[1],
-        sharers=sum(_reads_cache(job.row) for job in jobs),
-    )
-
-
 def _all_runs(jobs: Sequence[Job], console: "Console", workers: int) -> tuple[CompareRun, ...]:
     before = {job.name: job.folder.finished_run(job.row, job.seed, job.key) for job in jobs}
     found: dict[str, CompareRun] = {name: run for name, run in before.items() if run is not None}
@@ -278,29 +184,9 @@ def _all_runs(jobs: Sequence[Job], console: "Console", workers: int) -> tuple[Co
         with closing(work(run_one, todo, workers=workers, tell=display.advance)) as finished:
             for job, run in finished:
                 found[job.name] = run
-                display.finished(job.name, job.units, _told(job, run))
+                display.finished(job.name, job.units, told(job, run))
     order = {name: place for place, name in enumerate(jobs[0].settings.objectives)}
     return tuple(found[job.name] for job in sorted(jobs, key=lambda job: (order[job.row.name], job.seed)))
-
-
-def _told(job: Job, run: CompareRun) -> str:
-    """One finished training on one line."""
-    from bridgegarden.compare.findings import mean_of
-
-    if run.spent is None:
-        return f"{job.name}: FAILED: {run.failure}"
-    parts = []
-    for quantity in ("greedy", "sampled"):
-        value = mean_of(run, quantity)
-        if value is not None:
-            parts.append(f"{quantity} {100 * value:.1f} %")
-    parts.append(f"exposure bias {mean_of(run, 'exposure_bias'):+.3g}")
-    return f"{job.name}: {', '.join(parts)}, {run.spent.cpu_seconds:.0f} CPU s"
-
-
-def _reads_cache(row: ComparedRow) -> bool:
-    """Whether the teacher's distribution is part of the loss, and can be read from disk."""
-    return not row.on_policy and row.name not in DATA_ROWS
 
 
 def _row_info(row: ComparedRow) -> RowInfo:

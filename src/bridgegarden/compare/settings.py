@@ -62,6 +62,14 @@ class CompareSettings:
 
 
 def default_baseline(objectives: tuple[str, ...]) -> str:
-    """The first objective on the student's own texts, which cost most; else the first."""
+    """The first objective on the student's own texts, which cost most; else the first.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not objectives:
+        raise ConfigError(
+            "--objectives names nothing; expected names separated by commas, such as soft,confidence,gkd."
+        )
     costly = (name for name in objectives if name.startswith(("gkd", "on_policy")))
     return next(costly, objectives[0])

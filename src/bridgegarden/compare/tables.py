@@ -1,12 +1,9 @@
-"""The comparison as tables: for a terminal, for a reader (Markdown), for a program (CSV)."""
+"""The comparison as tables: for a reader (Markdown, the page) and for a program (CSV)."""
 
 import csv
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from rich import box
-from rich.table import Table
 
 from bridgegarden.compare.findings import LOSSES, QUALITIES, average, difference, price, qualities, summary
 from bridgegarden.compare.result import CompareResult, CompareRun, Quantity
@@ -42,8 +39,8 @@ def cost_rows(result: CompareResult) -> Rows:
     """What every objective cost, and how many times less than the baseline."""
     base = result.label(result.settings.baseline)
     clock = "CPU s" if result.pair.device == "cpu" else "wall s"
-    heads = ["objective", "steps", *(["wall s"] if clock == "CPU s" else []), clock, *TOKENS.values(), "operations"]
-    heads += ["peak memory", f"less time than {base}", "fewer operations"]
+    heads = ["objective", "steps", *(["wall s"] if clock == "CPU s" else []), clock, *TOKENS.values(), "FLOPs"]
+    heads += ["peak memory", f"less time than {base}", "fewer FLOPs"]
     return heads, [[result.label(name), *cost_cells(result, name)] for name in result.objectives]
 
 
@@ -114,32 +111,17 @@ def task_rows(result: CompareResult) -> Rows:
     return ["objective", *(f"{task}, {quantity}" for task, quantity in places)], rows
 
 
-def terminal_tables(result: CompareResult) -> list[Table]:
-    """Quality and cost, for a terminal."""
-    seeds = len(result.settings.seeds)
-    over = f"95 % intervals over {seeds} seeds and the problems" if seeds > 1 else "95 % intervals over problems"
-    heads, rows = quality_rows(result)
-    quality = _terminal(heads, rows)
-    quality.caption = (
-        f"{over}. Losses and exposure bias in nats a text. Entropy kept: of the teacher's, on held-out rows."
-    )
-    heads, rows = cost_rows(result)
-    cost = _terminal(heads, rows)
-    cost.caption = cost_caption(result)
-    return [quality, cost]
-
-
 def cost_caption(result: CompareResult) -> str:
     """How the columns of the cost table are meant."""
-    parts = ["Means over seeds. Operations are estimated."]
+    parts = ["Means over seeds. FLOPs are estimated."]
     cache = result.cache
     if cache is not None and cache.sharers:
         clock = cache.cpu_seconds if result.pair.device == "cpu" else cache.seconds
         known = "its time is not known and not counted" if clock is None else f"{number(clock)} s"
         readers = [n for n in result.objectives if result.rows[n].asks_teacher and not result.rows[n].lmbda]
         parts.append(
-            f"The teacher was asked once about {cache.tokens:,} tokens ({number(cache.flops)} operations, {known}), "
-            f"for {cache.sharers} trainings. Operations and both ratios include a share of 1/{cache.sharers} of that."
+            f"The teacher was asked once about {cache.tokens:,} tokens ({number(cache.flops)} FLOPs, {known}), "
+            f"for {cache.sharers} trainings. FLOPs and both ratios include a share of 1/{cache.sharers} of that."
         )
         base = result.settings.baseline
         if readers and base in result.objectives and base not in readers:
@@ -147,7 +129,7 @@ def cost_caption(result: CompareResult) -> str:
             less = times(other.seconds / one.seconds_alone), times(other.flops / one.flops_alone)
             parts.append(
                 f"If {result.label(readers[0])} alone had to pay for all of it, it would take {less[0]} less time and "
-                f"{less[1]} fewer operations than {result.label(base)}."
+                f"{less[1]} fewer FLOPs than {result.label(base)}."
             )
     return " ".join(parts)
 
@@ -197,10 +179,10 @@ def share_cell(result: CompareResult, objective: str, quantity: Quantity) -> str
     return percent(mean.value, *mean.interval)
 
 
-def loss_cell(result: CompareResult, objective: str, quantity: Quantity) -> str:
+def loss_cell(result: CompareResult, objective: str, quantity: Quantity, between: str = " ± ") -> str:
     """A loss, nats a text."""
     mean = summary(result, objective, quantity)
-    return " ± ".join(plus_minus(mean.value, (mean.interval.high - mean.interval.low) / 2))
+    return between.join(plus_minus(mean.value, (mean.interval.high - mean.interval.low) / 2))
 
 
 def entropy_cell(result: CompareResult, objective: str) -> str:
@@ -217,16 +199,6 @@ def difference_cell(found: PairedDifference | None, *, share: bool) -> str:
     mean, half = plus_minus(unit * found.mean, unit * (found.interval.high - found.interval.low) / 2)
     called = {"first": "higher", "second": "lower", None: "open"}[found.verdict]
     return f"{'+' if found.mean > 0 else ''}{mean} ± {half}, {called}"
-
-
-def _terminal(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for place, head in enumerate(heads):
-        table.add_column(head, no_wrap=place == 0, justify="left" if place == 0 else "right")
-    for row in rows:
-        table.add_row(*row)
-    table.caption_justify, table.caption_style = "left", ""
-    return table
 
 
 def _plain_row(result: CompareResult, name: str) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def _quality(result: CompareResult) -> list[str]:
     for quantity in qualities(result)[:1]:
         kept = [result.label(name) for name in frontier(result, quantity)]
         found.append(
-            f"At its cost or less nothing is better ({QUALITIES[quantity]}, against estimated operations) than "
+            f"At its cost or less nothing is better ({QUALITIES[quantity]}, against estimated FLOPs) than "
             f"{listed(kept)}."
         )
     return found
@@ -75,12 +75,10 @@ def _cost(result: CompareResult) -> list[str]:
         if not names:
             continue
         ranges = []
-        for field, what in (("seconds", "time"), ("flops", "operations")):
+        for field, what in (("seconds", "less time"), ("flops", "fewer FLOPs")):
             ratios = [getattr(price(result, base), field) / getattr(price(result, name), field) for name in names]
             low, high = times(min(ratios)), times(max(ratios))
-            ranges.append(
-                f"{low if low == high else f'{low} to {high}'} {'less' if what == 'time' else 'fewer'} {what}"
-            )
+            ranges.append(f"{low if low == high else f'{low} to {high}'} {what}")
         told = listed([result.label(name) for name in names])
         found.append(f"{told}, {kind}: {ranges[0]} and {ranges[1]} than {result.label(base)}.")
     return found

@@ -1,0 +1,97 @@
+import csv
+import io
+import re
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from bridgegarden.compare.display import short, terminal_tables
+from bridgegarden.compare.findings import price
+from bridgegarden.compare.tables import cost_caption, objectives_csv, tables_markdown, task_rows
+from bridgegarden.compare.words import listed, sentences
+from tests.compare.made_up import made_up_result
+
+RESULT = made_up_result()
+
+
+def shown(result, width):
+    console = Console(width=width, record=True, file=io.StringIO())
+    for table in terminal_tables(result, width):
+        console.print(table)
+    return console.export_text()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_terminal_shows_every_name_and_head_whole(width):
+    text = shown(RESULT, width)
+    assert "…" not in text
+    for word in ("soft", "confidence", "GKD", "teacher", "FLOPs", "exposure"):
+        assert word in text
+    assert all(len(line) <= width for line in text.splitlines())
+
+
+def test_large_numbers_are_short_on_a_terminal():
+    assert [short(value) for value in (0, 12.34, 999.4, 999.6, 116_711, 3.338e11)] == [
+        "0",
+        "12.3",
+        "999",
+        "1 k",
+        "117 k",
+        "334 G",
+    ]
+
+
+def test_the_file_for_programs_has_plain_numbers():
+    rows = {row["objective"]: row for row in csv.DictReader(io.StringIO(objectives_csv(RESULT)))}
+    assert list(rows) == ["soft", "confidence", "gkd"]
+    assert float(rows["soft"]["flops_with_share_of_cache"]) == price(RESULT, "soft").flops
+    assert float(rows["gkd"]["generated_tokens"]) == 90_000
+    low, mean, high = (float(rows["soft"][f"sampled{end}"]) for end in ("_low", "", "_high"))
+    assert 0.4 < low < mean < high < 0.8
+
+
+def test_the_file_for_readers_says_command_findings_and_differences():
+    text = tables_markdown(RESULT)
+    assert "`bridgegarden compare my.yaml`" in text
+    assert "## Against GKD" in text
+    row = next(line for line in text.splitlines() if line.startswith("| confidence | +"))
+    assert ", higher |" in row
+    assert ", open |" in row
+
+
+def test_the_cost_of_asking_once_is_told_shared_and_whole():
+    told = cost_caption(RESULT)
+    assert "a share of 1/6" in told
+    assert "If soft alone had to pay for all of it, it would take 6.2× less time and 1.8× fewer FLOPs than GKD." in told
+    unknown = replace(RESULT, cache=replace(RESULT.cache, seconds=None, cpu_seconds=None))
+    assert "its time is not known and not counted" in cost_caption(unknown)
+    assert cost_caption(replace(RESULT, cache=None)) == "Means over seeds. FLOPs are estimated."
+
+
+def test_sentences_rank_only_what_chance_does_not_explain():
+    found = sentences(RESULT)
+    assert re.fullmatch(
+        r"Right, sampled: confidence is highest with [\d.]+ ± [\d.]+ %; every other objective is lower by more than "
+        r"chance explains\.",
+        found[0],
+    )
+    assert found[1].endswith("not told apart from it: confidence and GKD.")
+    assert "soft and confidence, on fixed rows: 9.1× less time and 3.3× fewer FLOPs than GKD." in found
+
+
+def test_tasks_have_a_table_where_there_are_several():
+    assert task_rows(RESULT) == ([], [])
+
+    def another(run):
+        tasks = {**run.measured.by_task, "gsm": {"greedy": 0.25}}
+        return replace(run, measured=replace(run.measured, by_task=tasks))
+
+    heads, rows = task_rows(replace(RESULT, runs=tuple(another(run) for run in RESULT.runs)))
+    assert heads[-1] == "gsm, greedy"
+    assert rows[0][-1] == "25.0"
+    assert "## Task by task" in tables_markdown(replace(RESULT, runs=tuple(another(run) for run in RESULT.runs)))
+
+
+def test_names_are_listed_as_one_says_them():
+    assert [listed(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
