@@ -236,6 +236,12 @@ def test_recipes_that_cannot_be_compared_on_are_refused(source, tmp_path, object
     assert not list(tmp_path.iterdir())
 
 
+def test_one_of_several_processes_is_refused(source, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="started as one of 2 processes"):
+        run(source, tmp_path)
+
+
 def test_seqkd_trains_on_rows_that_say_who_wrote_them(source, tmp_path):
     rows = [{"q": f"say {i}", "a": f"it is {i}", "generated_by": "teacher"} for i in range(4)]
     answers = tmp_path / "answers.jsonl"

@@ -5,17 +5,13 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from bridgegarden.compare.findings import LOSSES, QUALITIES, average, mean_of, price, qualities, summary
+from bridgegarden.compare.findings import LOSSES, QUALITIES, average, mean_of, price, qualities
 from bridgegarden.compare.job import Job
 from bridgegarden.compare.result import CompareResult, CompareRun
-from bridgegarden.compare.tables import TOKENS, cheaper, cost_caption, entropy_cell, loss_cell
-from bridgegarden.report.scale import number, plus_minus
+from bridgegarden.compare.tables import TOKENS, cheaper, cost_caption, entropy_cell, loss_cell, share_cell, short
 
 ROOMY = 110
 """Columns from which on a number and its interval fit on one line."""
-
-UNITS = ("", "k", "M", "G", "T", "P", "E")
-"""Thousands."""
 
 
 def told(job: Job, run: CompareRun) -> str:
@@ -36,23 +32,14 @@ def terminal_tables(result: CompareResult, width: int) -> list[Table]:
     return [_quality_table(result, " ± " if width >= ROOMY else "\n± "), _cost_table(result)]
 
 
-def short(value: float) -> str:
-    """Three digits and a thousand's letter: ``116 k``."""
-    power = 0
-    while abs(value) >= 999.5 and power < len(UNITS) - 1:
-        value, power = value / 1000, power + 1
-    return f"{number(value)} {UNITS[power]}".rstrip()
-
-
 def _quality_table(result: CompareResult, between: str) -> Table:
     seeds = len(result.settings.seeds)
     over = f"95 % intervals over {seeds} seeds and the problems" if seeds > 1 else "95 % intervals over problems"
     table = _empty(["objective", *(f"{QUALITIES[q]}, %" for q in qualities(result)), "entropy kept", *LOSSES.values()])
     for name in result.objectives:
-        shares = [summary(result, name, quantity) for quantity in qualities(result)]
-        cells = [plus_minus(100 * one.value, 50 * (one.interval.high - one.interval.low)) for one in shares]
+        shares = [share_cell(result, name, quantity, between) for quantity in qualities(result)]
         losses = [loss_cell(result, name, quantity, between) for quantity in LOSSES]
-        table.add_row(result.label(name), *(between.join(cell) for cell in cells), entropy_cell(result, name), *losses)
+        table.add_row(result.label(name), *shares, entropy_cell(result, name), *losses)
     table.caption = (
         f"{over}. Losses and exposure bias in nats a text. Entropy kept: of the teacher's, on held-out rows."
     )
@@ -61,20 +48,13 @@ def _quality_table(result: CompareResult, between: str) -> Table:
 
 def _cost_table(result: CompareResult) -> Table:
     on_cpu = result.pair.device == "cpu"
-    table = _empty(
-        [
-            "objective",
-            "steps",
-            "CPU s" if on_cpu else "wall s",
-            *(head.replace("generated", "written") for head in TOKENS.values()),
-            "FLOPs",
-            "less time",
-            "fewer FLOPs",
-        ]
-    )
+    fields = ["cpu_seconds" if on_cpu else "seconds", *TOKENS]
+    heads = ["CPU s" if on_cpu else "wall s", *(head.replace("generated", "written") for head in TOKENS.values())]
+    if len({run.spent.steps for run in result.runs if run.spent is not None}) > 1:
+        fields, heads = ["steps", *fields], ["steps", *heads]
+    table = _empty(["objective", *heads, "FLOPs", "less time", "fewer FLOPs"])
     for name in result.objectives:
         runs = list(result.runs_of(name).values())
-        fields = ["steps", "cpu_seconds" if on_cpu else "seconds", *TOKENS]
         spent = [average(runs, lambda run, field=field: getattr(run.spent, field)) for field in fields]
         flops = price(result, name).flops
         table.add_row(result.label(name), *(short(value) for value in (*spent, flops)), *cheaper(result, name))

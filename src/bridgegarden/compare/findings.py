@@ -57,6 +57,13 @@ def mean_of(run: CompareRun, quantity: Quantity) -> float | None:
 
 def summary(result: CompareResult, objective: str, quantity: Quantity) -> Mean:
     """`quantity` of `objective` with its interval over seeds and problems."""
+    place = ("summary", objective, quantity)
+    if place not in result.memo:
+        result.memo[place] = _summary(result, objective, quantity)
+    return result.memo[place]
+
+
+def _summary(result: CompareResult, objective: str, quantity: Quantity) -> Mean:
     scores = _scores(result, objective, quantity)
     zeros: list[Scores] = [dict.fromkeys(seed, 0.0) for seed in scores.values()]
     found = paired_difference(list(scores.values()), zeros)
@@ -66,6 +73,13 @@ def summary(result: CompareResult, objective: str, quantity: Quantity) -> Mean:
 
 def difference(result: CompareResult, first: str, second: str, quantity: Quantity) -> PairedDifference | None:
     """`first` minus `second` on the seeds that both have, or None if there are none."""
+    place = ("difference", first, second, quantity)
+    if place not in result.memo:
+        result.memo[place] = _difference(result, first, second, quantity)
+    return result.memo[place]
+
+
+def _difference(result: CompareResult, first: str, second: str, quantity: Quantity) -> PairedDifference | None:
     one, other = (_scores(result, name, quantity) for name in (first, second))
     seeds = [seed for seed in one if seed in other]
     if not seeds:
@@ -93,6 +107,13 @@ def price(result: CompareResult, objective: str) -> Price:
         return Price(flops, flops, seconds, seconds)
     share, asking = 1 / max(cache.sharers, 1), getattr(cache, clock) or 0.0
     return Price(flops + share * cache.flops, flops + cache.flops, seconds + share * asking, seconds + asking)
+
+
+def entropy_kept(result: CompareResult, objective: str) -> float | None:
+    """Student's entropy over the teacher's on held-out rows, mean over seeds; None without such rows."""
+    measured = [run.measured for run in result.runs_of(objective).values() if run.measured is not None]
+    known = [one.entropy_kept for one in measured if one.entropy_kept is not None]
+    return _mean(known) if known else None
 
 
 def average(runs: Any, value: Callable[[CompareRun], float]) -> float:

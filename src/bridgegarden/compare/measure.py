@@ -17,9 +17,9 @@ from bridgegarden.compare.settings import CompareSettings
 from bridgegarden.data import end_of_turn_ids
 from bridgegarden.diagnostics.exposure_bias import compare_students
 from bridgegarden.diagnostics.rollout import RollOuts
-from bridgegarden.evaluation.lm_eval import PreparedTasks, evaluate_model, prepare_tasks
+from bridgegarden.evaluation.lm_eval import evaluate_model, prepare_tasks
 from bridgegarden.evaluation.results import SHARES, Evaluation
-from bridgegarden.preflight import ModelReference, load_facts
+from bridgegarden.preflight import ModelFacts, ModelReference, load_facts
 from bridgegarden.run.data import columns_of
 from bridgegarden.run.diagnose_inputs import PromptSource
 from bridgegarden.run.diagnose_prompts import Prompts, read_prompts
@@ -34,24 +34,17 @@ GENERATOR_SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Meter:
-    """What every student is measured with; made once in a process."""
+    """What every student is measured with; made once in a process. Holds no model while students are trained."""
 
     pair: Pair
     settings: CompareSettings
-    teacher: CausalLMPolicy
     prompts: Prompts
     device: str
 
     @classmethod
     def of(cls, pair: Pair, settings: CompareSettings) -> "Meter":
-        """Load the teacher and read the prompts."""
-        device = device_of(pair)
-        teacher: Any = load_model(pair.teacher)
-        policy = CausalLMPolicy(
-            teacher.to(pair.recipe.teacher.device or device), end_ids=_end_ids(pair), vocab_size=pair.vocab_size
-        )
-        prompts = read_held_out(pair, settings)
-        return cls(pair=pair, settings=settings, teacher=policy, prompts=prompts, device=device)
+        """Read the prompts."""
+        return cls(pair=pair, settings=settings, prompts=read_held_out(pair, settings), device=device_of(pair))
 
     def measure(self, folder: Path, held_out: Mapping[str, float]) -> Measured:
         """The student in `folder`.
@@ -62,13 +55,11 @@ class Meter:
         """
         wall, cpu = time.perf_counter(), time.process_time()
         facts = load_facts(ModelReference(role="student", model=str(folder), dtype=self.pair.recipe.student.dtype))
-        model: Any = load_model(facts)
-        model.to(self.device)
-        drift = self._drift(model)
-        by_unit, by_task = {**drift}, {}
+        model = self._load(facts)
+        by_unit, by_task = self._drift(model), {}
         if self.settings.evaluation is not None:
             # Tasks keep what a model answered, so each student gets its own.
-            prepared = prepare_quietly(self.settings)
+            prepared = prepare_tasks(self.settings.evaluation, quiet=True)
             # lm-eval draws a bar for every task of every student.
             with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
                 found = evaluate_model(
@@ -87,9 +78,12 @@ class Meter:
         )
 
     def _drift(self, model: "PreTrainedModel") -> dict[str, dict[str, float]]:
-        student = CausalLMPolicy(model, end_ids=_end_ids(self.pair), vocab_size=self.pair.vocab_size)
+        teacher, student = (
+            CausalLMPolicy(one, end_ids=_end_ids(self.pair), vocab_size=self.pair.vocab_size)
+            for one in (self._load(self.pair.teacher), model)
+        )
         found = compare_students(
-            self.teacher,
+            teacher,
             {"student": student},
             self.prompts.ids,
             samples=self.settings.samples,
@@ -99,6 +93,10 @@ class Meter:
         on_teacher, on_student = (_by_prompt(texts) for texts in (found.teacher_texts, found.student_texts))
         bias = {prompt: on_student[prompt] - on_teacher[prompt] for prompt in on_teacher}
         return {"teacher_loss": on_teacher, "student_loss": on_student, "exposure_bias": bias}
+
+    def _load(self, facts: ModelFacts) -> "PreTrainedModel":
+        model: Any = load_model(facts)
+        return model.to(self.device)
 
 
 def read_held_out(pair: Pair, settings: CompareSettings) -> Prompts:
@@ -121,17 +119,6 @@ def read_held_out(pair: Pair, settings: CompareSettings) -> Prompts:
         vocab_size=pair.vocab_size,
         limit=settings.prompts,
     )
-
-
-def prepare_quietly(settings: CompareSettings) -> PreparedTasks:
-    """The tasks, with their data.
-
-    Raises:
-        ConfigError: a task is unknown or cannot be run here.
-        DataError: a data set cannot be had.
-    """
-    assert settings.evaluation is not None
-    return prepare_tasks(settings.evaluation, quiet=True)
 
 
 def scores_of(found: Evaluation) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:

@@ -1,6 +1,7 @@
 """What all runs of a comparison share: the recipe, its models without weights, and its rows counted."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,8 +97,14 @@ def check_recipe(recipe: Recipe, rows: Sequence[ComparedRow]) -> None:
     """Make sure that `recipe` can be compared on, before anything is read.
 
     Raises:
-        ConfigError: the teacher is on a server, or the number of steps or the rows to compare on are left open.
+        ConfigError: the teacher is on a server, the number of steps or the rows to compare on are left open, or this is
+            one of several processes.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "compare: trains one student after the other on one device, and was started as one of "
+            f"{os.environ['WORLD_SIZE']} processes. Start it without accelerate launch or torchrun."
+        )
     if recipe.teacher.server is not None:
         raise ConfigError(
             "teacher.server: a server does not give its distribution at what students write, which on-policy "

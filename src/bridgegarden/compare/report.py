@@ -4,8 +4,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from bridgegarden.compare.findings import QUALITIES, qualities
-from bridgegarden.compare.report_charts import cost_chart, drift_chart
+from bridgegarden.compare.findings import QUALITIES, entropy_kept, qualities
+from bridgegarden.compare.report_charts import cost_chart, drift_chart, entropy_chart
 from bridgegarden.compare.result import CompareResult
 from bridgegarden.compare.tables import (
     cost_caption,
@@ -54,6 +54,8 @@ def report_page(result: CompareResult) -> Page:
     sections = []
     if qualities(result):
         sections.append(Section(anchor="frontier", title="Quality against cost", body=_frontier(result)))
+        if entropy_kept(result, result.objectives[0]) is not None:
+            sections.append(Section(anchor="entropy", title="Quality against entropy kept", body=_entropy(result)))
     sections += [
         Section(anchor="quality", title="Quality and drift", body=_quality(result)),
         Section(anchor="cost", title="Cost", body=table(*cost_rows(result), caption=cost_caption(result))),
@@ -105,6 +107,20 @@ def _frontier(result: CompareResult) -> Markup:
             first = quantity == qualities(result)[0]
             what = f"{QUALITIES[quantity].capitalize()}, against {'time' if by == 'time' else 'FLOPs'}"
             body += drawn if first else details(what, drawn)
+    return body
+
+
+def _entropy(result: CompareResult) -> Markup:
+    body = Markup("")
+    for quantity in qualities(result):
+        about = f"{QUALITIES[quantity].capitalize()} against entropy kept, one point an objective."
+        chart = responsive(lambda size, q=quantity, a=about: entropy_chart(result, q, a, size))
+        drawn = figure(
+            chart,
+            "Right answers are not all: to the right, more of the teacher's entropy is kept, its wordings and its "
+            "doubts. The dotted line joins what no other objective beats at both by its mean.",
+        )
+        body += drawn if quantity == qualities(result)[0] else details(QUALITIES[quantity].capitalize(), drawn)
     return body
 
 

@@ -1,10 +1,11 @@
 """The charts of a comparison's page."""
 
+from dataclasses import replace
 from typing import Literal
 
 from markupsafe import Markup
 
-from bridgegarden.compare.findings import LOSSES, QUALITIES, price, summary
+from bridgegarden.compare.findings import LOSSES, QUALITIES, entropy_kept, price, summary
 from bridgegarden.compare.result import CompareResult, Quantity
 from bridgegarden.compare.words import percent, times
 from bridgegarden.report.charts import Dot, Point, Row, Shape, dot_plot, scatter
@@ -21,6 +22,23 @@ def cost_chart(result: CompareResult, quantity: Quantity, by: By, about: str, si
     return scatter(
         points,
         x=Axis(label=f"times {'less' if by == 'time' else 'fewer'} {what} than {base}", log=True),
+        y=Axis(label=QUALITIES[quantity], percent=True, least=0.0, most=1.0),
+        about=about,
+        size=size,
+    )
+
+
+def entropy_chart(result: CompareResult, quantity: Quantity, about: str, size: int) -> Markup:
+    """Every objective by how much of the teacher's entropy it keeps, and its quality."""
+    kept = {name: entropy_kept(result, name) for name in result.objectives}
+    points = [
+        replace(_point(result, name, quantity, "flops"), x=Reading(value, value, value), seeds=())
+        for name, value in kept.items()
+        if value is not None
+    ]
+    return scatter(
+        points,
+        x=Axis(label="entropy kept", percent=True, least=0.0),
         y=Axis(label=QUALITIES[quantity], percent=True, least=0.0, most=1.0),
         about=about,
         size=size,

@@ -1,7 +1,7 @@
 """What a comparison found: plain data, written to and read from JSON."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bridgegarden.compare.settings import CompareSettings
@@ -143,6 +143,8 @@ class CompareResult:
     """ISO 8601, UTC."""
     seconds: float
     """Wall time of the whole; runs kept from an earlier time cost nothing here."""
+    memo: dict[tuple, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What was made from the numbers by resampling, which tables, words and charts all ask for."""
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -164,7 +166,9 @@ class CompareResult:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
-        return {**asdict(self), "settings": self.settings.to_dict()}
+        tree = {**asdict(self), "settings": self.settings.to_dict()}
+        del tree["memo"]
+        return tree
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> "CompareResult":

@@ -11,7 +11,7 @@ from bridgegarden.compare.display import told
 from bridgegarden.compare.flops import PairFlops
 from bridgegarden.compare.job import Job, make_jobs
 from bridgegarden.compare.output import CompareFolder
-from bridgegarden.compare.pair import Pair, check_pair, check_recipe, placed, seeded
+from bridgegarden.compare.pair import SEED, Pair, check_pair, check_recipe, placed, seeded
 from bridgegarden.compare.result import CompareResult, CompareRun, PairInfo, RowInfo
 from bridgegarden.compare.rows import DATA_ROWS, ComparedRow, compared_rows
 from bridgegarden.compare.settings import CompareSettings
@@ -134,7 +134,8 @@ def _check(recipe: Recipe, rows: Sequence[ComparedRow], settings: CompareSetting
     """Everything that can be found wrong before the first step, told to `console`."""
     from rich.text import Text
 
-    from bridgegarden.compare.measure import prepare_quietly, read_held_out
+    from bridgegarden.compare.measure import read_held_out
+    from bridgegarden.evaluation.lm_eval import prepare_tasks
 
     console.print("checking models and rows")
     for seed in settings.seeds[1:]:
@@ -148,7 +149,7 @@ def _check(recipe: Recipe, rows: Sequence[ComparedRow], settings: CompareSetting
             Text("prompts from data.train, which students see in training; set data.eval for others"), soft_wrap=True
         )
     if settings.evaluation is not None:
-        prepare_quietly(settings)
+        prepare_tasks(settings.evaluation, quiet=console.quiet)
     counts = pair.counts
     console.print(
         f"{counts.rows:,} rows of {counts.tokens:.0f} tokens, of which {counts.positions:.0f} are learnt; "
@@ -204,7 +205,7 @@ def _pair_info(pair: Pair, settings: CompareSettings) -> PairInfo:
     return PairInfo(
         teacher=Path(pair.recipe.teacher.model).name,
         teacher_parameters=parameter_count(meta_model(pair.teacher.config)),
-        student=Path(pair.recipe.student.model).name,
+        student=Path(pair.recipe.student.model).name.replace(SEED, "").strip("-_.") or "student",
         student_parameters=parameter_count(meta_model(pair.student.config)),
         rows=pair.counts.rows,
         row_tokens=pair.counts.tokens,

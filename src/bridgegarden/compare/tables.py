@@ -5,9 +5,18 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bridgegarden.compare.findings import LOSSES, QUALITIES, average, difference, price, qualities, summary
+from bridgegarden.compare.findings import (
+    LOSSES,
+    QUALITIES,
+    average,
+    difference,
+    entropy_kept,
+    price,
+    qualities,
+    summary,
+)
 from bridgegarden.compare.result import CompareResult, CompareRun, Quantity
-from bridgegarden.compare.words import percent, sentences, times
+from bridgegarden.compare.words import sentences, times
 from bridgegarden.evaluation.paired import PairedDifference
 from bridgegarden.report.scale import number, plus_minus
 
@@ -18,13 +27,16 @@ TOKENS = {
 }
 """Fields of `Spent` and their heads."""
 
+UNITS = ("", "k", "M", "G", "T", "P", "E")
+"""Thousands."""
+
 Rows = tuple[list[str], list[list[str]]]
 """Heads, and cells of each row."""
 
 
 def quality_rows(result: CompareResult) -> Rows:
     """Quality and drift of every objective."""
-    heads = ["objective", *(QUALITIES[q] for q in qualities(result)), "entropy kept", *LOSSES.values()]
+    heads = ["objective", *(f"{QUALITIES[q]}, %" for q in qualities(result)), "entropy kept", *LOSSES.values()]
     return heads, [[result.label(name), *quality_cells(result, name)] for name in result.objectives]
 
 
@@ -53,8 +65,8 @@ def cost_cells(result: CompareResult, objective: str) -> list[str]:
     return [
         f"{average(runs, lambda run: run.spent.steps if run.spent else 0):,.0f}",
         *(number(average(runs, clock)) for clock in clocks),
-        *(f"{tokens:,.0f}" for tokens in spent),
-        number(price(result, objective).flops),
+        *(short(tokens) for tokens in spent),
+        short(price(result, objective).flops),
         f"{memory / 1e6:,.0f} MB" if memory < 1e9 else f"{memory / 1e9:.1f} GB",
         *cheaper(result, objective),
     ]
@@ -120,7 +132,7 @@ def cost_caption(result: CompareResult) -> str:
         known = "its time is not known and not counted" if clock is None else f"{number(clock)} s"
         readers = [n for n in result.objectives if result.rows[n].asks_teacher and not result.rows[n].lmbda]
         parts.append(
-            f"The teacher was asked once about {cache.tokens:,} tokens ({number(cache.flops)} FLOPs, {known}), "
+            f"The teacher was asked once about {cache.tokens:,} tokens ({short(cache.flops)}FLOP, {known}), "
             f"for {cache.sharers} trainings. FLOPs and both ratios include a share of 1/{cache.sharers} of that."
         )
         base = result.settings.baseline
@@ -173,10 +185,18 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))
 
 
-def share_cell(result: CompareResult, objective: str, quantity: Quantity) -> str:
-    """A share of right answers."""
+def short(value: float) -> str:
+    """Three digits and a thousand's letter: ``116 k``."""
+    power = 0
+    while abs(value) >= 999.5 and power < len(UNITS) - 1:
+        value, power = value / 1000, power + 1
+    return f"{number(value)} {UNITS[power]}".rstrip()
+
+
+def share_cell(result: CompareResult, objective: str, quantity: Quantity, between: str = " ± ") -> str:
+    """A share of right answers, in per cent."""
     mean = summary(result, objective, quantity)
-    return percent(mean.value, *mean.interval)
+    return between.join(plus_minus(100 * mean.value, 50 * (mean.interval.high - mean.interval.low)))
 
 
 def loss_cell(result: CompareResult, objective: str, quantity: Quantity, between: str = " ± ") -> str:
@@ -187,7 +207,7 @@ def loss_cell(result: CompareResult, objective: str, quantity: Quantity, between
 
 def entropy_cell(result: CompareResult, objective: str) -> str:
     """Student's entropy over the teacher's; a dash without held-out rows."""
-    value = _entropy(list(result.runs_of(objective).values()))
+    value = entropy_kept(result, objective)
     return "–" if value is None else f"{100 * value:.0f} %"
 
 
@@ -207,7 +227,7 @@ def _plain_row(result: CompareResult, name: str) -> dict[str, Any]:
     for quantity in (*qualities(result), *LOSSES):
         mean = summary(result, name, quantity)
         row |= {quantity: mean.value, f"{quantity}_low": mean.interval.low, f"{quantity}_high": mean.interval.high}
-    row["entropy_kept"] = _entropy(runs)
+    row["entropy_kept"] = entropy_kept(result, name)
     for field in ("steps", "seconds", "cpu_seconds", *TOKENS, "prompt_tokens", "peak_memory"):
         row[field] = average(runs, lambda run, name=field: getattr(run.spent, name))
     row["training_flops"] = average(runs, lambda run: run.spent.flops if run.spent else 0.0)
@@ -215,12 +235,6 @@ def _plain_row(result: CompareResult, name: str) -> dict[str, Any]:
     row |= {"flops_with_share_of_cache": found.flops, "flops_with_whole_cache": found.flops_alone}
     row |= {"time_with_share_of_cache": found.seconds, "time_with_whole_cache": found.seconds_alone}
     return row
-
-
-def _entropy(runs: Sequence[CompareRun]) -> float | None:
-    values = [run.measured.entropy_kept for run in runs if run.measured is not None]
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _wall(run: CompareRun) -> float:

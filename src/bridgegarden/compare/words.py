@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 from bridgegarden.compare.findings import (
     QUALITIES,
+    Mean,
     best,
     difference,
+    entropy_kept,
     frontier,
     price,
     qualities,
@@ -40,20 +42,7 @@ def times(ratio: float) -> str:
 
 
 def _quality(result: CompareResult) -> list[str]:
-    found = []
-    for quantity in qualities(result):
-        top = best(result, quantity)
-        mean = summary(result, top, quantity)
-        even = [name for name in result.objectives if name != top and not _better(result, top, name, quantity)]
-        told = (
-            f"not told apart from it: {listed([result.label(name) for name in even])}"
-            if even
-            else "every other objective is lower by more than chance explains"
-        )
-        found.append(
-            f"{QUALITIES[quantity].capitalize()}: {result.label(top)} is highest with "
-            f"{percent(mean.value, *mean.interval)}; {told}."
-        )
+    found = [_highest(result, quantity) for quantity in qualities(result)]
     for quantity in qualities(result)[:1]:
         kept = [result.label(name) for name in frontier(result, quantity)]
         found.append(
@@ -63,25 +52,58 @@ def _quality(result: CompareResult) -> list[str]:
     return found
 
 
+def _highest(result: CompareResult, quantity: Quantity) -> str:
+    """Which objective has the highest mean, what it kept of the teacher's entropy, and which may be as good."""
+    top = best(result, quantity)
+    mean, kept = summary(result, top, quantity), entropy_kept(result, top)
+    others = [name for name in result.objectives if name != top]
+    even = [name for name in others if not _better(result, top, name, quantity)]
+    told = f"not told apart from it: {listed([result.label(name) for name in even])}"
+    if not even:
+        told = "every other objective is lower by more than chance explains"
+    elif len(even) == len(others):
+        return f"{QUALITIES[quantity].capitalize()}: no objective is told apart from the highest, {_share(mean)}."
+    entropy = "" if kept is None else f" and keeps {100 * kept:.0f} % of the teacher's entropy"
+    return f"{QUALITIES[quantity].capitalize()}: {result.label(top)} is highest with {_share(mean)}{entropy}; {told}."
+
+
+def _share(mean: Mean) -> str:
+    return percent(mean.value, *mean.interval)
+
+
 def _cost(result: CompareResult) -> list[str]:
-    """Each objective on fixed rows against the baseline; of those on the student's texts each one too."""
+    """What objectives on fixed rows save against the baseline; what others take beside it."""
     base = result.settings.baseline
     others = [name for name in result.objectives if name != base]
     if base not in result.objectives or not others:
         return []
     found = []
-    for kind, on_policy in (("on fixed rows", False), ("on the student's own texts", True)):
-        names = [name for name in others if bool(result.rows[name].lmbda) == on_policy]
-        if not names:
-            continue
-        ranges = []
-        for field, what in (("seconds", "less time"), ("flops", "fewer FLOPs")):
-            ratios = [getattr(price(result, base), field) / getattr(price(result, name), field) for name in names]
-            low, high = times(min(ratios)), times(max(ratios))
-            ranges.append(f"{low if low == high else f'{low} to {high}'} {what}")
-        told = listed([result.label(name) for name in names])
-        found.append(f"{told}, {kind}: {ranges[0]} and {ranges[1]} than {result.label(base)}.")
+    fixed = [name for name in others if not result.rows[name].lmbda]
+    if fixed:
+        time, flops = (_range(_ratios(result, field, base, fixed)) for field in ("seconds", "flops"))
+        found.append(
+            f"On fixed rows a training takes {time} less time and {flops} fewer FLOPs than {result.label(base)}, with "
+            "its share of asking the teacher."
+        )
+    for name in others:
+        if result.rows[name].lmbda:
+            time, flops = (1 / _ratios(result, field, base, [name])[0] for field in ("seconds", "flops"))
+            label = result.label(name)
+            found.append(
+                f"{label[0].upper()}{label[1:]} takes {times(time)} the time and {times(flops)} the FLOPs of "
+                f"{result.label(base)}."
+            )
     return found
+
+
+def _ratios(result: CompareResult, field: str, base: str, names: Sequence[str]) -> list[float]:
+    """How many times less than `base` each of `names` costs."""
+    return [getattr(price(result, base), field) / getattr(price(result, name), field) for name in names]
+
+
+def _range(ratios: Sequence[float]) -> str:
+    low, high = times(min(ratios)), times(max(ratios))
+    return low if low == high else f"{low} to {high}"
 
 
 def _drift(result: CompareResult) -> list[str]:
