@@ -236,6 +236,17 @@ def test_recipes_that_cannot_be_compared_on_are_refused(source, tmp_path, object
     assert not list(tmp_path.iterdir())
 
 
+def test_students_are_neither_watched_nor_chosen_on_their_way(source, tmp_path):
+    changes = ["free_running.every=1", "free_running.select_by=free_running_loss", "training.save_steps=1"]
+    recipe = placed(load_recipe(source, changes), str(source))
+    (row,) = compared_rows(["soft"], recipe.objective)
+    made = run_recipe(recipe, row, 1, steps=7, cache=tmp_path, output=tmp_path / "run")
+    arguments = made.training.arguments
+    assert made.free_running is None
+    assert (arguments["save_strategy"], arguments["eval_strategy"], arguments["max_steps"]) == ("no", "no", 7)
+    assert "save_steps" not in arguments
+
+
 def test_one_of_several_processes_is_refused(source, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="started as one of 2 processes"):

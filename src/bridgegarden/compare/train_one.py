@@ -21,7 +21,8 @@ from bridgegarden.run.train import train
 from bridgegarden.training.on_policy import OnPolicy
 
 WITHOUT = ("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "eval_steps", "save_steps")
-"""Settings that mean nothing in a comparison, where every student is taken as it is after the last step."""
+"""Settings that mean nothing in a comparison, where every student is taken as it is after the last step; nor is it
+watched on its way there (`free_running`), which would be part of its cost."""
 
 
 def run_recipe(recipe: Recipe, row: ComparedRow, seed: int, *, steps: int, cache: Path | None, output: Path) -> Recipe:
@@ -46,6 +47,7 @@ def run_recipe(recipe: Recipe, row: ComparedRow, seed: int, *, steps: int, cache
         teacher=dataclasses.replace(recipe.teacher, cache=None if cache is None else str(cache)),
         objective=row.objective,
         on_policy=on_policy,
+        free_running=None,
         training=TrainingSection(arguments=arguments),
         output=output,
     )
