@@ -99,8 +99,8 @@ def remarks(result: CompareResult) -> str:
         lines.append(
             f"* The confidence hybrid takes {times(other.seconds / one.seconds)} less processor time and "
             f"{times(other.flops / one.flops)} fewer FLOPs than {result.label(base)}, its share of asking the teacher "
-            "included. Models this small spend most of a step outside their matrix products, so these ratios are not "
-            "those of models of billions; benchmarks/ measures the pair of ratios on larger ones."
+            "included. Models this small spend most of a step outside their matrix products, and the teacher is asked "
+            "about few tokens, so these ratios are not those of models of billions."
         )
     lines.append(
         "* Being like the teacher and being right are two aims here: the teacher slips. What lowers L_dθ most need not "
