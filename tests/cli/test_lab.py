@@ -35,8 +35,19 @@ def test_without_options_everything_is_run(calls):
     assert invoke("run").exit_code == 0
     output, settings, options = calls[0]
     assert output == Path("runs/lab")
-    assert settings == LabSettings(worlds=tuple(WORLDS), seeds=(0, 1, 2, 3, 4))
-    assert options == {"command": "bridgegarden lab run --world all --objectives all --seeds 5", "workers": None}
+    assert settings == LabSettings(worlds=tuple(WORLDS), seeds=(0, 1, 2))
+    assert options == {"command": "bridgegarden lab run --world all --objectives all --seeds 3", "workers": None}
+
+
+def test_the_help_counts_the_students_that_are_trained():
+    shown = " ".join(invoke("run", "--help").stdout.split())
+
+    def students(worlds, sweep):
+        settings = LabSettings(worlds=worlds, sweep=sweep)
+        return len(settings.seeds) * sum(len(run_module.arms_in(world, settings)) for world in worlds)
+
+    for worlds, sweep in ((("dialogue",), False), (("dialogue",), True), (tuple(WORLDS), True)):
+        assert f"({students(worlds, sweep)}" in shown
 
 
 def test_options_are_handed_over(calls):

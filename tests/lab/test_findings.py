@@ -206,6 +206,17 @@ def test_a_claim_whose_reference_was_not_run_is_left_out():
     assert {row.claim for row in findings(result) if row.supports is None and row.world == "arithmetic"} == {"4"}
 
 
+def test_a_claim_about_bridges_is_left_out_where_there_are_none():
+    def change(world, regime, objective, seed, measured):
+        visits = {**measured.teacher_visits_by_role, "bridge": 0.0 if world == "control" else 5.0}
+        return replace(measured, teacher_visits_by_role=visits)
+
+    found = {(row.world, row.claim) for row in findings(made_up_result(change=change))}
+    assert ("arithmetic", "3a") in found
+    assert ("control", "3b") in found
+    assert not {claim for world, claim in found if world == "control" and "3a" in claim}
+
+
 def test_difference_against_nothing_is_the_quantity_itself():
     effect = difference(made_up_result(), "arithmetic", MAIN, "soft", None, lambda measured: measured.length)
     assert effect.mean == pytest.approx(17.2)

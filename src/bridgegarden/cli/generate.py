@@ -1,6 +1,7 @@
 """``bridgegarden generate``."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -45,55 +46,31 @@ def generate_command(
     overrides: tuple[str, ...],
     base_url: str | None,
     model: str | None,
-    output: Path | None,
-    samples: int,
-    temperature: float | None,
     greedy: bool,
-    seed: int,
-    max_new_tokens: int,
-    keep_truncated: bool,
-    limit: int | None,
-    batch_size: int,
-    concurrency: int,
-    top_logprobs: int,
-    timeout: float,
-    retries: int,
-    api_key_env: str | None,
+    **options: Any,
 ) -> None:
     """Let the teacher of RECIPE answer the prompts of its training data.
 
     The answers are rows to train on: bridgegarden train RECIPE --set data.train=FILE. The same command goes on where
     it was interrupted, and tries again what failed. Ends with status 1 if something failed.
     """
-    if greedy and temperature is not None:
+    if greedy and options["temperature"] is not None:
         raise click.UsageError("--greedy and --temperature exclude each other; give one.")
     from bridgegarden.recipe import load_recipe
     from bridgegarden.run.generate import GenerateOptions, generate_answers, server_of
     from bridgegarden.teacher.generate import Decoding
 
+    def taken(*names: str) -> dict[str, Any]:
+        return {name: options.pop(name) for name in names}
+
     resolved = load_recipe(recipe, overrides)
-    server = server_of(
-        resolved,
-        base_url,
-        model,
-        concurrency=concurrency,
-        top_logprobs=top_logprobs,
-        timeout=timeout,
-        retries=retries,
-    )
-    if server is None and (top_logprobs or api_key_env):
+    of_server = taken("concurrency", "top_logprobs", "timeout", "retries")
+    server = server_of(resolved, base_url, model, **of_server)
+    if server is None and (of_server["top_logprobs"] or options["api_key_env"]):
         raise click.UsageError("--top-logprobs and --api-key-env go with a server (--base-url, or teacher.server).")
-    options = GenerateOptions(
-        output=output,
-        samples=samples,
-        limit=limit,
-        keep_truncated=keep_truncated,
-        batch_size=batch_size,
-        server=server,
-        api_key_env=api_key_env,
-    )
-    decoding = Decoding(temperature=temperature or 0.0, seed=seed, max_new_tokens=max_new_tokens)
-    summary = generate_answers(resolved, decoding, options)
+    of_decoding = taken("temperature", "seed", "max_new_tokens")
+    decoding = Decoding(**{**of_decoding, "temperature": of_decoding["temperature"] or 0.0})
+    summary = generate_answers(resolved, decoding, GenerateOptions(server=server, **options))
     click.echo(summary)
     if summary.progress.failed:
         click.get_current_context().exit(1)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+from bridgegarden.lab.example import RoleName
 from bridgegarden.lab.objectives import ALL_OBJECTIVES, HYBRIDS
 from bridgegarden.lab.result import Correlations, Measured
 
@@ -35,6 +36,9 @@ class Claim:
 
     supports: str | None = None
     """The claim that this further quantity throws light on; it decides nothing itself."""
+
+    role: RoleName | None = None
+    """The positions that it is about; a world without such positions says nothing of it."""
 
 
 def _error(role: str) -> Quantity:
@@ -92,6 +96,7 @@ CLAIMS: Mapping[str, Claim] = MappingProxyType(
             quantity="inference error of Bridges (fit on the teacher's answers, and drift caused), nats an answer",
             side=-1,
             measure=_error("bridge"),
+            role="bridge",
             references=("soft",),
             objectives=("hard",),
         ),
@@ -100,6 +105,7 @@ CLAIMS: Mapping[str, Claim] = MappingProxyType(
             quantity="exposure bias caused at Bridges, nats an answer",
             side=-1,
             measure=_drift("bridge"),
+            role="bridge",
             references=("soft",),
             objectives=("hard",),
             supports="3a",
@@ -109,6 +115,7 @@ CLAIMS: Mapping[str, Claim] = MappingProxyType(
             quantity="mean KL at a Bridge of the teacher's answers, nats",
             side=-1,
             measure=_kl("bridge"),
+            role="bridge",
             references=("soft",),
             objectives=("hard",),
             supports="3a",
@@ -118,6 +125,7 @@ CLAIMS: Mapping[str, Claim] = MappingProxyType(
             quantity="inference error of Gardens (fit on the teacher's answers, and drift caused), nats an answer",
             side=1,
             measure=_error("garden"),
+            role="garden",
             references=("soft",),
             objectives=("hard",),
         ),
@@ -126,6 +134,7 @@ CLAIMS: Mapping[str, Claim] = MappingProxyType(
             quantity="exposure bias caused at Gardens, nats an answer",
             side=1,
             measure=_drift("garden"),
+            role="garden",
             references=("soft",),
             objectives=("hard",),
             supports="3b",
@@ -135,6 +144,7 @@ CLAIMS: Mapping[str, Claim] = MappingProxyType(
             quantity="mean KL at a Garden of the teacher's answers, nats",
             side=1,
             measure=_kl("garden"),
+            role="garden",
             references=("soft",),
             objectives=("hard",),
             supports="3b",

@@ -183,6 +183,8 @@ def _rows(result: LabResult, world: str, regime: str, name: str) -> Iterator[Fin
     references = [reference for reference in claim.references if reference in run]
     if claim.references and not references:
         return
+    if claim.role is not None and not _has(result, world, claim.role):
+        return
     for objective in objectives:
         effects: dict[str | None, Effect] = {
             reference: difference(result, world, regime, objective, reference, claim.measure, tests=len(objectives))
@@ -207,6 +209,11 @@ def _rows(result: LabResult, world: str, regime: str, name: str) -> Iterator[Fin
                 if reference is not None
             },
         )
+
+
+def _has(result: LabResult, world: str, role: str) -> bool:
+    """Whether there are positions of `role` in the answers of `world`."""
+    return any(run.measured.teacher_visits_by_role[role] > 0 for run in result.runs if run.world == world)
 
 
 def _deciding(effects: Mapping[str | None, Effect], side: Literal[-1, 1]) -> str | None:

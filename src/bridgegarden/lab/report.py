@@ -130,7 +130,7 @@ def _roles(result: LabResult) -> Markup:
     for world in result.worlds:
         run = result.objectives(world, main_regime(result, world))
         shown = labels([objective for objective in run if objective not in LAMBDAS])
-        about = f"Inference error at Bridges and at Gardens in the world {world}, one row per objective."
+        about = f"Inference error {_choices(result, world)} in the world {world}, one row per objective."
         caption = f"{_where(result, world)} Further left is better. What is missing to L_dθ is at forced positions."
         body += _heading(world) + figure(
             responsive(lambda size, w=world, s=shown, a=about: role_chart(result, w, s, a, size)), caption
@@ -152,7 +152,7 @@ def _sweep(result: LabResult, worlds: list[str]) -> Markup:
     body = Markup("<p>One constant soft weight for all positions: λ = 0 is hard labels, λ = 1 soft ones.</p>")
     for world in worlds:
         shown = {name: f"λ = {weight:g}" for weight, name in sweep_weights(result, world).items()}
-        about = f"Inference error at Bridges and at Gardens in the world {world}, one row per soft weight."
+        about = f"Inference error {_choices(result, world)} in the world {world}, one row per soft weight."
         best = {role: optimum(result, world, role) for role in roles_of(result, world)}
         found = "; ".join(
             f"{CHOICES[role][0]} at λ = {where.weight:g} (so in {where.seeds} of {seeds} seeds)"
@@ -178,6 +178,10 @@ def _made(result: LabResult) -> Markup:
         "started": f"{result.started}; took {result.seconds / 60:.0f} min",
     }
     return terms(facts, small=True)
+
+
+def _choices(result: LabResult, world: str) -> str:
+    return " and ".join(CHOICES[role][0] for role in roles_of(result, world))
 
 
 def _where(result: LabResult, world: str) -> str:

@@ -107,7 +107,7 @@ class LabSettings:
     objectives: tuple[str, ...] = tuple(OBJECTIVES)
     """Keys of `OBJECTIVES`."""
 
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: tuple[int, ...] = (0, 1, 2)
     """One training of every arm per seed. It decides the first weights, the problems, the answers and their order."""
 
     sweep: bool = True

@@ -65,11 +65,11 @@ def tables_markdown(result: LabResult) -> str:
         "seed. Losses, errors and exposure bias are in nats an answer.",
     ]
     for world in result.worlds:
-        parts += [f"## {world}", _table(*verdict_rows(result, world, lines))]
+        parts += [f"## {world}", markdown_table(*verdict_rows(result, world, lines))]
         for regime in result.regimes(world):
             here = [finding for finding in found if (finding.world, finding.regime) == (world, regime)]
-            parts += [f"### {world}, {REGIMES[regime].label}", _table(*effect_rows(here))]
-            parts.append(_table(*mean_rows(result, world, regime)))
+            parts += [f"### {world}, {REGIMES[regime].label}", markdown_table(*effect_rows(here))]
+            parts.append(markdown_table(*mean_rows(result, world, regime)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -180,7 +180,9 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return file.getvalue()
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as Markdown has it."""
+
     def lines() -> Iterator[str]:
         for cells in (heads, ["---"] * len(heads), *rows):
             yield f"| {' | '.join(cells)} |"

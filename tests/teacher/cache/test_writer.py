@@ -246,7 +246,7 @@ def test_an_old_format_is_refused_with_the_command_to_rebuild(cache):
     manifest.write_text(manifest.read_text().replace(f'"format": {FORMAT}', '"format": 0'))
     for use in (TeacherCache, check_cache, build):
         with pytest.raises(
-            ConfigError, match=r"written in format 0, .* reads format 1.*bridgegarden cache build RECIPE.*--replace"
+            ConfigError, match=r"written in format 0, .* reads format 2.*bridgegarden cache build RECIPE.*--replace"
         ):
             use(cache)
 

@@ -11,7 +11,7 @@ from typing import Any
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.teacher.cache.spec import CacheSpec
 
-FORMAT = 1
+FORMAT = 2
 """Version of everything on disk. Another one is refused, never guessed at."""
 
 MANIFEST = "cache.json"

@@ -12,6 +12,7 @@ import numpy as np
 
 from bridgegarden.teacher.cache.sorted_ids import SortedIds
 from bridgegarden.teacher.cache.spec import CacheSpec
+from bridgegarden.teacher.cache.tail_power import TailPowers
 
 LEAST = 100.0
 """Nats below the likeliest token at which a finite log-probability is cut: float32 has no such probability."""
@@ -45,6 +46,7 @@ class RecordFormat:
         self.spec = spec
         # An empty slot holds the id after the last, and sorts behind all others.
         self._sorted = None if spec.is_dense else SortedIds(spec.slots, spec.vocab_size)
+        self._powers = TailPowers(spec.stored_exponents, spec.teacher_width)
         self._code = np.dtype("u1" if spec.bits == 8 else "<u2")
         self._levels = 2**spec.bits - 2
         self._nothing = 2**spec.bits - 1
@@ -59,7 +61,7 @@ class RecordFormat:
         if spec.has_tail:
             fields.append(("log_tail", "<f4"))
         if spec.stored_exponents:
-            fields.append(("tail_powers", "<f4", (len(spec.stored_exponents),)))
+            fields.append(("tail_powers", "<u2", (len(spec.stored_exponents),)))
         if spec.support.kind == "sampled":
             fields.append(("argmax", "<u4"))
         fields += [("entropy", "<f4"), ("max_logp", "<f4"), ("label_logp", "<f4"), ("span", "<f2")]
@@ -84,9 +86,11 @@ class RecordFormat:
         else:
             is_argmax = np.arange(self.spec.slots) == signals.argmax[:, None]
         records["codes"], records["span"] = self._quantise(logp, signals.max_logp, is_argmax)
-        for name in ("log_tail", "tail_powers", "argmax", "entropy", "max_logp", "label_logp"):
+        for name in ("log_tail", "argmax", "entropy", "max_logp", "label_logp"):
             if name in (self.dtype.names or ()):
                 records[name] = getattr(signals, name)
+        if self.spec.stored_exponents:
+            records["tail_powers"] = self._powers.encode(signals.tail_powers, records["log_tail"])
         return records
 
     def decode(self, records: np.ndarray) -> Signals:
@@ -103,12 +107,15 @@ class RecordFormat:
             slot = codes.argmin(1)
             argmax = slot.astype(np.int32) if ids is None else ids[np.arange(len(ids)), slot]
             logp += _log_kept(log_tail, len(logp))[:, None] - _logsumexp(logp)[:, None]
-        powers = len(self.spec.stored_exponents)
+        powers = np.zeros((len(logp), 0), np.float32)
+        if self.spec.stored_exponents:
+            assert log_tail is not None
+            powers = self._powers.decode(records["tail_powers"], log_tail)
         return Signals(
             ids=ids,
             logp=logp,
             log_tail=log_tail,
-            tail_powers=records["tail_powers"].astype(np.float32) if powers else np.zeros((len(logp), 0), np.float32),
+            tail_powers=powers,
             entropy=records["entropy"].astype(np.float32),
             argmax=argmax,
             max_logp=max_logp,

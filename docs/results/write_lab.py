@@ -1,0 +1,144 @@
+"""Write lab.md beside this file from the result of a run.
+
+bridgegarden lab run --world all --objectives all --seeds 5
+python docs/results/write_lab.py runs/lab/result.json
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lab_words import (
+    LIKENESS,
+    SUCCESS,
+    Place,
+    compared,
+    compared_cells,
+    frontier,
+    in_short,
+    kappa_by_role,
+    listed,
+    places,
+    remarks,
+)
+
+from bridgegarden.lab.claims import CLAIMS
+from bridgegarden.lab.findings import ClaimSummary, Finding, Verdict, findings, summaries
+from bridgegarden.lab.result import LabResult
+from bridgegarden.lab.settings import REGIMES
+from bridgegarden.lab.tables import effect_rows, label, markdown_table, mean_rows, verdict_rows
+
+
+def page(result: LabResult) -> str:
+    """The whole page."""
+    rows = findings(result)
+    lines = summaries(rows)
+    parts = [
+        "# The lab: Bridges, Gardens and exposure bias, computed",
+        made(result),
+        in_short(result, lines),
+        "## What came of the claims",
+        claims(result, rows, lines),
+        "## Where a hybrid pays, and where it does not",
+        paying(result),
+        "## What to make of it",
+        "\n".join(remarks(result, rows, lines)),
+        "Mean κ(s) in nats of the soft students, on the example answers of all seeds (number of positions):",
+        kappa_by_role(result),
+        "## Every objective",
+        "Means with half of their 95 % t-intervals over seeds. Losses and exposure bias are in nats an answer.",
+        *means(result),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def made(result: LabResult) -> str:
+    """What was run, and how."""
+    settings = result.settings
+    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items() if name != "platform")
+    trained = sum(run.training.cpu_seconds + run.training.measuring_seconds for run in result.runs)
+    return f"""Written by `python docs/results/write_lab.py RESULT` from the result of
+
+    {result.command}
+
+started {result.started[:10]}, commit {(result.commit or "unknown")[:7]} ({versions}): {len(result.runs)} students, \
+{trained / 60:.0f} minutes of processor time to train and measure them, {trained / len(result.runs):.0f} s each.
+
+Each student is a Llama of 16 to 48 dimensions and one or two layers, trained by the package's own trainer on at most
+{REGIMES["ample"].answers} answers that an exact process wrote (at most {settings.steps} steps of {settings.batch}), \
+stopped by its own loss on
+{settings.validation_problems} other problems, and measured on {settings.test_problems} problems that are in neither \
+set. Nothing is sampled there: every
+quantity below is a sum over all texts that can be written. Seeds: {len(settings.seeds)}; first weights, problems, \
+answers and their order are
+the same for all objectives of a seed, so effects are paired. `bridgegarden lab worlds` describes the worlds, and
+`bridgegarden lab check` verifies the identities that the numbers rest on."""
+
+
+def claims(result: LabResult, rows: Sequence[Finding], lines: Sequence[ClaimSummary]) -> str:
+    """Verdicts of every claim, then every effect."""
+    quantities = [[name, claim.quantity] for name, claim in CLAIMS.items()]
+    parts = [
+        "A claim *holds* where the 95 % interval of its effect over seeds lies on the claimed side of zero, *does not "
+        "hold* where it lies on the other; else there is *not enough evidence*. A claim about hybrids holds if it does "
+        f"for one of them at an interval widened for their number; with {len(result.settings.seeds)} seeds such an "
+        "interval is wide.",
+        "\n".join(_counted(lines)),
+        _folded("What is compared", markdown_table(["claim", "quantity"], quantities)),
+    ]
+    for world in result.worlds:
+        parts += [f"### {world}", markdown_table(*verdict_rows(result, world, lines))]
+        for regime in result.regimes(world):
+            here = [row for row in rows if (row.world, row.regime) == (world, regime)]
+            parts.append(_folded(f"Effects: {Place(world, regime)}", markdown_table(*effect_rows(here))))
+    return "\n\n".join(parts)
+
+
+def paying(result: LabResult) -> str:
+    """The best hybrid against the best pure objective, place by place, by likeness and by success."""
+    rows = []
+    for place in places(result):
+        by_loss, by_success = (compared(result, place, *quantity) for quantity in (LIKENESS, SUCCESS))
+        if by_loss is not None and by_success is not None:
+            cells = [*compared_cells(by_loss, 1), *compared_cells(by_success, 100)]
+            rows.append([str(place), *cells, ", ".join(map(label, frontier(result, place)))])
+    heads = ["place", "L_dθ: best hybrid − best of one kind", "better", "right, %: the same", "better", "frontier"]
+    return (
+        "Of the hybrids and of the objectives with labels of one kind (hard by argmax or by the data, soft), the best "
+        "of each by mean, and their difference paired by seed. The interval is widened for the number of pairs there "
+        "were to choose from. L_dθ is likeness to the teacher on the student's own answers, lower is better; *right* "
+        "is the probability of a right answer when sampling. On the *frontier* are objectives that no other beats at "
+        "both right answers and variety kept, by mean.\n\n" + markdown_table(heads, rows)
+    )
+
+
+def means(result: LabResult) -> Iterator[str]:
+    """Tables; the first regime of a world is open, the others are folded."""
+    for world in result.worlds:
+        first, *others = result.regimes(world)
+        yield f"### {Place(world, first)}"
+        yield markdown_table(*mean_rows(result, world, first))
+        for regime in others:
+            yield _folded(str(Place(world, regime)), markdown_table(*mean_rows(result, world, regime)))
+
+
+def _counted(lines: Sequence[ClaimSummary]) -> Iterator[str]:
+    """A line a claim: where it holds, where not."""
+    for claim in dict.fromkeys(line.claim for line in lines):
+        here = [line for line in lines if line.claim == claim]
+        told = [
+            f"  * {verdict} in {len(where)}: {listed(where)}"
+            for verdict in Verdict
+            if (where := [Place(line.world, line.regime) for line in here if line.verdict is verdict])
+        ]
+        yield "\n".join([f"* **{claim}: {here[0].text}.** Of {len(here)} place{'s' if len(here) > 1 else ''}:", *told])
+
+
+def _folded(title: str, table: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{table}\n\n</details>"
+
+
+if __name__ == "__main__":
+    read = LabResult.from_dict(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    Path(__file__).with_name("lab.md").write_text(page(read), encoding="utf-8")
