@@ -194,8 +194,10 @@ def _exposure_bias_of_soft(result: LabResult) -> str:
         if "soft" not in result.objectives(*place):
             continue
         interval = difference(result, *place, "soft", None, lambda measured: measured.exposure_bias).interval
-        open_ = interval is None or interval.low <= 0 <= interval.high
-        kinds["not told from zero" if open_ else "above zero" if interval.low > 0 else "below zero"].append(place)
+        if interval is None or interval.low <= 0 <= interval.high:
+            kinds["not told from zero"].append(place)
+        else:
+            kinds["above zero" if interval.low > 0 else "below zero"].append(place)
     told = "; ".join(f"{kind}: {listed(where)}" for kind, where in kinds.items() if where)
     return (
         f"* Exposure bias of soft labels is {told}. Where it is not above zero there is nothing for a hybrid to lower. "

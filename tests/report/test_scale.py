@@ -30,6 +30,12 @@ def test_ticks_are_few_and_inside(values, most):
     assert all(axis.low - 1e-6 * abs(axis.low) <= tick <= axis.high + 1e-6 * abs(axis.high) for tick in ticks)
 
 
+@pytest.mark.parametrize(("most", "ticks"), [(13, [0, 5, 10]), (1.5, [0, 1]), (60, [0, 20, 40, 60])])
+def test_what_is_counted_has_ticks_at_whole_numbers_alone(most, ticks):
+    axis = scale(Axis(label="tokens", whole=True), [Reading(v, v, v) for v in (0, most)], 0, 100)
+    assert axis.ticks() == ticks
+
+
 @given(st.lists(st.floats(1e-8, 1e6), min_size=1, max_size=6))
 def test_equal_ratios_are_equal_distances_on_a_logarithmic_axis(values):
     axis = scale(Axis(label="x", log=True), [Reading(v, v, v) for v in values], 0, 100)

@@ -104,12 +104,15 @@ def _claims(result: LabResult) -> Markup:
         "their number.</p>"
     )
     for world in result.worlds:
-        body += _heading(world) + table(*verdict_rows(result, world, lines), caption=f"Verdicts in the world {world}.")
+        heads, rows = verdict_rows(result, world, lines)
+        shown = [[row[0], *map(_verdict, row[1:])] for row in rows]
+        body += _heading(world) + table(heads, shown, caption=f"Verdicts in the world {world}.", wordy=True)
         here = [finding for finding in found if finding.world == world]
         for regime in result.regimes(world):
             rows = effect_rows([finding for finding in here if finding.regime == regime])
             caption = f"Effects are the objective's value minus the other's. {_over(result)}."
-            body += details(f"Effects: {world}, {REGIMES[regime].label}", table(*rows, caption=caption))
+            effects = table(*rows, caption=caption, wordy=True)
+            body += details(f"Effects: {world}, {REGIMES[regime].label}", effects)
     return body
 
 
@@ -178,6 +181,10 @@ def _made(result: LabResult) -> Markup:
         "started": f"{result.started}; took {result.seconds / 60:.0f} min",
     }
     return terms(facts, small=True)
+
+
+def _verdict(verdict: str) -> str | Markup:
+    return Markup("<strong>{}</strong>").format(verdict) if verdict == Verdict.HOLDS else verdict
 
 
 def _choices(result: LabResult, world: str) -> str:

@@ -103,7 +103,7 @@ def position_chart(result: LabResult, world: str, size: int = WIDE) -> Markup:
     curves = [_curve(result, world, regime, objective) for objective in curve_objectives(result, world)]
     return curve_chart(
         curves,
-        x=Axis(label="tokens written before →"),
+        x=Axis(label="tokens written before →", whole=True),
         y=Axis(label="↑ exposure bias, nats", include=(0.0,)),
         about=f"Exposure bias by position in the world {world}.",
         size=size,

@@ -82,8 +82,13 @@ def embedded_json(tree: Mapping[str, Any]) -> Markup:
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str | Markup]], *, caption: str | Markup) -> Markup:
-    """A table whose first column names the rows; it scrolls inside itself where the page is narrow."""
+def table(
+    heads: Sequence[str], rows: Sequence[Sequence[str | Markup]], *, caption: str | Markup, wordy: bool = False
+) -> Markup:
+    """A table whose first column names the rows; it scrolls inside itself where the page is narrow.
+
+    Cells are numbers, of one line each, or `wordy`: then lines are broken.
+    """
 
     def line(tag: str, cells: Sequence[str | Markup]) -> Markup:
         first = Markup('<th scope="{}">{}</th>').format("col" if tag == "th" else "row", cells[0])
@@ -92,9 +97,15 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str | Markup]], *, capti
         return Markup("<tr>{}{}</tr>").format(first, rest)
 
     return Markup(
-        '<div class="scroll" tabindex="0" role="region" aria-label="Table by {}"><table><thead>{}</thead>'
+        '<div class="scroll" tabindex="0" role="region" aria-label="Table by {}"><table{}><thead>{}</thead>'
         '<tbody>{}</tbody></table></div><p class="caption">{}</p>'
-    ).format(heads[0], line("th", heads), Markup("").join(line("td", row) for row in rows), caption)
+    ).format(
+        heads[0],
+        Markup(' class="wordy"' if wordy else ""),
+        line("th", heads),
+        Markup("").join(line("td", row) for row in rows),
+        caption,
+    )
 
 
 def terms(items: Mapping[str, str | Markup], *, small: bool = False) -> Markup:

@@ -43,6 +43,9 @@ class Axis:
     most: float = math.inf
     """Largest possible value; intervals are cut there."""
 
+    whole: bool = False
+    """Ticks at whole numbers alone: what is counted."""
+
 
 class Scale(NamedTuple):
     """An axis laid between two pixels."""
@@ -66,7 +69,8 @@ class Scale(NamedTuple):
 
     def ticks(self, most: int = 6) -> list[float]:
         """Round values inside the axis, at most about `most` of them."""
-        return _log_ticks(self.low, self.high, most) if self.axis.log else _linear_ticks(self.low, self.high, most)
+        found = _log_ticks(self.low, self.high, most) if self.axis.log else _linear_ticks(self.low, self.high, most)
+        return [value for value in found if value == round(value)] if self.axis.whole else found
 
     def text(self, value: float) -> str:
         """`value` as written beside a tick."""
