@@ -196,9 +196,14 @@ class Clock(TrainerCallback):
 
 def build(task: Task) -> None:
     """The cache that the cached contestant reads."""
+    build_cache(task.folder, task.size.random_teacher(task.device), [task.data()], cache_spec(task))
+
+
+def cache_spec(task: Task) -> CacheSpec:
+    """What is in it."""
     size = task.size
     tokenizer = size.tokenizer()
-    spec = CacheSpec(
+    return CacheSpec(
         teacher="random",
         revision=None,
         weights=None,
@@ -211,7 +216,6 @@ def build(task: Task) -> None:
         support=Support(k=K),
         exponents=DEFAULT_EXPONENTS,
     )
-    build_cache(task.folder, size.random_teacher(task.device), [task.data()], spec)
 
 
 def trainer_of(contestant: str, task: Task, output: str) -> Trainer:

@@ -4,7 +4,10 @@ from pathlib import Path
 import pytest
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.recipe import load_recipe
+from bridgegarden.objective.divergences import DIVERGENCES
+from bridgegarden.objective.soft_weight import StaticWeight
+from bridgegarden.recipe import build_objective, describe_objective, load_recipe
+from bridgegarden.training.on_policy import OnPolicy
 
 TEXT = """
 teacher: {model: big}
@@ -140,3 +143,21 @@ def test_a_file_comes_before_a_shipped_recipe_of_the_same_name(here):
     assert load_recipe("qwen2.5-7b-3b").teacher.model == "big"
     os.remove(here / "qwen2.5-7b-3b")
     assert load_recipe("qwen2.5-7b-3b").teacher.model == "Qwen/Qwen2.5-7B-Instruct"
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_every_divergence_is_one_flag_away_alone_and_inside_a_hybrid(here, name):
+    needed = ["objective.divergence_options={alpha: 0.5, beta: 0.5}"] if name == "alpha_beta" else []
+    for weight, setting in (
+        (StaticWeight(1.0), "objective.soft_weight=1.0"),
+        (StaticWeight(0.5), "objective.preset=static"),
+    ):
+        recipe = load_recipe("mine/pair.yaml", [setting, f"objective.divergence={name}", *needed])
+        objective = build_objective(recipe.objective)
+        assert objective.soft_weight == weight
+        assert describe_objective(objective).startswith(f"divergence={name}")
+
+
+def test_the_student_answers_when_one_flag_says_so(here):
+    recipe = load_recipe("mine/pair.yaml", ["on_policy.lmbda=0.5"])
+    assert recipe.on_policy == OnPolicy(lmbda=0.5)

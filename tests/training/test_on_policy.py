@@ -1,9 +1,11 @@
 """On-policy batches: whose turn it is, and that training on them is training on the very text the student wrote."""
 
 import itertools
+import json
 import math
+import subprocess
+import sys
 from collections import Counter
-from typing import Any
 
 import pytest
 import torch
@@ -19,9 +21,8 @@ from bridgegarden.training.on_policy import OnPolicy
 from tests.teacher.cache.conftest import build, cache_rows
 from tests.tiny import VOCABULARY, tiny_model
 from tests.training.conftest import token_rows
+from tests.training.counting import END, counted, counting_rows, counting_student
 
-END = VOCABULARY - 1
-"""The chat template's end of turn; the token before it pads."""
 OBJECTIVES = {
     "gkd": HybridObjective(divergence=jensen_shannon, soft_weight=StaticWeight(1.0)),
     "reverse": HybridObjective(divergence=reverse_kl, soft_weight=StaticWeight(1.0)),
@@ -29,34 +30,6 @@ OBJECTIVES = {
     "risk": HybridObjective.preset("risk_guided"),
 }
 ALWAYS = OnPolicy(lmbda=1.0, max_new_tokens=6)
-
-
-def counting_student() -> Any:
-    """A model that writes t + 1 after t, and nothing else: its decoder only looks at the last token."""
-    student: Any = tiny_model("llama", 264, seed=2)
-    with torch.no_grad():
-        for layer in student.model.layers:
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
-        direction = torch.nn.functional.normalize(student.model.embed_tokens.weight, dim=-1)
-        student.lm_head.weight.copy_(30 * direction.roll(1, 0))
-    return student
-
-
-def counting_rows() -> Dataset:
-    """Prompts that count; what the data say next is nothing that the student would."""
-    starts = [(250, 5), (10, 2), (253, 1), (100, 9), (256, 2), (40, 3), (120, 4), (249, 3)]
-    rows = []
-    for number, (start, length) in enumerate(starts):
-        prompt = list(range(start - length + 1, start + 1))
-        rows.append({"input_ids": [*prompt, 7, 7, 7], "labels": [-100] * length + [7, 7, 7], "row": 100 + number})
-    return Dataset.from_list(rows)
-
-
-def counted(row: dict, longest: int) -> tuple[list[int], list[int]]:
-    """Prompt and answer of one of the rows above, by the definition of counting."""
-    prompt = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100]
-    return prompt, list(range(prompt[-1] + 1, END + 1))[:longest]
 
 
 def in_order(trainer):
@@ -408,3 +381,24 @@ def test_a_cache_cannot_judge_new_text(make_trainer, tmp_path):
 
 def test_data_labels_that_count_for_nothing_are_accepted(make_trainer):
     make_trainer(HybridObjective.preset("soft", hard_target="data"), on_policy=ALWAYS)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_the_tokens_of_both_under_the_loss():
+    def run(*command):
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.strip().splitlines()[-1])
+
+    program = ("-m", "tests.training.on_policy_processes")
+    one = run(*program, "4")
+    two = run("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *program, "2")
+    assert (one.pop("processes"), two.pop("processes")) == (1, 2)
+    for cost in (one["cost"], two["cost"]):
+        for name in [name for name in cost if name.endswith("seconds")]:
+            assert cost.pop(name) > 0
+    assert two.pop("cost") == one.pop("cost")
+    assert two.pop("supervised_tokens") == one["supervised_tokens"]
+    assert one.pop("supervised_tokens") == [43, 43]
+    for key, values in one.items():
+        assert two[key] == pytest.approx(values, rel=1e-4), key
