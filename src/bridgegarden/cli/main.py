@@ -12,6 +12,7 @@ COMMANDS = {
     "quickstart": "bridgegarden.cli.quickstart:quickstart_command",
     "cache": "bridgegarden.cli.cache:cache_group",
     "train": "bridgegarden.cli.train:train_command",
+    "plan": "bridgegarden.cli.plan:plan_command",
     "generate": "bridgegarden.cli.generate:generate_command",
     "diagnose": "bridgegarden.cli.diagnose:diagnose_command",
     "evaluate": "bridgegarden.cli.evaluate:evaluate_command",

@@ -76,6 +76,7 @@ def preflight(
     lora: "LoraConfig | None" = None,
     use_cpu: bool = False,
     teacher_cached: bool = False,
+    top_k: int | None = None,
 ) -> Preflight:
     """Check that `teacher` can teach `student`, from configurations and tokenizers alone.
 
@@ -86,6 +87,7 @@ def preflight(
         lora: adapters to train in place of all weights.
         use_cpu: whether the run is kept off accelerators.
         teacher_cached: whether what the teacher says is read from disk, so that its weights are not loaded.
+        top_k: tokens that are kept of what a teacher in memory says; None is all.
 
     Raises:
         ModelError: a model cannot be used, or their tokenizers differ.
@@ -103,5 +105,6 @@ def preflight(
             lora=lora,
             use_cpu=use_cpu,
             teacher_cached=teacher_cached,
+            top_k=top_k,
         ),
     )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bridgegarden.errors import ConfigError
 from bridgegarden.objective.selected_logits import default_chunk_tokens
 from bridgegarden.preflight.meta import meta_model, parameter_count
 from bridgegarden.preflight.models import ModelFacts
@@ -12,8 +13,11 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from rich.table import Table
 
-CHUNK_COPIES = 3
-"""Buffers of the size of a chunk's logits that are alive at once: logits, probabilities, gradient."""
+LOSS_BUFFERS = {"dense": 6, "top_k": 3, "cached": 2}
+"""Float32 buffers of the size of a chunk's logits that are alive at once, counted in the code of the loss: with the
+teacher's whole vocabulary, with its top k taken from its logits, with what it said read from disk."""
+CAPPED_BUFFERS = 4
+"""At least so many where the student's logits are capped (Gemma 2)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,7 @@ def estimate_memory(
     lora: "LoraConfig | None" = None,
     use_cpu: bool = False,
     teacher_cached: bool = False,
+    top_k: int | None = None,
 ) -> MemoryEstimate:
     """The estimate for training `student` with AdamW against `teacher`.
 
@@ -86,28 +91,95 @@ def estimate_memory(
         lora: adapters to train in place of all weights.
         use_cpu: whether the run is kept off accelerators.
         teacher_cached: whether what `teacher` says is read from disk.
+        top_k: tokens that are kept of what a model in memory says; None is all.
     """
     weights = parameter_count(meta_model(student.config))
-    trained, trained_size = weights, student.dtype.itemsize
-    if lora is not None:
-        # Adapters are float32 whatever the type of the weights under them.
-        trained, trained_size = _adapter_parameters(student, lora), 4
-    chunk_tokens = min(positions, default_chunk_tokens(student.width, _device_type(use_cpu)))
+    trained, trained_size = trained_parameters(student, lora)
     asked = None if teacher_cached else teacher
-    chunk = CHUNK_COPIES * 4 * chunk_tokens * (student.width + (0 if asked is None else asked.width))
+    chunk = loss_bytes(asked, student, positions=positions, device_type=_device_type(use_cpu), top_k=top_k)
     parts = [
         MemoryPart(
             name=_weights_name("student", student.dtype), parameters=weights, bytes=weights * student.dtype.itemsize
         ),
         MemoryPart(name="gradients", parameters=trained, bytes=trained * trained_size),
-        MemoryPart(name="optimizer states (AdamW)", parameters=trained, bytes=2 * trained * trained_size),
+        MemoryPart(name="optimizer states (AdamW)", parameters=trained, bytes=optimizer_bytes(trained, trained_size)),
         *([] if asked is None else [_weights(asked)]),
-        MemoryPart(name="logits, one chunk of each", parameters=None, bytes=chunk),
+        MemoryPart(name="loss, a chunk of logits", parameters=None, bytes=chunk),
     ]
     if lora is not None:
         parts.insert(1, MemoryPart(name="adapters (float32)", parameters=trained, bytes=trained * trained_size))
     device, available = _device(use_cpu)
     return MemoryEstimate(parts=tuple(parts), available=available, device=device)
+
+
+def trained_parameters(student: ModelFacts, lora: "LoraConfig | None") -> tuple[int, int]:
+    """How many numbers are trained, and the bytes of each: adapters are float32 whatever the weights under them are."""
+    if lora is not None:
+        return _adapter_parameters(student, lora), 4
+    return parameter_count(meta_model(student.config)), student.dtype.itemsize
+
+
+def optimizer_bytes(parameters: int, size: int, optim: str = "adamw_torch_fused") -> int:
+    """States of an optimiser.
+
+    Args:
+        parameters: how many are trained.
+        size: bytes of each.
+        optim: transformers' name of the optimiser.
+
+    Raises:
+        ConfigError: the states of this optimiser are not known here.
+    """
+    if "8bit" in optim and optim.startswith(("adamw", "paged_adamw")):
+        return 2 * parameters
+    if optim.startswith("adamw_torch") or optim in ("adamw_apex_fused", "adamw_bnb", "paged_adamw", "adamw_hf"):
+        return 2 * parameters * size
+    if optim == "sgd":
+        return 0
+    raise ConfigError(
+        f"training.optim: {optim!r}, whose states cannot be planned; known: adamw_torch, adamw_torch_fused, "
+        "adamw_8bit, paged_adamw_8bit, sgd."
+    )
+
+
+def loss_bytes(
+    teacher: ModelFacts | None,
+    student: ModelFacts,
+    *,
+    positions: int,
+    device_type: str,
+    top_k: int | None = None,
+    half: bool = False,
+    head_is_trained: bool = True,
+) -> int:
+    r"""What the loss takes while a chunk's logits exist: flat, however many positions there are.
+
+    .. math:: \max(4 b c V + 2 h V D,\; 4 (2 + h / 2) c V + 4 h V D)
+
+    b buffers (:data:`LOSS_BUFFERS`) of c positions; h is 1 where products are made in 16 bits and the head's weights
+    have 32, so that they are copied, and each chunk's gradient of them, too. The whole gradient of the head is float32
+    and comes on top, 4 V D.
+
+    Args:
+        teacher: the model that is asked; None where what it said is read from disk.
+        student: the model that is trained.
+        positions: supervised positions of the batch at most.
+        device_type: ``cpu``, where chunks are smaller, or another.
+        top_k: tokens that are kept of what `teacher` says; None is all.
+        half: whether products are made in 16 bits.
+        head_is_trained: whether the head has a gradient.
+    """
+    text: Any = student.config.get_text_config()
+    kind = "cached" if teacher is None else "dense" if top_k is None else "top_k"
+    buffers = LOSS_BUFFERS[kind]
+    if getattr(text, "final_logit_softcapping", None) is not None:
+        buffers = max(buffers, CAPPED_BUFFERS)
+    width = max(student.width, 0 if teacher is None else teacher.width)
+    chunk = 4 * min(positions, default_chunk_tokens(student.width, device_type)) * width
+    head = student.width * text.hidden_size
+    copy = 2 * head if half and student.dtype.itemsize == 4 else 0
+    product = (2 * head if half else 0) if head_is_trained else 0
+    return max(buffers * chunk + copy, (2 * chunk + (chunk // 2 if half else 0)) + copy + product)
 
 
 def gigabytes(count: int) -> str:

@@ -84,8 +84,12 @@ class ModelFacts:
         return self.commit or self.reference.revision
 
 
-def load_facts(reference: ModelReference) -> ModelFacts:
+def load_facts(reference: ModelReference, *, weights: bool = True) -> ModelFacts:
     """Configuration, generation settings and tokenizer of a model, checked for what would stop us later.
+
+    Args:
+        reference: which model.
+        weights: whether its weights must be there, too.
 
     Raises:
         ModelError: it does not exist, cannot be reached, is no causal language model, needs code from its repository,
@@ -95,7 +99,8 @@ def load_facts(reference: ModelReference) -> ModelFacts:
     config = load_config(reference)
     commit = getattr(config, "_commit_hash", None)
     _check_architecture(reference, config)
-    _check_weight_files(reference, commit)
+    if weights:
+        _check_weight_files(reference, commit)
     return ModelFacts(
         reference=reference,
         config=config,

@@ -78,7 +78,12 @@ def check_run(recipe: Recipe, folder: OutputFolder, arguments: "SFTConfig", cons
     positions = arguments.per_device_train_batch_size * ((arguments.max_length or DEFAULT_LENGTH) + written)
     cached = recipe.teacher.cache is not None and recipe.free_running is None
     checked = preflight(
-        *references(recipe), positions=positions, lora=lora, use_cpu=arguments.use_cpu, teacher_cached=cached
+        *references(recipe),
+        positions=positions,
+        lora=lora,
+        use_cpu=arguments.use_cpu,
+        teacher_cached=cached,
+        top_k=recipe.teacher.top_k,
     )
     report(console, checked)
     data = recipe_data(recipe, checked.endings, checked.student)

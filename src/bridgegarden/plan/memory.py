@@ -1,0 +1,244 @@
+"""What a process holds at each moment of a step."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from bridgegarden.plan.machine import Machine
+from bridgegarden.preflight.activations import Batch, StepMemory, student_memory, teacher_memory
+from bridgegarden.preflight.memory import loss_bytes, optimizer_bytes, trained_parameters
+from bridgegarden.preflight.meta import meta_model, parameter_count
+
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig
+
+    from bridgegarden.preflight import ModelFacts
+
+PARTS = (
+    "student weights",
+    "adapters",
+    "optimiser states",
+    "teacher weights",
+    "DDP buckets",
+    "gradients",
+    "activations",
+    "loss",
+    "layers gathered",
+)
+"""In the order of a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Everything that memory depends on."""
+
+    student: "ModelFacts"
+    teacher: "ModelFacts | None"
+    """That is asked at every step; None where what it said is on disk."""
+    loaded: "ModelFacts | None"
+    """The teacher in this device's memory: the one that is asked, or one that only watches the student's own texts."""
+    top_k: int | None
+    batch: Batch
+    lora: "LoraConfig | None"
+    gradient_checkpointing: bool
+    autocast: "torch.dtype | None"
+    accumulation: int
+    """Batches behind a step of the optimiser."""
+    optim: str
+    writes: bool = False
+    """Whether the student answers some batches itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """What is in memory at once, at its fullest."""
+
+    name: str
+    parts: Mapping[str, int]
+    """Bytes, by :data:`PARTS`; what is zero is left out."""
+
+    @property
+    def total(self) -> int:
+        """Bytes."""
+        return sum(self.parts.values())
+
+
+@dataclass
+class MemoryPlanner:
+    """Plans for changed setups of one pair; what was walked through once is kept."""
+
+    machine: Machine
+    _walked: dict[Any, Any] = field(default_factory=dict)
+
+    def on(self, machine: Machine) -> "MemoryPlanner":
+        """The same for another machine; what was walked through is shared."""
+        return MemoryPlanner(machine, self._walked)
+
+    def moments(self, setup: Setup) -> tuple[Moment, ...]:
+        """The moments of a step, in order.
+
+        Raises:
+            ModelError: a model's code cannot be walked through.
+            ConfigError: the states of the optimiser are not known.
+        """
+        fixed, gradients = self._fixed(setup)
+        step = self._student(setup)
+        sharded = self.machine.processes > 1 and self.machine.sharding != "ddp"
+        copies, gathered = self._sharded(setup) if sharded else (0, 0)
+        held = gradients if setup.accumulation > 1 else 0
+        share = self.machine.processes if sharded else 1
+        head = _head_gradient(setup)
+        found = []
+        left = 0
+        if setup.teacher is not None and setup.loaded is not None:
+            peak, left = self._teacher(setup)
+            found.append(_moment("teacher", fixed, gradients=held // share, activations=peak))
+        if setup.writes:
+            found.append(
+                _moment("writing", fixed, gradients=held // share, activations=_writing(setup), gathered=gathered)
+            )
+        loss = self._loss(setup)
+        # The head's gradient is there from the loss on.
+        at_loss = step.at_loss + left - copies
+        full = max(step.forward - copies, at_loss + loss + head)
+        before_loss = full != at_loss + loss + head
+        found.append(
+            _moment(
+                "loss",
+                fixed,
+                gradients=held // share + (0 if before_loss else head),
+                activations=full if before_loss else at_loss,
+                loss=0 if before_loss else loss,
+                gathered=gathered,
+            )
+        )
+        # Under checkpointing the copies are gone when the backward begins.
+        start = step.backward_start - head - (0 if setup.gradient_checkpointing else copies)
+        new = 0 if held else gradients
+        last_layer = gathered // 2 if sharded else 0
+        end = max(step.backward_end - new, 0) + last_layer
+        early = start + head >= end + new // share
+        found.append(
+            _moment(
+                "backward",
+                fixed,
+                gradients=held // share + (head if early else new // share),
+                activations=start if early else end,
+                gathered=gathered,
+            )
+        )
+        found.append(_moment("update", fixed, gradients=gradients // share, activations=self._update(setup) // share))
+        return tuple(found)
+
+    def _fixed(self, setup: Setup) -> tuple[dict[str, int], int]:
+        """What is there all the time, and the bytes of all gradients, unsharded."""
+        student = setup.student
+        key = "fixed", setup.lora is None
+        if key not in self._walked:
+            weights = parameter_count(meta_model(student.config))
+            self._walked[key] = weights, *trained_parameters(student, setup.lora)
+        weights, trained, size = self._walked[key]
+        processes = self.machine.processes
+        share = processes if self.machine.sharding != "ddp" else 1
+        gradients = trained * size
+        parts = {
+            "student weights": weights * student.dtype.itemsize // share,
+            "adapters": 0 if setup.lora is None else gradients // share,
+            "optimiser states": optimizer_bytes(trained, size, setup.optim) // share,
+        }
+        if setup.loaded is not None:
+            parts["teacher weights"] = self.teacher_parameters(setup.loaded) * setup.loaded.dtype.itemsize
+        if processes > 1 and self.machine.sharding == "ddp":
+            # DistributedDataParallel copies gradients into buckets that it sends.
+            parts["DDP buckets"] = gradients
+        return parts, gradients
+
+    def parameters(self, setup: Setup) -> tuple[int, int]:
+        """Of the student: all, and those that are trained."""
+        self._fixed(setup)
+        weights, trained, _ = self._walked["fixed", setup.lora is None]
+        return weights, trained
+
+    def teacher_parameters(self, teacher: "ModelFacts") -> int:
+        """Of the pair's teacher."""
+        if "teacher parameters" not in self._walked:
+            self._walked["teacher parameters"] = parameter_count(meta_model(teacher.config))
+        return self._walked["teacher parameters"]
+
+    def _student(self, setup: Setup) -> StepMemory:
+        arguments: dict[str, Any] = {
+            "gradient_checkpointing": setup.gradient_checkpointing,
+            "autocast": setup.autocast,
+            "accumulates": setup.accumulation > 1,
+        }
+        key = "student", setup.batch, setup.lora is None, *arguments.values()
+        if key not in self._walked:
+            self._walked[key] = student_memory(
+                setup.student.config, setup.student.dtype, setup.batch, lora=setup.lora, **arguments
+            )
+        return self._walked[key]
+
+    def _teacher(self, setup: Setup) -> tuple[int, int]:
+        assert setup.teacher is not None
+        key = "teacher", setup.batch
+        if key not in self._walked:
+            self._walked[key] = teacher_memory(setup.teacher.config, setup.teacher.dtype, setup.batch)
+        return self._walked[key]
+
+    def _loss(self, setup: Setup) -> int:
+        return loss_bytes(
+            setup.teacher,
+            setup.student,
+            positions=setup.batch.supervised,
+            device_type="cuda" if self.machine.gpu else "cpu",
+            top_k=setup.top_k,
+            half=setup.autocast is not None or setup.student.dtype.itemsize == 2,
+            head_is_trained=setup.lora is None,
+        )
+
+    def _update(self, setup: Setup) -> int:
+        """``adamw_torch`` on a GPU makes a copy of its second moments; the fused one does not."""
+        _, trained, size = self._walked["fixed", setup.lora is None]
+        return trained * size if self.machine.gpu and setup.optim == "adamw_torch" else 0
+
+    def _sharded(self, setup: Setup) -> tuple[int, int]:
+        """Copies under autocast that a sharded model does not keep, and what it gathers: two layers, and the rest."""
+        text: Any = setup.student.config.get_text_config()
+        weights = self.parameters(setup)[0]
+        rest = setup.student.width * text.hidden_size * (1 if text.tie_word_embeddings else 2)
+        layer = (weights - rest) // text.num_hidden_layers
+        half = setup.autocast is not None
+        size = 2 if half else setup.student.dtype.itemsize
+        copies = 2 * (weights - rest) if half and setup.student.dtype.itemsize == 4 else 0
+        return copies, size * (2 * layer + rest)
+
+
+def _head_gradient(setup: Setup) -> int:
+    """Float32, of V times D numbers."""
+    if setup.lora is not None:
+        return 0
+    return 4 * setup.student.width * setup.student.config.get_text_config().hidden_size
+
+
+def _writing(setup: Setup) -> int:
+    """Keys and values of every token read or written, and three float32 rows of logits a text."""
+    text: Any = setup.student.config.get_text_config()
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = 2 if setup.autocast is not None else setup.student.dtype.itemsize
+    keys_and_values = 2 * heads * width * text.num_hidden_layers * size * setup.batch.rows * setup.batch.length
+    return keys_and_values + 3 * 4 * setup.batch.rows * setup.student.width
+
+
+def _moment(
+    name: str, fixed: Mapping[str, int], *, gradients: int = 0, activations: int = 0, loss: int = 0, gathered: int = 0
+) -> Moment:
+    parts = {
+        **fixed,
+        "gradients": gradients,
+        "activations": max(activations, 0),
+        "loss": loss,
+        "layers gathered": gathered,
+    }
+    return Moment(name=name, parts={part: parts[part] for part in PARTS if parts.get(part)})

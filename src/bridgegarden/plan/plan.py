@@ -1,0 +1,261 @@
+"""From a recipe to what it takes, before anything is paid for."""
+
+import dataclasses
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bridgegarden.plan.advice import Advice, advise
+from bridgegarden.plan.machine import Machine
+from bridgegarden.plan.memory import MemoryPlanner, Moment, Setup
+from bridgegarden.plan.rows import Rows
+from bridgegarden.plan.work import Schedule, Work, cache_work, training_work
+from bridgegarden.preflight import ModelFacts, check_endings, compare_tokenizers, load_facts
+from bridgegarden.recipe import Recipe, build_lora_config, build_objective, build_sft_config
+from bridgegarden.run.answers import recipe_data
+from bridgegarden.run.models import references
+from bridgegarden.run.quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    import torch
+
+    from bridgegarden.run.data import RunData
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSize:
+    """A teacher's signals on disk."""
+
+    positions: int
+    """Supervised positions of all rows, for training and evaluation."""
+    bytes_per_position: int
+    kept: str
+    """Which tokens."""
+    flops: float | None
+    """Operations of building it; None where the teacher does not run here."""
+
+    @property
+    def bytes(self) -> int:
+        """On disk, but for a few bytes a row."""
+        return self.positions * self.bytes_per_position
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run takes."""
+
+    recipe: str
+    """What it was called."""
+    machine: Machine
+    student_parameters: tuple[int, int]
+    """All, and those that are trained."""
+    teacher_parameters: int | None
+    """None where no teacher is loaded."""
+    setup: Setup
+    schedule: Schedule
+    work: Work
+    moments: tuple[Moment, ...]
+    cache: CacheSize | None
+    """None where the teacher's answers come from a server, and it is not known what they keep."""
+    uses_cache: bool
+    """Whether training reads it."""
+    advice: tuple[Advice, ...]
+    """Settings that need less, where it does not fit; each planned again."""
+
+    @property
+    def fullest(self) -> Moment:
+        """The moment that decides."""
+        return max(self.moments, key=lambda moment: moment.total)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the fullest moment fits in what is planned with of a device."""
+        return self.fullest.total <= self.machine.usable
+
+    def hours(self, flops: float) -> float | None:
+        """Of all devices together, at the assumed utilisation; None where a device's speed is not known."""
+        machine = self.machine
+        if machine.flops is None:
+            return None
+        return flops / (machine.processes * machine.flops * machine.utilisation) / 3600
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON: what the text says."""
+        machine = self.machine
+        return {
+            "recipe": self.recipe,
+            "machine": dataclasses.asdict(machine) | {"usable": machine.usable},
+            "parameters": {
+                "student": self.student_parameters[0],
+                "trained": self.student_parameters[1],
+                "teacher": self.teacher_parameters,
+            },
+            "batch": dataclasses.asdict(self.setup.batch),
+            "steps": self.schedule.steps,
+            "tokens": self.work.tokens,
+            "positions": self.work.positions,
+            "padding": self.work.padding,
+            "memory": {moment.name: dict(moment.parts) | {"total": moment.total} for moment in self.moments},
+            "fullest": self.fullest.name,
+            "fits": self.fits,
+            "flops": dict(self.work.flops) | {"total": self.work.total},
+            "hours": self.hours(self.work.total),
+            "cache": None if self.cache is None else self._cache_dict(self.cache),
+            "advice": [advice.to_dict() for advice in self.advice],
+        }
+
+    def _cache_dict(self, cache: CacheSize) -> dict[str, Any]:
+        building = None if cache.flops is None else self.hours(cache.flops)
+        return dataclasses.asdict(cache) | {"bytes": cache.bytes, "hours": building, "used": self.uses_cache}
+
+
+def plan_recipe(recipe: Recipe, machine: Machine, name: str = "recipe") -> Plan:
+    """Plan the training of `recipe` on `machine`: configurations, tokenizers and rows are read, weights are not.
+
+    Raises:
+        ConfigError: a setting is wrong, or cannot be planned.
+        ModelError: a model's configuration cannot be read, or its memory or operations cannot be counted.
+        DataError: a row cannot be used.
+    """
+    with quiet_libraries(interactive=sys.stderr.isatty()):
+        of_teacher, of_student = references(recipe)
+        teacher = None if of_teacher is None else load_facts(of_teacher, weights=False)
+        student = load_facts(of_student, weights=False)
+        compare_tokenizers(teacher, student)
+        endings = check_endings(teacher, student)
+        data = recipe_data(recipe, endings, student)
+        return _plan(recipe, machine, name, teacher, student, data, len(endings.tokenizer))
+
+
+def _plan(
+    recipe: Recipe,
+    machine: Machine,
+    name: str,
+    teacher: ModelFacts | None,
+    student: ModelFacts,
+    data: "RunData",
+    tokens: int,
+) -> Plan:
+    arguments = _arguments(recipe)
+    packing = bool(arguments.packing)
+    single = Rows.of(data.train)
+    rows = single.packed(arguments.max_length) if packing else single
+    asked = teacher if recipe.teacher.cache is None else None
+    setup = _setup(recipe, machine, arguments, rows, teacher, student)
+    planner = MemoryPlanner(machine)
+    schedule = Schedule.of(arguments, rows.count, machine.processes)
+    moments = planner.moments(setup)
+    work = training_work(
+        student,
+        asked,
+        rows,
+        schedule,
+        gradient_checkpointing=setup.gradient_checkpointing,
+        frozen=setup.lora is not None,
+        on_policy=recipe.on_policy,
+    )
+    held_out = [] if data.evaluation is None else [Rows.of(data.evaluation)]
+    plan = Plan(
+        recipe=name,
+        machine=machine,
+        student_parameters=planner.parameters(setup),
+        teacher_parameters=None if setup.loaded is None else planner.teacher_parameters(setup.loaded),
+        setup=setup,
+        schedule=schedule,
+        work=work,
+        moments=moments,
+        cache=None if recipe.on_policy is not None else _cache(recipe, teacher, [single, *held_out], tokens),
+        uses_cache=recipe.teacher.cache is not None,
+        advice=(),
+    )
+    if plan.fits:
+        return plan
+    cacheable = asked is not None and recipe.on_policy is None and not _watches(recipe)
+    found = advise(setup, planner, rows, cacheable=cacheable)
+    return dataclasses.replace(plan, advice=found)
+
+
+def _arguments(recipe: Recipe) -> Any:
+    """TRL's arguments, without what TRL checks against this machine's devices."""
+    changed = {**recipe.training.arguments, "bf16": False, "fp16": False, "tf32": None, "use_cpu": True}
+    with tempfile.TemporaryDirectory() as folder:
+        return build_sft_config(dataclasses.replace(recipe.training, arguments=changed), Path(folder))
+
+
+def _setup(
+    recipe: Recipe,
+    machine: Machine,
+    arguments: Any,
+    rows: Rows,
+    teacher: ModelFacts | None,
+    student: ModelFacts,
+) -> Setup:
+    asked = teacher if recipe.teacher.cache is None else None
+    on_policy = recipe.on_policy if recipe.on_policy is not None and recipe.on_policy.lmbda > 0 else None
+    extra = 0 if on_policy is None else on_policy.max_new_tokens
+    return Setup(
+        student=student,
+        teacher=asked,
+        loaded=None if recipe.teacher.device is not None else teacher if _watches(recipe) else asked,
+        top_k=recipe.teacher.top_k,
+        batch=rows.largest_batch(arguments.per_device_train_batch_size, extra=extra),
+        lora=None if recipe.student.lora is None else build_lora_config(recipe.student.lora),
+        gradient_checkpointing=bool(recipe.training.arguments.get("gradient_checkpointing")),
+        autocast=_autocast(recipe.training.arguments, machine),
+        accumulation=arguments.gradient_accumulation_steps,
+        optim=str(getattr(arguments.optim, "value", arguments.optim)),
+        writes=on_policy is not None,
+    )
+
+
+def _watches(recipe: Recipe) -> bool:
+    """Whether the teacher is in memory even if it is cached: it reads what the student writes."""
+    return recipe.free_running is not None
+
+
+def _autocast(arguments: Mapping[str, Any], machine: Machine) -> "torch.dtype | None":
+    """As `build_sft_config` decides it on the machine that is planned for."""
+    import torch
+
+    if arguments.get("fp16"):
+        # Of the same size, and known to a CPU's autocast.
+        return torch.bfloat16
+    given = arguments.get("bf16")
+    wanted = machine.gpu and not arguments.get("use_cpu", False) if given is None else bool(given)
+    return torch.bfloat16 if wanted else None
+
+
+def _cache(recipe: Recipe, teacher: ModelFacts | None, rows: Sequence[Rows], tokens: int) -> CacheSize | None:
+    from bridgegarden.run.cache import DEFAULT_TOP_K
+    from bridgegarden.teacher.cache.manifest import MANIFEST, read_spec
+    from bridgegarden.teacher.cache.record import RecordFormat
+    from bridgegarden.teacher.cache.spec import CacheSpec, exponents_with_defaults
+    from bridgegarden.teacher.cache.support import Support
+
+    positions = sum(part.positions for part in rows)
+    folder = None if recipe.teacher.cache is None else Path(recipe.teacher.cache).expanduser()
+    if folder is not None and (folder / MANIFEST).exists():
+        spec = read_spec(folder)
+    elif teacher is None:
+        return None
+    else:
+        unknown = dict.fromkeys(("teacher", "dtype", "tokenizer", "chat_template"), "")
+        spec = CacheSpec(
+            **unknown,
+            revision=None,
+            weights=None,
+            max_length=None,
+            vocab_size=min(tokens, teacher.width),
+            teacher_width=teacher.width,
+            support=Support(k=recipe.teacher.top_k or DEFAULT_TOP_K),
+            exponents=exponents_with_defaults(build_objective(recipe.objective).exponents),
+        )
+    return CacheSize(
+        positions=positions,
+        bytes_per_position=RecordFormat(spec).bytes_per_position,
+        kept=str(spec.support),
+        flops=None if teacher is None else sum(cache_work(teacher, part) for part in rows),
+    )

@@ -1,0 +1,154 @@
+"""A plan on a terminal."""
+
+import io
+from typing import TYPE_CHECKING
+
+from bridgegarden.plan.advice import Advice
+from bridgegarden.plan.machine import KEPT_FREE, gibibytes
+from bridgegarden.plan.memory import PARTS
+from bridgegarden.plan.plan import CacheSize, Plan
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SHARDING = {
+    "ddp": "each with all of the student",
+    "fsdp": "the student sharded by FSDP2",
+    "zero3": "the student sharded by ZeRO-3",
+}
+
+
+def plan_text(plan: Plan, width: int = 100) -> str:
+    """The plan as plain text of at most `width` columns, but for settings, which are to be copied whole."""
+    from rich.console import Console
+
+    text = io.StringIO()
+    console = Console(file=text, width=width, force_terminal=False, color_system=None, highlight=False)
+    for line in _heading(plan):
+        console.print(line, markup=False)
+    console.print(_memory(plan))
+    console.print(_work(plan))
+    for line in _closing(plan):
+        console.print(line, markup=False)
+    console.print(verdict(plan), markup=False)
+    for advice in plan.advice:
+        console.print(f"\n  {_effect(advice)}", markup=False)
+        console.print("\n".join(f"    {setting}" for setting in advice.settings), markup=False, soft_wrap=True)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def verdict(plan: Plan) -> str:
+    """Whether it fits, in one sentence."""
+    free = plan.machine.usable - plan.fullest.total
+    room = f"{gibibytes(plan.machine.usable)} of {gibibytes(plan.machine.memory)} ({KEPT_FREE:.0%} is kept free)"
+    if free >= 0:
+        return f"Fits: {gibibytes(plan.fullest.total)} at the fullest moment, {room}."
+    return (
+        f"Does not fit: {gibibytes(plan.fullest.total)} at the fullest moment, {room}. What would change that, each "
+        "planned again:"
+    )
+
+
+def _heading(plan: Plan) -> list[str]:
+    machine, batch, schedule = plan.machine, plan.setup.batch, plan.schedule
+    shared = f", {SHARDING[machine.sharding]}" if machine.processes > 1 else ""
+    all_of_it, trained = plan.student_parameters
+    student = f"student {_count(all_of_it)} parameters" + (
+        "" if trained == all_of_it else f", {_count(trained)} trained"
+    )
+    asked = "no teacher in memory" if plan.teacher_parameters is None else f"teacher {_count(plan.teacher_parameters)}"
+    return [
+        f"{plan.recipe} on {machine.processes} x {machine.name}, {gibibytes(machine.memory)} each{shared}",
+        f"{student}; {asked}",
+        f"{schedule.steps:,} steps of {schedule.batch} x {schedule.accumulation} x {schedule.processes} rows (batch, "
+        f"accumulation, processes); the largest batch is {batch.rows} x {batch.length:,} tokens",
+    ]
+
+
+def _memory(plan: Plan) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    names = [moment.name for moment in plan.moments]
+    table = Table(title="\nMemory of a process, GiB", title_justify="left", title_style="", box=box.SIMPLE_HEAD)
+    table.add_column("")
+    for name in names:
+        table.add_column(f"{name} *" if name == plan.fullest.name else name, justify="right")
+    for part in PARTS:
+        values = [moment.parts.get(part, 0) for moment in plan.moments]
+        if any(values):
+            table.add_row(part, *[f"{value / 2**30:,.2f}" if value else "" for value in values])
+    table.add_section()
+    table.add_row("sum", *[f"{moment.total / 2**30:,.2f}" for moment in plan.moments])
+    table.caption = "* the fullest moment"
+    table.caption_justify, table.caption_style = "left", ""
+    return table
+
+
+def _work(plan: Plan) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title="\nWork", title_justify="left", title_style="", box=box.SIMPLE_HEAD)
+    table.add_column("")
+    table.add_column("operations", justify="right")
+    table.add_column("time", justify="right")
+    rows = list(plan.work.flops.items())
+    if plan.uses_cache and plan.cache is not None and plan.cache.flops is not None:
+        rows.insert(0, ("teacher, once, for the cache", plan.cache.flops))
+    for name, flops in rows:
+        table.add_row(name, f"{flops:.3g}", _hours(plan.hours(flops)))
+    table.add_section()
+    total = sum(flops for _, flops in rows)
+    table.add_row("sum", f"{total:.3g}", _hours(plan.hours(total)))
+    return table
+
+
+def _closing(plan: Plan) -> list[str]:
+    machine, work = plan.machine, plan.work
+    if machine.flops is None:
+        assumed = (
+            "Times are not known: give the operations a second of the device (--flops 989e12) or its name (--gpu)."
+        )
+    else:
+        assumed = (
+            f"Times assume {machine.utilisation:.0%} of {machine.flops:.3g} operations a second on each of "
+            f"{machine.processes}."
+        )
+    lines = [
+        f"{work.tokens:,.0f} tokens, {work.padding:.0%} of them padding; {work.positions:,.0f} are learnt. {assumed} "
+        "Evaluation, loading and saving come on top.",
+    ]
+    if plan.cache is not None:
+        lines.append(_cache_line(plan, plan.cache))
+    return [*lines, ""]
+
+
+def _cache_line(plan: Plan, cache: CacheSize) -> str:
+    size = (
+        f"{gibibytes(cache.bytes)} on disk ({cache.positions:,} positions x {cache.bytes_per_position} bytes, "
+        f"{cache.kept})"
+    )
+    if plan.uses_cache:
+        return f"The teacher's cache: {size}."
+    building = None if cache.flops is None else plan.hours(cache.flops)
+    once = "" if building is None else f", {_hours(building)} once"
+    return f"A cache of the teacher would take {size}{once}."
+
+
+def _effect(advice: Advice) -> str:
+    change = f"{gibibytes(abs(advice.saved))} {'less' if advice.saved >= 0 else 'more'}"
+    return f"{gibibytes(advice.total)}, {change}: {'fits' if advice.fits else 'does not fit'} with"
+
+
+def _count(parameters: int) -> str:
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if parameters >= size:
+            return f"{parameters / size:.3g}{unit}"
+    return str(parameters)
+
+
+def _hours(hours: float | None) -> str:
+    from bridgegarden.training.progress import duration
+
+    return "" if hours is None else duration(3600 * hours)
