@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from bridgegarden.errors import ModelError
 from bridgegarden.objective.head import LanguageModelHead
+from bridgegarden.sharded_head import gathered_by_zero, gathered_for_loss, rows, whole
 
 HiddenLoss = Callable[[Tensor, LanguageModelHead], Mapping[str, Tensor]]
 """From final hidden states ``(B, T, D)`` and the head to a mapping of tensors."""
@@ -25,22 +25,36 @@ def head_of(model: PreTrainedModel) -> LanguageModelHead:
     """The projection of `model` from final hidden states to logits, read from its modules and config.
 
     Raises:
-        ModelError: the model has no linear output projection, or an adapter on it.
+        ModelError: the model has no linear output projection, or an adapter on it; or its weight is sharded and a
+            gradient is wanted outside :func:`add_hidden_loss`.
     """
+    module, name = _projection(model), type(model).__name__
+    config = model.config.get_text_config()
+    return LanguageModelHead(
+        weight=whole(module.weight, name),
+        bias=None if module.bias is None else whole(module.bias, name),
+        softcap=getattr(config, "final_logit_softcapping", None),
+        scale=_logit_scale(config),
+    )
+
+
+def head_size(model: PreTrainedModel) -> int:
+    """Rows of the projection of `model`, padding included; nothing is gathered.
+
+    Raises:
+        ModelError: as in :func:`head_of`.
+    """
+    return rows(_projection(model).weight)
+
+
+def _projection(model: PreTrainedModel) -> Any:
     module: Any = model.get_output_embeddings()
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or hasattr(module, "base_layer"):
+    if not isinstance(getattr(module, "weight", None), Tensor) or hasattr(module, "base_layer"):
         raise ModelError(
             f"{type(model).__name__}: expected a linear output projection, got {type(module).__name__}. Adapters on "
             "the language-model head are not supported: leave it out of the adapter's target modules."
         )
-    config = model.config.get_text_config()
-    return LanguageModelHead(
-        weight=_whole(weight),
-        bias=None if module.bias is None else _whole(module.bias),
-        softcap=getattr(config, "final_logit_softcapping", None),
-        scale=_logit_scale(config),
-    )
+    return module
 
 
 def hidden_states(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor:
@@ -61,19 +75,52 @@ def hidden_states(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor:
 def add_hidden_loss(model: PreTrainedModel) -> None:
     """Teach `model` the argument ``hidden_loss``: run the decoder, hand its hidden states and the head to a function.
 
-    The function runs *inside* the forward, so that the hooks of DistributedDataParallel and of FSDP (which gathers the
-    head's weight for the duration of the forward) see an ordinary call. Without the argument nothing changes.
+    The function runs *inside* the forward, so that the hooks of DistributedDataParallel and of FSDP see an ordinary
+    call, and there the head is whole, gathered once however many chunks the function makes of its positions. Without the
+    argument nothing changes. A model that has learnt it already stays as it is.
     """
-    original_forward = model.forward
+    if takes_hidden_loss(model):
+        return
+    # Somebody else's patch, if there is one. The class's own is looked up when called: a copy of the model must not call
+    # the original's.
+    patched = model.__dict__.get("forward")
 
     # Wrapped so that `generate` and the trainer see the signature they inspect.
     @functools.wraps(type(model).forward)
     def forward(self: PreTrainedModel, *args: Any, hidden_loss: HiddenLoss | None = None, **kwargs: Any) -> Any:
         if hidden_loss is None:
-            return original_forward(*args, **kwargs)
-        return hidden_loss(hidden_states(self, kwargs), head_of(self))
+            return type(self).forward(self, *args, **kwargs) if patched is None else patched(*args, **kwargs)
+        hidden = hidden_states(self, kwargs)
+        with gathered_for_loss(_projection(self)):
+            return hidden_loss(hidden, head_of(self))
 
+    forward.takes_hidden_loss = True  # pyright: ignore[reportFunctionMemberAccess]
     model.forward = types.MethodType(forward, model)
+
+
+def takes_hidden_loss(model: PreTrainedModel) -> bool:
+    """Whether `model` has been through :func:`add_hidden_loss`."""
+    return getattr(model.forward, "takes_hidden_loss", False)
+
+
+def read_hidden(model: PreTrainedModel, inputs: Mapping[str, Any]) -> tuple[Tensor, LanguageModelHead]:
+    """Final hidden states ``(B, T, D)`` and the head, without gradient.
+
+    A model that takes a ``hidden_loss`` is called as a whole, so that it may be sharded.
+    """
+    with torch.no_grad():
+        if not takes_hidden_loss(model):
+            return hidden_states(model, inputs), head_of(model)
+        heads: list[LanguageModelHead] = []
+
+        def keep(hidden: Tensor, head: LanguageModelHead) -> dict[str, Tensor]:
+            heads.append(head)
+            return {"hidden": hidden}
+
+        hidden = model(**inputs, hidden_loss=keep)["hidden"]
+        # FSDP2 may have given back what it had gathered for the forward.
+        kept = heads[0].weight.untyped_storage().size() > 0
+        return hidden, heads[0] if kept else head_of(model)
 
 
 def check_head(model: PreTrainedModel) -> None:
@@ -85,9 +132,10 @@ def check_head(model: PreTrainedModel) -> None:
     ids = torch.arange(4, device=model.device).unsqueeze(0)
     was_training = model.training
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), gathered_by_zero(model.parameters()):
         own = model(input_ids=ids, use_cache=False).logits[0].float()
-        ours = head_of(model).logits(hidden_states(model, {"input_ids": ids})[0])
+        hidden, head = read_hidden(model, {"input_ids": ids})
+        ours = head.logits(hidden[0])
     model.train(was_training)
     if not torch.isfinite(own).all():
         raise ModelError(
@@ -113,11 +161,6 @@ def _logit_scale(config: PretrainedConfig) -> float:
             return float(value)
     divisor = getattr(config, "logits_scaling", None)
     return 1.0 if divisor is None else 1.0 / float(divisor)
-
-
-def _whole(parameter: Tensor) -> Tensor:
-    """The whole of a parameter that FSDP2 may have sharded; one gather, differentiable."""
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
 def freeze(model: nn.Module) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from bridgegarden.causal_lm import check_head, head_of
+from bridgegarden.causal_lm import check_head, head_of, head_size
 from bridgegarden.errors import ConfigError, DataError, ModelError
 from bridgegarden.objective.support import ABSENT_LOG_MASS
 
@@ -43,7 +43,7 @@ class CausalLMPolicy:
             ConfigError: no `end_ids`, or one outside the vocabulary, or a `vocab_size` that the head does not have.
             ModelError: the head cannot be read, or the model takes no position ids.
         """
-        width = head_of(model).vocab_size
+        width = head_size(model)
         shared = width if vocab_size is None else vocab_size
         if not 1 <= shared <= width:
             raise ConfigError(f"vocab_size must be between 1 and the rows of the model's head, {width}; got {shared}.")

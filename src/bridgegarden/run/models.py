@@ -1,5 +1,8 @@
 """The models of a recipe, loaded the same way everywhere: safetensors only, no code from the hub."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from bridgegarden.errors import ConfigError
@@ -47,8 +50,12 @@ def teacher_reference(recipe: Recipe) -> ModelReference:
     return ModelReference(role="teacher", model=teacher.model, revision=teacher.revision, dtype=teacher.dtype)
 
 
-def load_model(facts: ModelFacts) -> "PreTrainedModel":
+def load_model(facts: ModelFacts, *, spread: bool = False) -> "PreTrainedModel":
     """The weights of a model that passed preflight, on the CPU.
+
+    Args:
+        facts: what preflight found.
+        spread: leave out what this process does not hold where FSDP or ZeRO-3 is on, as the trainer wants the student.
 
     Raises:
         ModelError: its files cannot be read, or lack weights (which would be random).
@@ -57,14 +64,15 @@ def load_model(facts: ModelFacts) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            facts.reference.location,
-            revision=facts.stored_revision,
-            dtype=facts.dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )  # pyright: ignore[reportGeneralTypeIssues]  a pair, with loading info
+        with nullcontext() if spread else _whole_in_every_process():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                facts.reference.location,
+                revision=facts.stored_revision,
+                dtype=facts.dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )  # pyright: ignore[reportGeneralTypeIssues]  a pair, with loading info
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .:")
         raise facts.reference.error(f"its weights cannot be loaded ({reason}). Are its files complete?") from error
@@ -76,3 +84,22 @@ def load_model(facts: ModelFacts) -> "PreTrainedModel":
             f"the architecture that its config.json names ({facts.config.model_type})?"
         )
     return model
+
+
+@contextmanager
+def _whole_in_every_process() -> Iterator[None]:
+    """Keep transformers from loading as it does for a model that will be sharded: in one process alone, or in pieces."""
+    from transformers.integrations import deepspeed
+
+    name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    told, zero = os.environ.get(name), deepspeed._hf_deepspeed_config_weak_ref
+    os.environ[name] = "false"
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = zero
+        if told is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = told

@@ -101,7 +101,7 @@ def _trainer(run: CheckedRun, console: "Console") -> "HybridDistillationTrainer"
 
     teacher = _teacher(run, console)
     console.print(Text(f"loading student {run.recipe.student.model}"), soft_wrap=True)
-    student = load_model(run.preflight.student)
+    student = load_model(run.preflight.student, spread=True)
     # Before training, so that the trainer can save checkpoints.
     set_generation_stops(student, run.preflight.endings.stops)
     trainer = HybridDistillationTrainer(

@@ -5,10 +5,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from bridgegarden.causal_lm import check_head, freeze, head_of, hidden_states
-from bridgegarden.errors import ConfigError
+from bridgegarden.causal_lm import add_hidden_loss, check_head, freeze, head_size, read_hidden
+from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.fused import ProjectedTeacher
 
@@ -34,15 +35,23 @@ class LiveTeacher:
             model: the teacher; frozen and put in evaluation mode here, its dtype kept.
             top_k: tokens kept per position, with the tail; None keeps the whole vocabulary (exact).
             device: where it runs; the student's device by default (set by the trainer). A model that is already
-                split over devices stays where it is.
+                split over devices, or sharded over processes by FSDP2, stays where it is.
 
         Raises:
             ConfigError: `top_k` < 1.
-            ModelError: the teacher's head cannot be read.
+            ModelError: the teacher's head cannot be read, or its weights are not here.
         """
         if top_k is not None and top_k < 1:
             raise ConfigError(f"teacher.top_k must be >= 1 or null (whole vocabulary), got {top_k}.")
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise ModelError(
+                f"teacher {model.config._name_or_path}: its weights are not in this process. Under FSDP, transformers "
+                "loads them in one process of a machine alone if fsdp_cpu_ram_efficient_loading is true: set it to "
+                "false, or train from a cache."
+            )
         freeze(model)
+        # Called as a whole: what shards a model gathers its weights in hooks around that call.
+        add_hidden_loss(model)
         self.model = model
         self.top_k = top_k
         self._device = None if device is None else torch.device(device)
@@ -56,11 +65,11 @@ class LiveTeacher:
     @property
     def width(self) -> int:
         """Rows of the projection, padding included."""
-        return head_of(self.model).vocab_size
+        return head_size(self.model)
 
     def place(self, student_device: torch.device) -> None:
         """Move the teacher to its device, the student's unless another was asked for."""
-        if getattr(self.model, "hf_device_map", None) is None:
+        if getattr(self.model, "hf_device_map", None) is None and not isinstance(self.model, FSDPModule):
             cast(nn.Module, self.model).to(self._device or student_device)
 
     def at(
@@ -81,7 +90,6 @@ class LiveTeacher:
         with torch.no_grad():
             # A student's autocast must not change the teacher's own precision.
             with torch.autocast(device.type, enabled=False):
-                hidden = positions.of(hidden_states(self.model, own))
-        return ProjectedTeacher(
-            hidden, head_of(self.model), self.top_k, vocab_size, exponents, device=positions.row.device
-        )
+                hidden, head = read_hidden(self.model, own)
+                hidden = positions.of(hidden)
+        return ProjectedTeacher(hidden, head, self.top_k, vocab_size, exponents, device=positions.row.device)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
-from bridgegarden.causal_lm import add_hidden_loss, check_head, head_of
+from bridgegarden.causal_lm import add_hidden_loss, check_head, head_size
 from bridgegarden.data import Columns, tokenise
 from bridgegarden.errors import ConfigError
 from bridgegarden.objective.alignment import SupervisedPositions
@@ -26,6 +26,8 @@ from bridgegarden.training.cached_teacher import check_cached_teacher
 from bridgegarden.training.check_arguments import check_arguments
 from bridgegarden.training.collator import ROW, RowCollator
 from bridgegarden.training.cost import Cost, CostLedger
+from bridgegarden.training.even_rows import evened
+from bridgegarden.training.launch import check_launch, check_same_teacher
 from bridgegarden.training.non_finite import non_finite_gradient, non_finite_loss
 from bridgegarden.training.on_policy import OnPolicy, check_on_policy
 from bridgegarden.training.packing import pack_rows
@@ -102,11 +104,15 @@ class HybridDistillationTrainer(SFTTrainer):
                 "training.router_aux_loss_coef: the load-balancing loss of mixture-of-experts students is not "
                 "supported; set it to 0.0."
             )
+        check_launch(self.accelerator, fsdp=bool(self.args.fsdp))
         student = self._student()
-        check_head(student)
+        # Under FSDP one process of a machine may hold the weights for all until training begins.
+        if student.device.type != "meta":
+            check_head(student)
         add_hidden_loss(student)
         self.teacher.place(self.accelerator.device)
-        self.vocab_size = min(len(self._tokenizer), head_of(student).vocab_size, self.teacher.width)
+        check_same_teacher(self.teacher, self.accelerator)
+        self.vocab_size = min(len(self._tokenizer), head_size(student), self.teacher.width)
         # The loss is summed and divided by the supervised tokens of the whole window: nothing is left to divide.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
@@ -168,7 +174,8 @@ class HybridDistillationTrainer(SFTTrainer):
             return {"loss": fused.loss}
 
         outputs = model(**forward_inputs, hidden_loss=hidden_loss)
-        loss = outputs["loss"]
+        # FSDP rounds what a forward returns to its own precision: the gradient goes that way, the number does not.
+        loss = outputs["loss"] + (results[0].loss - outputs["loss"]).detach()
         if not torch.isfinite(loss):
             raise non_finite_loss(self._step(), results[0], positions, inputs.get(ROW))
         tokens = _token_count(forward_inputs)
@@ -189,6 +196,12 @@ class HybridDistillationTrainer(SFTTrainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, inputs).detach(), None, None
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        processes = self.accelerator.num_processes
+        if processes > 1 and isinstance(dataset, Dataset) and not kwargs.get("is_training"):
+            dataset = evened(dataset, processes * self.args.per_device_eval_batch_size)
+        return super()._get_dataloader(dataset, *args, **kwargs)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Evaluate; every metric, the loss included, is a mean over positions and not over batches."""
