@@ -76,13 +76,13 @@ def add_hidden_loss(model: PreTrainedModel) -> None:
     """Teach `model` the argument ``hidden_loss``: run the decoder, hand its hidden states and the head to a function.
 
     The function runs *inside* the forward, so that the hooks of DistributedDataParallel and of FSDP see an ordinary
-    call, and there the head is whole, gathered once however many chunks the function makes of its positions. Without the
-    argument nothing changes. A model that has learnt it already stays as it is.
+    call, and there the head is whole, gathered once however many chunks the function makes of its positions. Without
+    the argument nothing changes. A model that has learnt it already stays as it is.
     """
     if takes_hidden_loss(model):
         return
-    # Somebody else's patch, if there is one. The class's own is looked up when called: a copy of the model must not call
-    # the original's.
+    # Somebody else's patch, if there is one. The class's own is looked up when called: a copy of the model must not
+    # call the original's.
     patched = model.__dict__.get("forward")
 
     # Wrapped so that `generate` and the trainer see the signature they inspect.

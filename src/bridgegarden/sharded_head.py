@@ -34,7 +34,7 @@ def gathered_for_loss(head: nn.Module) -> Iterator[None]:
 @contextmanager
 def gathered_by_zero(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Those of `parameters` that ZeRO-3 has split, whole inside. Each is gathered once, tied or not."""
-    split = list({id(p): p for p in parameters if _is_split_by_zero(p)}.values())
+    split = list({id(p): p for p in parameters if is_split_by_zero(p)}.values())
     if not split:
         yield
         return
@@ -67,6 +67,7 @@ def rows(parameter: Tensor) -> int:
     return int(shape[0])
 
 
-def _is_split_by_zero(parameter: Tensor) -> bool:
+def is_split_by_zero(parameter: Tensor) -> bool:
+    """Whether ZeRO-3 has left this process a piece of `parameter` only."""
     status = getattr(parameter, "ds_status", None)
     return status is not None and status.name == "NOT_AVAILABLE"

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from tests.distributed.launch import on_two_processes
-from tests.distributed.trainer_cases import CACHE, rows
-from tests.teacher.cache.conftest import build
+from tests.distributed.trainer_cases import prepare
 
 
 @pytest.fixture(scope="session")
@@ -20,5 +19,5 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The cases of ``trainer_cases``, and the folder with what they saved."""
     folder = tmp_path_factory.mktemp("trained")
-    build(folder / CACHE, rows=rows(24))
+    prepare(folder)
     return folder, on_two_processes(folder, "trainer")

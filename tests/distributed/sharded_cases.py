@@ -1,7 +1,6 @@
 """FSDP2 on two processes: the hybrid loss of a sharded student beside one process's on the joined batch."""
 
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 

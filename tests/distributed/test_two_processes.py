@@ -5,17 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.trainer_cases import CACHE, cases, rows, train, weights
-from tests.teacher.cache.conftest import build
+from tests.distributed.trainer_cases import cases, prepare, run_recipe, train, weights
 
 NAMES = [name for sharding in ("ddp", "fsdp") for name in cases(sharding)]
+
+EMBEDDING = "model.embed_tokens.weight"
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """What one process finds in a case, on batches as large as both together have."""
     folder: Path = tmp_path_factory.mktemp("alone")
-    build(folder / CACHE, rows=rows(24))
+    prepare(folder)
     kept: dict[str, tuple] = {}
 
     def find(name):
@@ -52,3 +53,21 @@ def test_two_processes_train_as_one_does_on_the_joined_batch(trained, alone, nam
 def test_a_process_without_a_supervised_token_takes_part(trained):
     tokens = trained[1]["ddp: masked"]["supervised_tokens"]
     assert tokens[0] < trained[1]["ddp: risk_guided"]["supervised_tokens"][0]
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_a_recipe_gives_the_student_that_one_process_gives(trained, tmp_path, sharding):
+    """Also where FSDP lets one process alone load the student: the teacher is whole in both."""
+    folder, found = trained
+    ours = found[f"{sharding}: recipe"]
+    assert "error" not in ours, ours["error"]
+    theirs = run_recipe(folder, tmp_path / "alone", processes=1)
+    assert ours["is_main"]
+    assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+    assert ours["evaluation"] == pytest.approx(theirs["evaluation"], rel=1e-5)
+    got, expected = weights(folder / f"{sharding}-recipe" / "model"), weights(tmp_path / "alone" / "model")
+    assert got.keys() == expected.keys()
+    start = weights(folder / "student")
+    assert any((weight - start[key]).abs().max() > 1e-4 for key, weight in expected.items())
+    for key, weight in expected.items():
+        torch.testing.assert_close(got[key], weight, rtol=1e-5, atol=1e-6)

@@ -1,5 +1,6 @@
 """The trainer on two processes: what one process trains on the joined batch."""
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from accelerate.state import DistributedType, PartialState
 from datasets import Dataset
 from peft import LoraConfig
@@ -18,12 +20,17 @@ from trl.trainer.sft_config import SFTConfig
 
 from bridgegarden.objective.divergences import jensen_shannon, reverse_kl, total_variation
 from bridgegarden.objective.hybrid import PRESETS, HybridObjective
+from bridgegarden.recipe import load_recipe
+from bridgegarden.run import train as run_train
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.training.trainer import HybridDistillationTrainer
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.teacher.cache.conftest import build
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 CACHE = "teacher-cache"
 """Folder of the cache that whoever launches the processes has built, beside the results."""
+RECIPE = "recipe.yaml"
+"""A recipe there, with a batch of four for each of two processes."""
 Sharding = Literal["ddp", "fsdp"]
 
 
@@ -74,6 +81,17 @@ def run(folder: Path, *shardings: Sharding) -> Iterator[tuple[str, dict[str, Any
                 yield name, train(case, folder, folder / name.replace(": ", "-").replace(" ", "-"), processes=2)
             except Exception as error:
                 yield name, {"error": f"{type(error).__name__}: {error}"}
+        try:
+            yield f"{sharding}: recipe", run_recipe(folder, folder / f"{sharding}-recipe", processes=2)
+        except Exception as error:
+            yield f"{sharding}: recipe", {"error": f"{type(error).__name__}: {error}"}
+
+
+def run_recipe(folder: Path, output: Path, *, processes: int) -> dict[str, Any]:
+    """``bridgegarden train`` on as many `processes`."""
+    batch = f"training.per_device_train_batch_size={8 // processes}"
+    summary = run_train(load_recipe(folder / RECIPE, [f"output={output}", batch]))
+    return {"loss": summary.training["loss"], "evaluation": summary.evaluation, "is_main": summary.is_main}
 
 
 def _engage_fsdp() -> None:
@@ -82,7 +100,9 @@ def _engage_fsdp() -> None:
         "ACCELERATE_USE_FSDP": "true",
         "FSDP_VERSION": "2",
         "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-        "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+        # As in examples/launch: one process of the machine reads a student from disk, and checkpoints are in pieces.
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+        "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
         "FSDP_RESHARD_AFTER_FORWARD": "true",
     }
     original = PartialState.__init__
@@ -101,6 +121,8 @@ def train(case: TrainerCase, folder: Path, output: Path, *, processes: int) -> d
     assert trainer.accelerator.num_processes == processes
     trainer._get_train_sampler = lambda dataset=None: SequentialSampler(trainer.train_dataset)
     trainer.train()
+    if trainer.is_fsdp_enabled:
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(str(output))
     metrics = trainer.evaluate()
     history = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
@@ -170,3 +192,26 @@ def rows(count: int, masked: Any = ()) -> Dataset:
         labels = [-100] * length if number in masked else [-100] * (length // 2) + ids[length // 2 :]
         found.append({"input_ids": ids, "labels": labels, "row": 100 + number})
     return Dataset.from_list(found)
+
+
+def prepare(folder: Path) -> None:
+    """What the cases read: a cache, and a recipe with its models and rows. Once, before the processes start."""
+    build(folder / CACHE, rows=rows(24))
+    save_tiny(folder / "student", tiny_model("llama", 264, seed=2))
+    save_tiny(folder / "teacher", tiny_model("llama", 270, hidden_size=48, seed=1))
+    data = [{"question": f"{a} + {b} =", "answer": str(a + b)} for a in range(6) for b in range(6)]
+    for name, part in (("train", data[:29]), ("eval", data[29:])):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)))
+    recipe = {
+        "teacher": {"model": str(folder / "teacher")},
+        "student": {"model": str(folder / "student")},
+        "data": {
+            "train": str(folder / "train.jsonl"),
+            "eval": str(folder / "eval.jsonl"),
+            "prompt": "question",
+            "completion": "answer",
+        },
+        "objective": {"preset": "static", "hard_target": "data"},
+        "training": {"max_steps": 3, "learning_rate": 0.1, "optim": "sgd", "logging_steps": 1, "use_cpu": True},
+    }
+    (folder / RECIPE).write_text(yaml.safe_dump(recipe))

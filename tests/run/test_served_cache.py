@@ -123,6 +123,26 @@ def test_parts_are_merged(served_recipe, tmp_path):
     assert run("cache", "check", served_recipe).exit_code == 0
 
 
+def test_answers_that_servers_of_several_nodes_gave_to_parts_of_the_rows_are_one_cache(served_recipe, tmp_path):
+    rows = (tmp_path / "train.jsonl").read_text().splitlines(keepends=True)
+    joined = tmp_path / "answers.jsonl"
+    for number, part in enumerate((rows[:11], rows[11:]), start=1):
+        source, answers = tmp_path / f"part-{number}.jsonl", tmp_path / f"answers-{number}.jsonl"
+        source.write_text("".join(part))
+        options = ("--max-new-tokens", 12, "--top-logprobs", K, "--set", f"data.train={source}", "--output", answers)
+        assert run("generate", served_recipe, *options).exit_code == 0
+        folder = ("--set", f"data.train={answers}", "--set", f"teacher.cache={tmp_path / str(number)}")
+        assert run("cache", "build", served_recipe, *folder).exit_code == 0
+        with joined.open("a") as file:
+            file.write(answers.read_text())
+    (tmp_path / "answers.jsonl.settings").write_bytes((tmp_path / "answers-1.jsonl.settings").read_bytes())
+    assert "30 rows added" in run("cache", "merge", tmp_path / "cache", tmp_path / "1", tmp_path / "2").stdout
+    checked = run("cache", "check", served_recipe)
+    assert checked.exit_code == 0, checked.output
+    again = run("cache", "build", served_recipe)
+    assert "0 rows added, 30 were there" in again.stdout, again.output
+
+
 def test_answers_of_two_models_are_not_one_teacher(served_recipe, tmp_path):
     rows = ask(served_recipe)
     rewrite(tmp_path, rows[:20] + [row | {"generated_by": "big-2027"} for row in rows[20:]])

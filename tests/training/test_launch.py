@@ -41,7 +41,7 @@ def test_a_launch_that_is_as_it_was_asked_for_passes():
 def test_one_process_where_several_were_asked_for_is_refused(monkeypatch):
     with pytest.raises(ConfigError, match="2 processes were asked for, but this one runs alone"):
         check_launch(accelerator(), environment={"WORLD_SIZE": "2"})
-    command = "python /bin/accelerate launch --cpu --num_processes 3 -m bridgegarden train my.yaml".split()
+    command = ["python", "/bin/accelerate", "launch", "--cpu", "--num_processes", "3", "-m", "bridgegarden", "train"]
     monkeypatch.setattr(launch, "_parent", lambda: command)
     with pytest.raises(ConfigError, match=r"3 processes .* torchrun --nproc_per_node 3"):
         check_launch(accelerator(), environment={})
@@ -74,3 +74,8 @@ def test_a_teacher_whose_weights_are_in_another_process_is_refused():
     model = tiny_model("llama", 264)
     with pytest.raises(ModelError, match="its weights are not in this process"):
         LiveTeacher(model.to("meta"))
+    split = tiny_model("llama", 264)
+    # As DeepSpeed marks a parameter of which it has taken the rest away.
+    split.lm_head.weight.ds_status = SimpleNamespace(name="NOT_AVAILABLE")
+    with pytest.raises(ModelError, match="load the teacher before them"):
+        LiveTeacher(split)

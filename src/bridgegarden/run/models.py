@@ -88,7 +88,7 @@ def load_model(facts: ModelFacts, *, spread: bool = False) -> "PreTrainedModel":
 
 @contextmanager
 def _whole_in_every_process() -> Iterator[None]:
-    """Keep transformers from loading as it does for a model that will be sharded: in one process alone, or in pieces."""
+    """Keep transformers from loading as it does what will be sharded: in one process alone, or in pieces."""
     from transformers.integrations import deepspeed
 
     name = "FSDP_CPU_RAM_EFFICIENT_LOADING"

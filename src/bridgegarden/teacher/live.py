@@ -12,6 +12,7 @@ from bridgegarden.causal_lm import add_hidden_loss, check_head, freeze, head_siz
 from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.fused import ProjectedTeacher
+from bridgegarden.sharded_head import is_split_by_zero
 
 # What a collator may add that has no meaning for a model's forward.
 _NOT_FOR_THE_MODEL = ("labels", "row", "use_cache", "output_router_logits")
@@ -43,11 +44,12 @@ class LiveTeacher:
         """
         if top_k is not None and top_k < 1:
             raise ConfigError(f"teacher.top_k must be >= 1 or null (whole vocabulary), got {top_k}.")
-        if any(parameter.is_meta for parameter in model.parameters()):
+        if any(parameter.is_meta or is_split_by_zero(parameter) for parameter in model.parameters()):
             raise ModelError(
-                f"teacher {model.config._name_or_path}: its weights are not in this process. Under FSDP, transformers "
-                "loads them in one process of a machine alone if fsdp_cpu_ram_efficient_loading is true: set it to "
-                "false, or train from a cache."
+                f"teacher {model.config._name_or_path or type(model).__name__}: its weights are not in this process. "
+                "Once training arguments with FSDP (fsdp_cpu_ram_efficient_loading) or ZeRO-3 exist, transformers "
+                "loads every model in one process of a machine alone, or in pieces: load the teacher before them, or "
+                "train from a cache."
             )
         freeze(model)
         # Called as a whole: what shards a model gathers its weights in hooks around that call.
