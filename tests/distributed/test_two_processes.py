@@ -9,8 +9,6 @@ from tests.distributed.trainer_cases import cases, prepare, run_recipe, train, w
 
 NAMES = [name for sharding in ("ddp", "fsdp") for name in cases(sharding)]
 
-EMBEDDING = "model.embed_tokens.weight"
-
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
