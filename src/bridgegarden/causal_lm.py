@@ -94,7 +94,7 @@ def add_hidden_loss(model: PreTrainedModel) -> None:
         with gathered_for_loss(_projection(self)):
             return hidden_loss(hidden, head_of(self))
 
-    forward.takes_hidden_loss = True  # pyright: ignore[reportFunctionMemberAccess]
+    forward.takes_hidden_loss = True  # pyright: ignore[reportAttributeAccessIssue]
     model.forward = types.MethodType(forward, model)
 
 
