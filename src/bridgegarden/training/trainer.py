@@ -200,8 +200,7 @@ class HybridDistillationTrainer(SFTTrainer):
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         processes = self.accelerator.num_processes
         if processes > 1 and isinstance(dataset, Dataset) and not kwargs.get("is_training"):
-            even: Any = evened(dataset, processes * self.args.per_device_eval_batch_size)
-            return super()._get_dataloader(even, *args, **kwargs)
+            dataset = cast(Any, evened(dataset, processes * self.args.per_device_eval_batch_size))
         return super()._get_dataloader(dataset, *args, **kwargs)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
