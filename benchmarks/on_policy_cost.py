@@ -239,7 +239,7 @@ def compare(arguments: argparse.Namespace, answer: int) -> list[str]:
             device=arguments.device,
         )
         built = measure_build(task)
-        for name in CONTESTANTS:
+        for name in [name for name in CONTESTANTS if name in (PEER, CACHED, *arguments.trainers)]:
             found[name] = measure(name, task, answer)
             gc.collect()
             print(f"answers of {answer}, {name}: {total(found[name]):.2f} s a step", file=sys.stderr, flush=True)
@@ -282,7 +282,7 @@ def verdicts(found: Mapping[str, Any], built: float, arguments: argparse.Namespa
         f"* cached hybrid against TRL's on-policy GKD: {ratio:.1f} times cheaper a step, target {TARGET}: "
         f"{'met' if ratio >= TARGET else 'MISSED'}",
         f"* building the cache: {built:.3f} s for the rows of a step",
-        f"* written of what `max_new_tokens` allows: {wrote}",
+        *([f"* written of what `max_new_tokens` allows: {wrote}"] if wrote else []),
     ]
 
 
@@ -292,6 +292,9 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=128, help="tokens of a prompt")
     parser.add_argument("--answers", type=int, nargs="+", default=[128, 256], help="tokens of an answer")
     parser.add_argument("--steps", type=int, default=3, help="that count, after the warm-up")
+    parser.add_argument(
+        "--trainers", nargs="*", default=CONTESTANTS, choices=CONTESTANTS, help="besides TRL's and the cached one"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
