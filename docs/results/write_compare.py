@@ -106,9 +106,20 @@ def remarks(result: CompareResult) -> str:
         "* Being like the teacher and being right are two aims here: the teacher slips. What lowers L_dθ most need not "
         "answer best, and the other way round."
     )
+    seeds = len(result.settings.seeds)
+    if seeds == 2:
+        lines.append(
+            "* A third seed was begun and not finished; the run was interrupted several times, and each time went on "
+            "with what was missing. Two seeds make intervals very wide (Student's t with one degree of freedom): most "
+            "differences between objectives are open here. Read the tables seed by seed beside it."
+        )
+    elif seeds > 1:
+        lines.append(
+            f"* {seeds} seeds are few: intervals are wide where seeds differ, and a difference that is open here may "
+            "be real."
+        )
     lines.append(
-        f"* {len(result.settings.seeds)} seeds are few: intervals are wide where seeds differ, and a difference "
-        "that is open here may be real."
+        "* Other work ran on the machine at the same time, so wall times say little; processor times say more."
     )
     return "\n".join(lines)
 

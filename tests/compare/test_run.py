@@ -135,6 +135,8 @@ def test_what_is_finished_is_not_trained_again(source, finished, trainings, tmp_
     assert again.cache.cpu_seconds == result.cache.cpu_seconds > 0
     more, _ = run(source, folder.path, replace(SETTINGS, objectives=("soft", "gkd", "hard"), seeds=(0,)))
     assert trainings[0] == ["hard-seed0"]
+    # Looking through a whole cache again is no cost of the teacher's.
+    assert more.cache.cpu_seconds == result.cache.cpu_seconds
     assert more.runs[0] == result.runs[0]
 
 

@@ -113,6 +113,8 @@ def _drift(result: CompareResult) -> list[str]:
         place = "above zero" if low > 0 else "below zero" if high < 0 else "not told from zero"
         signs[place].append(result.label(name))
     told = "; ".join(f"{place}: {', '.join(names)}" for place, names in signs.items() if names)
+    if len(signs["not told from zero"]) == len(result.objectives):
+        told = "not told from zero for any objective"
     lowest = min(result.objectives, key=lambda name: summary(result, name, "student_loss").value)
     return [
         f"Exposure bias is {told}.",
