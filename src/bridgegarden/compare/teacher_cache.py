@@ -31,12 +31,12 @@ def fill_cache(pair: Pair, jobs: Sequence[Job], folder: CompareFolder, console: 
         recipe = dataclasses.replace(recipe, teacher=teacher, on_policy=None)
         wall, cpu = time.perf_counter(), time.process_time()
         built = build_recipe_cache(recipe, CacheOptions())
-        added = isinstance(built, BuildResult) and built.documents > 0
+        added = built.documents if isinstance(built, BuildResult) else 0
         if built_here and added:
             # Finding that nothing is missing is part of resuming, not of what the teacher costs.
             folder.save_cache_cost(time.perf_counter() - wall, time.process_time() - cpu)
         if added:
-            console.print(f"teacher asked once about {built.documents:,} rows")
+            console.print(f"teacher asked once about {added:,} rows")
     seconds = folder.finished_cache_cost() if built_here else None
     return CacheCost(
         tokens=pair.counts.distinct_tokens,
