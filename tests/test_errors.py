@@ -1,8 +1,9 @@
 import pickle
+import signal
 
 import pytest
 
-from bridgegarden.errors import BridgegardenError, ConfigError, DataError, ModelError, NonFiniteError
+from bridgegarden.errors import BridgegardenError, ConfigError, DataError, ModelError, NonFiniteError, Stopped
 
 KINDS = [BridgegardenError, ConfigError, DataError, ModelError, NonFiniteError]
 
@@ -21,3 +22,10 @@ def test_an_error_survives_pickling_with_its_message(kind):
 def test_an_error_is_also_the_matching_builtin(kind, builtin):
     assert issubclass(kind, BridgegardenError)
     assert issubclass(kind, builtin)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_is_an_interrupt_with_the_shell_s_status_and_survives_pickling(number, status):
+    stop = pickle.loads(pickle.dumps(Stopped(number, "stopped at step 3.")))
+    assert isinstance(stop, KeyboardInterrupt)
+    assert (str(stop), stop.status) == ("stopped at step 3.", status)

@@ -6,6 +6,8 @@ and what to do. The command line prints the message on one line and exits with s
 and keeps its traceback.
 """
 
+import signal
+
 
 class BridgegardenError(Exception):
     """Base of every error that the user can mend."""
@@ -25,3 +27,25 @@ class ModelError(BridgegardenError, ValueError):
 
 class NonFiniteError(BridgegardenError, ArithmeticError):
     """A loss or gradient became infinite or not a number; training on would only hide it."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A run was asked to stop, by Ctrl-C or SIGTERM; what was done so far is kept, and the same command goes on."""
+
+    def __init__(self, number: int, message: str | None = None) -> None:
+        """
+        Args:
+            number: the signal.
+            message: one line for the user.
+        """
+        name = signal.Signals(number).name
+        super().__init__(f"stopped by {name}. The same command goes on." if message is None else message)
+        self.number = number
+
+    @property
+    def status(self) -> int:
+        """What the process ends with, as shells count it: 130 after SIGINT, 143 after SIGTERM."""
+        return 128 + self.number
+
+    def __reduce__(self) -> "tuple[type[Stopped], tuple[int, str]]":
+        return type(self), (self.number, str(self))

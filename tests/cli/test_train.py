@@ -1,3 +1,4 @@
+import signal
 import sys
 from types import ModuleType
 from typing import NamedTuple
@@ -7,7 +8,7 @@ import yaml
 from click.testing import CliRunner
 
 from bridgegarden.cli.main import cli
-from bridgegarden.errors import ModelError
+from bridgegarden.errors import ModelError, Stopped
 from bridgegarden.recipe import Recipe, load_recipe
 
 RECIPE = "llama3.1-8b-1b"
@@ -28,12 +29,13 @@ def calls(monkeypatch):
     seen = []
     run = ModuleType("bridgegarden.run")
 
-    def train(recipe: Recipe, *, resume: bool = False) -> Summary:
-        seen.append(("train", recipe, resume))
+    def train(recipe: Recipe, *, stop_in_order: bool = False) -> Summary:
+        assert stop_in_order
+        seen.append(("train", recipe))
         return Summary(is_main=recipe.training.arguments["seed"] == 0)
 
     def audit(recipe: Recipe) -> str:
-        seen.append(("audit", recipe, None))
+        seen.append(("audit", recipe))
         return "row 0: what is 2 + 2? «4»"
 
     monkeypatch.setattr(run, "train", train, raising=False)
@@ -49,16 +51,11 @@ def invoke(*arguments: str):
 def test_train_hands_over_the_recipe_and_prints_the_summary(calls):
     result = invoke(RECIPE, "--set", "training.seed=0")
     assert (result.exit_code, result.stdout) == (0, "trained 3 steps\n")
-    assert calls == [("train", load_recipe(RECIPE, ["training.seed=0"]), False)]
+    assert calls == [("train", load_recipe(RECIPE, ["training.seed=0"]))]
 
 
 def test_only_the_main_process_of_a_distributed_run_prints_the_summary(calls):
     assert invoke(RECIPE, "--set", "training.seed=1").stdout == ""
-
-
-def test_resume_is_handed_over(calls):
-    assert invoke(RECIPE, "--resume", "--set", "training.seed=0").exit_code == 0
-    assert calls == [("train", load_recipe(RECIPE, ["training.seed=0"]), True)]
 
 
 def test_audit_prints_rows_and_does_not_train(calls):
@@ -77,7 +74,7 @@ def test_set_changes_what_is_run(calls):
     changes = ("training.max_steps=3", "objective.soft_weight.rule=confidence", "training.seed=0")
     result = invoke(RECIPE, *(part for change in changes for part in ("--set", change)))
     assert result.exit_code == 0, result.output
-    ((_, recipe, _),) = calls
+    ((_, recipe),) = calls
     assert recipe.training.arguments["max_steps"] == 3
     assert recipe.objective.soft_weight == {"rule": "confidence"}
 
@@ -104,7 +101,7 @@ def test_a_dry_run_says_what_the_objective_amounts_to():
 
 
 def test_an_error_of_the_run_is_the_user_s(calls, monkeypatch):
-    def train(recipe, *, resume=False):
+    def train(recipe, *, stop_in_order):
         raise ModelError("student.model: 'x/y' is not on this machine.")
 
     monkeypatch.setattr(sys.modules["bridgegarden.run"], "train", train)
@@ -113,12 +110,22 @@ def test_an_error_of_the_run_is_the_user_s(calls, monkeypatch):
     assert result.stderr == "Error: student.model: 'x/y' is not on this machine.\n"
 
 
-@pytest.mark.parametrize("flags", [("--dry-run", "--audit"), ("--audit", "--resume"), ("--dry-run", "--resume")])
-def test_flags_that_exclude_each_other_are_refused(calls, flags):
-    result = invoke(RECIPE, *flags)
+def test_flags_that_exclude_each_other_are_refused(calls):
+    result = invoke(RECIPE, "--dry-run", "--audit")
     assert result.exit_code == 2
     assert "exclude each other" in result.stderr
     assert calls == []
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_was_stopped_is_one_line_and_the_shell_s_status(calls, monkeypatch, number, status):
+    def train(recipe, *, stop_in_order):
+        raise Stopped(number, "stopped at step 7 of 9, which is saved.")
+
+    monkeypatch.setattr(sys.modules["bridgegarden.run"], "train", train)
+    result = invoke(RECIPE)
+    assert result.exit_code == status
+    assert result.stderr == "Error: stopped at step 7 of 9, which is saved.\n"
 
 
 def test_a_missing_recipe_is_answered_with_the_closest(calls):

@@ -17,6 +17,9 @@ def recipe(output="out", **training) -> Recipe:
     return Recipe.from_dict(models | {"data": {"train": "rows.jsonl"}, "training": training, "output": str(output)})
 
 
+RECORD = {"started": "now", "objective": "", "data": {}, "packages": {}}
+
+
 def save_checkpoint(folder: OutputFolder, step: int, state: str = "{}"):
     path = folder.checkpoints / f"checkpoint-{step}"
     path.mkdir(parents=True)
@@ -24,76 +27,74 @@ def save_checkpoint(folder: OutputFolder, step: int, state: str = "{}"):
 
 
 def test_a_new_folder_may_be_used_and_is_not_made_by_asking(folder):
-    assert folder.check(recipe(), resume=False) is None
+    folder.check(recipe())
     assert not folder.path.exists()
 
 
 def test_a_file_is_no_folder(folder):
     folder.path.write_text("")
     with pytest.raises(ConfigError, match="is a file; expected a folder"):
-        folder.check(recipe(), resume=False)
-
-
-@pytest.mark.parametrize("resume", [False, True])
-def test_a_finished_model_is_never_overwritten(folder, resume):
-    folder.begin(recipe())
-    folder.model.mkdir()
-    with pytest.raises(ConfigError, match="already holds a finished model"):
-        folder.check(recipe(), resume=resume)
+        folder.check(recipe())
 
 
 def test_a_finished_model_of_another_recipe_is_refused_with_what_differs(folder):
-    folder.begin(recipe(max_steps=10))
+    folder.begin(recipe(max_steps=10), RECORD)
     folder.model.mkdir()
     with pytest.raises(ConfigError, match=r"training\.max_steps was 10, is 20; training\.seed was not set, is 1"):
-        folder.check(recipe(max_steps=20, seed=1), resume=False)
+        folder.check(recipe(max_steps=20, seed=1))
 
 
-@pytest.mark.parametrize("resume", [False, True])
-def test_another_recipe_s_checkpoints_are_refused_with_what_differs(folder, resume):
-    folder.begin(recipe(max_steps=10))
+def test_another_recipe_s_checkpoints_are_refused_with_what_differs(folder):
+    folder.begin(recipe(max_steps=10), RECORD)
     save_checkpoint(folder, 5)
     with pytest.raises(ConfigError, match=r"another recipe: training\.max_steps was 10, is 20\."):
-        folder.check(recipe(max_steps=20), resume=resume)
+        folder.check(recipe(max_steps=20))
 
 
 def test_where_a_recipe_writes_does_not_make_it_another(folder):
-    folder.begin(recipe("here"))
+    folder.begin(recipe("here"), RECORD)
     save_checkpoint(folder, 5)
-    assert folder.check(recipe("there"), resume=True) is not None
+    folder.check(recipe("there"))
 
 
 def test_an_attempt_that_saved_nothing_may_be_repeated_with_another_recipe(folder):
-    folder.begin(recipe(max_steps=10))
+    folder.begin(recipe(max_steps=10), RECORD)
     partial(folder.model).mkdir()
-    assert folder.check(recipe(max_steps=20), resume=False) is None
-    folder.begin(recipe(max_steps=20))
+    folder.check(recipe(max_steps=20))
+    folder.begin(recipe(max_steps=20), RECORD)
     assert not partial(folder.model).exists()
 
 
-def test_an_interrupted_run_is_resumed_only_when_asked(folder):
-    folder.begin(recipe())
-    save_checkpoint(folder, 5)
-    with pytest.raises(ConfigError, match=r"interrupted run of this recipe \(checkpoint-5\)\. Add --resume"):
-        folder.check(recipe(), resume=False)
-
-
 def test_the_newest_checkpoint_is_by_number_and_a_torn_one_does_not_count(folder):
-    folder.begin(recipe())
+    folder.begin(recipe(), RECORD)
     for step in (5, 10, 9):
         save_checkpoint(folder, step)
     save_checkpoint(folder, 15, state='{"global')
     (folder.checkpoints / "checkpoint-20").mkdir()
-    assert folder.check(recipe(), resume=True) == folder.checkpoints / "checkpoint-10"
+    checkpoint, faults = folder.usable_checkpoint()
+    assert checkpoint == folder.checkpoints / "checkpoint-10"
+    assert [fault.checkpoint.name for fault in faults] == ["checkpoint-20", "checkpoint-15"]
 
 
-def test_nothing_to_resume_is_said(folder):
-    with pytest.raises(ConfigError, match="no whole checkpoint to resume from"):
-        folder.check(recipe(), resume=True)
+@pytest.mark.parametrize("name", ["model", "adapter", "checkpoints", "metrics.jsonl", "recipe.yaml"])
+@pytest.mark.parametrize("record", [None, "{}", "not JSON"])
+def test_what_no_run_has_left_is_not_replaced(folder, name, record):
+    path = folder.path / name
+    path.mkdir(parents=True) if path.suffix == "" else (folder.path.mkdir(), path.write_text("mine"))
+    if record is not None:
+        folder.record.write_text(record)
+    with pytest.raises(ConfigError, match=rf"holds {name} but not the run.json of a run"):
+        folder.check(recipe())
+
+
+def test_other_files_in_the_folder_are_none_of_our_business(folder):
+    folder.path.mkdir()
+    (folder.path / "notes.txt").write_text("mine")
+    folder.check(recipe())
 
 
 def test_publishing_replaces_what_an_earlier_attempt_left(folder):
-    folder.begin(recipe())
+    folder.begin(recipe(), RECORD)
     folder.adapter.mkdir()
     (folder.adapter / "old").write_text("")
     partial(folder.adapter).mkdir()

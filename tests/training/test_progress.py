@@ -105,18 +105,36 @@ def test_each_log_is_on_disk_at_once_as_a_line_of_valid_json(arguments, tmp_path
     log.close()
 
 
-def test_a_new_run_begins_a_new_file_and_a_resumed_one_keeps_what_came_before(arguments, tmp_path):
+def test_a_new_run_begins_a_new_file_and_a_resumed_one_keeps_what_its_checkpoint_knows_of(arguments, tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 2}\n{"step": 4}\n{"step": 6, "lo')
+    path.write_text(
+        '{"step": 2, "time": 1.5, "loss": 3.0}\n{"step": 2, "time": 1.7, "eval_loss": 4.0}\n{"step": 4, "lo'
+    )
     log, state = MetricsLog(path), TrainerState(max_steps=8, global_step=3)
+    state.log_history = [{"loss": 3.0, "step": 2}]
     log.on_train_begin(arguments, state, TrainerControl())
     log.on_log(arguments, state, TrainerControl(), logs={"loss": 1.0})
     log.close()
-    assert [line["step"] for line in lines(path)] == [2, 3]
-    state.global_step = 0
+    assert [(line["step"], line["loss"]) for line in lines(path)] == [(2, 3.0), (3, 1.0)]
+    assert lines(path)[0]["time"] == 1.5
+    state.log_history = []
     log.on_train_begin(arguments, state, TrainerControl())
     log.close()
     assert lines(path) == []
+
+
+def test_lines_that_are_lost_or_of_another_attempt_are_made_anew(arguments, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 2, "time": 1.5, "eval_loss": 3.0}\n{"step": 3, "time"')
+    log, state = MetricsLog(path), TrainerState(max_steps=8, global_step=4)
+    state.log_history = [{"loss": math.nan, "step": 2}, {"loss": 2.0, "step": 3}, {"loss": 1.0, "step": 4}]
+    log.on_train_begin(arguments, state, TrainerControl())
+    log.close()
+    assert [(line["step"], line["loss"], line["time"]) for line in lines(path)] == [
+        (2, None, None),
+        (3, 2.0, None),
+        (4, 1.0, None),
+    ]
 
 
 def test_the_last_step_is_always_logged(arguments, tmp_path):

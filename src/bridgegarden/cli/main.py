@@ -1,4 +1,7 @@
-"""The ``bridgegarden`` command and how it ends: 0, 2 for what the user can mend, 130 when interrupted."""
+"""The ``bridgegarden`` command and how it ends.
+
+0 when done, 2 for what the user can mend, 130 after Ctrl-C, 143 after SIGTERM where the command stops in order.
+"""
 
 import sys
 from importlib import import_module
@@ -6,7 +9,7 @@ from typing import Any
 
 import click
 
-from bridgegarden.errors import BridgegardenError
+from bridgegarden.errors import BridgegardenError, Stopped
 
 COMMANDS = {
     "quickstart": "bridgegarden.cli.quickstart:quickstart_command",
@@ -34,9 +37,11 @@ class UserError(click.ClickException):
 
 
 class Interrupted(UserError):
-    """One line on stderr after Ctrl-C."""
+    """One line on stderr after Ctrl-C or SIGTERM."""
 
-    exit_code = 130
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.exit_code = status
 
 
 class LazyGroup(click.Group):
@@ -56,8 +61,10 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except BridgegardenError as error:
             raise UserError(str(error)) from error
+        except Stopped as stop:
+            raise Interrupted(str(stop), stop.status) from None
         except KeyboardInterrupt:
-            raise Interrupted("interrupted.") from None
+            raise Interrupted("interrupted.", 130) from None
 
 
 def one_line(message: str) -> str:

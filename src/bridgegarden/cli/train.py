@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 )
 @click.option("--dry-run", is_flag=True, help="Print the recipe with every default filled in, and stop.")
 @click.option("--audit", is_flag=True, help="Print some rows with the tokens that are trained on marked, and stop.")
-@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in the recipe's output folder.")
-def train_command(recipe: str, overrides: tuple[str, ...], dry_run: bool, audit: bool, resume: bool) -> None:
+def train_command(recipe: str, overrides: tuple[str, ...], dry_run: bool, audit: bool) -> None:
     """Distil the teacher of RECIPE into its student.
 
-    The model is written to OUTPUT/model, with the recipe, metrics and versions beside it. A dry run loads no model and
+    The model is written to OUTPUT/model, with the recipe, metrics and versions beside it. The same command goes on
+    where it was interrupted; after Ctrl-C or SIGTERM the step is finished and saved first. A dry run loads no model and
     needs no network.
 
     With `free_running: {every: 100}` in RECIPE the student's loss on texts of its own is measured while it trains, and
     with `select_by: free_running_loss` in that section the checkpoint is kept where it is least. (`select_by:
     exposure_bias` is a signed difference: a bad student can have a low one.)
     """
-    if dry_run + audit + resume > 1:
-        raise click.UsageError("--dry-run, --audit and --resume exclude each other; give one.")
+    if dry_run and audit:
+        raise click.UsageError("--dry-run and --audit exclude each other; give one.")
     from bridgegarden.recipe import load_recipe
 
     resolved = load_recipe(recipe, overrides)
@@ -40,7 +40,7 @@ def train_command(recipe: str, overrides: tuple[str, ...], dry_run: bool, audit:
     else:
         from bridgegarden.run import train
 
-        summary = train(resolved, resume=resume)
+        summary = train(resolved, stop_in_order=True)
         if summary.is_main:
             click.echo(summary)
 

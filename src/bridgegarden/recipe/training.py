@@ -45,7 +45,7 @@ _BY_MODELS = "the teacher and student sections say how models are loaded"
 RESERVED: Mapping[str, str] = MappingProxyType(
     {
         "output_dir": "set output instead",
-        "resume_from_checkpoint": "run `bridgegarden train --resume` instead",
+        "resume_from_checkpoint": "the same command goes on from the newest checkpoint in the output folder",
         "hub_token": "a recipe is saved beside the model and must hold no secret; run `hf auth login` instead",
         "trust_remote_code": "code from the hub is never run",
         "model_init_kwargs": _BY_MODELS,

@@ -60,7 +60,7 @@ class CheckedRun:
 
     @property
     def keeps_checkpoints(self) -> bool:
-        """Whether checkpoints stay once the model is saved. Else the newest is kept only until then."""
+        """Whether checkpoints stay once the model is saved. Else the newest two are kept only until then."""
         return _asks_for_checkpoints(self.recipe)
 
 
@@ -105,7 +105,8 @@ def training_arguments(recipe: Recipe, folder: OutputFolder) -> "SFTConfig":
     )
     arguments.disable_tqdm = True
     if not _asks_for_checkpoints(recipe):
-        arguments.save_total_limit = 1
+        # Two, so that there is one to fall back on.
+        arguments.save_total_limit = 2
     if arguments.device.type == "cpu":
         arguments.dataloader_pin_memory = False
     elif recipe.teacher.cache is not None and "dataloader_num_workers" not in recipe.training.arguments:

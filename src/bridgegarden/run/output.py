@@ -1,4 +1,4 @@
-"""The output folder of a run: what is in it, when it may be written to, and where a run can be resumed."""
+"""The output folder of a run: what is in it, when it may be written to, and from where a run goes on."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from typing import Any
 from bridgegarden.errors import ConfigError
 from bridgegarden.recipe import Recipe
 from bridgegarden.recipe.plain_yaml import read_yaml, read_yaml_file
+from bridgegarden.run.checkpoints import Fault, checkpoints_in, fault_of
 
 KEYS_SHOWN = 6
 
@@ -54,53 +55,48 @@ class OutputFolder:
         """Versions, data hashes, times."""
         return self.path / "run.json"
 
-    def check(self, recipe: Recipe, *, resume: bool) -> Path | None:
-        """Make sure that a run of `recipe` may write here, and find the checkpoint to go on from.
+    @property
+    def lock(self) -> Path:
+        """What a run holds while it works here."""
+        return self.checkpoints / ".lock"
 
-        Returns:
-            The newest whole checkpoint if `resume`, else None.
+    def check(self, recipe: Recipe) -> None:
+        """Make sure that a run of `recipe` may begin here, or go on.
 
         Raises:
-            ConfigError: there is a finished model, another recipe's run, an interrupted run that is not to be resumed,
-                or nothing to resume.
+            ConfigError: there is another recipe's model or interrupted run, or something that no run has left.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"output: {self.path} is a file; expected a folder, or a name that is free.")
+        self._refuse_what_is_not_ours()
         changed = self._changed_keys(recipe)
-        if self.model.exists():
-            differ = f" It was made with another recipe: {changed}." if changed else ""
+        if changed and self.model.exists():
             raise ConfigError(
-                f"output: {self.path} already holds a finished model.{differ} Set another output "
-                f"(--set output=FOLDER), or remove that folder."
-            )
-        checkpoint = self.last_checkpoint()
-        if changed and (resume or self._has_something_to_lose()):
-            raise ConfigError(
-                f"output: {self.path} holds the run of another recipe: {changed}. Undo these changes to resume it, set "
+                f"output: {self.path} already holds a finished model. It was made with another recipe: {changed}. Set "
                 "another output (--set output=FOLDER), or remove that folder."
             )
-        if not resume:
-            if checkpoint is not None:
-                raise ConfigError(
-                    f"output: {self.path} holds an interrupted run of this recipe ({checkpoint.name}). Add --resume to "
-                    "go on from there, or remove that folder to begin again."
-                )
-            return None
-        if checkpoint is None:
+        if changed and (checkpoints_in(self.checkpoints) or self.adapter.exists()):
             raise ConfigError(
-                f"output: {self.path} holds no whole checkpoint to resume from. Run without --resume. Checkpoints are "
-                "written every training.save_steps steps (500 by default)."
+                f"output: {self.path} holds the run of another recipe: {changed}. Undo these changes to go on with it, "
+                "set another output (--set output=FOLDER), or remove that folder."
             )
-        return checkpoint
 
-    def last_checkpoint(self) -> Path | None:
-        """The newest checkpoint that was written to its end."""
-        found = [path for path in self.checkpoints.glob("checkpoint-*") if path.name[11:].isdigit() and _is_whole(path)]
-        return max(found, key=lambda path: int(path.name[11:]), default=None)
+    def usable_checkpoint(self) -> tuple[Path | None, tuple[Fault, ...]]:
+        """The newest checkpoint that a run can go on from, if there is one, and what is wrong with newer ones."""
+        faults: list[Fault] = []
+        for checkpoint in checkpoints_in(self.checkpoints):
+            fault = fault_of(checkpoint)
+            if fault is None:
+                return checkpoint, tuple(faults)
+            faults.append(fault)
+        return None, tuple(faults)
 
-    def begin(self, recipe: Recipe) -> None:
-        """Make the folder and save the recipe in it; remains of an attempt that never saved anything go."""
+    def begin(self, recipe: Recipe, record: Mapping[str, Any]) -> None:
+        """Make the folder and save recipe and record; remains of an attempt that never saved anything go."""
         self.path.mkdir(parents=True, exist_ok=True)
+        # First, since it is what tells a folder of ours.
+        write_json(self.record, record)
+        self.checkpoints.mkdir(exist_ok=True)
         for name in (self.model, self.adapter):
             shutil.rmtree(partial(name), ignore_errors=True)
         write_text(self.recipe, recipe.to_yaml())
@@ -120,8 +116,25 @@ class OutputFolder:
         shown = [f"{key} was {_shown(then, key)}, is {_shown(now, key)}" for key in keys[:KEYS_SHOWN]]
         return "; ".join(shown) + (f"; and {len(keys) - KEYS_SHOWN} more" if len(keys) > KEYS_SHOWN else "")
 
-    def _has_something_to_lose(self) -> bool:
-        return self.last_checkpoint() is not None or self.adapter.exists()
+    def _refuse_what_is_not_ours(self) -> None:
+        """A run replaces and removes files under the names it uses: only where a run has put them."""
+        if _is_record(self.record):
+            return
+        names = (self.model, self.adapter, self.checkpoints, self.metrics, self.recipe)
+        there = [path.name for path in names if path.exists() or path.is_symlink()]
+        if there:
+            raise ConfigError(
+                f"output: {self.path} holds {', '.join(there)} but not the {self.record.name} of a run, so "
+                "that nothing of it is ours to replace. Set another output (--set output=FOLDER)."
+            )
+
+
+def _is_record(path: Path) -> bool:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and {"started", "objective", "data", "packages"} <= record.keys()
 
 
 def partial(path: Path) -> Path:
@@ -138,15 +151,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, tree: Mapping[str, Any]) -> None:
     """:func:`write_text` of JSON."""
     write_text(path, json.dumps(tree, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """Whether the file that the trainer writes last is there and can be read."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def _flat(tree: Any, place: str = "") -> dict[str, Any]:

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.run.checked import CheckedRun
+from bridgegarden.run.checkpoints import step_of
 from bridgegarden.run.output import OutputFolder
 from bridgegarden.run.summary import TrainSummary
 
@@ -35,6 +37,7 @@ def run_record(run: CheckedRun) -> dict[str, Any]:
     return {
         "started": now(),
         "finished": None,
+        "went_on_from": [],
         "seed": run.arguments.seed,
         "objective": run.objective_text,
         "on_policy": run.on_policy_text,
@@ -70,20 +73,51 @@ def finished_record(record: Mapping[str, Any], summary: TrainSummary) -> dict[st
     }
 
 
-def check_same_data(folder: OutputFolder, record: Mapping[str, Any]) -> None:
-    """Refuse to resume on other rows than the run began with.
+def continued_record(folder: OutputFolder, record: dict[str, Any], checkpoint: Path | None) -> dict[str, Any]:
+    """`record` of a run that goes on in `folder`: of the earlier attempt, with where this one takes it up.
+
+    Args:
+        folder: where it is.
+        record: of a run that would begin now.
+        checkpoint: from where the run goes on; None where it begins, or is finished.
 
     Raises:
-        ConfigError: the content of the data differs.
+        ConfigError: the earlier attempt was made with other rows or models.
     """
-    if not folder.record.is_file():
-        return
+    if checkpoint is None and not folder.model.exists():
+        return record
     before = json.loads(folder.record.read_text(encoding="utf-8"))
-    if before.get("data") != record["data"]:
+    _check_same_run(folder, before, record)
+    if checkpoint is None:
+        return before
+    went_on = [*before.get("went_on_from", ()), {"step": step_of(checkpoint), "time": now()}]
+    return {**record, "started": before["started"], "went_on_from": went_on}
+
+
+def _check_same_run(folder: OutputFolder, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with other rows or models than the run began with.
+
+    Args:
+        folder: where it is.
+        before: the record of the run that began.
+        now: the record of a run that would begin now.
+
+    Raises:
+        ConfigError: the content of the data, or the commit of a model, differs.
+    """
+    if before.get("data") != now["data"]:
         raise ConfigError(
             f"output: {folder.path} was trained on other rows: the content behind data.train or data.eval, or the "
-            "tokenizer, has changed since. Restore it to resume, or set another output (--set output=FOLDER)."
+            "tokenizer, has changed since. Restore it to go on, or set another output (--set output=FOLDER)."
         )
+    for role in ("teacher", "student"):
+        then = (before.get(role) or {}).get("commit")
+        if then != now[role]["commit"]:
+            raise ConfigError(
+                f"output: {folder.path} was trained with {role} {now[role]['model']} at commit {then}, which is now at "
+                f"{now[role]['commit']}. Set {role}.revision to the former to go on, or set another output "
+                "(--set output=FOLDER)."
+            )
 
 
 def package_versions() -> dict[str, str]:

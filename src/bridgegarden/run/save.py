@@ -19,7 +19,8 @@ NOT_OURS = ("training_args.bin", "README.md")
 
 
 def save_trained(trainer: "HybridDistillationTrainer", folder: OutputFolder, checked: Preflight, card: str) -> None:
-    """Save what was trained as ``OUTPUT/model``; adapters as ``OUTPUT/adapter``, and merged as ``OUTPUT/model``.
+    """Save what was trained, to be given its name by :func:`publish_trained`: ``OUTPUT/model``, or the adapters as
+    ``OUTPUT/adapter`` and merged as ``OUTPUT/model``.
 
     Every process of a distributed run must call this, since sharded weights are gathered.
     """
@@ -40,7 +41,11 @@ def save_trained(trainer: "HybridDistillationTrainer", folder: OutputFolder, che
     if adapters:
         _merge(partial(folder.adapter), partial(folder.model), checked, trainer.processing_class)
         _finish(partial(folder.model), card)
-    if adapters:
+
+
+def publish_trained(folder: OutputFolder) -> None:
+    """Give what was saved its name; the model, which says that the run is finished, at the very end."""
+    if partial(folder.adapter).exists():
         folder.publish(folder.adapter)
     folder.publish(folder.model)
 

@@ -1,20 +1,28 @@
 """``bridgegarden train``: check, load, train, evaluate, save."""
 
+import pickle
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bridgegarden.errors import ConfigError, Stopped
 from bridgegarden.recipe import FreeRunningSection, Recipe
 from bridgegarden.run.cache import open_cache
 from bridgegarden.run.card import card_text
 from bridgegarden.run.checked import CheckedRun, check_run, training_arguments
+from bridgegarden.run.checkpoints import put_aside
+from bridgegarden.run.full_disk import full_disk_is_one_line
+from bridgegarden.run.lock import RunLock
 from bridgegarden.run.models import load_model
 from bridgegarden.run.output import OutputFolder, write_json
 from bridgegarden.run.quiet import quiet_libraries
-from bridgegarden.run.record import check_same_data, finished_record, run_record
-from bridgegarden.run.save import remove_checkpoints, save_trained, set_generation_stops
+from bridgegarden.run.record import continued_record, finished_record, run_record
+from bridgegarden.run.save import publish_trained, remove_checkpoints, save_trained, set_generation_stops
+from bridgegarden.run.stopping import StopSignals
 from bridgegarden.run.summary import FREE_RUNNING, TERMS, TrainSummary
 
 if TYPE_CHECKING:
@@ -29,67 +37,132 @@ if TYPE_CHECKING:
 def train(
     recipe: Recipe,
     *,
-    resume: bool = False,
+    stop_in_order: bool = False,
     console: "Console | None" = None,
     callbacks: "Sequence[TrainerCallback]" = (),
 ) -> TrainSummary:
     """Distil the teacher of `recipe` into its student, and save it in the recipe's output folder.
 
-    Nothing is written before models and data have been checked, and ``OUTPUT/model`` only when all is done.
+    Nothing is written before models and data have been checked, and ``OUTPUT/model`` only when all is done. A run that
+    was interrupted goes on from its newest whole checkpoint, and ends with the weights it would have had; one that is
+    finished is only reported.
 
     Args:
         recipe: what to do.
-        resume: go on from the newest checkpoint in the output folder.
+        stop_in_order: whether SIGINT and SIGTERM let the step be finished and saved; else they are left as they are.
         console: for progress; stderr if None.
         callbacks: of the trainer, beside those that log and show progress.
 
     Raises:
-        ConfigError: a setting is wrong, or the output folder holds another run.
+        ConfigError: a setting is wrong, the output folder holds another run, or the disk is full.
         ModelError: the models cannot be used, or not with each other.
         DataError: a row cannot be used.
         NonFiniteError: the loss is not finite.
+        Stopped: SIGINT or SIGTERM came, with `stop_in_order`.
     """
     from bridgegarden.training.progress import stderr_console
 
     began = time.perf_counter()
-    with quiet_libraries(interactive=sys.stderr.isatty()):
-        folder = OutputFolder(recipe.output)
-        checkpoint = folder.check(recipe, resume=resume)
+    folder = OutputFolder(recipe.output)
+    signals = StopSignals()
+    with quiet_libraries(interactive=sys.stderr.isatty()), RunLock(folder.lock) as lock, ExitStack() as stack:
+        if stop_in_order:
+            stack.enter_context(signals)
         arguments = training_arguments(recipe, folder)
+        is_main = arguments.process_index == 0
+        signals.speaks = is_main
         console = console or stderr_console()
-        console.quiet = console.quiet or arguments.process_index != 0
+        console.quiet = console.quiet or not is_main
+        # The others find what the first process leaves.
+        with arguments.main_process_first(local=False, desc="checking the output folder"):
+            if is_main:
+                lock.acquire()
+            folder.check(recipe)
+            checkpoint = _checkpoint(folder, console)
         run = check_run(recipe, folder, arguments, console)
-        record = run_record(run)
-        if checkpoint is not None:
-            check_same_data(folder, record)
+        record = continued_record(folder, run_record(run), checkpoint)
+        if folder.model.exists():
+            return _finished_before(run, record, console)
+        if is_main:
+            # Before there is a trainer, which makes its folder.
+            folder.begin(recipe, record)
+            lock.acquire()
         trainer = _trainer(run, console)
         for callback in callbacks:
             trainer.add_callback(callback)
-        if run.is_main:
-            folder.begin(recipe)
-            write_json(folder.record, record)
-        evaluation = _fit(run, trainer, console, None if checkpoint is None else str(checkpoint))
-        training = _newest(trainer, "")
-        console.print("saving the student")
-        save_trained(trainer, folder, run.preflight, card_text(run, training, evaluation))
-        summary = TrainSummary(
-            steps=trainer.state.global_step,
-            training=training,
-            evaluation=evaluation,
-            free_running=_free_running(trainer),
-            tokens_per_second=_speed(trainer),
-            wall_seconds=time.perf_counter() - began,
-            peak_memory=_peak_memory(),
-            cost=trainer.cost,
-            model=folder.model,
-            output=folder.path,
-            is_main=run.is_main,
-        )
-        if run.is_main:
-            write_json(folder.record, finished_record(record, summary))
-            if not run.keeps_checkpoints:
-                remove_checkpoints(folder)
+        with full_disk_is_one_line(folder, is_main=is_main):
+            evaluation = _fit(run, trainer, console, signals, checkpoint)
+            training = _newest(trainer, "")
+            console.print("saving the student")
+            save_trained(trainer, folder, run.preflight, card_text(run, training, evaluation))
+            summary = TrainSummary(
+                steps=trainer.state.global_step,
+                training=training,
+                evaluation=evaluation,
+                free_running=_free_running(trainer),
+                tokens_per_second=_speed(trainer),
+                wall_seconds=time.perf_counter() - began,
+                peak_memory=_peak_memory(),
+                cost=trainer.cost,
+                model=folder.model,
+                output=folder.path,
+                is_main=is_main,
+            )
+            if is_main:
+                write_json(folder.record, finished_record(record, summary))
+                publish_trained(folder)
+        if is_main and not run.keeps_checkpoints:
+            remove_checkpoints(folder)
         return summary
+
+
+def _checkpoint(folder: OutputFolder, console: "Console") -> Path | None:
+    """The checkpoint to go on from. Newer ones that are no good are taken out of the way, and the user is told."""
+    from rich.text import Text
+
+    if folder.model.exists():
+        return None
+    checkpoint, faults = folder.usable_checkpoint()
+    for fault in faults:
+        aside = put_aside(fault)
+        kept = "" if aside is None else f" and is put aside as {aside.name}"
+        console.print(Text(f"{fault.checkpoint}: {fault.reason}; it is not used{kept}"), soft_wrap=True)
+    if checkpoint is not None:
+        console.print(Text(f"going on from {checkpoint}"), soft_wrap=True)
+    elif faults:
+        console.print("there is no earlier checkpoint: training begins anew")
+    return checkpoint
+
+
+def _finished_before(run: CheckedRun, record: Mapping[str, Any], console: "Console") -> TrainSummary:
+    """What came of a run that is there already, as it was written down."""
+    from rich.text import Text
+
+    from bridgegarden.training.cost import Cost
+
+    folder = run.folder
+    if run.is_main and not run.keeps_checkpoints:
+        remove_checkpoints(folder)
+    console.print(
+        Text(
+            f"{folder.path} holds the finished model of this recipe ({record['finished']}); nothing is left to do. To "
+            "train again, set another output (--set output=FOLDER), or remove that folder."
+        ),
+        soft_wrap=True,
+    )
+    return TrainSummary(
+        steps=record["steps"],
+        training=record["training"],
+        evaluation=record["evaluation"],
+        free_running=record["free_running"],
+        tokens_per_second=record["tokens_per_second"],
+        wall_seconds=record["wall_seconds"],
+        peak_memory=record["peak_memory_bytes"],
+        cost=Cost(**record["cost"]),
+        model=folder.model,
+        output=folder.path,
+        is_main=run.is_main,
+    )
 
 
 def _trainer(run: CheckedRun, console: "Console") -> "HybridDistillationTrainer":
@@ -170,21 +243,27 @@ def _teacher(run: CheckedRun, console: "Console") -> "LiveTeacher | TeacherCache
 
 
 def _fit(
-    run: CheckedRun, trainer: "HybridDistillationTrainer", console: "Console", checkpoint: str | None
+    run: CheckedRun,
+    trainer: "HybridDistillationTrainer",
+    console: "Console",
+    signals: StopSignals,
+    checkpoint: Path | None,
 ) -> dict[str, float]:
     """Train, in sight of the user; the metrics on held-out rows after the last step, empty if there are none."""
     import torch
 
+    from bridgegarden.run.callbacks import EpochEndBeforeSave, SealCheckpoints, StopWhenAsked
     from bridgegarden.training.progress import MetricsLog, ProgressDisplay
 
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     log = MetricsLog(run.folder.metrics)
-    trainer.add_callback(log)
+    for callback in (log, SealCheckpoints(), StopWhenAsked(signals), EpochEndBeforeSave()):
+        trainer.add_callback(callback)
     try:
         with ProgressDisplay(console) as display:
             trainer.add_callback(display)
-            trainer.train(resume_from_checkpoint=checkpoint)
+            _train(run, trainer, signals, checkpoint)
             if run.data.evaluation is None:
                 return {}
             evaluated = _newest_entry(trainer, "eval_loss").get("step") == trainer.state.global_step
@@ -194,6 +273,29 @@ def _fit(
             return _newest(trainer, "eval_")
     finally:
         log.close()
+
+
+def _train(
+    run: CheckedRun, trainer: "HybridDistillationTrainer", signals: StopSignals, checkpoint: Path | None
+) -> None:
+    """The steps that are left, after `checkpoint` if there is one."""
+    if checkpoint is not None:
+        # Its result is in the checkpoint.
+        run.arguments.eval_on_start = False
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except pickle.UnpicklingError as error:
+        raise ConfigError(
+            f"output: {checkpoint} holds Python objects that training never writes, and which are not loaded. Remove "
+            "it to go on from the one before."
+        ) from error
+    except RuntimeError as error:
+        # A signal to the whole group of processes ends the data loader's workers, whose absence is noticed mid-step.
+        if signals.asked is None or "DataLoader worker" not in str(error):
+            raise
+        raise Stopped(signals.asked) from error
+    finally:
+        signals.can_wait = False
 
 
 def _newest(trainer: "HybridDistillationTrainer", prefix: str) -> dict[str, float]:

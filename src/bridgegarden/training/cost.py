@@ -59,7 +59,9 @@ class CostLedger:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
-        self._before = self._logged = Cost()
+        self._before = Cost()
+        self.logged = Cost()
+        """What the last log told."""
         self._own = {f.name: 0 for f in fields(Cost) if f.type is int}
         self._seconds: dict[Phase, float] = dict.fromkeys(("generation", "teacher", "step"), 0.0)
         self._events: list[tuple[Phase, torch.cuda.Event, torch.cuda.Event]] = []
@@ -112,7 +114,7 @@ class CostLedger:
             writes: whether the student writes in this training.
         """
         total = self.total()
-        new, self._logged = total.since(self._logged), total
+        new, self.logged = total.since(self.logged), total
         logs: dict[str, float] = {name: getattr(total, name) for name in LOGGED}
         if writes and new.answers:
             logs["answer_length"] = new.generated_tokens / new.answers
@@ -132,7 +134,7 @@ class CostLedger:
         self.__init__(self._accelerator)
         file = None if checkpoint is None else Path(checkpoint) / FILE
         if file is not None and file.is_file():
-            self._before = self._logged = Cost(**json.loads(file.read_text(encoding="utf-8")))
+            self._before = self.logged = Cost(**json.loads(file.read_text(encoding="utf-8")))
 
     def _settle(self) -> None:
         for phase, began, ended in self._events:

@@ -4,7 +4,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any
 
@@ -153,7 +154,8 @@ def duration(seconds: float) -> str:
 class MetricsLog(TrainerCallback):
     """Every log as one line of JSON, on disk as soon as it is made; what is not finite is null.
 
-    A resumed run keeps the lines up to its checkpoint. The last step is always logged, whatever ``logging_steps`` is.
+    A resumed run keeps the lines that its checkpoint knows of, so that none is there twice or missing. The last step is
+    always logged, whatever ``logging_steps`` is.
     """
 
     def __init__(self, path: Path) -> None:
@@ -169,7 +171,7 @@ class MetricsLog(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero:
             return
-        kept = _lines_through(self.path, state.global_step) if state.global_step else []
+        kept = _lines_of(state.log_history, self.path)
         self._file = self.path.open("w", encoding="utf-8")
         self._file.writelines(kept)
         self._file.flush()
@@ -206,15 +208,21 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _lines_through(path: Path, step: int) -> list[str]:
-    """Whole lines of an earlier run up to `step`; the crash that ended it may have cut the last one."""
-    kept = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            try:
-                at = json.loads(line)["step"]
-            except ValueError:
-                continue
-            if at <= step and line.endswith("\n"):
-                kept.append(line)
-    return kept
+def _lines_of(history: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
+    """A line for every entry of `history`: as an earlier attempt wrote it, or made anew where that is lost."""
+    written = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = []
+    for entry, line in zip_longest(history, written[: len(history)]):
+        logs = {name: _finite(value) for name, value in entry.items() if name != "step"}
+        if line is None or not _is_of(line, entry["step"], logs):
+            line = json.dumps({"step": entry["step"], "time": None, **logs}, allow_nan=False, default=str)
+        lines.append(line + "\n")
+    return lines
+
+
+def _is_of(line: str, step: int, logs: Mapping[str, Any]) -> bool:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and found.get("step") == step and found.keys() == {"step", "time", *logs}

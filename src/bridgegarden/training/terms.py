@@ -49,6 +49,14 @@ class TermSums:
         sums, self._sums = self._sums, None
         return sums
 
+    def tolist(self) -> list[float] | None:
+        """The sums as plain numbers, None when there are none; nothing is forgotten."""
+        return None if self._sums is None else self._sums.tolist()
+
+    def restore(self, sums: list[float] | None, device: torch.device) -> None:
+        """Go on from what :meth:`tolist` gave."""
+        self._sums = None if sums is None else torch.tensor(sums, dtype=torch.float64, device=device)
+
 
 def term_means(sums: Tensor) -> dict[str, float]:
     """Means by name, from (possibly gathered) sums; nats, except the two shares.

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -28,6 +29,7 @@ from bridgegarden.training.collator import ROW, RowCollator
 from bridgegarden.training.cost import Cost, CostLedger
 from bridgegarden.training.even_rows import evened
 from bridgegarden.training.launch import check_launch, check_same_teacher
+from bridgegarden.training.log_window import restore_log_window, save_log_window
 from bridgegarden.training.non_finite import non_finite_gradient, non_finite_loss
 from bridgegarden.training.on_policy import OnPolicy, check_on_policy
 from bridgegarden.training.packing import pack_rows
@@ -248,6 +250,9 @@ class HybridDistillationTrainer(SFTTrainer):
             logs.update(means)
             if tokens is not None:
                 logs.update(self._costs.log(writes=self._writer is not None))
+        if "train_loss" in logs:
+            # Of all steps, those before a resumption included.
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, start_time)
 
     def _means(self, mode: str) -> dict[str, float]:
@@ -322,6 +327,23 @@ class HybridDistillationTrainer(SFTTrainer):
         if norm is not None and self.accelerator.scaler is None and not torch.isfinite(torch.as_tensor(norm)):
             raise non_finite_gradient(self._step(), float(norm), rows)
         return norm
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        save_log_window(self, Path(output_dir))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            restore_log_window(self, Path(checkpoint))
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # The trainer would train one step more when it is resumed from a last step that does not end an epoch.
+        if self.state.global_step >= self.state.max_steps:
+            self._load_rng_state(kwargs["resume_from_checkpoint"])
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
     def _send_telemetry(self) -> None:
         """TRL's trainers report their use to the hub; nothing about a run leaves the machine here."""

@@ -1,0 +1,147 @@
+"""Checkpoints that can be trusted: sealed once they are whole, and checked before a run goes on from one.
+
+The trainer writes ``trainer_state.json`` last, so that a checkpoint without it was cut short. The seal, written after
+it, says what every file held: a file that has changed or lost its end since is found before anything is loaded.
+"""
+
+import json
+import os
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+STATE = "trainer_state.json"
+SEAL = "seal.json"
+PREFIX = "checkpoint-"
+BLOCK = 1 << 22
+
+
+class Fault(NamedTuple):
+    """Why a checkpoint is not gone on from."""
+
+    checkpoint: Path
+    reason: str
+    torn: bool
+    """Whether it was never whole, as opposed to damaged since."""
+
+
+def seal(checkpoint: Path) -> None:
+    """Put every file of a whole checkpoint on the disk for good, and write down what each holds."""
+    files = {str(path.relative_to(checkpoint)): _contents(path, sync=True) for path in _files(checkpoint)}
+    part = checkpoint / f".{SEAL}.partial"
+    with part.open("w", encoding="utf-8") as file:
+        json.dump({"files": files}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, checkpoint / SEAL)
+    for folder in (checkpoint, checkpoint.parent):
+        _sync_folder(folder)
+
+
+def fault_of(checkpoint: Path) -> Fault | None:
+    """What is wrong with a checkpoint; None where a run can go on from it.
+
+    Without a seal, as where the run was killed just before it, files are only checked for being complete.
+    """
+    if not isinstance(_json(checkpoint / STATE), dict):
+        return Fault(checkpoint, "was not written to its end", torn=True)
+    if not (checkpoint / SEAL).is_file():
+        reason = _incomplete(checkpoint)
+        return None if reason is None else Fault(checkpoint, reason, torn=True)
+    sealed = _json(checkpoint / SEAL)
+    reason = _changed(checkpoint, sealed["files"]) if _is_seal(sealed) else f"{SEAL} cannot be read"
+    return None if reason is None else Fault(checkpoint, reason, torn=False)
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Everything in the trainer's folder that is called a checkpoint, the newest first."""
+    found = [path for path in folder.glob(f"{PREFIX}*") if step_of(path) is not None and path.is_dir()]
+    return sorted(found, key=lambda path: step_of(path) or 0, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step after which it was written, by its name."""
+    number = checkpoint.name.removeprefix(PREFIX)
+    return int(number) if number.isdecimal() and len(number) < 19 else None
+
+
+def put_aside(fault: Fault) -> Path | None:
+    """Take a checkpoint out of the trainer's way. One that was damaged is kept; returns where."""
+    if fault.torn:
+        shutil.rmtree(fault.checkpoint, ignore_errors=True)
+        return None
+    aside = fault.checkpoint.with_name(f"damaged-{fault.checkpoint.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(fault.checkpoint, aside)
+    return aside
+
+
+def _files(checkpoint: Path) -> Iterator[Path]:
+    for path in sorted(checkpoint.rglob("*")):
+        if path.is_file() and path.name not in (SEAL, f".{SEAL}.partial"):
+            yield path
+
+
+def _contents(path: Path, *, sync: bool = False) -> dict[str, int]:
+    size = checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            size += len(block)
+            checksum = zlib.crc32(block, checksum)
+        if sync:
+            os.fsync(file.fileno())
+    return {"bytes": size, "crc32": checksum}
+
+
+def _changed(checkpoint: Path, sealed: Mapping[str, Mapping[str, int]]) -> str | None:
+    for name, then in sealed.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is gone"
+        size = path.stat().st_size
+        if size != then["bytes"]:
+            return f"{name} has {size:,} bytes, of {then['bytes']:,} that were written"
+        if _contents(path) != then:
+            return f"{name} does not hold what was written"
+    return None
+
+
+def _incomplete(checkpoint: Path) -> str | None:
+    from safetensors import SafetensorError, safe_open
+
+    for path in _files(checkpoint):
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="pt"):
+                    pass
+            elif path.suffix in (".pt", ".pth") and zipfile.ZipFile(path).testzip() is not None:
+                return f"{path.name} is damaged"
+        except (SafetensorError, zipfile.BadZipFile, OSError, EOFError) as error:
+            return f"{path.name} is incomplete ({error})"
+    return None
+
+
+def _is_seal(tree: Any) -> bool:
+    files = tree.get("files") if isinstance(tree, dict) else None
+    return isinstance(files, dict) and all(
+        isinstance(entry, dict) and {"bytes", "crc32"} == entry.keys() for entry in files.values()
+    )
+
+
+def _json(path: Path) -> Any:
+    """What the file holds; None where it is not there, or no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _sync_folder(folder: Path) -> None:
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
