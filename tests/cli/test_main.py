@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from bridgegarden.cli import main as main_module
-from bridgegarden.cli.main import COMMANDS, cli, one_line
+from bridgegarden.cli.main import COMMANDS, cli
 from bridgegarden.errors import DataError, NonFiniteError
 from docs.write_cli_reference import PAGE, reference
 
@@ -47,10 +47,6 @@ def test_an_interrupt_is_one_line_and_status_130(command_that_raises):
     result = CliRunner().invoke(cli, ["broken"])
     assert result.exit_code == 130
     assert result.stderr == "Error: interrupted.\n"
-
-
-def test_a_message_cannot_break_the_line_or_steer_the_terminal():
-    assert one_line("row 3:\n  got '\x1b[31mred\x07'\u202e") == r"row 3: got '\x1b[31mred\x07'\u202e"
 
 
 def test_an_unknown_command_is_a_usage_error():

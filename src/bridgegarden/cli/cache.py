@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from bridgegarden.terminal import say
+
 SET = click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change a setting of the recipe.")
 
 
@@ -58,7 +60,7 @@ def build_command(recipe: str, overrides: tuple[str, ...], bits: str | None, **o
     from bridgegarden.recipe import load_recipe
     from bridgegarden.run.cache import CacheOptions, build_recipe_cache
 
-    click.echo(
+    say(
         build_recipe_cache(
             load_recipe(recipe, overrides), CacheOptions(bits=None if bits is None else int(bits), **options)
         )
@@ -75,7 +77,7 @@ def check_command(source: str, overrides: tuple[str, ...]) -> None:
     """
     from bridgegarden.run.cache import check_recipe_cache
 
-    click.echo(check_recipe_cache(source, overrides))
+    say(check_recipe_cache(source, overrides))
 
 
 @cache_group.command("info")
@@ -91,7 +93,7 @@ def info_command(source: str, overrides: tuple[str, ...], as_json: bool, html: P
 
     folder = find_cache(source, overrides)
     info = cache_info(folder) if html is None else write_cache_report(folder, html)
-    click.echo(json.dumps(info.to_dict(), indent=2) if as_json else info)
+    say(json.dumps(info.to_dict(), indent=2) if as_json else info)
 
 
 @cache_group.command("merge")
@@ -101,4 +103,4 @@ def merge_command(folder: Path, parts: tuple[Path, ...]) -> None:
     """Copy the caches PART... into DIR, checking every byte."""
     from bridgegarden.teacher.cache.merge import merge_caches
 
-    click.echo(merge_caches(folder, parts))
+    say(merge_caches(folder, parts))

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from bridgegarden.cli.evaluate import BatchSize
+from bridgegarden.terminal import plain_console
 
 
 @click.command("compare")
@@ -98,12 +99,11 @@ def compare_command(recipe: str, overrides: tuple[str, ...], **options: Any) -> 
     if options["as_json"]:
         click.echo(folder.result.read_text(encoding="utf-8"), nl=False)
         return
-    from rich.console import Console
 
     from bridgegarden.compare.display import terminal_tables
     from bridgegarden.compare.words import sentences
 
-    console = Console(highlight=False)
+    console = plain_console(highlight=False)
     for table in terminal_tables(result, console.width):
         console.print(table)
     for sentence in sentences(result):

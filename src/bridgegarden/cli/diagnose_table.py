@@ -3,7 +3,6 @@
 import json
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +19,7 @@ from bridgegarden.report.diagnosis_words import (
     thanks_to,
 )
 from bridgegarden.run.diagnose import DiagnosisFiles
+from bridgegarden.terminal import plain_console
 
 NOTE = "nats a text; ± is half of a 95 % interval over prompts"
 
@@ -30,7 +30,7 @@ def print_diagnosis(diagnosis: Diagnosis, files: DiagnosisFiles, *, as_json: boo
         # Escaped beyond ASCII: a model's text may hold what a terminal obeys.
         click.echo(json.dumps(diagnosis.to_dict(), indent=2))
         return
-    console = Console(highlight=False)
+    console = plain_console(highlight=False)
     console.print(_table(diagnosis))
     if diagnosis.findings.differences:
         console.print(_differences(diagnosis))

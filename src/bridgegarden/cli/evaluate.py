@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from bridgegarden.terminal import plain_console, plain_json, say
+
 
 class BatchSize(click.ParamType):
     """A number, or ``auto``."""
@@ -94,9 +96,8 @@ def evaluate_command(
         EvaluationOptions(tasks=tasks, **options),
     )
     if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+        click.echo(plain_json(json.dumps(found.to_dict(), indent=2, ensure_ascii=False)))
         return
-    from rich.console import Console
     from rich.table import Table
 
     from bridgegarden.evaluation.results import NOTE, cells
@@ -104,5 +105,5 @@ def evaluate_command(
     table = Table("task", "answers", "metric", "score", "problems", caption=NOTE)
     for score in found.shown():
         table.add_row(*cells(score))
-    Console(highlight=False).print(table)
-    click.echo(f"{files.results}")
+    plain_console(highlight=False).print(table)
+    say(files.results)

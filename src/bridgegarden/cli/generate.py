@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+from bridgegarden.terminal import say
+
 
 @click.command("generate")
 @click.argument("recipe")
@@ -71,6 +73,6 @@ def generate_command(
     of_decoding = taken("temperature", "seed", "max_new_tokens")
     decoding = Decoding(**{**of_decoding, "temperature": of_decoding["temperature"] or 0.0})
     summary = generate_answers(resolved, decoding, GenerateOptions(server=server, **options))
-    click.echo(summary)
+    say(summary)
     if summary.progress.failed:
         click.get_current_context().exit(1)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from bridgegarden.terminal import say
+
 
 @click.command("judge")
 @click.argument("first", metavar="A")
@@ -62,6 +64,6 @@ def judge_command(
     columns = Columns(prompt=prompt, completion=completion)
     options = JudgeOptions(output=output, columns=columns, limit=limit, api_key_env=api_key_env)
     result = judge_answers(first, second, server, options)
-    click.echo(json.dumps(result.to_dict(), indent=2) if as_json else result)
+    say(json.dumps(result.to_dict(), indent=2) if as_json else result)
     if result.failed:
         click.get_current_context().exit(1)

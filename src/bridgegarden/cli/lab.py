@@ -6,6 +6,8 @@ from typing import cast
 
 import click
 
+from bridgegarden.terminal import plain_console
+
 WORLD_NAMES = ("dialogue", "arithmetic", "program", "control")
 """Keys of `bridgegarden.exact.world.WORLDS`, which is imported only when asked for."""
 
@@ -92,11 +94,10 @@ def run_command(
     if as_json:
         click.echo((output / "result.json").read_text(encoding="utf-8"), nl=False)
         return
-    from rich.console import Console
 
     from bridgegarden.lab.display import tables
 
-    console = Console(highlight=False)
+    console = plain_console(highlight=False)
     for table in tables(result):
         console.print(table)
     console.print(f"\nThe report is {output / 'report.html'}, the numbers are in result.json beside it", soft_wrap=True)

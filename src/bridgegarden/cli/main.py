@@ -3,6 +3,7 @@
 0 when done, 2 for what the user can mend, 130 after Ctrl-C, 143 after SIGTERM where the command stops in order.
 """
 
+import logging
 import sys
 from importlib import import_module
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import click
 
 from bridgegarden.errors import BridgegardenError, Stopped
+from bridgegarden.terminal import PlainLines, one_line
 
 COMMANDS = {
     "quickstart": "bridgegarden.cli.quickstart:quickstart_command",
@@ -67,11 +69,6 @@ class LazyGroup(click.Group):
             raise Interrupted("interrupted.", 130) from None
 
 
-def one_line(message: str) -> str:
-    """`message` on one line, with control characters shown rather than obeyed by the terminal."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
-
-
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="bridgegarden")
 def cli() -> None:
@@ -83,4 +80,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line and exit with its status."""
+    warnings = logging.StreamHandler()
+    warnings.setFormatter(PlainLines())
+    logging.getLogger("bridgegarden").addHandler(warnings)
     sys.exit(cli(prog_name="bridgegarden"))

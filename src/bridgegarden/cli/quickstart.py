@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from bridgegarden.terminal import plain_console
+
 
 @click.command("quickstart")
 @click.option("--full", is_flag=True, help="Every objective with several seeds. Finished trainings in DIR are kept.")
@@ -34,12 +36,10 @@ def quickstart_command(
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
     else:
-        from rich.console import Console
-
         from bridgegarden.quickstart.display import result_table
         from bridgegarden.quickstart.verdict import finding, frontier
 
-        console = Console(highlight=False)
+        console = plain_console(highlight=False)
         console.print(result_table(result, frontier(result), console.width))
         console.print(finding(result))
         console.print(f"\nThe report is {folder.report}", soft_wrap=True)

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bridgegarden.terminal import say
+
 if TYPE_CHECKING:
     from bridgegarden.recipe import Recipe
 
@@ -32,17 +34,17 @@ def train_command(recipe: str, overrides: tuple[str, ...], dry_run: bool, audit:
 
     resolved = load_recipe(recipe, overrides)
     if dry_run:
-        click.echo(_resolved_text(resolved), nl=False)
+        say(_resolved_text(resolved).rstrip("\n"))
     elif audit:
         from bridgegarden.run import audit as audit_rows
 
-        click.echo(audit_rows(resolved))
+        say(audit_rows(resolved))
     else:
         from bridgegarden.run import train
 
         summary = train(resolved, stop_in_order=True)
         if summary.is_main:
-            click.echo(summary)
+            say(summary)
 
 
 def _resolved_text(recipe: "Recipe") -> str:

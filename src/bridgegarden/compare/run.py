@@ -25,10 +25,9 @@ from bridgegarden.preflight.meta import meta_model, parameter_count
 from bridgegarden.recipe import Recipe, build_objective, describe_objective, load_recipe
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import git_commit, now
+from bridgegarden.terminal import plain_console
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from bridgegarden.compare.measure import Meter
 
 TELL_EVERY = 10
@@ -65,12 +64,10 @@ def compare(
         DataError: a row cannot be used.
         ModelError: the models cannot be used, or not with each other.
     """
-    from rich.console import Console
-
     began, started = time.perf_counter(), now()
     # Bound to stderr as it is now: what libraries say there while a student is measured is swallowed.
-    plain = None if sys.stderr.isatty() else False
-    console = console or Console(file=sys.stderr, force_terminal=plain, highlight=False)
+    if console is None:
+        console = plain_console(file=sys.stderr, force_terminal=None if sys.stderr.isatty() else False, highlight=False)
     recipe = placed(load_recipe(source, overrides), source)
     rows = compared_rows(settings.objectives, recipe.objective)
     check_recipe(recipe, rows)

@@ -75,7 +75,7 @@ def prepare_tasks(options: EvaluationOptions, *, quiet: bool = False) -> Prepare
     check_installed()
     from bridgegarden.evaluation.harness import quiet_lm_eval
     from bridgegarden.evaluation.load_tasks import load_tasks
-    from bridgegarden.training.progress import stderr_console
+    from bridgegarden.terminal import stderr_console
 
     chosen = choose(options.tasks, allow_code_execution=options.allow_code_execution)
     if RUNS_CODE & set(chosen.tasks):

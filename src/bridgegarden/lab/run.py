@@ -86,7 +86,7 @@ def lab(
     Raises:
         ConfigError: `output` is a file, a setting is wrong, or a worker was ended from outside.
     """
-    from bridgegarden.training.progress import stderr_console
+    from bridgegarden.terminal import stderr_console
 
     began, started = time.perf_counter(), now()
     console = console or stderr_console()

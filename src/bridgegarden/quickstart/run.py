@@ -98,7 +98,7 @@ def quickstart(
     Raises:
         ConfigError: `output` is a file, a setting is wrong, or a worker was ended from outside.
     """
-    from bridgegarden.training.progress import stderr_console
+    from bridgegarden.terminal import stderr_console
 
     began, started = time.perf_counter(), now()
     settings = settings or plan(full=full, seed=seed)

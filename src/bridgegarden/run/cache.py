@@ -68,7 +68,7 @@ def build_recipe_cache(recipe: Recipe, options: CacheOptions) -> "BuildResult | 
         ModelError: the models cannot be used, or not with each other.
     """
     from bridgegarden.teacher.cache.writer import begin_cache, remove_cache
-    from bridgegarden.training.progress import stderr_console
+    from bridgegarden.terminal import stderr_console
 
     folder = cache_folder(recipe)
     check_engine(recipe, options)

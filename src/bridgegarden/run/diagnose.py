@@ -85,7 +85,7 @@ def diagnose_pair(
     """
     import torch
 
-    from bridgegarden.training.progress import stderr_console
+    from bridgegarden.terminal import stderr_console
 
     started, console, inputs = now(), stderr_console(), resolve(request)
     files = DiagnosisFiles(inputs.output.expanduser())

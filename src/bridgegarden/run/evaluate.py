@@ -65,7 +65,7 @@ def evaluate_target(target: EvaluateTarget, options: EvaluationOptions) -> tuple
     """
     import torch
 
-    from bridgegarden.training.progress import stderr_console
+    from bridgegarden.terminal import stderr_console
 
     model_name, folder = _locate(target)
     files = EvaluationFiles((target.output or folder / _label(options.tasks)).expanduser())

@@ -60,7 +60,7 @@ def generate_answers(recipe: Recipe, decoding: Decoding, options: GenerateOption
         DataError: a row has no prompt, or a file cannot be read or written.
         ModelError: the teacher cannot be used, or fails again and again.
     """
-    from bridgegarden.training.progress import stderr_console
+    from bridgegarden.terminal import stderr_console
 
     section = recipe.data
     output = options.output or recipe.output.with_name(f"{recipe.output.name}-answers.jsonl")

@@ -39,7 +39,7 @@ def judge_answers(first: str, second: str, server: Server, options: JudgeOptions
         DataError: a file cannot be read, or the files have no prompt in common.
         ModelError: the judge fails again and again.
     """
-    from bridgegarden.training.progress import stderr_console
+    from bridgegarden.terminal import stderr_console
 
     console = stderr_console()
     pairs, alone = read_pairs(first, second, options.columns)

@@ -5,6 +5,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from bridgegarden.terminal import plain
+
 SAID_BETTER = "The tokenizer has new PAD/BOS/EOS tokens"
 """transformers sets the model's end-of-text ids to the tokenizer's; preflight has said what a turn ends with."""
 
@@ -31,12 +33,17 @@ def quiet_libraries(*, interactive: bool) -> Iterator[None]:
     if interactive and download_bars:
         hub.enable_progress_bars()
     logger.addFilter(_is_news)
+    handlers = list(logging.getLogger("transformers").handlers)
+    for handler in handlers:
+        handler.addFilter(_made_plain)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=OUTDATED_PEFT, category=FutureWarning)
             yield
     finally:
         logger.removeFilter(_is_news)
+        for handler in handlers:
+            handler.removeFilter(_made_plain)
         if weight_bars:
             transformers_logging.enable_progress_bar()
         if download_bars:
@@ -47,3 +54,9 @@ def quiet_libraries(*, interactive: bool) -> Iterator[None]:
 
 def _is_news(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(SAID_BETTER)
+
+
+def _made_plain(record: logging.LogRecord) -> bool:
+    """What it quotes of a model's files must not reach the terminal as it is."""
+    record.msg, record.args = plain(record.getMessage()), None
+    return True

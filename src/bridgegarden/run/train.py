@@ -60,7 +60,7 @@ def train(
         NonFiniteError: the loss is not finite.
         Stopped: SIGINT or SIGTERM came, with `stop_in_order`.
     """
-    from bridgegarden.training.progress import stderr_console
+    from bridgegarden.terminal import stderr_console
 
     began = time.perf_counter()
     folder = OutputFolder(recipe.output)

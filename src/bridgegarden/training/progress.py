@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -15,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from bridgegarden.terminal import stderr_console
+
 SHOWN = (
     ("loss", "loss", ".4g"),
     ("soft_loss", "soft", ".4g"),
@@ -25,11 +26,6 @@ SHOWN = (
     ("generated_tokens_per_second", "written/s", ",.0f"),
 )
 """Terms on display: the trainer's name, ours, how it is written. A risk of zero is left out."""
-
-
-def stderr_console() -> Console:
-    """A console on stderr that writes plain text wherever stderr is no terminal, whatever the environment says."""
-    return Console(stderr=True, force_terminal=None if sys.stderr.isatty() else False, highlight=False)
 
 
 def terms_text(logs: Mapping[str, Any], prefix: str = "") -> str:

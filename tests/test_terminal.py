@@ -1,0 +1,92 @@
+import io
+import json
+import logging
+
+import pytest
+from rich.table import Table
+from rich.text import Text
+
+from bridgegarden.terminal import PlainLines, one_line, plain, plain_console, plain_json, say
+
+HOSTILE = "\x1b[31mred\x07 \x1b]0;title\x07 \x9b2J \u202eback \r over \x7f \u2066 \x00"
+OBEYED = [*range(0x00, 0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0), 0x200F, 0x202E, 0x2066, 0x2028]
+
+
+def console(**options):
+    return plain_console(file=io.StringIO(), width=80, highlight=False, **options)
+
+
+def assert_harmless(text: str) -> None:
+    assert not [character for character in text if ord(character) in OBEYED]
+
+
+def test_a_message_cannot_break_the_line_or_steer_the_terminal():
+    assert one_line("row 3:\n  got '\x1b[31mred\x07'\u202e") == r"row 3: got '\x1b[31mred\x07'\u202e"
+
+
+def test_text_keeps_its_length_lines_and_tabs_and_every_script():
+    text = "α\tβ\n家族 👩\u200d👩 नमस्ते שלום"
+    assert plain(text) == text
+    assert len(plain(HOSTILE)) == len(HOSTILE)
+    assert_harmless(plain(HOSTILE))
+
+
+def test_json_is_escaped_and_means_the_same():
+    text = plain_json(json.dumps({"token": HOSTILE, "other": "家"}, ensure_ascii=False))
+    assert_harmless(text)
+    assert "家" in text
+    assert json.loads(text) == {"token": HOSTILE, "other": "家"}
+
+
+def test_indented_json_keeps_its_lines():
+    assert plain_json(json.dumps([1, 2], indent=1)) == "[\n 1,\n 2\n]"
+
+
+@pytest.mark.parametrize("kind", ["string", "text", "table", "title"])
+def test_nothing_that_a_console_prints_of_others_is_obeyed(kind):
+    table = Table("head", title=HOSTILE if kind == "title" else None)
+    table.add_row(Text(HOSTILE) if kind == "table" else "cell")
+    out = console()
+    out.print({"string": HOSTILE, "text": Text(HOSTILE)}.get(kind, table), markup=False)
+    assert "red" in out.file.getvalue()
+    assert_harmless(out.file.getvalue())
+
+
+def test_a_terminal_still_gets_its_own_colours():
+    out = console(force_terminal=True, color_system="standard")
+    out.print(Text("warning", style="yellow"))
+    assert out.file.getvalue() == "\x1b[33mwarning\x1b[0m\n"
+    out.print(Text(HOSTILE, style="yellow"))
+    assert out.file.getvalue().count("\x1b") == 4
+
+
+def test_results_are_printed_plain(capsys):
+    say(f"row: {HOSTILE}\nnext")
+    out = capsys.readouterr().out
+    assert out.endswith("\nnext\n")
+    assert_harmless(out)
+
+
+def test_a_line_of_the_log_is_one_plain_line():
+    record = logging.LogRecord("bridgegarden", logging.WARNING, "", 0, "%s: dropped\n2 rows", (HOSTILE,), None)
+    line = PlainLines().format(record)
+    assert "\n" not in line
+    assert_harmless(line)
+
+
+def test_what_transformers_says_of_a_model_s_files_is_plain_while_a_command_runs():
+    from transformers.utils import logging as transformers_logging
+
+    from bridgegarden.run.quiet import quiet_libraries
+
+    seen = io.StringIO()
+    handler = logging.StreamHandler(seen)
+    transformers_logging.add_handler(handler)
+    try:
+        with quiet_libraries(interactive=False):
+            logging.getLogger("transformers.models").warning("unknown key %s", HOSTILE)
+    finally:
+        transformers_logging.remove_handler(handler)
+    assert "unknown key" in seen.getvalue()
+    assert_harmless(seen.getvalue())
+    assert handler.filters == []
