@@ -21,14 +21,15 @@ from bridgegarden.training.on_policy import OnPolicy
 
 SMALLEST = {"teacher": {"model": "t"}, "student": {"model": "s"}, "data": {"train": "rows.jsonl"}, "output": "runs/x"}
 
-words = st.text(min_size=1).filter(str.strip)
+texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=60)
+words = texts.filter(str.strip)
 counts = st.none() | st.integers(1, 10**9)
 shares = st.floats(0, 1)
 dtypes = st.sampled_from(["auto", "bfloat16", "float16", "float32"])
 teachers = st.builds(
     TeacherSection,
     model=words,
-    revision=st.none() | st.text(),
+    revision=st.none() | texts,
     dtype=dtypes,
     device=st.none() | words,
     top_k=counts,
@@ -67,9 +68,9 @@ arguments = st.fixed_dictionaries(
         "learning_rate": st.floats(1e-9, 1),
         "max_steps": st.integers(-1, 10**6),
         "report_to": st.sampled_from(["none", ["tensorboard", "wandb"]]),
-        "run_name": st.text(),
+        "run_name": texts,
         "lr_scheduler_type": st.sampled_from(["linear", "cosine"]),
-        "lr_scheduler_kwargs": st.dictionaries(st.text(), st.floats(-1, 1) | st.text() | st.booleans(), max_size=3),
+        "lr_scheduler_kwargs": st.dictionaries(texts, st.floats(-1, 1) | texts | st.booleans(), max_size=3),
         "eval_strategy": st.sampled_from(["no", "steps", "epoch"]),
         "include_num_input_tokens_seen": st.sampled_from(["no", "all", True, False]),
     },

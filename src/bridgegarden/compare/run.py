@@ -28,6 +28,8 @@ from bridgegarden.run.record import git_commit, now
 from bridgegarden.terminal import plain_console
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from bridgegarden.compare.measure import Meter
 
 TELL_EVERY = 10

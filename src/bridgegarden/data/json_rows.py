@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 EXCERPT = 60
+DEEPEST = 50
+"""Levels of nesting in a row. Arrow itself stops at 64."""
 
 
 class _Row(NamedTuple):
@@ -66,6 +68,8 @@ def _parse(raw: bytes, path: Path, line: int | None) -> Any:
     try:
         text = raw.decode()
         value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+        if text.count("[") + text.count("{") > DEEPEST and _depth(value) > DEEPEST:
+            raise ValueError(f"nested more than {DEEPEST} levels deep, too deeply to be a row.")
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair survives parsing, not this
     except UnicodeDecodeError as error:
@@ -89,6 +93,18 @@ def _parse(raw: bytes, path: Path, line: int | None) -> Any:
     return value
 
 
+def _depth(value: Any) -> int:
+    """Levels of lists and objects."""
+    level, depth = [value], 0
+    while level := [inner for outer in level if isinstance(outer, (list, dict)) for inner in _items(outer)]:
+        depth += 1
+    return depth
+
+
+def _items(value: Any) -> Any:
+    return value.values() if isinstance(value, dict) else value
+
+
 def _object(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(
@@ -106,6 +122,8 @@ def _refuse_constant(name: str) -> None:
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
+    if any("\0" in key for key in fields):
+        raise ValueError("a key holds a null character, which no column's name can.")
     if len(fields) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)

@@ -4,6 +4,7 @@ Files are read here rather than by ``datasets.load_dataset``: a bad line is then
 number, and nothing is copied into a cache behind the user's back.
 """
 
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -41,7 +42,7 @@ def load_rows(source: str, *, split: str = "train", limit: int | None = None) ->
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"data limit must be at least 1, got {limit}.")
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         rows = _from_folder(path, split, limit)
     elif path.is_file():
@@ -57,7 +58,10 @@ def load_rows(source: str, *, split: str = "train", limit: int | None = None) ->
 
 def _from_file(path: Path, limit: int | None) -> "Dataset":
     if path.suffix.lower() in JSON_SUFFIXES:
-        return read_json(path, limit)
+        try:
+            return read_json(path, limit)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
     if path.suffix.lower() in PARQUET_SUFFIXES:
         return _read_parquet(path, limit)
     raise DataError(
@@ -72,9 +76,9 @@ def _read_parquet(path: Path, limit: int | None) -> "Dataset":
 
     try:
         table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        return Dataset(table if limit is None else table.slice(0, limit))
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({_first_line(error)}). Is it complete?") from error
-    return Dataset(table if limit is None else table.slice(0, limit))
 
 
 def _from_folder(path: Path, split: str, limit: int | None) -> "Dataset":

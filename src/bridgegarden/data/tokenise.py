@@ -51,7 +51,11 @@ def tokenise(
     if max_length is not None and max_length < 2:
         raise ConfigError(f"max_length must be at least 2 (a token to read and one to learn), got {max_length}.")
     numbers = _row_numbers(dataset)
-    rows = _given_rows(dataset, name) if _is_tokenised(dataset, name) else _new_rows(dataset, tokenizer, columns, name)
+    rows = (
+        _given_rows(dataset, len(tokenizer), name)
+        if _is_tokenised(dataset, name)
+        else _new_rows(dataset, tokenizer, columns, name)
+    )
     kept = _Kept()
     for number, row in zip(numbers, rows, strict=True):
         kept.add(number, row, max_length)
@@ -130,12 +134,17 @@ def _is_tokenised(dataset: "Dataset", name: str) -> bool:
     return True
 
 
-def _given_rows(dataset: "Dataset", name: str) -> Iterator[TokenisedRow]:
+def _given_rows(dataset: "Dataset", size: int, name: str) -> Iterator[TokenisedRow]:
     """Rows that were tokenised elsewhere, checked for the mistakes that would train on something else in silence."""
     for place, row in _places(dataset, name):
         ids, labels = _integers(row["input_ids"], "input_ids", place), _integers(row["labels"], "labels", place)
         if len(ids) != len(labels):
             raise DataError(f"{place}: {len(ids)} 'input_ids' but {len(labels)} 'labels'; expected as many.")
+        outside = next((index for index in ids if not 0 <= index < size), None)
+        if outside is not None:
+            raise DataError(
+                f"{place}: 'input_ids' holds {outside}; expected ids of the tokenizer, from 0 to {size - 1}."
+            )
         for position, (index, label) in enumerate(zip(ids, labels, strict=True)):
             if label not in (IGNORED, index):
                 raise DataError(

@@ -1,6 +1,7 @@
 """What can be known of a model before its weights are loaded: configuration, tokenizer, format of its files."""
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,12 +36,12 @@ class ModelReference:
     @property
     def is_local(self) -> bool:
         """Whether it is a folder on this machine."""
-        return Path(self.model).expanduser().is_dir()
+        return Path(os.path.expanduser(self.model)).is_dir()
 
     @property
     def location(self) -> str:
         """What ``from_pretrained`` takes."""
-        return str(Path(self.model).expanduser()) if self.is_local else self.model
+        return str(Path(os.path.expanduser(self.model))) if self.is_local else self.model
 
     def error(self, message: str) -> ModelError:
         """An error that begins with where the model was named."""
@@ -99,6 +100,7 @@ def load_facts(reference: ModelReference, *, weights: bool = True) -> ModelFacts
     config = load_config(reference)
     commit = getattr(config, "_commit_hash", None)
     _check_architecture(reference, config)
+    _check_values(reference, config)
     if weights:
         _check_weight_files(reference, commit)
     return ModelFacts(
@@ -148,7 +150,7 @@ def _generation_config(reference: ModelReference, commit: str | None) -> "Genera
 
 
 def _check_location(reference: ModelReference) -> None:
-    path = Path(reference.model).expanduser()
+    path = Path(os.path.expanduser(reference.model))
     if path.is_file():
         raise reference.error("is a file; expected a folder with config.json and safetensors, or a name on the hub.")
     looks_like_a_path = path.is_absolute() or reference.model.startswith(("./", "../", "~")) or len(path.parts) > 2
@@ -166,6 +168,23 @@ def _check_architecture(reference: ModelReference, config: "PretrainedConfig") -
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         raise reference.error(_REMOTE_CODE)
     raise reference.error(f"model type {config.model_type!r} is not a causal language model that transformers knows.")
+
+
+def _check_values(reference: ModelReference, config: "PretrainedConfig") -> None:
+    """What is read off the configuration later, and what would fetch code."""
+    import torch
+
+    if "/" in str(getattr(config, "_attn_implementation", None)):
+        # The name of a repository of kernels, which transformers would download and run.
+        raise reference.error(_REMOTE_CODE)
+    text = config.get_text_config()
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
+        value = getattr(text, name, 1)
+        if type(value) is not int or not 0 < value < 2**31:
+            raise reference.error(f"config.json: {name} is {value!r}; expected a whole number from 1 to 2147483647.")
+    for dtype in (getattr(text, "dtype", None), getattr(config, "dtype", None)):
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise reference.error(f"config.json: dtype is {dtype!r}, which PyTorch does not have.")
 
 
 _REMOTE_CODE = (
@@ -210,7 +229,7 @@ def _explained(reference: ModelReference, what: str) -> Iterator[None]:
     try:
         with _quiet_retries():
             yield
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of whatever kind: it is the files that are read, by code that trusts them
         raise reference.error(_explanation(reference, what, error)) from error
 
 

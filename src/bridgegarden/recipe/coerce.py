@@ -13,6 +13,9 @@ from bridgegarden.registry import unknown_name
 
 T = TypeVar("T")
 
+LARGEST = 2**63 - 1
+"""Whole numbers beyond this, of either sign, do not fit where they go."""
+
 
 def section_from(cls: type[T], tree: Any, place: str) -> T:
     """An instance of the dataclass `cls` from a mapping.
@@ -78,7 +81,9 @@ def plain(value: Any, place: str) -> Any:
         return [plain(item, f"{place}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         raise _mismatch(value, "a finite number", place)
-    if value is None or isinstance(value, (str, int, float)):
+    if value is None or isinstance(value, (bool, float)):
+        return value
+    if (isinstance(value, str) and _text(value) is not None) or (isinstance(value, int) and abs(value) <= LARGEST):
         return value
     raise _mismatch(value, "text, a number, true, false, null, a list or a mapping", place)
 
@@ -122,8 +127,8 @@ def _integer(value: Any) -> int | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if isinstance(value, int) else None
+        value = int(value)
+    return value if isinstance(value, int) and abs(value) <= LARGEST else None
 
 
 def _number(value: Any) -> float | None:
@@ -136,12 +141,17 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _text(value: Any) -> str | None:
+    """Text that can be written to a file and name one: no null character, no half of a surrogate pair."""
+    return value if isinstance(value, str) and not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value) else None
+
+
 _CONVERTERS: dict[Any, Any] = {
     bool: lambda value: value if isinstance(value, bool) else None,
     int: _integer,
     float: _number,
-    str: lambda value: value if isinstance(value, str) else None,
-    Path: lambda value: Path(value) if isinstance(value, (str, Path)) and str(value).strip() else None,
+    str: _text,
+    Path: lambda value: Path(value) if isinstance(value, (str, Path)) and (_text(str(value)) or "").strip() else None,
 }
 
 
@@ -171,6 +181,10 @@ def _mismatch(value: Any, expected: str, place: str) -> ConfigError:
     hint = ""
     if "text" in expected and isinstance(value, bool):
         hint = " YAML reads yes, no, on and off as true and false: put the word in quotes."
+    elif isinstance(value, int) and abs(value) > LARGEST:
+        hint = " It is too large."
+    elif isinstance(value, str) and _text(value) is None:
+        hint = " It holds a character that no text has (a null, or half of a surrogate pair)."
     elif "text" in expected and isinstance(value, (int, float)):
         hint = f' Put it in quotes: "{value}".'
     return ConfigError(f"{place}: expected {expected}, got {_shown(value)}.{hint}")
@@ -181,7 +195,10 @@ def _shown(value: Any) -> str:
         return "nothing"
     if isinstance(value, bool):
         return str(value).lower()
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write out whole numbers of thousands of digits
+        return "a number of thousands of digits"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -22,6 +22,8 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     (or it is a name on the hub). Paths in `overrides`, and `output`, are taken from the working directory. A recipe
     without `output` writes to ``runs/NAME``.
 
+    ``output`` in a file must not climb with ``..``: that would lead elsewhere from each working directory.
+
     Args:
         source: path of a YAML file, or a name of :func:`~bridgegarden.recipe.shipped.list_recipes`.
         overrides: changes such as ``training.max_steps=10``; the value is YAML. Later ones win.
@@ -33,20 +35,35 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(tree, dict):
         got = "nothing" if tree is None else type(tree).__name__
         raise ConfigError(f"{source}: expected sections (teacher, student, data, ...), got {got}.")
+    _refuse_climbing(tree.get("output"), source)
     for override in overrides:
         _apply(override, tree)
     tree.setdefault("output", f"runs/{name}")
     if isinstance(tree["output"], str):
         tree["output"] = os.path.expanduser(tree["output"])
+        if _climbs(tree["output"]):
+            tree["output"] = os.path.abspath(tree["output"])
     try:
         return Recipe.from_dict(tree)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
 
 
+def _climbs(output: str) -> bool:
+    return ".." in output.split("/")
+
+
+def _refuse_climbing(output: Any, source: str | Path) -> None:
+    if isinstance(output, str) and _climbs(output):
+        raise ConfigError(
+            f"{source}: output: {output!r} leads elsewhere from each working directory. Give a path without '..', or "
+            "set it on the command line (--set output=FOLDER)."
+        )
+
+
 def _read(source: str | Path) -> tuple[str, Any]:
     """The recipe's name and its tree, with paths beside the file made absolute."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_file():
         tree = read_yaml_file(path)
         _anchor(tree, path.resolve().parent)

@@ -12,6 +12,11 @@ from bridgegarden.recipe.plain_yaml import write_yaml
 from bridgegarden.recipe.training import checked_arguments
 from bridgegarden.training.on_policy import OnPolicy, check_on_policy
 
+LARGEST_RANK = 65_536
+
+LONGEST_PATH, LONGEST_NAME = 4000, 255
+"""Bytes of a path and of a name in it that file systems take."""
+
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 
 
@@ -66,6 +71,8 @@ class LoraSection:
 
     def __post_init__(self) -> None:
         _require_positive("student.lora.r", self.r)
+        if self.r > LARGEST_RANK:
+            raise ConfigError(f"student.lora.r must be <= {LARGEST_RANK}, got {self.r}; no layer has so many columns.")
         if not self.lora_alpha > 0:
             raise ConfigError(f"student.lora.lora_alpha must be > 0, got {self.lora_alpha}.")
         if not 0 <= self.lora_dropout < 1:
@@ -212,6 +219,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self._check_free_running()
+        _require_text("output", str(self.output))
         strategy = self.training.arguments.get("eval_strategy", "no")
         if self.data.eval is None and strategy != "no":
             raise ConfigError(f"training.eval_strategy is {strategy!r} but there are no rows for it; set data.eval.")
@@ -284,6 +292,8 @@ def _tree(value: Any) -> Any:
 def _require_text(place: str, value: str) -> None:
     if not value.strip():
         raise ConfigError(f"{place} is empty; give a name or a path.")
+    if len(value.encode()) > LONGEST_PATH or max(len(part.encode()) for part in value.split("/")) > LONGEST_NAME:
+        raise ConfigError(f"{place} is longer than any name or path: {value[:60]!r}...")
 
 
 def _require_positive(place: str, value: int | None) -> None:

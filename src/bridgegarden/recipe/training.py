@@ -67,6 +67,12 @@ RESERVED: Mapping[str, str] = MappingProxyType(
 """Fields of ``SFTConfig`` that a recipe must not set, with the reason."""
 
 
+RANGES: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {"seed": (0, 2**32 - 1), "data_seed": (0, 2**32 - 1), "dataloader_num_workers": (0, 256)}
+)
+"""Whole numbers that ``SFTConfig`` takes and that fail, or take the machine down, only later."""
+
+
 def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """`arguments` with the types that ``SFTConfig`` declares, over :data:`DEFAULTS`.
 
@@ -81,6 +87,10 @@ def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
             settable = [field for field in known if field not in RESERVED]
             raise unknown_name(name, settable, field="training", kind="key")
     given = {name: coerce(value, known[name], f"training.{name}") for name, value in arguments.items()}
+    for name, (least, most) in RANGES.items():
+        value = given.get(name)
+        if value is not None and not least <= value <= most:
+            raise ConfigError(f"training.{name} must be in [{least}, {most}], got {value}.")
     return {**DEFAULTS, **given}
 
 

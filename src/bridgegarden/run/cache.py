@@ -1,6 +1,7 @@
 """A recipe to its teacher's signals on disk, and back: what ``bridgegarden cache`` does."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -128,7 +129,7 @@ def check_recipe_cache(source: str, overrides: Sequence[str] = ()) -> "CheckResu
     from bridgegarden.teacher.cache.check import check_cache
 
     if not _is_recipe(source):
-        return check_cache(Path(source).expanduser())
+        return check_cache(Path(os.path.expanduser(source)))
     recipe = load_recipe(source, overrides)
     result = check_cache(cache_folder(recipe))
     with quiet_libraries(interactive=sys.stderr.isatty()):
@@ -148,7 +149,7 @@ def find_cache(source: str, overrides: Sequence[str] = ()) -> Path:
     Raises:
         ConfigError: there is no such recipe, or it names no cache.
     """
-    return cache_folder(load_recipe(source, overrides)) if _is_recipe(source) else Path(source).expanduser()
+    return cache_folder(load_recipe(source, overrides)) if _is_recipe(source) else Path(os.path.expanduser(source))
 
 
 def cache_folder(recipe: Recipe) -> Path:
@@ -159,11 +160,11 @@ def cache_folder(recipe: Recipe) -> Path:
     """
     if recipe.teacher.cache is None:
         raise ConfigError("teacher.cache: the recipe names no folder for it; add one, or --set teacher.cache=FOLDER.")
-    return Path(recipe.teacher.cache).expanduser()
+    return Path(os.path.expanduser(recipe.teacher.cache))
 
 
 def _is_recipe(source: str) -> bool:
-    return not Path(source).expanduser().is_dir()
+    return not Path(os.path.expanduser(source)).is_dir()
 
 
 def _checked_pair(recipe: Recipe) -> tuple[ModelFacts | None, ModelFacts, Endings]:

@@ -1,5 +1,6 @@
 """The model card of a run."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def card_text(run: CheckedRun, training: Mapping[str, float], evaluation: Mappin
         teacher=Origin(name=recipe.teacher.model, is_local=False)
         if run.preflight.teacher is None
         else origin(run.preflight.teacher),
-        data=Origin(name=recipe.data.train, is_local=Path(recipe.data.train).expanduser().exists()),
+        data=Origin(name=recipe.data.train, is_local=Path(os.path.expanduser(recipe.data.train)).exists()),
         rows=len(run.data.train),
         fingerprint=run.data.fingerprints["train"] or "",
         objective=preset

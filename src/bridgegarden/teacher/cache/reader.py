@@ -1,5 +1,6 @@
 """A teacher on disk in place of one in memory."""
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class TeacherCache:
             ConfigError: there is no cache, or one of another version.
             DataError: a shard is missing or is not as long as it was.
         """
-        self.folder = Path(folder).expanduser()
+        self.folder = Path(os.path.expanduser(folder))
         self.spec = read_spec(self.folder)
         self._layout = RecordFormat(self.spec)
         self._shards = list(finished_shards(self.folder).items())
