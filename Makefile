@@ -1,4 +1,4 @@
-.PHONY: check test docs
+.PHONY: check test slow docs
 
 check:
 	ruff check .
@@ -8,6 +8,9 @@ check:
 
 test:
 	pytest
+
+slow:
+	pytest -m slow
 
 docs:
 	python docs/write_cli_reference.py

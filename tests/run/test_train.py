@@ -189,6 +189,23 @@ def test_a_teacher_that_is_not_finite_stops_the_run_with_the_rows(write_recipe, 
     assert not (tmp_path / "out" / "model").exists()
 
 
+def test_a_row_on_which_the_teacher_is_not_finite_is_named_and_no_other(write_recipe, tmp_path):
+    """The teacher knows no finite embedding for one byte, which only row 17 has."""
+    recipe = write_recipe(training={"max_steps": 20})
+    rows = (tmp_path / "train.jsonl").read_text().splitlines()
+    rows[17] = json.dumps({"question": "1 ~ 1 =", "answer": "2"})
+    (tmp_path / "train.jsonl").write_text("\n".join(rows))
+    (odd,) = tiny_tokenizer()("~", add_special_tokens=False)["input_ids"]
+    spoil(tmp_path / "teacher", lambda weights: weights["model.embed_tokens.weight"][odd].fill_(float("nan")))
+    result = run(recipe)
+    assert result.exit_code == 2
+    assert re.search(
+        r"step \d+: teacher_entropy is nan at \d+ of \d+ positions, rows of the data: 17 \(", result.stderr
+    )
+    assert result.stderr.splitlines()[-1].startswith("Error: ")
+    assert not (tmp_path / "out" / "model").exists()
+
+
 def test_missing_weights_are_refused_rather_than_random(write_recipe, tmp_path):
     recipe = write_recipe()
     spoil(tmp_path / "student", lambda weights: weights.pop("model.layers.1.mlp.down_proj.weight"))

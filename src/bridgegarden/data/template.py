@@ -182,4 +182,4 @@ def template_errors() -> tuple[type[Exception], ...]:
     """What a chat template raises when it does not like its input."""
     from jinja2 import TemplateError
 
-    return TemplateError, TypeError, ValueError
+    return TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError

@@ -147,6 +147,8 @@ def _generation_config(reference: ModelReference, commit: str | None) -> "Genera
             return GenerationConfig.from_pretrained(reference.location, revision=commit or reference.revision or "main")
     except OSError:  # the file is optional
         return None
+    except Exception as error:
+        raise reference.error(f"generation_config.json cannot be read ({_first_line(error)}).") from error
 
 
 def _check_location(reference: ModelReference) -> None:

@@ -90,7 +90,7 @@ def _anchor(tree: Any, folder: Path) -> None:
         value = part.get(key) if isinstance(part, dict) else None
         if isinstance(part, dict) and isinstance(value, str) and value:
             beside = folder / os.path.expanduser(value)
-            if beside.exists():
+            if os.path.exists(beside):  # which a name too long does not stop
                 part[key] = os.path.normpath(beside)
 
 
