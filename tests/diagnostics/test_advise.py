@@ -72,6 +72,7 @@ def test_a_teacher_that_is_unsure_at_gardens_speaks_for_an_adaptive_rule():
 def test_a_teacher_that_is_unsure_at_bridges_speaks_against_them():
     got = advice(planted(lambda unsure, rng: unsure))
     assert got.recommended == "static"
+    assert "softer where kappa is higher, the wrong way round: rank correlation +" in got.reason
     assert all(score.auc.value == 0.0 and score.gain.interval.high < 0 for score in got.scores)
 
 

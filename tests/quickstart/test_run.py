@@ -12,7 +12,7 @@ from dataclasses import replace
 import psutil
 import pytest
 from rich.console import Console
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.lab.objectives import OBJECTIVES
@@ -72,7 +72,9 @@ def test_a_finished_run_leaves_result_report_and_students(finished):
     assert [(run.objective, run.seed) for run in result.runs] == [("hard", 0), ("entropy", 0)]
     assert result.runs[0].tokens > TINY.steps * TINY.batch * 30
     for run_ in result.runs:
-        assert AutoModelForCausalLM.from_pretrained(folder.student(run_.objective, run_.seed)).config.use_cache
+        kept = folder.student(run_.objective, run_.seed)
+        assert AutoModelForCausalLM.from_pretrained(kept).config.use_cache
+        assert len(AutoTokenizer.from_pretrained(kept)) == AutoModelForCausalLM.from_pretrained(kept).config.vocab_size
 
 
 def test_nothing_else_is_left(finished):

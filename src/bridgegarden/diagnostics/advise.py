@@ -13,7 +13,7 @@ This says how well a rule *aims*, not how a student trained with it will turn ou
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -169,13 +169,7 @@ def _decide(
             reason += " The other adaptive rule is as good, as far as this evidence goes."
         return best.rule, either, reason, None
     if all(-_interval(score.spearman).low < NOTICEABLE for score in usable):
-        return (
-            "static",
-            False,
-            f"Neither confidence nor entropy predicts kappa here: -{NOTICEABLE} or below is ruled out for "
-            "both rank correlations. An adaptive rule has nothing to aim with.",
-            None,
-        )
+        return "static", False, _nothing_to_aim_with(usable), None
     nearest = min(usable, key=lambda score: _value(score.spearman))
     more = more_tokens(_value(nearest.spearman), _interval(nearest.spearman), tokens)
     reason = (
@@ -184,6 +178,22 @@ def _decide(
         "generated tokens, on more prompts, would do."
     )
     return None, False, reason, more
+
+
+def _nothing_to_aim_with(scores: Sequence[RuleScore]) -> str:
+    """Why no adaptive rule suits, given that no useful correlation is possible."""
+    wrong = [score for score in scores if _interval(score.spearman).low > 0]
+    if wrong:
+        worst = max(wrong, key=lambda score: _value(score.spearman))
+        return (
+            f"The {worst.rule} rule is softer where kappa is higher, the wrong way round: rank correlation "
+            f"{_value(worst.spearman):+.2f} ({_range(worst.spearman)}). An adaptive rule would go soft on what must be "
+            "exact here."
+        )
+    return (
+        f"Neither confidence nor entropy predicts kappa here: -{NOTICEABLE} or below is ruled out for both rank "
+        "correlations. An adaptive rule has nothing to aim with."
+    )
 
 
 def more_tokens(value: float, interval: Interval, tokens: int) -> int:

@@ -75,10 +75,14 @@ class QuickstartFolder:
 
     def save_run(self, run: ObjectiveRun, student: "PreTrainedModel", key: str) -> None:
         """Keep a finished training: the student first, so that where there are numbers there is a model."""
+        from bridgegarden.quickstart.student import load_tokenizer
+
         folder = self.student(run.objective, run.seed)
         for stale in (partial(folder), folder):
             shutil.rmtree(stale, ignore_errors=True)
         student.save_pretrained(partial(folder))
+        # So that `diagnose`, `evaluate` and whoever else takes a model's folder can take this one.
+        load_tokenizer().save_pretrained(partial(folder))
         partial(folder).rename(folder)
         keep(self.run(run.objective, run.seed), key, to_tree(run))
 

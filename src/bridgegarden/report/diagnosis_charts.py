@@ -76,7 +76,7 @@ def position_chart(student: StudentDiagnosis, size: int = WIDE) -> Markup:
     shares = student.attribution.by_position
     return _shares(
         shares,
-        [f"tokens {share.low:.0f}–{min(share.high - 1, last):.0f}" for share in shares],
+        [_range(int(share.low), min(int(share.high) - 1, last)) for share in shares],
         f"What the positions of {student.name}'s texts add to its exposure bias, by position.",
         size,
     )
@@ -92,6 +92,10 @@ def confidence_chart(student: StudentDiagnosis, size: int = WIDE) -> Markup:
         f"What the positions of {student.name}'s texts add to its exposure bias, by the teacher's largest probability.",
         size,
     )
+
+
+def _range(first: int, last: int) -> str:
+    return f"token {first}" if first == last else f"tokens {first}–{last}"
 
 
 def _shares(shares: Sequence[Share], names: Sequence[str], about: str, size: int) -> Markup:
