@@ -24,6 +24,8 @@ from bridgegarden.exact.process import sample
 from bridgegarden.exact.world import WORLDS
 
 RUNS, PROMPTS = 100, 40
+ROUNDING = 1e-9
+"""Nats: without Bridges all texts of the teacher lose the same, and errors are zero."""
 
 
 class Case(NamedTuple):
@@ -100,10 +102,11 @@ def kappas(case: Case) -> tuple[list[Estimate], float, list[Estimate], float]:
 def agrees(estimates: list[Estimate], truth: float) -> int:
     """How many of the 95% intervals hold the truth; the mean of the runs must be within 4 standard errors of it."""
     means = [one.mean for one in estimates]
-    assert abs(statistics.fmean(means) - truth) < 4 * statistics.stdev(means) / len(means) ** 0.5
-    # Losses are skewed: of 40 prompts without a single costly text both mean and error are too small, now and then.
-    assert sum(abs(one.mean - truth) < 4 * one.stderr for one in estimates) >= 0.97 * len(estimates)
-    return sum(low <= truth <= high for low, high in (one.interval() for one in estimates))
+    assert abs(statistics.fmean(means) - truth) < 4 * statistics.stdev(means) / len(means) ** 0.5 + ROUNDING
+    # Losses are skewed. Where one text in fifteen leaves the script (the control world), a run of 40 prompts sees none or
+    # one of them now and then, and takes both the effect and its error to be too small.
+    assert sum(abs(one.mean - truth) < 4 * one.stderr + ROUNDING for one in estimates) >= 0.9 * len(estimates)
+    return sum(low - ROUNDING <= truth <= high + ROUNDING for low, high in (one.interval() for one in estimates))
 
 
 @pytest.mark.slow

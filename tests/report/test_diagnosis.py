@@ -163,6 +163,7 @@ def test_a_token_shows_what_both_models_expected_and_kappa_of_each_choice(browse
     assert "teacher" in card
     assert "near" in card
     assert "κ, later cost" in card
+    assert "xa0" not in card
     rows = browser.run(f"{CARD}.querySelectorAll('table.actions tr').length")
     assert rows == 1 + len(student.texts[0].tokens[at].kappa.actions)
     browser.press("Escape")

@@ -308,5 +308,6 @@ def _interval(statistic: Bootstrapped) -> Interval:
 
 
 def _range(statistic: Bootstrapped) -> str:
+    """Of a correlation, cut where none can be."""
     low, high = _interval(statistic)
-    return f"{low:+.2f} to {high:+.2f}"
+    return f"{max(low, -1.0):+.2f} to {min(high, 1.0):+.2f}"

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from bridgegarden.diagnostics.diagnosis import Diagnosis, Findings, StudentDiagnosis
 from bridgegarden.diagnostics.kappa import PositionKappa
 from bridgegarden.diagnostics.shown import Likely, ShownText, ShownToken
-from bridgegarden.report.diagnosis_words import measured
+from bridgegarden.report.diagnosis_words import SPACE, measured
 from bridgegarden.report.heatmap import (
     CardTable,
     Cell,
@@ -204,7 +204,8 @@ def _actions(findings: Findings, place: PositionKappa) -> Iterator[tuple[bool, t
                 findings.tokens[action.token].replace(" ", "␣"),
                 _percent(action.teacher_prob),
                 _percent(action.student_prob),
-                measured(action.kappa),
+                # A cell shows what hides in a token, such as a space that does not break; this one is ours.
+                measured(action.kappa).replace(SPACE, " "),
             ),
         )
 
