@@ -103,8 +103,8 @@ def agrees(estimates: list[Estimate], truth: float) -> int:
     """How many of the 95% intervals hold the truth; the mean of the runs must be within 4 standard errors of it."""
     means = [one.mean for one in estimates]
     assert abs(statistics.fmean(means) - truth) < 4 * statistics.stdev(means) / len(means) ** 0.5 + ROUNDING
-    # Losses are skewed. Where one text in fifteen leaves the script (the control world), a run of 40 prompts sees none or
-    # one of them now and then, and takes both the effect and its error to be too small.
+    # Losses are skewed. Where one text in fifteen leaves the script (the control world), a run of 40 prompts sees none
+    # or one of them now and then, and takes both the effect and its error to be too small.
     assert sum(abs(one.mean - truth) < 4 * one.stderr + ROUNDING for one in estimates) >= 0.9 * len(estimates)
     return sum(low - ROUNDING <= truth <= high + ROUNDING for low, high in (one.interval() for one in estimates))
 
