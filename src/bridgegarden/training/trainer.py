@@ -202,8 +202,8 @@ class HybridDistillationTrainer(SFTTrainer):
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         processes = self.accelerator.num_processes
         if processes > 1 and isinstance(dataset, Dataset) and not kwargs.get("is_training"):
-            dataset = cast(Any, evened(dataset, processes * self.args.per_device_eval_batch_size))
-        return super()._get_dataloader(dataset, *args, **kwargs)
+            dataset = evened(dataset, processes * self.args.per_device_eval_batch_size)
+        return super()._get_dataloader(cast(Any, dataset), *args, **kwargs)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Evaluate; every metric, the loss included, is a mean over positions and not over batches."""
