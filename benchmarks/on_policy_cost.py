@@ -25,11 +25,11 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -63,7 +63,7 @@ class Watch:
 
     def __init__(self, device: str) -> None:
         self._on_gpu = device != "cpu"
-        self.spent = dict.fromkeys(PHASES, 0.0)
+        self.spent: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self._open: list[str] = []
         self._since = self.now()
 
@@ -152,7 +152,7 @@ def peer(task: Task, answer: int, watch: Watch, output: str) -> Trainer:
             "completion_mask": [int(label != -100) for label in row["labels"]],
             "prompt": "",
         }
-        for row in task.data()
+        for row in cast(Iterable[dict[str, Any]], task.data())
     ]
     settings = GKDConfig(lmbda=1.0, beta=0.5, temperature=1.0, max_new_tokens=answer, **arguments_of(task, output))
     size = task.size

@@ -43,7 +43,7 @@ class Interrupted(UserError):
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
-        self.exit_code = status
+        self.exit_code = status  # pyright: ignore[reportAttributeAccessIssue]  click reads it off the exception
 
 
 class LazyGroup(click.Group):

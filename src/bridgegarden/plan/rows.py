@@ -76,7 +76,7 @@ class Rows:
         """
         size = min(batch, self.count)
         ranks = np.arange(size, self.count + 1)
-        log_choose = np.array([_log_choose(rank - 1, size - 1) for rank in ranks])
+        log_choose = np.array([_log_choose(int(rank) - 1, size - 1) for rank in ranks])
         chance = np.exp(log_choose - _log_choose(self.count, size))
         values, groups = np.unique(self.lengths[size - 1 :], return_inverse=True)
         weights = np.bincount(groups, weights=chance)

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from bridgegarden.errors import ModelError
 from bridgegarden.preflight.meta import meta_model
@@ -75,7 +75,7 @@ def student_memory(
     """
 
     def walk(layers: int) -> StepMemory:
-        model: Any = meta_model(_shortened(config, layers)).to(dtype).train()
+        model: Any = cast(Any, meta_model(_shortened(config, layers))).to(dtype).train()
         if gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         if lora is not None:
@@ -99,7 +99,7 @@ def teacher_memory(config: "PretrainedConfig", dtype: "torch.dtype", batch: Batc
     from bridgegarden.preflight.tracker import MemoryTracker
 
     def walk(layers: int) -> tuple[int, int]:
-        model = meta_model(_shortened(config, layers)).to(dtype).eval()
+        model = cast(Any, meta_model(_shortened(config, layers))).to(dtype).eval()
         with _fake(model), torch.no_grad():
             inputs = _inputs(batch)
             with MemoryTracker() as tracker:

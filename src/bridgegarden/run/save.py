@@ -30,9 +30,9 @@ def save_trained(trainer: "HybridDistillationTrainer", folder: OutputFolder, che
     set_generation_stops(model, checked.endings.stops)
     # The trainer turns the cache off, for good; a saved model without it generates slowly.
     model.config.use_cache = getattr(checked.student.config, "use_cache", True)
-    if getattr(trainer.accelerator.state, "fsdp_plugin", None) is not None:
+    if (sharding := getattr(trainer.accelerator.state, "fsdp_plugin", None)) is not None:
         # Checkpoints may be kept in pieces; what is published is whole.
-        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+        sharding.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(str(partial(first)))
     trainer.accelerator.wait_for_everyone()
     if not trainer.accelerator.is_main_process:
