@@ -6,11 +6,12 @@ check:
 	pyright
 	lint-imports
 
+# Files are spread over the processors; tests of one file stay together, for some share what takes long to make.
 test:
-	pytest
+	pytest -n auto --dist loadfile
 
 slow:
-	pytest -m slow
+	pytest -n auto -m slow
 
 docs:
 	python docs/write_cli_reference.py

@@ -40,8 +40,10 @@ def test_a_worker_that_was_killed_is_said_to_be():
         list(work(killed, [0, 1], workers=2, tell=lambda name, step: None))
 
 
-def test_an_interrupt_waits_until_every_process_has_been_started():
+def test_an_interrupt_waits_until_every_process_has_been_started(request):
     """In the middle of a start it would leave a child without what it is to run."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that are spread over processes ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     began, ended = [], []
     start = multiprocessing.context.SpawnProcess.start
 

@@ -1,6 +1,6 @@
 import pytest
 
-from bridgegarden.report.shades import ENDS, LEVELS, contrast, level, shades, stylesheet
+from bridgegarden.report.shades import DIVERGING, ENDS, LEVELS, contrast, level, shades, stylesheet
 
 
 def rgb(colour: str) -> tuple[int, int, int]:
@@ -32,4 +32,4 @@ def test_levels_span_the_scale_and_stay_on_it():
 
 def test_every_level_has_a_rule():
     rules = stylesheet()
-    assert rules.count("data-level") == 2 * LEVELS * len(ENDS)
+    assert rules.count("data-level") == 2 * LEVELS * (len(ENDS) + len(DIVERGING))

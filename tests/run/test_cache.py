@@ -42,7 +42,7 @@ def test_train_from_a_cache_gives_the_student_that_the_live_teacher_gives(built,
     monkeypatch.setattr(
         sys.modules["bridgegarden.run.train"],
         "load_model",
-        lambda facts: loaded.append(facts.reference.role) or load_model(facts),
+        lambda facts, **how: loaded.append(facts.reference.role) or load_model(facts, **how),
     )
     result = run("train", built)
     assert result.exit_code == 0, result.output
