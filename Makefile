@@ -8,10 +8,10 @@ check:
 
 # Files are spread over the processors; tests of one file stay together, for some share what takes long to make.
 test:
-	pytest -n auto --dist loadfile
+	pytest -n logical --dist loadfile
 
 slow:
-	pytest -n auto -m slow
+	pytest -n logical -m slow
 
 docs:
 	python docs/write_cli_reference.py
