@@ -20,8 +20,7 @@ CHUNK_BYTES, CHUNK_BYTES_GPU = 128 * 2**20, 512 * 2**20
 """Size of one chunk of float32 logits by default, on a CPU and elsewhere; a handful of such buffers is alive at a time.
 
 A GPU needs more: below some hundred positions it waits for the CPU to launch kernels, and reads and writes the weight's
-gradient too often. On an H200 (V = 151,936) 8,192 positions took 156 ms at 128 positions a chunk, 65 ms at 512 and
-46 ms at 2,048, for 2.0, 2.5 and 4.7 GiB.
+gradient too often: docs/benchmarks.md has time and memory of several sizes on an H200.
 """
 
 
