@@ -86,30 +86,13 @@ def _layers(result: LabResult) -> list[HeatLayer]:
 
 
 def _signed(name: str, values: list[float], about: str) -> NumberLayer:
-    most = max((abs(value) for value in values), default=0.0) or 1.0
-    return NumberLayer(
-        values=tuple(values),
-        name=name,
-        group="Later cost κ",
-        scale="signed",
-        most=most,
-        ends=(f"\N{MINUS SIGN}{number(most, 2)}", f"+{number(most, 2)} nats"),
-        about=f"{about} Above 0: choosing here makes later positions harder. Colours grow with the square root, one "
-        "scale for all answers.",
-    )
+    sign = "Above 0: choosing here makes later positions harder."
+    colours = "Colours grow with the square root, one scale for all answers."
+    return NumberLayer.signed(values, name=name, group="Later cost κ", about=f"{about} {sign} {colours}")
 
 
 def _growing(name: str, values: list[float], about: str) -> NumberLayer:
-    most = max([1.0, *values])
-    return NumberLayer(
-        values=tuple(values),
-        name=name,
-        group="Models",
-        scale="surprise",
-        most=most,
-        ends=("0", f"{number(most, 2)} nats"),
-        about=about,
-    )
+    return NumberLayer.growing(values, name=name, group="Models", about=about)
 
 
 def _cell(view: TokenView, *, first: bool) -> Cell:

@@ -133,30 +133,12 @@ def _layers(findings: Findings) -> list[HeatLayer]:
 def _signed(
     name: str, places: Sequence[PositionKappa | None], value: Callable[[PositionKappa], float], about: str
 ) -> NumberLayer:
-    values = tuple(None if place is None else value(place) for place in places)
-    most = max((abs(one) for one in values if one is not None), default=0.0) or 1.0
-    return NumberLayer(
-        values=values,
-        name=name,
-        group="Measured",
-        scale="signed",
-        most=most,
-        ends=(f"\N{MINUS SIGN}{number(most, 2)}", f"+{number(most, 2)} nats"),
-        about=about,
-    )
+    values = [None if place is None else value(place) for place in places]
+    return NumberLayer.signed(values, name=name, group="Measured", about=about)
 
 
 def _growing(name: str, values: Sequence[float], about: str) -> NumberLayer:
-    most = max([1.0, *values])
-    return NumberLayer(
-        values=tuple(values),
-        name=name,
-        group="Models",
-        scale="surprise",
-        most=most,
-        ends=("0", f"{number(most, 2)} nats"),
-        about=about,
-    )
+    return NumberLayer.growing(values, name=name, group="Models", about=about)
 
 
 def _cell(findings: Findings, student: StudentDiagnosis, shown: ShownToken, *, first: bool) -> Cell:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from markupsafe import Markup
 
+from bridgegarden.report.scale import number
 from bridgegarden.report.shades import level
 from bridgegarden.report.tokens import Token, named, ramp, switch, thoughts, visible
 
@@ -124,6 +125,20 @@ class NumberLayer:
 
     about: str
     """What the colours say."""
+
+    @classmethod
+    def signed(cls, values: Sequence[float | None], *, name: str, group: str, about: str) -> "NumberLayer":
+        """Nats on both sides of zero; the largest magnitude ends the scale."""
+        most = max((abs(value) for value in values if value is not None), default=0.0) or 1.0
+        ends = (f"\N{MINUS SIGN}{number(most, 2)}", f"+{number(most, 2)} nats")
+        return cls(values=tuple(values), name=name, group=group, scale="signed", most=most, ends=ends, about=about)
+
+    @classmethod
+    def growing(cls, values: Sequence[float], *, name: str, group: str, about: str) -> "NumberLayer":
+        """Nats from zero up; the largest of them ends the scale, and one nat does where all are smaller."""
+        most = max([1.0, *values])
+        ends = ("0", f"{number(most, 2)} nats")
+        return cls(values=tuple(values), name=name, group=group, scale="surprise", most=most, ends=ends, about=about)
 
     @property
     def levels(self) -> list[str | int]:
