@@ -5,6 +5,7 @@ read off; :func:`check_head` proves on a few tokens that reading was right for t
 """
 
 import functools
+import inspect
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -70,6 +71,14 @@ def hidden_states(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor:
             f"{tuple(inputs['input_ids'].shape)}. Methods that add virtual tokens (prompt tuning) are not supported."
         )
     return output
+
+
+def cache_argument(module: nn.Module) -> str:
+    """By what name the forward of `module` takes keys and values: ``cache``, or ``past_key_values`` as before.
+
+    transformers 5.24 renamed it, architecture by architecture; a model's own forward says which it is.
+    """
+    return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
 
 
 def add_hidden_loss(model: PreTrainedModel) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from bridgegarden.causal_lm import check_head, head_of, head_size
+from bridgegarden.causal_lm import cache_argument, check_head, head_of, head_size
 from bridgegarden.errors import ConfigError, DataError, ModelError
 from bridgegarden.objective.support import ABSENT_LOG_MASS
 
@@ -60,6 +60,7 @@ class CausalLMPolicy:
         """Cells, the one for everything outside the shared vocabulary included."""
         self.window: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         """Most tokens the model can read."""
+        self._cache_argument = cache_argument(model.base_model)
         self._end_ids = torch.tensor(self.end_ids, device=model.device)
 
     def start(self, prefixes: Sequence[Sequence[int]]) -> "CausalLMDecoding":
@@ -112,7 +113,11 @@ class CausalLMPolicy:
         try:
             with torch.no_grad():
                 output = self.model.base_model(
-                    input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    use_cache=True,
+                    **{self._cache_argument: cache},
                 )
         finally:
             if was_training:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
+from bridgegarden.causal_lm import cache_argument
 from bridgegarden.exact.process import Role
 from bridgegarden.exact.tasks.arithmetic import END, PAD, ArithmeticWorld, check_answer, make_problems
 from bridgegarden.quickstart.examples import Example, collate, draw_example
@@ -52,12 +53,11 @@ def write_answers(
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     written = torch.empty(len(prompts), 0, dtype=torch.long)
     ended = torch.zeros(len(prompts), dtype=torch.bool)
-    cache = None
+    # One that the model makes would have to be read off its output, where it goes by two names.
+    named = {cache_argument(model): DynamicCache(config=model.config)}
     while written.shape[1] < tokens and not ended.all():
-        output = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        )
-        cache, logits = output.past_key_values, output.logits[:, -1].float()
+        output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **named)
+        logits = output.logits[:, -1].float()
         chosen = logits.argmax(-1, keepdim=True)
         if generator is not None:
             chosen = torch.multinomial(logits.softmax(-1), 1, generator=generator)
