@@ -136,7 +136,7 @@ class CompareResult:
     """None if no row reads one."""
     versions: Mapping[str, str]
     commit: str | None
-    """Git commit of the working directory, with ``-dirty`` if files differ; None outside a repository."""
+    """Git commit that the working directory was at; None outside a repository."""
     command: str
     """What gives the same numbers on the same machine."""
     started: str

@@ -23,8 +23,9 @@ from bridgegarden.jobs.kept import deciding_versions
 from bridgegarden.jobs.workers import Tell, one_thread, work
 from bridgegarden.preflight.meta import meta_model, parameter_count
 from bridgegarden.recipe import Recipe, build_objective, describe_objective, load_recipe
+from bridgegarden.run.commit import git_commit
 from bridgegarden.run.quiet import quiet_libraries
-from bridgegarden.run.record import git_commit, now
+from bridgegarden.run.record import now
 from bridgegarden.terminal import plain_console
 
 if TYPE_CHECKING:

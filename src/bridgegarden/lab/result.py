@@ -173,7 +173,7 @@ class LabResult:
     """Of Python, the platform and the packages that decide the numbers."""
 
     commit: str | None
-    """Git commit of the working directory, with ``-dirty`` if files differ; None outside a repository."""
+    """Git commit that the working directory was at; None outside a repository."""
 
     command: str
     """What gives the same numbers on the same machine."""

@@ -12,10 +12,11 @@ from bridgegarden.evaluation.lm_eval import EvaluationOptions, evaluate_model, p
 from bridgegarden.evaluation.results import Evaluation
 from bridgegarden.preflight import ModelReference, load_facts
 from bridgegarden.recipe import list_recipes, load_recipe
+from bridgegarden.run.commit import git_commit
 from bridgegarden.run.models import load_model
 from bridgegarden.run.output import OutputFolder, write_json, write_text
 from bridgegarden.run.quiet import quiet_libraries
-from bridgegarden.run.record import git_commit, now, package_versions
+from bridgegarden.run.record import now, package_versions
 
 
 @dataclass(frozen=True, kw_only=True)

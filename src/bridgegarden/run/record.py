@@ -2,7 +2,6 @@
 
 import json
 import platform
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from typing import Any
 from bridgegarden.errors import ConfigError
 from bridgegarden.run.checked import CheckedRun
 from bridgegarden.run.checkpoints import step_of
+from bridgegarden.run.commit import git_commit
 from bridgegarden.run.output import OutputFolder
 from bridgegarden.run.summary import TrainSummary
 
@@ -131,20 +131,6 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def git_commit() -> str | None:
-    """The commit of the working directory, with ``-dirty`` if files differ from it; None outside a repository."""
-    try:
-        commit = _git("rev-parse", "HEAD")
-        return f"{commit}-dirty" if _git("status", "--porcelain") else commit
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
 def now() -> str:
     """The time, for a file."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
-    return done.stdout.strip()
