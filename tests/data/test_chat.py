@@ -41,7 +41,7 @@ def test_named_columns_are_read_although_others_have_the_usual_names():
     assert read(row).messages[1]["content"] == "answer"
 
 
-def test_nulls_that_columnar_storage_adds_are_removed():
+def test_a_null_in_a_message_is_an_absent_key_but_one_in_a_call_is_an_argument():
     call = {"function": {"name": "add", "arguments": {"x": 1, "y": None}}}
     messages = [{**USER, "tool_calls": None}, {"role": "assistant", "content": None, "tool_calls": [call]}]
     chat = read({"messages": messages})
@@ -49,7 +49,7 @@ def test_nulls_that_columnar_storage_adds_are_removed():
     assert chat.messages[1] == {
         "role": "assistant",
         "content": "",
-        "tool_calls": [{"function": {"name": "add", "arguments": {"x": 1}}}],
+        "tool_calls": [{"function": {"name": "add", "arguments": {"x": 1, "y": None}}}],
     }
 
 

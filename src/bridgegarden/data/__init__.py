@@ -3,6 +3,7 @@
 from bridgegarden.data.audit import MaskAudit, Span, audit_spans, audit_text
 from bridgegarden.data.chat import Columns, Conversation, conversation, prompt, with_answer
 from bridgegarden.data.fingerprint import chat_template_fingerprint, dataset_fingerprint, tokenizer_fingerprint
+from bridgegarden.data.nested import RowsAsWritten
 from bridgegarden.data.rows import load_rows
 from bridgegarden.data.tokenise import TokenisedRow, end_of_turn_ids, tokenise, tokenise_row
 
@@ -10,6 +11,7 @@ __all__ = [
     "Columns",
     "Conversation",
     "MaskAudit",
+    "RowsAsWritten",
     "Span",
     "TokenisedRow",
     "audit_spans",

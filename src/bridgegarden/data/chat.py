@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.registry import unknown_name
@@ -12,6 +12,8 @@ Message = dict[str, Any]
 """At least ``role`` and ``content``; further keys (``tool_calls``, ``name``) are the chat template's business."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+LONGEST_ROLE = 60
+"""Characters that a message about a role quotes."""
 FOREIGN_ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant", "function": "tool"}
 EXPECTED = "'messages', or 'prompt' and 'completion', or columns named by data.prompt and data.completion"
 EXPECTED_PROMPT = "'messages', 'prompt', or a column named by data.prompt"
@@ -181,12 +183,14 @@ def _messages(value: Any, key: str, place: str) -> tuple[Message, ...]:
 def _message(item: Any, place: str) -> Message:
     if not isinstance(item, Mapping):
         raise DataError(f"{place} is {_kind(item)}; expected an object with 'role' and 'content'.")
-    # Columns of objects are stored with every key of every row, absent ones as null.
-    message: Message = cast(Message, _without_nulls(item))
+    # OpenAI's form writes an absent key as null; templates only ask whether it is there.
+    message: Message = {key: value for key, value in item.items() if value is not None}
     role = message.get("role")
     if role is None:
         hint = " ('from' and 'value' must be renamed to 'role' and 'content')" if "from" in message else ""
         raise DataError(f"{place} has keys {_listing(message)}; expected 'role' and 'content'{hint}.")
+    if not isinstance(role, str) or len(role) > LONGEST_ROLE:
+        raise DataError(f"{place}.role is {_kind(role)}; expected one of {', '.join(ROLES)}.")
     if role not in ROLES:
         raise _unknown_role(role, f"{place}.role")
     content = message.setdefault("content", "" if message.get("tool_calls") else None)
@@ -197,8 +201,8 @@ def _message(item: Any, place: str) -> Message:
     return message
 
 
-def _unknown_role(role: object, place: str) -> DataError:
-    ours = FOREIGN_ROLES.get(str(role).lower())
+def _unknown_role(role: str, place: str) -> DataError:
+    ours = FOREIGN_ROLES.get(role.lower())
     if ours is None:
         return DataError(str(unknown_name(role, ROLES, field=place, kind="role")))
     return DataError(f"{place}: unknown role {role!r}. Did you mean {ours!r}? Known: {', '.join(ROLES)}.")
@@ -216,7 +220,7 @@ def _tools(row: Mapping[str, Any], place: str) -> tuple[dict[str, Any], ...] | N
         return None
     if not _is_list(tools) or not all(isinstance(tool, Mapping) for tool in tools):
         raise DataError(f"{place}: 'tools' is {_kind(tools)}; expected a list of JSON schemas.")
-    return tuple(cast(dict[str, Any], _without_nulls(tool)) for tool in tools) or None
+    return tuple(dict(tool) for tool in tools) or None
 
 
 def _field(row: Mapping[str, Any], key: str, place: str) -> Any:
@@ -225,14 +229,6 @@ def _field(row: Mapping[str, Any], key: str, place: str) -> Any:
     if row[key] is None:
         raise DataError(f"{place}: {key!r} is null; expected text or messages.")
     return row[key]
-
-
-def _without_nulls(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list | tuple):
-        return [_without_nulls(item) for item in value]
-    return value
 
 
 def _is_list(value: object) -> bool:

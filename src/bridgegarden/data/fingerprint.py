@@ -7,6 +7,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any, cast
 
+from bridgegarden.data.nested import RowsAsWritten
 from bridgegarden.data.template import name_of
 from bridgegarden.errors import ModelError
 
@@ -69,7 +70,7 @@ def _of_ids(dataset: "Dataset") -> str:
 
 def _of_rows(dataset: "Dataset") -> str:
     digest = hashlib.sha256(b"rows")
-    for row in dataset.with_format(None):
+    for row in RowsAsWritten(dataset):
         digest.update(_canonical(_without_nulls(row)))
         digest.update(b"\n")
     return digest.hexdigest()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bridgegarden.data.nested import holds_objects, json_column
 from bridgegarden.errors import DataError
 
 if TYPE_CHECKING:
@@ -137,11 +138,12 @@ def _to_dataset(path: Path, rows: list[_Row]) -> "Dataset":
     from datasets import Dataset
 
     names = dict.fromkeys(name for row in rows for name in row.fields)
-    columns: dict[str, pa.Array] = {}
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {}
     for name in names:
         values = [row.fields.get(name) for row in rows]
         try:
-            columns[name] = pa.array(values)
+            objects = any(map(holds_objects, values)) and len({type(value) for value in values} - {type(None)}) == 1
+            columns[name] = json_column(values) if objects else pa.array(values)
         except (pa.ArrowException, OverflowError) as error:
             raise _mixed_types(name, values, rows) from error
     return Dataset(pa.table(dict(columns)))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bridgegarden.data.chat import Columns, conversation
 from bridgegarden.data.encode import IGNORED, RowTokeniser, TokenisedRow, end_of_turn_ids, tokenise_row
+from bridgegarden.data.nested import RowsAsWritten
 from bridgegarden.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -118,8 +119,7 @@ def _new_rows(
 
 def _places(dataset: "Dataset", name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every row with what to call it in messages."""
-    for number, row in enumerate(dataset.with_format(None)):
-        assert isinstance(row, dict)
+    for number, row in enumerate(RowsAsWritten(dataset)):
         yield f"{name}, row {number}", row
 
 

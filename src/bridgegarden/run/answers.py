@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bridgegarden.data import TokenisedRow, load_rows
+from bridgegarden.data import RowsAsWritten, TokenisedRow, load_rows
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.preflight import Endings, ModelFacts
 from bridgegarden.recipe import Recipe
@@ -159,8 +159,7 @@ def read_answers(
     found = []
     for kind, source, split, limit in sources:
         answers = Answers(name=place(kind, source))
-        for number, row in enumerate(load_rows(source, split=split, limit=limit).with_format(None)):
-            assert isinstance(row, dict)
+        for number, row in enumerate(RowsAsWritten(load_rows(source, split=split, limit=limit))):
             _read(number, row, reader, max_length, answers, on_row)
         found.append(answers)
     return found

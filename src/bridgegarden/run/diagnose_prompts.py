@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridgegarden.data import Columns, load_rows, prompt
+from bridgegarden.data import Columns, RowsAsWritten, load_rows, prompt
 from bridgegarden.data.encode import IGNORED, RowTokeniser
 from bridgegarden.diagnostics.diagnosis import PromptsUsed
 from bridgegarden.errors import DataError
@@ -97,8 +97,7 @@ def _rows(source: PromptSource) -> tuple[Iterator[Mapping[str, Any]], Columns]:
             raise DataError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}).") from error
         # A line is what a user says: it gets the chat template's turn, where there is one.
         return ({"prompt": line} for line in lines if line.strip()), Columns(prompt="prompt")
-    rows = load_rows(source.source, split=source.split).with_format(None)
-    return (row for row in rows if isinstance(row, dict)), source.columns
+    return iter(RowsAsWritten(load_rows(source.source, split=source.split))), source.columns
 
 
 def _ids(row: Mapping[str, Any], columns: Columns, tokeniser: RowTokeniser, where: str) -> tuple[int, ...]:

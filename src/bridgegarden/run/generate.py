@@ -2,13 +2,13 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
-from bridgegarden.data import load_rows
+from bridgegarden.data import RowsAsWritten, load_rows
 from bridgegarden.errors import ConfigError
 from bridgegarden.recipe import Recipe
 from bridgegarden.run.data import columns_of, place
@@ -67,7 +67,7 @@ def generate_answers(recipe: Recipe, decoding: Decoding, options: GenerateOption
     with quiet_libraries(interactive=sys.stderr.isatty()):
         rows = load_rows(section.train, split=section.split, limit=options.limit or section.limit)
         questions = Questions(
-            rows=cast(Sequence[Mapping[str, Any]], rows.with_format(None)),
+            rows=RowsAsWritten(rows),
             columns=columns_of(section),
             samples=options.samples,
             name=place("train", section.train),

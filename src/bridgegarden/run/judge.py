@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bridgegarden.data import Columns, Conversation, conversation, load_rows
+from bridgegarden.data import Columns, Conversation, RowsAsWritten, conversation, load_rows
 from bridgegarden.errors import DataError
 from bridgegarden.evaluation.judge import judge
 from bridgegarden.evaluation.judge_question import Pair
@@ -83,8 +83,7 @@ def read_pairs(first: str, second: str, columns: Columns) -> tuple[list[Pair], i
 def _answers(source: str, columns: Columns) -> Mapping[str, list[str]]:
     """Answers by prompt, in order."""
     found: dict[str, list[str]] = defaultdict(list)
-    for number, row in enumerate(load_rows(source).with_format(None)):
-        assert isinstance(row, dict)
+    for number, row in enumerate(RowsAsWritten(load_rows(source))):
         asked, answer = _split(conversation(row, columns, place=f"{place('answers', source)}, row {number}"))
         found[asked].append(answer)
     return found
