@@ -11,7 +11,7 @@ def test_a_cache_as_it_was_written_passes_with_its_counts(cache):
     result = check_cache(cache)
     assert result.documents == 24
     assert result.positions == sum(record.positions for record in finished_shards(cache).values())
-    assert "every byte is as it was written" in str(result)
+    assert "every byte of the shards is as it was written" in str(result)
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -168,7 +168,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_finished_shards_usable(tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
         with pytest.raises(
-            ConfigError, match=r"no space left on the disk for 0000\d.arrow .* run the same command again"
+            ConfigError, match=r"0000\d.arrow cannot be written: no space left on the disk.* run the same command again"
         ):
             build(tmp_path / "cache")
     assert not [path for path in (tmp_path / "cache" / "shards").iterdir() if path.name.startswith(".")]

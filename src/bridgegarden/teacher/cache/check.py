@@ -5,16 +5,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bridgegarden.errors import DataError
-from bridgegarden.teacher.cache.manifest import ShardRecord, finished_shards, read_spec, remove_command
+from bridgegarden.teacher.cache.manifest import (
+    ShardRecord,
+    build_command,
+    finished_shards,
+    read_spec,
+    remove_command,
+    shards_without_record,
+)
 from bridgegarden.teacher.cache.record import RecordFormat
-from bridgegarden.teacher.cache.shard import shard_problem
+from bridgegarden.teacher.cache.shard import file_problem, framing_problem
 
 CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """A cache that is as it was written."""
+    """A cache of which every shard is as it was written."""
 
     folder: Path
     shards: int
@@ -24,11 +31,11 @@ class CheckResult:
 
     def __str__(self) -> str:
         counts = f"{self.shards} shards, {self.documents:,} rows, {self.positions:,} positions, {self.bytes:,} bytes"
-        return f"{self.folder}: every byte is as it was written ({counts})"
+        return f"{self.folder}: every byte of the shards is as it was written ({counts})"
 
 
 def check_cache(folder: Path) -> CheckResult:
-    """Read every byte of the cache in `folder` and compare with what was written.
+    """Read every byte of the shards in `folder` and compare with what was written, and with the counts beside them.
 
     Raises:
         ConfigError: there is no cache, or one of another version.
@@ -36,12 +43,16 @@ def check_cache(folder: Path) -> CheckResult:
     """
     layout = RecordFormat(read_spec(folder))
     shards = finished_shards(folder)
+    alone = shards_without_record(folder)
     problems = {path: problem for path, record in shards.items() if (problem := _problem(path, record, layout))}
+    problems |= {path: f"{path.stem}.json is gone, so that nothing of it is read" for path in alone}
     if problems:
-        listed = "; ".join(f"{path.name}: {problem}" for path, problem in problems.items())
+        listed = "; ".join(f"{path.name}: {problem}" for path, problem in sorted(problems.items()))
+        damaged = next((path for path in problems if path not in alone), None)
+        advice = build_command(folder) if damaged is None else remove_command(damaged)
         raise DataError(
-            f"teacher cache {folder}: {len(problems)} of {len(shards)} shards are damaged: {listed}. "
-            f"{remove_command(next(iter(problems)))}"
+            f"teacher cache {folder}: {len(problems)} of {len(shards) + len(alone)} shards are damaged: {listed}. "
+            f"{'Copy the missing files, if they are anywhere. ' if alone else ''}{advice}"
         )
     return CheckResult(
         folder=folder,
@@ -62,8 +73,10 @@ def file_sha256(path: Path) -> str:
 
 
 def _problem(path: Path, record: ShardRecord, layout: RecordFormat) -> str:
-    problem = shard_problem(path, record, layout)
+    problem = file_problem(path, record, layout)
     if problem:
         return problem
     found = file_sha256(path)
-    return "" if found == record.sha256 else f"its SHA-256 is {found[:12]}, and {record.sha256[:12]} was written"
+    if found != record.sha256:
+        return f"its SHA-256 is {found[:12]}, and {record.sha256[:12]} was written"
+    return framing_problem(path, record, layout)

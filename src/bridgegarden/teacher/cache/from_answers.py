@@ -92,7 +92,7 @@ def served_numbers(folder: Path) -> ServedNumbers:
     for path, record in finished_shards(folder).items():
         shard = Shard.open(path, record, layout)
         for index in range(record.documents):
-            signals = layout.decode(shard.records(index))
+            signals = shard.signals(index)
             assert signals.ids is not None
             assert signals.log_tail is not None
             kept, log_tail = (signals.ids >= 0).sum(1), signals.log_tail.astype(np.float64)

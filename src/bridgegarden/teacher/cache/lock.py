@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bridgegarden.errors import ConfigError
+from bridgegarden.teacher.cache.manifest import writing
 
 LOCK = "build.lock"
 
@@ -21,10 +22,11 @@ def build_lock(folder: Path) -> Iterator[None]:
     the folder, nobody here can tell whether it lives: its lock stands until it is removed.
 
     Raises:
-        ConfigError: another builder holds it.
+        ConfigError: another builder holds it, or the folder may not be written to.
     """
     path = folder / LOCK
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    with writing(folder, path):
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -50,7 +52,7 @@ def _held(folder: Path, holder: dict[str, object], advice: str) -> ConfigError:
 def _holder(file: int) -> dict[str, object]:
     try:
         tree = json.loads(os.pread(file, 4096, 0))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return tree if isinstance(tree, dict) and {"pid", "host"} <= tree.keys() else {}
 

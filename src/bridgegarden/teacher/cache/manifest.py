@@ -1,20 +1,27 @@
 """``cache.json``, what a whole cache is, and the files that lie beside every finished shard."""
 
+import errno
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from bridgegarden.errors import ConfigError, DataError
+from bridgegarden.teacher.cache.schema import read_as, read_json
 from bridgegarden.teacher.cache.spec import CacheSpec
 
 FORMAT = 2
 """Version of everything on disk. Another one is refused, never guessed at."""
 
 MANIFEST = "cache.json"
+SHARDS = "shards"
+SHARD_NAME = re.compile(r"[0-9]{5,12}")
 PACKAGES = ("bridgegarden", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
 
 
@@ -33,6 +40,11 @@ class ShardRecord:
     positions: int
     """Supervised positions in it."""
 
+    def __post_init__(self) -> None:
+        for name in ("bytes", "documents", "positions"):
+            if not 0 < getattr(self, name) < 1 << 62:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected more than 0")
+
 
 def read_spec(folder: Path) -> CacheSpec:
     """The spec of the cache in `folder`.
@@ -42,40 +54,77 @@ def read_spec(folder: Path) -> CacheSpec:
         DataError: its ``cache.json`` cannot be read.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    if not path.exists():
         raise ConfigError(f"teacher cache {folder}: no cache there ({MANIFEST} is missing). {build_command(folder)}")
-    tree = _read_json(path)
-    found = tree.get("format") if isinstance(tree, dict) else None
-    if found != FORMAT:
+    try:
+        tree = read_json(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}). {elsewhere(folder)}") from error
+    if not _is_manifest(tree):
+        raise ConfigError(f"{path}: no cache's; a file of this name is there that is not ours. {elsewhere(folder)}")
+    if tree["format"] != FORMAT:
         raise ConfigError(
-            f"teacher cache {folder}: written in format {found!r}, and this version reads format {FORMAT}. "
+            f"teacher cache {folder}: written in format {tree['format']}, and this version reads format {FORMAT}. "
             f"{replace_command(folder)}"
         )
+    if "sha256" in tree and tree["sha256"] != _manifest_sha256(tree):
+        raise DataError(f"{path}: damaged (it does not hold what was written). {replace_command(folder)}")
     try:
         return CacheSpec.from_dict(tree["spec"])
-    except (KeyError, TypeError) as error:
+    except ValueError as error:
         raise DataError(f"{path}: damaged ({error}). {replace_command(folder)}") from error
+
+
+def is_cache(folder: Path) -> bool:
+    """Whether the ``cache.json`` of `folder` is one that this library wrote, of whatever format."""
+    try:
+        return _is_manifest(read_json(folder / MANIFEST))
+    except (OSError, ValueError):
+        return False
 
 
 def write_spec(folder: Path, spec: CacheSpec) -> None:
     """Begin a cache in `folder`: whole or not at all."""
-    versions = {name: version(name) for name in PACKAGES}
-    write_json(folder / MANIFEST, {"format": FORMAT, "spec": spec.to_dict(), "versions": versions})
+    tree: dict[str, Any] = {"format": FORMAT, "spec": spec.to_dict(), "versions": {n: version(n) for n in PACKAGES}}
+    with writing(folder, folder / MANIFEST):
+        write_json(folder / MANIFEST, {**tree, "sha256": _manifest_sha256(tree)})
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """Everything in ``shards/``, in order.
+
+    Raises:
+        DataError: the folder cannot be read.
+    """
+    try:
+        return sorted((folder / SHARDS).iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise DataError(f"{folder / SHARDS}: cannot be read ({error.strerror}).") from error
 
 
 def finished_shards(folder: Path) -> dict[Path, ShardRecord]:
     """The shards of `folder` that were written to their end, by the path of their file, in order.
 
     Raises:
-        DataError: the file beside a shard cannot be read.
+        DataError: the file beside a shard, or the folder, cannot be read.
     """
     records = {}
-    for path in sorted((folder / "shards").glob("*.json")):
-        try:
-            records[path.with_suffix(".arrow")] = ShardRecord(**_read_json(path))
-        except TypeError as error:
-            raise DataError(f"{path}: damaged ({error}). {remove_command(path)}") from error
+    for path in shard_files(folder):
+        if SHARD_NAME.fullmatch(path.stem) and path.suffix == ".json":
+            try:
+                records[path.with_suffix(".arrow")] = read_as(ShardRecord, read_json(path))
+            except (OSError, ValueError) as error:
+                raise DataError(f"{path}: damaged ({error}). {remove_command(path)}") from error
     return records
+
+
+def shards_without_record(folder: Path) -> list[Path]:
+    """Shards whose ``.json`` is not there: never finished, or it was lost since. Nothing in them is read."""
+    files = [path for path in shard_files(folder) if SHARD_NAME.fullmatch(path.stem)]
+    recorded = {path.stem for path in files if path.suffix == ".json"}
+    return [path for path in files if path.suffix == ".arrow" and path.stem not in recorded]
 
 
 def build_command(folder: Path) -> str:
@@ -95,6 +144,33 @@ def remove_command(path: Path) -> str:
         f"Remove it, then build what is missing: rm {path.with_suffix('')}.* && "
         f"bridgegarden cache build RECIPE --set teacher.cache={path.parent.parent}"
     )
+
+
+def elsewhere(folder: Path) -> str:
+    """The advice where nothing that is there may be removed, for messages."""
+    return f"Nothing there is removed: name another folder (--set teacher.cache=FOLDER), or clear {folder} yourself."
+
+
+@contextmanager
+def writing(folder: Path, path: Path) -> Iterator[None]:
+    """Whatever keeps `path` from being written in the cache `folder` becomes one line.
+
+    Raises:
+        ConfigError: the disk is full, or the folder may not be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = f"teacher cache {folder}: {path.relative_to(folder)}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ConfigError(
+                f"{where} cannot be written: no space left on the disk. What was finished is whole and is kept; make "
+                "room, then run the same command again."
+            ) from error
+        raise ConfigError(
+            f"{where} cannot be written ({error.strerror or error}). Make it writable, or name another folder (--set "
+            "teacher.cache=FOLDER)."
+        ) from error
 
 
 def write_json(path: Path, tree: Mapping[str, Any]) -> None:
@@ -130,8 +206,14 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
         os.close(directory)
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}).") from error
+def _is_manifest(tree: Any) -> bool:
+    """By the keys, among them the version of this library, that a cache of every format has had."""
+    if not (isinstance(tree, dict) and isinstance(tree.get("spec"), dict) and isinstance(tree.get("versions"), dict)):
+        return False
+    return type(tree.get("format")) is int and "bridgegarden" in tree["versions"]
+
+
+def _manifest_sha256(tree: Mapping[str, Any]) -> str:
+    """Of everything else in ``cache.json``."""
+    rest = {name: value for name, value in tree.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

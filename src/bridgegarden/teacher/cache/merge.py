@@ -1,6 +1,5 @@
 """Put caches together that were built in parts."""
 
-import errno
 import os
 import shutil
 from collections.abc import Sequence
@@ -8,12 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bridgegarden.errors import ConfigError, DataError
+from bridgegarden.teacher.cache.aside import drop_copies_aside
 from bridgegarden.teacher.cache.check import file_sha256
 from bridgegarden.teacher.cache.lock import build_lock
-from bridgegarden.teacher.cache.manifest import finished_shards, partial, read_spec, remove_command, write_record
+from bridgegarden.teacher.cache.manifest import (
+    ShardRecord,
+    finished_shards,
+    partial,
+    read_spec,
+    remove_command,
+    shards_without_record,
+    write_record,
+    writing,
+)
 from bridgegarden.teacher.cache.record import RecordFormat
 from bridgegarden.teacher.cache.shard import Shard
-from bridgegarden.teacher.cache.writer import begin_cache, shard_path
+from bridgegarden.teacher.cache.writer import begin_cache, clear_shards, shard_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +48,8 @@ def merge_caches(folder: Path, parts: Sequence[Path]) -> MergeResult:
     Interrupted, it can be run again.
 
     Raises:
-        ConfigError: the caches hold different kinds of signals, one is not a cache, or the disk is full.
-        DataError: a shard is damaged.
+        ConfigError: the caches hold different kinds of signals, one is not a cache, or nothing can be written.
+        DataError: a shard is damaged, or the file beside it is gone.
     """
     if not parts:
         raise ConfigError("cache merge: name the folders to merge.")
@@ -49,38 +58,38 @@ def merge_caches(folder: Path, parts: Sequence[Path]) -> MergeResult:
         differences = read_spec(part).differences(spec)
         if differences:
             raise ConfigError(f"cache merge: {part} does not fit {parts[0]}: {differences}.")
+    for part in parts:
+        if unread := shards_without_record(part):
+            raise DataError(
+                f"cache merge: {len(unread)} shards of {part} cannot be copied, since the files beside them are gone "
+                f"({unread[0].name} has no {unread[0].stem}.json). Copy those from where the part was built."
+            )
     begin_cache(folder, spec)
     layout = RecordFormat(read_spec(folder))
     copied = skipped = documents = 0
     with build_lock(folder):
-        mine = finished_shards(folder)
-        held = {key.tobytes() for path, record in mine.items() for key in Shard.open(path, record, layout).keys}
-        number = max((int(path.stem) for path in mine), default=-1) + 1
+        held, number = clear_shards(folder, layout)
         for path, record in (item for part in parts for item in finished_shards(part).items()):
             keys = {key.tobytes() for key in Shard.open(path, record, layout).keys}
             if keys <= held:
                 skipped += 1
                 continue
-            target = shard_path(folder, number)
-            _copy(path, target)
-            if file_sha256(target) != record.sha256:
-                target.unlink()
-                raise DataError(f"{path}: damaged (its SHA-256 is not what was written). {remove_command(path)}")
-            write_record(target, record)
+            _copy(folder, path, record, number)
             held |= keys
             copied, documents, number = copied + 1, documents + record.documents, number + 1
     return MergeResult(folder=folder, shards=copied, skipped=skipped, documents=documents)
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(folder: Path, source: Path, record: ShardRecord, number: int) -> None:
+    """Copy a shard, whole or not at all."""
+    target = shard_path(folder, number)
     try:
-        shutil.copyfile(source, partial(target))
-        os.replace(partial(target), target)
-    except OSError as error:
+        with writing(folder, target):
+            shutil.copyfile(source, partial(target))
+            if file_sha256(partial(target)) != record.sha256:
+                raise DataError(f"{source}: damaged (its SHA-256 is not what was written). {remove_command(source)}")
+            os.replace(partial(target), target)
+            write_record(target, record)
+    finally:
         partial(target).unlink(missing_ok=True)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise ConfigError(
-            f"cache merge: no space left on the disk for {target}. What was copied is whole; make room, then run the "
-            "same command again."
-        ) from error
+    drop_copies_aside(target)

@@ -19,8 +19,15 @@ from bridgegarden.objective.divergences import forward_kl
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.support import TeacherSignal
 from bridgegarden.teacher.cache.documents import documents_in, documents_of
-from bridgegarden.teacher.cache.manifest import ShardRecord, build_command, finished_shards, read_spec, replace_command
-from bridgegarden.teacher.cache.record import RecordFormat, Signals
+from bridgegarden.teacher.cache.manifest import (
+    ShardRecord,
+    build_command,
+    finished_shards,
+    read_spec,
+    replace_command,
+    shards_without_record,
+)
+from bridgegarden.teacher.cache.record import DamagedRecords, RecordFormat, Signals
 from bridgegarden.teacher.cache.shard import Shard
 from bridgegarden.teacher.cache.spec import CacheSpec, short
 
@@ -88,19 +95,20 @@ class TeacherCache:
 
         Raises:
             KeyError: it is not in the cache.
+            DataError: it is damaged.
         """
-        found = self._index.find(key)
-        if found is None:
-            raise KeyError(key)
-        return self._shard(found[0]).records(found[1])
+        shard, index = self._place(key)
+        return self._shard(shard).records(index)
 
     def signals(self, key: bytes) -> Signals:
         """What the teacher said at the supervised positions of a document, in order; the label's log-probability too.
 
         Raises:
             KeyError: it is not in the cache.
+            DataError: it is damaged.
         """
-        return self._layout.decode(self.records(key))
+        shard, index = self._place(key)
+        return self._shard(shard).signals(index)
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """The signals at the supervised positions of a batch, as tensors, in the order of the positions.
@@ -109,17 +117,23 @@ class TeacherCache:
             examples: the batch before it is padded: ``input_ids``, ``labels``, and ``seq_lengths`` where packed.
 
         Raises:
-            DataError: a document is not in the cache.
+            DataError: a document is not in the cache, or what it holds of it is damaged.
         """
-        parts = []
+        places = []
         for example in examples:
             for document in documents_in(example):
                 found = self._index.find(document.key)
                 if found is None:
                     raise DataError(self._missing("a batch", [document.row], 1))
-                parts.append(self._shard(found[0]).records(found[1]))
-        records = np.concatenate(parts) if parts else np.zeros(0, self._layout.dtype)
-        return as_tensors(self._layout.decode(records))
+                places.append(found)
+        parts = [self._shard(shard).records(index) for shard, index in places]
+        try:
+            signals = self._layout.decode(np.concatenate(parts) if parts else np.zeros(0, self._layout.dtype))
+        except DamagedRecords:
+            for shard, index in places:
+                self._shard(shard).signals(index)
+            raise
+        return as_tensors(signals)
 
     def at(
         self,
@@ -204,11 +218,24 @@ class TeacherCache:
         if missing:
             raise DataError(self._missing(f"{name} data", missing, total))
 
+    def _place(self, key: bytes) -> tuple[int, int]:
+        found = self._index.find(key)
+        if found is None:
+            raise KeyError(key)
+        return found
+
     def _missing(self, what: str, rows: Sequence[int], total: int) -> str:
         shown = _listed(rows[:ROWS_NAMED]) + (", ..." if len(rows) > ROWS_NAMED else "")
+        unread = shards_without_record(self.folder)
+        if unread:
+            why = (
+                f"{len(unread)} of its shards are not read, since the file beside them is gone ({unread[0].name} has "
+                f"no {unread[0].stem}.json). Copy those files, too, from where the cache was built; if they are lost:"
+            )
+        else:
+            why = "It was built from other rows, or not to its end; what it holds is kept and what is missing is added."
         return (
-            f"teacher cache {self.folder}: {what}: {len(rows)} of {total} rows are not in it (row {shown}). It was "
-            "built from other rows, or not to its end; what it holds is kept and what is missing is added. "
+            f"teacher cache {self.folder}: {what}: {len(rows)} of {total} rows are not in it (row {shown}). {why} "
             f"{build_command(self.folder)}"
         )
 

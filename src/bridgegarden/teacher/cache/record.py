@@ -17,6 +17,15 @@ from bridgegarden.teacher.cache.tail_power import TailPowers
 LEAST = 100.0
 """Nats below the likeliest token at which a finite log-probability is cut: float32 has no such probability."""
 
+BOUNDS = {
+    "log_tail": (-math.inf, 1.0),
+    "entropy": (-1.0, 100.0),
+    "max_logp": (-100.0, 1.0),
+    "label_logp": (-math.inf, 1.0),
+    "span": (0.0, 2 * LEAST),
+}
+"""Between which the numbers of a record lie, with room for rounding."""
+
 
 class Signals(NamedTuple):
     """Decoded positions: the fields of a ``TeacherSignal``, and the label's log-probability, as arrays."""
@@ -37,6 +46,10 @@ class Signals(NamedTuple):
     """``(N,)`` float32, nats."""
     label_logp: np.ndarray
     """``(N,)`` float32, nats: the teacher's log-probability of the token in the data."""
+
+
+class DamagedRecords(Exception):
+    """Records that no teacher's signals can have been encoded to."""
 
 
 class RecordFormat:
@@ -93,8 +106,25 @@ class RecordFormat:
             records["tail_powers"] = self._powers.encode(signals.tail_powers, records["log_tail"])
         return records
 
+    def check(self, records: np.ndarray) -> None:
+        """Make sure that the numbers beside the token ids are ones that a teacher can have said.
+
+        Raises:
+            DamagedRecords: one is not.
+        """
+        for name, (least, most) in BOUNDS.items():
+            if name in (self.dtype.names or ()):
+                values = records[name]
+                fits = (values >= least) & (values <= most)
+                if not fits.all():
+                    raise DamagedRecords(f"{name} is {values[~fits][0]}")
+
     def decode(self, records: np.ndarray) -> Signals:
-        """The signals of records, slots in ascending order of ids."""
+        """The signals of records, slots in ascending order of ids.
+
+        Raises:
+            DamagedRecords: a token id in them cannot have been written.
+        """
         codes, max_logp = records["codes"], records["max_logp"].astype(np.float32)
         below = self._shares[codes] * records["span"].astype(np.float32)[:, None]
         logp = np.subtract(max_logp[:, None], below, out=below)
@@ -102,7 +132,10 @@ class RecordFormat:
         ids = None if self._sorted is None else self._ids(records["ids"])
         log_tail = records["log_tail"].astype(np.float32) if self.spec.has_tail else None
         if self.spec.support.kind == "sampled":
-            argmax = records["argmax"].astype(np.int32)
+            argmax = records["argmax"].astype(np.int64)
+            if argmax.max(initial=0) >= self.spec.vocab_size:
+                raise DamagedRecords(f"token id {argmax.max()} is not in the vocabulary of {self.spec.vocab_size}")
+            argmax = argmax.astype(np.int32)
         else:
             slot = codes.argmin(1)
             argmax = slot.astype(np.int32) if ids is None else ids[np.arange(len(ids)), slot]
@@ -140,7 +173,12 @@ class RecordFormat:
 
     def _ids(self, code: np.ndarray) -> np.ndarray:
         assert self._sorted is not None
-        ids = self._sorted.decode(code).astype(np.int32)
+        try:
+            ids = self._sorted.decode(code).astype(np.int32)
+        except ValueError as error:
+            raise DamagedRecords(f"a list of token ids is {error}") from error
+        if ids.max(initial=0) > self.spec.vocab_size:
+            raise DamagedRecords(f"token id {ids.max()} is not in the vocabulary of {self.spec.vocab_size}")
         ids[ids == self.spec.vocab_size] = -1
         return ids
 

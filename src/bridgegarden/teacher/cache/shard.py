@@ -4,7 +4,6 @@ An Arrow IPC file that is not compressed can be mapped into memory and any docum
 In a cache whose support is ``mass`` most slots are empty, so there each document's records are compressed by Zstandard.
 """
 
-import errno
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +12,13 @@ from typing import NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from bridgegarden.errors import ConfigError, DataError
+from bridgegarden.errors import DataError
+from bridgegarden.teacher.cache.aside import drop_copies_aside
 from bridgegarden.teacher.cache.documents import KEY_BYTES
-from bridgegarden.teacher.cache.manifest import ShardRecord, remove_command, write_atomically, write_record
-from bridgegarden.teacher.cache.record import RecordFormat
+from bridgegarden.teacher.cache.manifest import ShardRecord, remove_command, write_atomically, write_record, writing
+from bridgegarden.teacher.cache.record import DamagedRecords, RecordFormat, Signals
 
 SCHEMA = pa.schema([("key", pa.binary(KEY_BYTES)), ("positions", pa.int32()), ("records", pa.large_binary())])
 
@@ -33,7 +34,7 @@ def write_shard(path: Path, entries: Sequence[Entry], layout: RecordFormat) -> S
     """Write a shard, whole or not at all, and declare it finished.
 
     Raises:
-        ConfigError: the disk is full; what was finished before is untouched.
+        ConfigError: it cannot be written, as where the disk is full; what was finished before is untouched.
     """
     blocks = [entry.records.tobytes() for entry in entries]
     if is_compressed(layout):
@@ -51,16 +52,10 @@ def write_shard(path: Path, entries: Sequence[Entry], layout: RecordFormat) -> S
         documents=len(entries),
         positions=sum(columns[1]),
     )
-    try:
+    with writing(path.parent.parent, path):
         write_atomically(path, content)
         write_record(path, record)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise ConfigError(
-            f"teacher cache {path.parent.parent}: no space left on the disk for {path.name} ({len(content):,} bytes). "
-            "Finished shards are whole and are kept; make room, then run the same command again."
-        ) from error
+    drop_copies_aside(path)
     return record
 
 
@@ -76,9 +71,14 @@ class Shard:
     batch: pa.RecordBatch
     layout: RecordFormat
 
+    path: Path
+
     @classmethod
     def open(cls, path: Path, record: ShardRecord, layout: RecordFormat) -> "Shard":
         """Map the file `path`.
+
+        Lengths and offsets are compared with the file before anything follows them; what stands in the records is not
+        looked at.
 
         Raises:
             DataError: it is missing, shorter than it was, of another cache, or no shard.
@@ -86,12 +86,7 @@ class Shard:
         problem = shard_problem(path, record, layout)
         if problem:
             raise DataError(f"{path}: {problem}. {remove_command(path)}")
-        try:
-            file = pa.ipc.open_file(pa.memory_map(str(path)))
-            batch = file.get_batch(0)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{path}: not a shard ({error}). {remove_command(path)}") from error
-        return cls(batch, layout)
+        return cls(_mapped(path).get_batch(0), layout, path)
 
     @property
     def keys(self) -> np.ndarray:
@@ -102,21 +97,80 @@ class Shard:
         return np.frombuffer(data, dtype=np.uint8)[: KEY_BYTES * len(column)].reshape(-1, KEY_BYTES)
 
     def records(self, index: int) -> np.ndarray:
-        """The records of a document; of an uncompressed one, where they lie on disk."""
+        """The records of a document; of an uncompressed one, where they lie on disk.
+
+        Raises:
+            DataError: they cannot be decompressed, or hold what no teacher says.
+        """
         block = self.batch.column("records")[index].as_buffer()
         if is_compressed(self.layout):
             size = self.batch.column("positions")[index].as_py() * self.layout.bytes_per_position
-            block = pa.decompress(block, decompressed_size=size, codec="zstd")
-        return np.frombuffer(block, dtype=self.layout.dtype)
+            try:
+                block = pa.decompress(block, decompressed_size=size, codec="zstd")
+            except (pa.ArrowException, OSError) as error:
+                raise self.damaged(index, str(error)) from error
+        records = np.frombuffer(block, dtype=self.layout.dtype)
+        try:
+            self.layout.check(records)
+        except DamagedRecords as damage:
+            raise self.damaged(index, str(damage)) from damage
+        return records
+
+    def signals(self, index: int) -> Signals:
+        """What the teacher said at the positions of a document.
+
+        Raises:
+            DataError: the records cannot be what was written.
+        """
+        try:
+            return self.layout.decode(self.records(index))
+        except DamagedRecords as damage:
+            raise self.damaged(index, str(damage)) from damage
+
+    def damaged(self, index: int, problem: str) -> DataError:
+        """The error for what is wrong with the records of a document."""
+        return DataError(f"{self.path}: damaged (row {index} of it: {problem}). {remove_command(self.path)}")
 
 
 def shard_problem(path: Path, record: ShardRecord, layout: RecordFormat) -> str:
-    """What is wrong with a shard as far as can be seen without reading it; empty if nothing is."""
+    """What is wrong with a shard as far as can be seen without reading its records; empty if nothing is."""
+    return file_problem(path, record, layout) or framing_problem(path, record, layout)
+
+
+def file_problem(path: Path, record: ShardRecord, layout: RecordFormat) -> str:
+    """What is wrong with a shard as far as can be seen without opening it; empty if nothing is."""
     if not path.is_file():
         return "missing"
     size = path.stat().st_size
     if size != record.bytes:
         return f"{size:,} bytes long, and {record.bytes:,} were written"
     if record.spec != layout.spec.digest:
-        return f"belongs to another cache (spec {record.spec}, not {layout.spec.digest})"
+        return f"belongs to another cache (spec {record.spec:.40}, not {layout.spec.digest})"
     return ""
+
+
+def framing_problem(path: Path, record: ShardRecord, layout: RecordFormat) -> str:
+    """What is wrong with how a file is laid out; empty if nothing is."""
+    try:
+        file = _mapped(path)
+        if not file.schema.equals(SCHEMA) or file.num_record_batches != 1:
+            return "damaged: its columns are not those of a shard"
+        batch = file.get_batch(0)
+        # Offsets that point out of the file would be followed.
+        batch.validate(full=True)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        return f"damaged: no shard ({error})"
+    if batch.num_rows != record.documents or any(column.null_count for column in batch.columns):
+        return f"damaged: it has {batch.num_rows:,} rows, and {record.documents:,} were written"
+    positions = batch.column("positions").to_numpy().astype(np.int64)
+    if positions.min() < 1 or positions.sum() != record.positions:
+        return f"damaged: it has {positions.sum():,} positions, and {record.positions:,} were written"
+    if not is_compressed(layout):
+        lengths = pc.call_function("binary_length", [batch.column("records")]).to_numpy()
+        if (lengths != positions * layout.bytes_per_position).any():
+            return "damaged: the records of a row are not as long as its positions take"
+    return ""
+
+
+def _mapped(path: Path) -> "pa.RecordBatchFileReader":
+    return pa.ipc.open_file(pa.memory_map(str(path)))

@@ -49,8 +49,14 @@ class SortedIds:
         return np.concatenate([np.packbits(bits, axis=1, bitorder="little") for bits in (high, low)], axis=1)
 
     def decode(self, code: np.ndarray) -> np.ndarray:
-        """``(N, width)`` bytes to ``(N, count)`` ids, int64."""
+        """``(N, width)`` bytes to ``(N, count)`` ids, int64.
+
+        Raises:
+            ValueError: a row is not what `count` ids become.
+        """
         bits = np.unpackbits(code[:, : self.high_bytes], axis=1, bitorder="little")
+        if (bits.sum(1, dtype=np.int64) != self.count).any():
+            raise ValueError(f"not {self.count} ids")
         ones = np.flatnonzero(bits).reshape(len(code), self.count)
         high = ones - np.arange(len(code))[:, None] * bits.shape[1] - np.arange(self.count)
         return (high << self.low_bits) | self._low(code[:, self.high_bytes :])

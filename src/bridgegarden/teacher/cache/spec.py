@@ -2,17 +2,21 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from bridgegarden.errors import ConfigError
+from bridgegarden.teacher.cache.schema import read_as
 from bridgegarden.teacher.cache.support import Support
 from bridgegarden.teacher.server_reply import SMALLEST_TAIL
 
 DEFAULT_EXPONENTS = (0.1, 0.5)
 """Tail power sums that are kept whatever the objective: for the power entropy's default gamma and for temperature 2."""
 DEFAULT_BITS = 8
+MOST_TOKENS = 1 << 24
+"""Entries of a vocabulary that the code of sorted ids can tell apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +29,13 @@ class Served:
     """What the stored entropy is; see :func:`bridgegarden.teacher.answer_signals.least_entropy`."""
     smallest_tail: float = SMALLEST_TAIL
     """What the tail has at least: less is rounding in a server's numbers."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf or not 0 < self.smallest_tail < 1:
+            raise ConfigError(
+                f"cache: a served teacher's temperature is 0 or more and its smallest tail between 0 and 1, got "
+                f"{self.temperature} and {self.smallest_tail}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +71,17 @@ class CacheSpec:
     tail are not known then."""
 
     def __post_init__(self) -> None:
+        if not 1 <= self.vocab_size <= MOST_TOKENS:
+            raise ConfigError(f"cache: a vocabulary has 1 to {MOST_TOKENS} tokens, got {self.vocab_size}.")
+        if not self.vocab_size <= self.teacher_width < 1 << 31:
+            raise ConfigError(
+                f"cache: the teacher's projection has {self.teacher_width} rows, and at least the vocabulary's "
+                f"{self.vocab_size} are expected."
+            )
+        if self.max_length is not None and self.max_length < 1:
+            raise ConfigError(f"cache: rows are cut to 1 token or more, got {self.max_length}.")
+        if any(not 0 < g < math.inf for g in self.exponents) or list(self.exponents) != sorted(set(self.exponents)):
+            raise ConfigError(f"cache: exponents are positive and ascend, got {self.exponents}.")
         if self.bits not in (8, 16):
             raise ConfigError(f"cache: a log-probability takes 8 or 16 bits, got {self.bits}.")
         if self.served is not None and (self.support.kind != "topk" or self.is_dense or self.exponents):
@@ -118,9 +140,12 @@ class CacheSpec:
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> "CacheSpec":
-        """The spec that :meth:`to_dict` wrote."""
-        served = {"served": Served(**tree["served"])} if "served" in tree else {}
-        return cls(**{**tree, "support": Support(**tree["support"]), "exponents": tuple(tree["exponents"]), **served})
+        """The spec that :meth:`to_dict` wrote.
+
+        Raises:
+            ValueError: a key is missing or unknown, or a value is of another type or out of its range.
+        """
+        return read_as(cls, tree, "spec")
 
     def differences(self, other: "CacheSpec") -> str:
         """Fields in which this spec differs from `other`, with both values; empty if in none.

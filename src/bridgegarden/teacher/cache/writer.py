@@ -1,21 +1,33 @@
 """Build a cache: the teacher once over every row that the cache does not hold yet."""
 
-import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from datasets import Dataset
 from transformers import PreTrainedModel
 
 from bridgegarden.errors import ConfigError
+from bridgegarden.teacher.cache.aside import HALF_WRITTEN, OWN_FILE, put_aside
 from bridgegarden.teacher.cache.documents import Document, documents_of
 from bridgegarden.teacher.cache.forward import WorkingTeacher
 from bridgegarden.teacher.cache.lock import LOCK, build_lock
-from bridgegarden.teacher.cache.manifest import MANIFEST, finished_shards, partial, read_spec, write_spec
+from bridgegarden.teacher.cache.manifest import (
+    MANIFEST,
+    SHARDS,
+    elsewhere,
+    finished_shards,
+    is_cache,
+    partial,
+    read_spec,
+    shard_files,
+    shards_without_record,
+    write_spec,
+    writing,
+)
 from bridgegarden.teacher.cache.record import RecordFormat
 from bridgegarden.teacher.cache.shard import Entry, Shard, shard_problem, write_shard
 from bridgegarden.teacher.cache.spec import CacheSpec
@@ -23,8 +35,6 @@ from bridgegarden.teacher.cache.spec import CacheSpec
 SHARD_POSITIONS = 65_536
 """About 13 MB at 64 tokens a position: what a killed build loses at most."""
 BATCH_TOKENS = 4096
-OWN_NAMES = {LOCK, "shards", partial(Path(MANIFEST)).name}
-"""What a build may leave that was killed before the manifest was there, or after it was removed."""
 
 ReportProgress = Callable[[int, int], None]
 """Called with the supervised positions done so far and all there are to do."""
@@ -114,9 +124,13 @@ def fill_cache(
     begin_cache(folder, spec)
     layout = RecordFormat(spec)
     began = time.perf_counter()
+    wanted = _wanted(data, part)
+    there = _held(folder, layout)
+    if there.is_clean and wanted.keys() <= there.keys:
+        # Nothing is written, so that it may be where nothing can be.
+        return _nothing_added(folder, len(wanted))
     with build_lock(folder):
-        held, first = _held(folder, layout)
-        wanted = _wanted(data, part)
+        held, first = clear_shards(folder, layout)
         todo = sorted((d for key, d in wanted.items() if key not in held), key=lambda d: (-len(d.ids), d.key))
         size = 0
         with closing(engine.entries(list(_cut(todo, shard_positions)))) as shards:
@@ -131,6 +145,10 @@ def fill_cache(
         seconds=time.perf_counter() - began,
         teacher_seconds=engine.seconds,
     )
+
+
+def _nothing_added(folder: Path, kept: int) -> BuildResult:
+    return BuildResult(folder=folder, documents=0, positions=0, kept=kept, bytes=0, seconds=0.0, teacher_seconds=0.0)
 
 
 class _OneTeacher:
@@ -162,53 +180,121 @@ def begin_cache(folder: Path, spec: CacheSpec) -> None:
     """Make sure that `folder` is a cache with `spec`, new or begun earlier.
 
     Raises:
-        ConfigError: it holds something else.
+        ConfigError: it holds something else, or may not be written to.
     """
     if (folder / MANIFEST).exists():
         differences = read_spec(folder).differences(spec)
-        if differences:
+        if differences and shard_files(folder):
             raise ConfigError(
                 f"teacher cache {folder}: holds signals of another kind than asked for: {differences}. Build in "
                 "another folder (--set teacher.cache=FOLDER), or add --replace to remove what it holds."
             )
-    elif folder.is_file() or (folder.is_dir() and {path.name for path in folder.iterdir()} - OWN_NAMES):
-        raise ConfigError(f"teacher cache {folder}: is not empty and not a cache; give a folder of its own.")
-    (folder / "shards").mkdir(parents=True, exist_ok=True)
-    if not (folder / MANIFEST).exists():
-        write_spec(folder, spec)
+        with writing(folder, folder / SHARDS):
+            (folder / SHARDS).mkdir(exist_ok=True)
+        if differences:
+            # A build that failed before its first shard has left the name of its teacher and nothing that it said.
+            with build_lock(folder):
+                write_spec(folder, spec)
+        return
+    theirs = _not_ours(folder)
+    if theirs:
+        raise ConfigError(
+            f"teacher cache {folder}: is not empty and not a cache (it holds {theirs}); give a folder of its own."
+        )
+    with writing(folder, folder / SHARDS):
+        (folder / SHARDS).mkdir(parents=True, exist_ok=True)
+    write_spec(folder, spec)
 
 
 def remove_cache(folder: Path) -> None:
     """Remove the cache in `folder`, of whatever format, and nothing else; without one there is nothing to do.
 
     Raises:
-        ConfigError: somebody builds there.
+        ConfigError: the folder holds files that no cache has left, which would be lost; or somebody builds there.
     """
-    if (folder / MANIFEST).is_file():
-        with build_lock(folder):
-            (folder / MANIFEST).unlink()
-            shutil.rmtree(folder / "shards", ignore_errors=True)
+    if not (folder / MANIFEST).exists():
+        return
+    if not is_cache(folder):
+        raise ConfigError(f"{folder / MANIFEST}: no cache's, or damaged. {elsewhere(folder)}")
+    files = shard_files(folder)
+    theirs = [path for path in files if not _is_own(path)]
+    if theirs:
+        raise ConfigError(
+            f"teacher cache {folder}: {SHARDS} holds {theirs[0].name}, which no cache has left. {elsewhere(folder)}"
+        )
+    with build_lock(folder), writing(folder, folder / SHARDS):
+        for path in files:
+            path.unlink()
+        # Last: until then it is what tells that the rest is ours.
+        (folder / MANIFEST).unlink()
+
+
+def _not_ours(folder: Path) -> str:
+    """What a folder without a manifest holds that no build has left which was killed before there was one."""
+    if folder.is_file():
+        return "a file"
+    try:
+        there = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+        theirs = [name for name in there if name not in (LOCK, SHARDS, partial(Path(MANIFEST)).name)]
+        if not theirs and SHARDS in there:
+            theirs = [f"{SHARDS}/{path.name}" for path in (folder / SHARDS).iterdir()]
+    except OSError as error:
+        return f"what cannot be read: {error.strerror}"
+    return theirs[0] if theirs else ""
+
+
+def _is_own(path: Path) -> bool:
+    return path.is_file() and bool(OWN_FILE.fullmatch(path.name) or HALF_WRITTEN.fullmatch(path.name))
 
 
 def shard_path(folder: Path, number: int) -> Path:
     """The file of a shard."""
-    return folder / "shards" / f"{number:05d}.arrow"
+    return folder / SHARDS / f"{number:05d}.arrow"
 
 
-def _held(folder: Path, layout: RecordFormat) -> tuple[set[bytes], int]:
-    """Keys of the documents in finished shards, and the number of the next shard. What is not whole is removed."""
-    held: set[bytes] = set()
-    number = 0
+class _Held(NamedTuple):
+    """What the shards of a cache hold."""
+
+    keys: set[bytes]
+    """Documents in shards that can be used."""
+    unusable: dict[Path, str]
+    """Shards that cannot, and why."""
+    half_written: list[Path]
+    """What a killed build left."""
+
+    @property
+    def is_clean(self) -> bool:
+        return not self.unusable and not self.half_written
+
+
+def _held(folder: Path, layout: RecordFormat) -> _Held:
+    keys: set[bytes] = set()
+    unusable = {path: f"it has no {path.stem}.json" for path in shards_without_record(folder)}
     for path, record in finished_shards(folder).items():
-        if shard_problem(path, record, layout):
-            path.with_suffix(".json").unlink()
-            continue
-        held.update(key.tobytes() for key in Shard.open(path, record, layout).keys)
-        number = int(path.stem) + 1
-    for path in (folder / "shards").iterdir():
-        if not path.with_suffix(".json").exists():
+        problem = shard_problem(path, record, layout)
+        if problem:
+            unusable[path] = problem
+        else:
+            keys.update(key.tobytes() for key in Shard.open(path, record, layout).keys)
+    half_written = [path for path in shard_files(folder) if HALF_WRITTEN.fullmatch(path.name)]
+    return _Held(keys, unusable, half_written)
+
+
+def clear_shards(folder: Path, layout: RecordFormat) -> tuple[set[bytes], int]:
+    """Put aside the shards of `folder` that cannot be used; keys of the documents in the others, and the number of the
+    next shard.
+
+    Raises:
+        ConfigError: the folder may not be written to.
+        DataError: the file beside a shard cannot be read.
+    """
+    held = _held(folder, layout)
+    for path, problem in held.unusable.items():
+        put_aside(folder, path, problem)
+    for path in held.half_written:
+        with writing(folder, path):
             path.unlink()
-    return held, number
+    return held.keys, max((int(path.stem) + 1 for path in finished_shards(folder)), default=0)
 
 
 def _wanted(data: Iterable[Dataset], part: tuple[int, int]) -> dict[bytes, Document]:
