@@ -34,9 +34,9 @@ def server():
         yield running
 
 
-def engine(server, retries=1, concurrency=2):
+def engine(server, concurrency=2):
     settings = Server(
-        base_url=server.url, model="judge", retries=retries, backoff=0.01, concurrency=concurrency, timeout=5.0
+        base_url=server.url, model="judge", patience=0.05, backoff=0.01, concurrency=concurrency, timeout=5.0
     )
     return ServerEngine(settings, KEY)
 

@@ -41,7 +41,13 @@ from bridgegarden.terminal import say
     show_default=True,
     help="Seconds an attempt may take.",
 )
-@click.option("--retries", type=click.IntRange(0), default=5, show_default=True, help="Attempts after a failed one.")
+@click.option(
+    "--patience",
+    type=click.FloatRange(min=0),
+    default=300.0,
+    show_default=True,
+    help="Seconds a failing request is tried again for.",
+)
 @click.option("--api-key-env", metavar="NAME", help="Variable that holds the key.  [default: OPENAI_API_KEY, if set]")
 def generate_command(
     recipe: str,
@@ -66,7 +72,7 @@ def generate_command(
         return {name: options.pop(name) for name in names}
 
     resolved = load_recipe(recipe, overrides)
-    of_server = taken("concurrency", "top_logprobs", "timeout", "retries")
+    of_server = taken("concurrency", "top_logprobs", "timeout", "patience")
     server = server_of(resolved, base_url, model, **of_server)
     if server is None and (of_server["top_logprobs"] or options["api_key_env"]):
         raise click.UsageError("--top-logprobs and --api-key-env go with a server (--base-url, or teacher.server).")

@@ -32,7 +32,13 @@ from bridgegarden.terminal import say
     show_default=True,
     help="Seconds an attempt may take.",
 )
-@click.option("--retries", type=click.IntRange(0), default=5, show_default=True, help="Attempts after a failed one.")
+@click.option(
+    "--patience",
+    type=click.FloatRange(min=0),
+    default=300.0,
+    show_default=True,
+    help="Seconds a failing request is tried again for.",
+)
 @click.option("--api-key-env", metavar="NAME", help="Variable that holds the key.  [default: OPENAI_API_KEY, if set]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def judge_command(
@@ -46,7 +52,7 @@ def judge_command(
     output: Path,
     concurrency: int,
     timeout: float,
-    retries: int,
+    patience: float,
     api_key_env: str | None,
     as_json: bool,
 ) -> None:
@@ -60,7 +66,7 @@ def judge_command(
     from bridgegarden.run.judge import JudgeOptions, judge_answers
     from bridgegarden.teacher.server import Server
 
-    server = Server(base_url=base_url, model=model, concurrency=concurrency, timeout=timeout, retries=retries)
+    server = Server(base_url=base_url, model=model, concurrency=concurrency, timeout=timeout, patience=patience)
     columns = Columns(prompt=prompt, completion=completion)
     options = JudgeOptions(output=output, columns=columns, limit=limit, api_key_env=api_key_env)
     result = judge_answers(first, second, server, options)

@@ -10,6 +10,7 @@ from bridgegarden.recipe.coerce import plain, section_from
 from bridgegarden.recipe.objective import build_objective
 from bridgegarden.recipe.plain_yaml import write_yaml
 from bridgegarden.recipe.training import checked_arguments
+from bridgegarden.teacher.server_key import check_url
 from bridgegarden.training.on_policy import OnPolicy, check_on_policy
 
 LARGEST_RANK = 65_536
@@ -50,6 +51,7 @@ class TeacherSection:
     def _check_server(self) -> None:
         if self.server is None:
             return
+        check_url(self.server, "teacher.server")  # first: the other shows what it refuses
         _require_text("teacher.server", self.server)
         for name in ("revision", "device", "top_k"):
             if getattr(self, name) is not None:

@@ -23,7 +23,7 @@ from bridgegarden.teacher.generate import (
     generate,
 )
 from bridgegarden.teacher.server import Server, ServerEngine
-from bridgegarden.teacher.server_connection import api_key
+from bridgegarden.teacher.server_key import api_key
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -100,7 +100,11 @@ def server_of(recipe: Recipe, base_url: str | None, model: str | None, **setting
 def _engine(recipe: Recipe, options: GenerateOptions, console: "Console") -> Engine:
     if options.server is not None:
         console.print(f"asking {options.server.model} at {options.server.base_url}", markup=False, soft_wrap=True)
-        return ServerEngine(options.server, api_key(options.api_key_env))
+        return ServerEngine(
+            options.server,
+            api_key(options.api_key_env),
+            lambda line: console.print(line, markup=False, soft_wrap=True),
+        )
     import torch
 
     from bridgegarden.preflight import load_facts
@@ -118,13 +122,12 @@ def _engine(recipe: Recipe, options: GenerateOptions, console: "Console") -> Eng
 @contextmanager
 def _display(console: "Console") -> Iterator[Callable[[Progress], None]]:
     """A bar on a terminal; elsewhere a line now and then."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -135,10 +138,9 @@ def _display(console: "Console") -> Iterator[Callable[[Progress], None]]:
         task = bar.add_task("answers", total=None)
 
         def show(progress: Progress) -> None:
-            failed = f", {progress.failed} failed" if progress.failed else ""
-            bar.update(task, description=f"answers{failed}", total=progress.total, completed=progress.done)
+            bar.update(task, description=str(progress), total=progress.total, completed=progress.done)
             if not interactive:
-                lines.show(progress, failed)
+                lines.show(progress)
 
         yield show
 
@@ -150,7 +152,7 @@ class _Lines:
         self._console = console
         self._began = self._said = time.monotonic()
 
-    def show(self, progress: Progress, failed: str) -> None:
+    def show(self, progress: Progress) -> None:
         from bridgegarden.training.progress import duration
 
         now = time.monotonic()
@@ -159,6 +161,4 @@ class _Lines:
         self._said = now
         new = progress.done - progress.before
         left = (progress.total - progress.done) * (now - self._began) / new if new else 0
-        self._console.print(
-            f"{progress.done}/{progress.total} answers{failed}, {duration(left)} left", markup=False, soft_wrap=True
-        )
+        self._console.print(f"{progress}, {duration(left)} left", markup=False, soft_wrap=True)

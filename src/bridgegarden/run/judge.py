@@ -14,7 +14,7 @@ from bridgegarden.evaluation.judge_result import JudgeResult
 from bridgegarden.run.data import place
 from bridgegarden.run.output import write_json
 from bridgegarden.teacher.server import Server, ServerEngine
-from bridgegarden.teacher.server_connection import api_key
+from bridgegarden.teacher.server_key import api_key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,9 @@ def judge_answers(first: str, second: str, server: Server, options: JudgeOptions
         console.print(f"{alone} answers have no partner in the other file and are left out", markup=False)
     pairs = pairs[: options.limit]
     console.print(f"asking {server.model} at {server.base_url} about {len(pairs)} pairs", markup=False, soft_wrap=True)
-    engine = ServerEngine(server, api_key(options.api_key_env))
+    engine = ServerEngine(
+        server, api_key(options.api_key_env), lambda line: console.print(line, markup=False, soft_wrap=True)
+    )
     shown = -1
 
     def show(done: int, total: int) -> None:

@@ -12,19 +12,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bridgegarden.data import Columns, conversation, prompt
 from bridgegarden.data.encode import IGNORED, RowTokeniser
-from bridgegarden.teacher.server_reply import SMALLEST_TAIL, token_bytes
+from bridgegarden.teacher.foreign_values import Unfit
+from bridgegarden.teacher.server_logprobs import SMALLEST_TAIL, KeptLogprobs, kept_logprobs, token_bytes
 from bridgegarden.teacher.server_tokens import TokenTexts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NO_LOGPROBS = "no log-probabilities"
+MALFORMED = "log-probabilities of another form than generate writes"
 NOT_TOLD_APART = "tokens that their text does not tell apart"
 OTHER_TOKENS = "tokens that are not the student's"
 TWICE = "a token listed twice"
 OTHER_END = "an end at which the student does not stop"
 ADVICE: Mapping[str, str] = {
     NO_LOGPROBS: "ask again with --top-logprobs, from a server that returns them",
+    MALFORMED: "generate these rows again",
     NOT_TOLD_APART: "let the server say token ids (vLLM: --return-tokens-as-token-ids)",
     OTHER_TOKENS: "take a student with the teacher's tokenizer",
     TWICE: "the server repeats itself",
@@ -114,8 +117,11 @@ class AnswerReader:
         Raises:
             DataError: a column is missing or of the wrong type, or the template refuses the conversation.
         """
-        said = row.get("top_logprobs")
-        if not said or not said.get("tokens"):
+        try:
+            said = kept_logprobs(row.get("top_logprobs"))
+        except Unfit as error:
+            return Unusable(MALFORMED, str(error))
+        if said is None:
             return Unusable(NO_LOGPROBS, "there are none")
         asked = self._tokeniser.prompt(prompt(row, self.columns, place=place), place)
         ids = self._written(said, row, asked, place)
@@ -146,15 +152,14 @@ class AnswerReader:
         return TokenTexts(self.tokenizer, self.vocab_size)
 
     def _written(
-        self, said: Mapping[str, Any], row: Mapping[str, Any], asked: list[int], place: str
+        self, said: KeptLogprobs, row: Mapping[str, Any], asked: list[int], place: str
     ) -> list[int] | Unusable:
         """The ids that the teacher wrote: as the server says, or else as far as their text tells."""
-        given = said.get("token_ids")
-        if given is not None:
-            outside = next((index for index in given if not 0 <= index < self.vocab_size), None)
-            return list(given) if outside is None else Unusable(OTHER_TOKENS, f"id {outside}")
-        found = [self._texts.ids(token_bytes(name)) for name in said["tokens"]]
-        for name, ids in zip(said["tokens"], found, strict=True):
+        if said.token_ids is not None:
+            outside = next((index for index in said.token_ids if index >= self.vocab_size), None)
+            return list(said.token_ids) if outside is None else Unusable(OTHER_TOKENS, f"id {outside}")
+        found = [self._texts.ids(token_bytes(name)) for name in said.tokens]
+        for name, ids in zip(said.tokens, found, strict=True):
             if not ids:
                 return Unusable(OTHER_TOKENS, repr(name))
         if all(len(ids) == 1 for ids in found):
@@ -165,17 +170,17 @@ class AnswerReader:
         fits = whole[: len(asked)] == asked and len(found) in (len(usual), len(usual) - 1)
         if fits and all(index in ids for index, ids in zip(usual, found, strict=False)):
             return usual[: len(found)]
-        first = next(name for name, ids in zip(said["tokens"], found, strict=True) if len(ids) > 1)
+        first = next(name for name, ids in zip(said.tokens, found, strict=True) if len(ids) > 1)
         return Unusable(NOT_TOLD_APART, repr(first))
 
-    def _positions(self, said: Mapping[str, Any], ids: Sequence[int]) -> list[Position] | Unusable:
+    def _positions(self, said: KeptLogprobs, ids: Sequence[int]) -> list[Position] | Unusable:
         positions = []
-        for number, (index, label_logp) in enumerate(zip(ids, said["logprobs"], strict=True)):
-            names, logps = said["top_tokens"][number], said["top_logprobs"][number]
-            if said.get("top_token_ids") is not None:
-                listed = [i if 0 <= i < self.vocab_size else None for i in said["top_token_ids"][number]]
+        for number, (index, label_logp) in enumerate(zip(ids, said.logprobs, strict=True)):
+            names, logps = said.top_tokens[number], said.top_logprobs[number]
+            if said.top_token_ids is not None:
+                listed = [i if i < self.vocab_size else None for i in said.top_token_ids[number]]
             else:
-                own = said["tokens"][number], label_logp
+                own = said.tokens[number], label_logp
                 listed = [
                     index if (name, logp) == own else self._only(name) for name, logp in zip(names, logps, strict=True)
                 ]
@@ -183,7 +188,7 @@ class AnswerReader:
             if len(set(named)) < len(named):
                 return Unusable(TWICE, repr(self.tokenizer.convert_ids_to_tokens(max(named, key=named.count))))
             if listed[0] is None:
-                ambiguous = self._texts.ids(token_bytes(names[0])) if said.get("top_token_ids") is None else ()
+                ambiguous = self._texts.ids(token_bytes(names[0])) if said.top_token_ids is None else ()
                 return Unusable(NOT_TOLD_APART if ambiguous else OTHER_TOKENS, repr(names[0]))
             positions.append(kept_position(listed, logps, label_logp, self.k))
         return positions

@@ -72,7 +72,7 @@ class Answer:
     generated_by: str
     """Who said it, as precisely as is known."""
     top_logprobs: Mapping[str, Any] | None = None
-    """Where the engine gives them; see :func:`bridgegarden.teacher.server_reply.top_logprobs`."""
+    """Where the engine gives them; see :func:`bridgegarden.teacher.server_logprobs.top_logprobs`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,12 @@ class Progress:
 
     @property
     def done(self) -> int:
+        """Requests that are over, one way or the other."""
         return self.before + self.answered + self.failed
+
+    def __str__(self) -> str:
+        failed = f", {self.failed} failed" if self.failed else ""
+        return f"{self.before + self.answered}/{self.total} answers{failed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +190,8 @@ def generate(
     Raises:
         ConfigError: a setting is out of range, `output` belongs to other settings, or the engine refuses all requests.
         DataError: a row has no prompt, `output` answers other rows or cannot be written.
-        ModelError: one request after the other fails.
+        ModelError: one request after the other fails, or the first answer has no log-probabilities though they were
+            asked for.
     """
     if questions.samples > 1 and decoding.greedy:
         raise ConfigError(f"{questions.samples} greedy answers to a row are the same; set a temperature, such as 1.")
@@ -196,7 +202,8 @@ def generate(
     with AnswerFile(output, settings, keep_truncated=keep_truncated) as file:
         done = _finished(file, requests, questions)
         pending = [request for key, request in requests.items() if key not in done]
-        work = _Work(questions, file, Progress(total=len(requests), before=len(done)), on_progress)
+        progress = Progress(total=len(requests), before=len(done))
+        work = _Work(questions, file, progress, on_progress, top_logprobs=settings.get("top_logprobs", 0))
         on_progress(work.progress)
         with closing(engine.answers(pending, decoding)) as batches:
             for batch in batches:
@@ -208,7 +215,7 @@ def generate(
             truncated=sum(reason == "length" for reason in done.values()) + work.truncated,
             truncated_kept=keep_truncated,
             errors=file.errors_path,
-            without_logprobs=work.without_logprobs if settings.get("top_logprobs") else 0,
+            without_logprobs=work.without_logprobs,
             seconds=time.perf_counter() - began,
         )
 
@@ -217,9 +224,16 @@ class _Work:
     """What has come of the requests so far."""
 
     def __init__(
-        self, questions: Questions, file: AnswerFile, progress: Progress, on_progress: Callable[[Progress], None]
+        self,
+        questions: Questions,
+        file: AnswerFile,
+        progress: Progress,
+        on_progress: Callable[[Progress], None],
+        *,
+        top_logprobs: int,
     ) -> None:
         self._questions, self._file, self._on_progress = questions, file, on_progress
+        self._top_logprobs = top_logprobs
         self.progress = progress
         self.truncated = self.without_logprobs = self._failed_in_a_row = 0
 
@@ -227,16 +241,19 @@ class _Work:
         """Put a batch on disk.
 
         Raises:
-            ModelError: nothing but failures for too long.
+            ModelError: nothing but failures for too long, or the first answer lacks what all of them are asked for.
         """
         answers, failures = [], []
         for request, outcome in batch:
             if isinstance(outcome, Answer) and not outcome.text.strip():
                 outcome = Failure(reason="the answer is empty, so there is nothing to learn from it.")
             if isinstance(outcome, Answer):
+                lacks = self._top_logprobs > 0 and outcome.top_logprobs is None
+                if lacks and self.progress.before + self.progress.answered + len(answers) == 0:
+                    raise ModelError(_without_logprobs(outcome, self._top_logprobs))
                 answers.append(self._row(request, outcome))
                 self.truncated += outcome.finish_reason == "length"
-                self.without_logprobs += outcome.top_logprobs is None
+                self.without_logprobs += lacks
                 self._failed_in_a_row = 0
             else:
                 failures.append({**request.key._asdict(), "error": outcome.reason})
@@ -262,6 +279,14 @@ class _Work:
         row |= {**request.key._asdict(), "finish_reason": answer.finish_reason, "generated_by": answer.generated_by}
         row.pop("top_logprobs", None)
         return row if answer.top_logprobs is None else row | {"top_logprobs": answer.top_logprobs}
+
+
+def _without_logprobs(answer: Answer, asked_for: int) -> str:
+    return (
+        f"{answer.generated_by} answers without log-probabilities, though {asked_for} a token were asked for, so its "
+        "answers give no soft labels. Ask a server that returns them; or leave --top-logprobs out, and learn the "
+        "answers as hard labels (objective: {preset: hard, hard_target: data})."
+    )
 
 
 def _requests(questions: Questions) -> dict[Key, Request]:

@@ -1,20 +1,26 @@
 """A teacher behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, or hosted."""
 
+import json
 import queue
 import random
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.teacher.generate import Answer, Decoding, Failure, Outcome, Request
-from bridgegarden.teacher.server_connection import Connection, check_url
+from bridgegarden.teacher.server_connection import Connection
+from bridgegarden.teacher.server_key import check_url
 from bridgegarden.teacher.server_reply import BadReply, read_reply
 
 LONGEST_BACKOFF = 60.0
 """Seconds between two attempts, unless the server asks for more."""
+LONGEST_TIME = 1e6
+"""Seconds. Sockets do not wait for ever."""
+SECONDS_BETWEEN_COMPLAINTS = 10.0
+"""How often it is told that a server does not answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,22 +35,28 @@ class Server:
     """Requests at a time, >= 1."""
     timeout: float = 600.0
     """Seconds that one attempt may take in all, > 0."""
-    retries: int = 5
-    """Further attempts after one that may pass (429, 5xx, timeouts, broken connections and replies), >= 0."""
+    patience: float = 300.0
+    """Seconds after its first failure for which a request is tried again, if the failure may pass (429, 5xx, timeouts,
+    broken connections and replies), >= 0. While nobody is answered, they count from the first failure of all."""
     backoff: float = 1.0
-    """Seconds before the second attempt, doubled for each one after it, and each drawn between half and all of that."""
+    """Seconds before the second attempt, doubled for each one after it up to a minute, and each drawn between half and
+    all of that."""
     top_logprobs: int = 0
     """Log-probabilities to ask for at every token, >= 0. Servers have limits of their own (OpenAI's is 20)."""
 
     def __post_init__(self) -> None:
-        check_url(self.base_url)
+        check_url(self.base_url, "--base-url")
         if not self.model.strip():
             raise ConfigError("the model's name on the server is missing; set teacher.model, or give --model.")
-        for name, least in (("concurrency", 1), ("retries", 0), ("top_logprobs", 0)):
+        for name, least in (("concurrency", 1), ("top_logprobs", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be >= {least}, got {getattr(self, name)}.")
-        if not self.timeout > 0 or not self.backoff > 0:
-            raise ConfigError(f"timeout and backoff must be > 0, got {self.timeout} and {self.backoff}.")
+        if not 0 < self.timeout <= LONGEST_TIME or not 0 < self.backoff <= LONGEST_TIME:
+            raise ConfigError(
+                f"timeout and backoff must be in (0, {LONGEST_TIME:g}], got {self.timeout} and {self.backoff}."
+            )
+        if not 0 <= self.patience <= LONGEST_TIME:
+            raise ConfigError(f"patience must be in [0, {LONGEST_TIME:g}], got {self.patience}.")
 
 
 class ServerEngine:
@@ -54,13 +66,20 @@ class ServerEngine:
     gives the same answer is up to the server (batching changes last digits, and with them now and then a token).
     """
 
-    def __init__(self, server: Server, key: str | None = None) -> None:
+    def __init__(
+        self, server: Server, key: str | None = None, complain: Callable[[str], None] = lambda _: None
+    ) -> None:
         """
         Args:
             server: where.
-            key: of :func:`api_key`; sent to that server only, shown nowhere.
+            key: of :func:`~bridgegarden.teacher.server_key.api_key`; sent to that server only, shown nowhere.
+            complain: is told now and then, in one line and by any thread, why there are no answers for the moment.
+
+        Raises:
+            ConfigError: the key, or the proxy that the environment names, cannot be used.
         """
         self.server = server
+        self._complain = complain
         self._connection = Connection(server.base_url, key, server.timeout)
         self._limit_name = "max_tokens"
 
@@ -79,7 +98,7 @@ class ServerEngine:
         for request in requests:
             todo.put(request)
         found: queue.SimpleQueue[Outcome | Exception] = queue.SimpleQueue()
-        traffic = _Traffic()
+        traffic = _Traffic(self.server.patience, self._complain)
         for _ in range(min(self.server.concurrency, len(requests))):
             # Daemons: an interrupted run must not wait for what is under way.
             threading.Thread(target=self._work, args=(todo, found, decoding, traffic), daemon=True).start()
@@ -118,13 +137,14 @@ class ServerEngine:
 
     def _answer(self, request: Request, decoding: Decoding, traffic: "_Traffic") -> Answer | Failure:
         path, content = self._content(request, decoding)
-        attempts = 0
+        attempts, began_to_fail = 0, None
         while True:
             traffic.wait_for_turn()
             attempts += 1
             try:
-                body = self._connection.post(path, content)
-                return read_reply(body, model=self.server.model, top_k=self.server.top_logprobs)
+                answer = self._asked(path, content)
+                traffic.worked()
+                return answer
             except BadReply as bad:
                 reason, again, pause = str(bad), bad.try_again, bad.retry_after
             if _wants_new_name(reason) and "max_tokens" in content:
@@ -132,12 +152,26 @@ class ServerEngine:
                 self._limit_name = "max_completion_tokens"
                 content[self._limit_name] = content.pop("max_tokens")
                 continue
-            if not again or attempts > self.server.retries or traffic.stopped.is_set():
-                tried = f" ({attempts} attempts)" if attempts > 1 else ""
-                return Failure(reason=self._connection.without_key(f"{reason}{tried}"))
+            if not again:
+                traffic.worked()  # the server, though not this request
+                return Failure(reason=_tried(reason, attempts))
+            began_to_fail = began_to_fail or time.monotonic()
+            wait = (pause or 0) + _backoff(self.server.backoff, attempts if pause is None else 1)
+            if not traffic.has_patience(began_to_fail, wait):
+                asked = f" It asks us to wait for {pause:.0f} s." if pause else ""
+                return Failure(reason=_tried(reason + asked, attempts))
             if pause is not None:
                 traffic.pause(pause)
-            traffic.sleep((pause or 0) + _backoff(self.server.backoff, attempts if pause is None else 1))
+            traffic.complain(reason)
+            traffic.sleep(wait)
+
+    def _asked(self, path: str, content: Mapping[str, Any]) -> Answer:
+        reply = self._connection.post(path, content)
+        answer = read_reply(reply.text, model=self.server.model, top_k=self.server.top_logprobs)
+        # Tokens are listed as bytes, too, which no search in the text of a reply finds.
+        if reply.held_key or self._connection.holds_key(json.dumps(asdict(answer))):
+            raise BadReply("the reply holds our API key, so it is not kept.")
+        return answer
 
     def _content(self, request: Request, decoding: Decoding) -> tuple[str, dict[str, Any]]:
         content: dict[str, Any] = {
@@ -160,12 +194,37 @@ class ServerEngine:
 
 
 class _Traffic:
-    """What the threads of one run have in common: a rate limit for one is one for all."""
+    """What the threads of one run have in common: a rate limit for one is one for all, and so is an outage."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float, complain: Callable[[str], None]) -> None:
         self.stopped = threading.Event()
+        self._patience, self._complain = patience, complain
         self._open_at = 0.0
+        self._down_since: float | None = None
+        self._complained_at = -SECONDS_BETWEEN_COMPLAINTS
         self._lock = threading.Lock()
+
+    def worked(self) -> None:
+        """The server is there."""
+        with self._lock:
+            self._down_since = None
+
+    def has_patience(self, since: float, wait: float) -> bool:
+        """Whether a request that has failed since then may wait for so long and be tried again."""
+        now = time.monotonic()
+        with self._lock:
+            self._down_since = self._down_since or now
+            ends = min(since, self._down_since) + self._patience
+        return not self.stopped.is_set() and now + wait <= ends
+
+    def complain(self, reason: str) -> None:
+        """Tell why it takes time, if that was not told just now."""
+        now = time.monotonic()
+        with self._lock:
+            if now - self._complained_at < SECONDS_BETWEEN_COMPLAINTS:
+                return
+            self._complained_at = now
+        self._complain(f"no answer, trying again for {self._patience:g} s in all: {reason}")
 
     def pause(self, seconds: float) -> None:
         """Let nobody ask for so long."""
@@ -179,6 +238,10 @@ class _Traffic:
     def sleep(self, seconds: float) -> None:
         """Until then, or until the run is stopped."""
         self.stopped.wait(seconds)
+
+
+def _tried(reason: str, attempts: int) -> str:
+    return f"{reason} ({attempts} attempts)" if attempts > 1 else reason
 
 
 def _wants_new_name(reason: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from bridgegarden.errors import ConfigError
 from bridgegarden.teacher.cache.schema import read_as
 from bridgegarden.teacher.cache.support import Support
-from bridgegarden.teacher.server_reply import SMALLEST_TAIL
+from bridgegarden.teacher.server_logprobs import SMALLEST_TAIL
 
 DEFAULT_EXPONENTS = (0.1, 0.5)
 """Tail power sums that are kept whatever the objective: for the power entropy's default gamma and for temperature 2."""

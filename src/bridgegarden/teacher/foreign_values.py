@@ -1,0 +1,97 @@
+"""Values that somebody else wrote, checked as they are read: each is what it has to be, or a line says what it is.
+
+Python makes of JSON numbers of any length, text with halves of characters, and objects of any shape in the place of any
+other. What passes here can be computed with and written down.
+"""
+
+import math
+import reprlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bridgegarden.terminal import one_line
+
+LONGEST_SHOWN = 300
+"""Characters of what a server says that are shown, or kept as a name."""
+LARGEST_ID = 2**31 - 1
+"""Token ids are kept in 32 bits."""
+EXCESS = 1e-3
+"""By how much kept probabilities may exceed one before they are no probabilities."""
+LEAST_LOGPROB = -1e300
+"""Servers write the least float32 for nothing at all. Numbers beyond this need not fit in a float."""
+
+
+class Unfit(ValueError):
+    """A value is not what it has to be; says in one short line what it is instead."""
+
+
+def mapping(value: Any, what: str) -> Mapping[str, Any]:
+    """`value` if it is an object of JSON."""
+    if not isinstance(value, Mapping):
+        raise _unfit(what, "an object", value)
+    return value
+
+
+def items(value: Any, what: str) -> Sequence[Any]:
+    """`value` if it is a list."""
+    if not isinstance(value, list | tuple):
+        raise _unfit(what, "a list", value)
+    return value
+
+
+def text(value: Any, what: str) -> str:
+    """`value` if it is text that can be written to a file."""
+    if not isinstance(value, str):
+        raise _unfit(what, "text", value)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise Unfit(f"{what} holds half a character (a lone surrogate, or bytes that are not UTF-8)") from None
+    return value
+
+
+def name(value: Any, what: str) -> str:
+    """`value` if it is text of a length that names have."""
+    if len(text(value, what)) > LONGEST_SHOWN:
+        raise _unfit(what, f"at most {LONGEST_SHOWN} characters", value)
+    return value
+
+
+def nats(value: Any, what: str) -> float:
+    """`value` as a log-probability: finite, and above zero by no more than a server's rounding, which is taken away."""
+    if type(value) not in (int, float) or not LEAST_LOGPROB < value <= EXCESS:  # NaN is neither
+        raise _unfit(what, "a log-probability (finite, <= 0)", value)
+    return min(float(value), 0.0)
+
+
+def whole(value: Any, what: str, largest: int) -> int:
+    """`value` if it is a whole number from 0 to `largest`."""
+    if type(value) is not int or not 0 <= value <= largest:
+        raise _unfit(what, f"a whole number from 0 to {largest}", value)
+    return value
+
+
+def whole_bytes(value: Any, what: str) -> bytes:
+    """Bytes that are written as a list of numbers."""
+    return bytes(whole(byte, what, 255) for byte in items(value, what))
+
+
+def probabilities(logps: Sequence[float], what: str) -> None:
+    """Refuse log-probabilities of one position whose probabilities exceed one together."""
+    total = math.fsum(map(math.exp, logps))
+    if total > 1 + EXCESS:
+        raise Unfit(f"{what}: expected probabilities that add up to 1 at most, got {total:.4g}")
+
+
+def short(message: str) -> str:
+    """`message` on one line of bounded length."""
+    return one_line(message[: 20 * LONGEST_SHOWN])[:LONGEST_SHOWN]
+
+
+def shown(value: Any) -> str:
+    """A few characters of any value."""
+    return short(reprlib.repr(value))
+
+
+def _unfit(what: str, expected: str, value: Any) -> Unfit:
+    return Unfit(f"{what}: expected {expected}, got {shown(value)}")
