@@ -50,7 +50,7 @@ def test_segments_are_a_prefix_of_the_rendered_conversation_and_miss_only_what_f
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_context_before_each_speech_is_what_generation_would_be_given(name, request):
     tokenizer = request.getfixturevalue(name)
-    cuts = chat_format(tokenizer).segments(read(TWO_TURNS), place="row")
+    cuts = list(chat_format(tokenizer).segments(read(TWO_TURNS), place="row"))
     for count in (1, 3):
         prompt = tokenizer.apply_chat_template(
             TWO_TURNS[:count], tokenize=False, add_generation_prompt=True, date_string="26 Jul 2024"
@@ -59,7 +59,7 @@ def test_context_before_each_speech_is_what_generation_would_be_given(name, requ
 
 
 def test_only_the_words_and_the_stop_are_speech(gemma):
-    cuts = chat_format(gemma).segments(read(TWO_TURNS), place="row")
+    cuts = list(chat_format(gemma).segments(read(TWO_TURNS), place="row"))
     assert cuts == [
         Segment("<bos><start_of_turn>user\nTwo?<end_of_turn>\n<start_of_turn>model\n", False),
         Segment("four<end_of_turn>", True),
@@ -73,7 +73,7 @@ def test_the_system_prompt_that_a_template_adds_is_context(chatml):
     assert context.text.startswith("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n")
     assert speech.text == "four<|im_end|>"
     own = [{"role": "system", "content": "Be brief."}, *TWO_TURNS[:2]]
-    assert "helpful" not in chat_format(chatml).segments(read(own), place="row")[0].text
+    assert "helpful" not in next(chat_format(chatml).segments(read(own), place="row")).text
 
 
 def test_tool_results_are_context(chatml):
@@ -83,7 +83,7 @@ def test_tool_results_are_context(chatml):
         {"role": "tool", "content": "SECRET"},
         {"role": "assistant", "content": "four"},
     ]
-    cuts = chat_format(chatml).segments(read(messages), place="row")
+    cuts = list(chat_format(chatml).segments(read(messages), place="row"))
     assert [segment.text for segment in cuts if segment.supervised] == ["call add<|im_end|>", "four<|im_end|>"]
     assert "SECRET" in cuts[2].text
 
@@ -92,12 +92,13 @@ def test_a_template_that_forgets_reasoning_is_refused_only_where_it_forgets(thin
     reasoned = {"role": "assistant", "content": "<think>hm</think>four"}
     chat_writer = chat_format(thinking)
     assert (
-        chat_writer.segments(read([TWO_TURNS[0], reasoned]), place="row")[1].text == "<think>hm</think>four<|im_end|>"
+        list(chat_writer.segments(read([TWO_TURNS[0], reasoned]), place="row"))[1].text
+        == "<think>hm</think>four<|im_end|>"
     )
     with pytest.raises(
         DataError, match=r"^train, row 3: .*rewrites the message when later ones follow; .*'four<\|im_end"
     ):
-        chat_writer.segments(read([TWO_TURNS[0], reasoned, *TWO_TURNS[2:]]), place="train, row 3")
+        list(chat_writer.segments(read([TWO_TURNS[0], reasoned, *TWO_TURNS[2:]]), place="train, row 3"))
 
 
 def test_a_template_that_opens_an_answer_otherwise_than_it_writes_one_is_refused(chatml):
@@ -107,30 +108,30 @@ def test_a_template_that_opens_an_answer_otherwise_than_it_writes_one_is_refused
     with pytest.raises(
         DataError, match=r"row: the chat template writes what precedes message 1 as .*<think>.* a prompt"
     ):
-        chat_format(chatml).segments(read(TWO_TURNS[:2]), place="row")
+        list(chat_format(chatml).segments(read(TWO_TURNS[:2]), place="row"))
 
 
 def test_the_templates_own_objection_is_passed_on(gemma):
     messages = [{"role": "system", "content": "Be brief."}, *TWO_TURNS[:2]]
     objection = re.escape("train, row 5: the chat template refuses the roles system, user, assistant (System role not")
     with pytest.raises(DataError, match=objection):
-        chat_format(gemma).segments(read(messages), place="train, row 5")
+        list(chat_format(gemma).segments(read(messages), place="train, row 5"))
 
 
 def test_a_stop_token_that_also_closes_the_conversation_is_learnt_once(phi):
     phi.chat_template = phi.chat_template.replace("eos_token", "'<|end|>'")
-    cuts = chat_format(phi).segments(read(TWO_TURNS), place="row")
+    cuts = list(chat_format(phi).segments(read(TWO_TURNS), place="row"))
     assert [segment.text for segment in cuts if segment.supervised] == ["four<|end|>", "answer<|end|>"]
 
 
 def test_an_answer_that_holds_the_stop_token_is_refused(chatml):
     messages = [TWO_TURNS[0], {"role": "assistant", "content": "four<|im_end|>"}]
     with pytest.raises(DataError, match=r"assistant message 1 holds the end-of-turn token '<\|im_end\|>'"):
-        chat_format(chatml).segments(read(messages), place="row")
+        list(chat_format(chatml).segments(read(messages), place="row"))
 
 
 def test_the_day_does_not_change_the_text(llama3, chatml):
-    context = chat_format(llama3).segments(read(TWO_TURNS[:2]), place="row")[0].text
+    context = next(chat_format(llama3).segments(read(TWO_TURNS[:2]), place="row")).text
     assert "Today: 26 Jul 2024" in context
     assert not chat_format(llama3).prints_the_date
     chatml.chat_template += "{{ strftime_now('%d') }}"

@@ -134,3 +134,19 @@ def test_a_thousand_conversations_take_under_five_seconds_of_processor_time(chat
     start = time.process_time()
     tokenise(rows, chatml)
     assert time.process_time() - start < 5
+
+
+def test_answers_that_do_not_begin_as_the_model_is_made_to_are_counted_in_one_line(chatml, caplog):
+    chatml.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}{% generation %}"
+        "{{ m['content'] }}<|im_end|>\n{% endgeneration %}{% else %}{{ m['content'] }}<|im_end|>\n{% endif %}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+    )
+    words = ["<think>\nfour", "two", "eight"]
+    rows = [{"messages": [{"role": "user", "content": "Two?"}, {"role": "assistant", "content": w}]} for w in words]
+    tokenise(Dataset.from_list(rows), chatml)
+    (said,) = [record.message for record in caplog.records]
+    assert said.startswith(
+        "train: when it is to answer, the model is made to begin with '<think>\\n', but 2 answers do not"
+    )

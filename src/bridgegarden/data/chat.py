@@ -12,6 +12,8 @@ Message = dict[str, Any]
 """At least ``role`` and ``content``; further keys (``tool_calls``, ``name``) are the chat template's business."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Keys under which a message's reasoning is known; Qwen's and OpenAI's, gpt-oss's, OpenRouter's."""
 LONGEST_ROLE = 60
 """Characters that a message about a role quotes."""
 FOREIGN_ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant", "function": "tool"}
@@ -80,6 +82,11 @@ def conversation(row: Mapping[str, Any], columns: Columns, *, place: str) -> Con
     if not columns.names_a_pair and not ("prompt" in row and "completion" in row):
         raise DataError(f"{place}: has columns {_listing(row)}; expected {EXPECTED}.")
     return _pair(row, columns, place)
+
+
+def reasoning_of(message: Message) -> str | None:
+    """What an assistant message says before its answer; None where it has no such key."""
+    return next((message[name] for name in REASONING if isinstance(message.get(name), str)), None)
 
 
 def prompt(row: Mapping[str, Any], columns: Columns, *, place: str) -> Conversation:
@@ -193,12 +200,35 @@ def _message(item: Any, place: str) -> Message:
         raise DataError(f"{place}.role is {_kind(role)}; expected one of {', '.join(ROLES)}.")
     if role not in ROLES:
         raise _unknown_role(role, f"{place}.role")
+    if "tool_calls" in message:
+        message = _with_tool_calls(message, place)
     content = message.setdefault("content", "" if message.get("tool_calls") else None)
     if not isinstance(content, str):
         raise DataError(f"{place}.content is {_kind(content)}; expected a string.")
     if role == "assistant" and not content.strip() and not message.get("tool_calls"):
         raise DataError(f"{place}.content is empty; expected the assistant's text.")
     return message
+
+
+def _with_tool_calls(message: Message, place: str) -> Message:
+    """`message` with its calls checked, which may be JSON text; without the key where it makes none."""
+    calls = message["tool_calls"]
+    if isinstance(calls, str):
+        try:
+            calls = json.loads(calls)
+        except ValueError as error:
+            raise DataError(f"{place}.tool_calls is a string but not valid JSON ({error}).") from error
+    if not _is_list(calls):
+        raise DataError(f"{place}.tool_calls is {_kind(calls)}; expected a list.")
+    for call in calls:
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise DataError(
+                f"{place}.tool_calls holds {_kind(call)}; expected objects such as "
+                '{"type": "function", "function": {"name": ..., "arguments": {...}}}.'
+            )
+    bare = {key: value for key, value in message.items() if key != "tool_calls"}
+    return {**bare, "tool_calls": list(calls)} if calls else bare
 
 
 def _unknown_role(role: str, place: str) -> DataError:

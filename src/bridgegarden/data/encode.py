@@ -58,7 +58,7 @@ def end_of_turn_ids(
     """
     ids: list[int | None] = []
     if tokenizer.chat_template is not None:
-        ids.append(chat_format(tokenizer).stop_id)
+        ids += chat_format(tokenizer).stop_ids
     configured = None if generation_config is None else generation_config.eos_token_id
     ids += configured if isinstance(configured, list | tuple) else [configured]
     ids.append(_eos_id(tokenizer))

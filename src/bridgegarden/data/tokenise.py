@@ -115,6 +115,15 @@ def _new_rows(
         )
     for place, row in _places(dataset, name):
         yield tokeniser.row(conversation(row, columns, place=place), place)
+    if tokeniser.format is not None:
+        for opening, count in tokeniser.format.opened_otherwise.items():
+            logger.warning(
+                "%s: when it is to answer, the model is made to begin with %r, but %d answers do not begin so. It is "
+                "trained on them as they are.",
+                name,
+                opening,
+                count,
+            )
 
 
 def _places(dataset: "Dataset", name: str) -> Iterator[tuple[str, dict[str, Any]]]:

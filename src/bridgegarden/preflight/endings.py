@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from bridgegarden.data import end_of_turn_ids
-from bridgegarden.data.template import render, template_errors
+from bridgegarden.data.render import render, template_errors
 from bridgegarden.preflight.models import ModelFacts
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _end_warnings(student: ModelFacts, tokenizer: "PreTrainedTokenizerBase", tau
 
 def _rendered(probe: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase") -> str:
     try:
-        return render(probe, tokenizer)
+        return render(probe, tokenizer).text
     except template_errors() as error:
         return f"an error ({error})"
 
