@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bridgegarden.errors import DataError
-from bridgegarden.estimate import Estimate
+from bridgegarden.estimate import Estimate, exact_share
 
 
 def test_the_standard_error_is_that_of_the_mean():
@@ -80,3 +80,26 @@ def test_intervals_are_as_wide_as_the_tables_say(freedom, tabled):
 def test_an_estimate_travels_between_processes():
     estimate = Estimate(1.0, 0.5, 10)
     assert pickle.loads(pickle.dumps(estimate)) == estimate
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 5), (5, 5), (1, 5), (3, 40), (0, 1)])
+def test_an_exact_interval_of_a_share_ends_where_what_was_seen_is_as_rare_as_allowed(successes, n):
+    low, high = exact_share(successes, n)
+
+    def at_least(share):
+        return sum(math.comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(successes, n + 1))
+
+    def at_most(share):
+        return sum(math.comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(successes + 1))
+
+    assert low == 0 if successes == 0 else at_least(low) == pytest.approx(0.025)
+    assert high == 1 if successes == n else at_most(high) == pytest.approx(0.025)
+
+
+def test_a_share_that_varies_has_the_interval_of_a_mean_and_one_that_does_not_the_exact_one():
+    varied = Estimate.over([0.0, 1.0, 1.0])
+    assert varied.share_interval() == varied.interval()
+    alike = Estimate.over([0.0] * 5)
+    assert alike.interval() == (0, 0)
+    assert alike.share_interval() == exact_share(0, 5)
+    assert alike.share_interval().high == pytest.approx(1 - 0.025 ** (1 / 5))

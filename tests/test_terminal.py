@@ -6,7 +6,17 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from bridgegarden.terminal import PlainLines, one_line, plain, plain_console, plain_json, say
+from bridgegarden.terminal import (
+    PlainLines,
+    TimeLeft,
+    counted,
+    duration,
+    one_line,
+    plain,
+    plain_console,
+    plain_json,
+    say,
+)
 
 HOSTILE = "\x1b[31mred\x07 \x1b]0;title\x07 \x9b2J \u202eback \r over \x7f \u2066 \x00"
 OBEYED = [*range(0x00, 0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0), 0x200F, 0x202E, 0x2066, 0x2028]
@@ -90,3 +100,65 @@ def test_what_transformers_says_of_a_model_s_files_is_plain_while_a_command_runs
     assert "unknown key" in seen.getvalue()
     assert_harmless(seen.getvalue())
     assert handler.filters == []
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(8.4, "8s"), (200, "3m 20s"), (7500, "2h 05m")])
+def test_a_duration_is_written_for_people(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 rows"), (1, "1 row"), (2000, "2,000 rows")])
+def test_one_is_no_plural(count, text):
+    assert counted(count, "row") == text
+
+
+def watched(total, paces):
+    """Estimates while units are done, each taking so many seconds: ``[(done, seconds left or None)]``."""
+    now = [0.0]
+    left = TimeLeft(total, clock=lambda: now[0])
+    left.update(0)
+    told = []
+    for done, pace in enumerate(paces, start=1):
+        now[0] += pace
+        left.update(done)
+        told.append((done, left.seconds()))
+    return told
+
+
+def test_an_even_pace_is_told_after_a_few_seconds_and_is_right():
+    told = watched(100, [1.0] * 100)
+    assert [done for done, seconds in told if seconds is None] == [1, 2, 100]
+    assert all(seconds == pytest.approx(100 - done) for done, seconds in told if seconds is not None)
+
+
+def test_a_slow_start_is_not_taken_for_the_pace():
+    # Two minutes of warming up for ten steps, then a step a second.
+    told = watched(200, [12.0] * 10 + [1.0] * 190)
+    estimates = [(done, seconds) for done, seconds in told if seconds is not None and done > 11]
+    assert estimates
+    assert all(seconds < 1.6 * (200 - done) for done, seconds in estimates)
+
+
+def test_time_that_passes_without_progress_is_taken_off():
+    now = [0.0]
+    left = TimeLeft(10, clock=lambda: now[0])
+    for done in range(6):
+        now[0] = 2.0 * done
+        left.update(done)
+    assert left.seconds() == pytest.approx(10.0)
+    now[0] += 1.0
+    assert left.seconds() == pytest.approx(9.0)
+    assert left.text() == "9s left"
+
+
+def test_what_was_done_before_is_no_pace():
+    now = [0.0]
+    left = TimeLeft(100, clock=lambda: now[0])
+    for done in range(90, 95):
+        now[0] += 10.0
+        left.update(done)
+    assert left.seconds() == pytest.approx(60.0)
+
+
+def test_many_marks_are_thinned_and_the_estimate_stays():
+    assert watched(5000, [1.0] * 4000)[-1][1] == pytest.approx(1000.0, rel=0.01)

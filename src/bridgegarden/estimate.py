@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from scipy.special import stdtrit
+from scipy.special import betaincinv, stdtrit
 from torch import Tensor
 
 from bridgegarden.errors import DataError
+from bridgegarden.terminal import counted
 
 
 class Interval(NamedTuple):
@@ -18,6 +19,23 @@ class Interval(NamedTuple):
     """Lower end."""
     high: float
     """Upper end."""
+
+
+def exact_share(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    r"""Where a share lies of which `n` independent draws had `successes`: the exact interval of the binomial.
+
+    .. math:: \big[ B^{-1}_{a/2}(k, n - k + 1), \; B^{-1}_{1 - a/2}(k + 1, n - k) \big]
+
+    with the quantiles B of the beta distribution and a = 1 - `confidence`. It is the one to give where all draws
+    were alike, whose sample has no spread to estimate an error from.
+
+    References:
+        Clopper and Pearson, 1934, Biometrika 26(4).
+    """
+    tail = (1 - confidence) / 2
+    low = float(betaincinv(successes, n - successes + 1, tail)) if successes else 0.0
+    high = float(betaincinv(successes + 1, n - successes, 1 - tail)) if successes < n else 1.0
+    return Interval(low, high)
 
 
 class Estimate(NamedTuple):
@@ -65,12 +83,18 @@ class Estimate(NamedTuple):
         half = float(stdtrit(self.n - 1, 0.5 + confidence / 2)) * self.stderr
         return Interval(self.mean - half, self.mean + half)
 
+    def share_interval(self, confidence: float = 0.95) -> Interval:
+        """The same for a share of right answers: the exact one where all of the n were right, or wrong."""
+        if self.mean in (0.0, 1.0):
+            return exact_share(round(self.mean * self.n), self.n, confidence)
+        return self.interval(confidence)
+
 
 def _column(values: Tensor | Sequence[float]) -> Tensor:
     column = torch.as_tensor(values, dtype=torch.float64).flatten()
     if len(column) < 2:
         raise DataError(
-            f"estimate: got {len(column)} value{'' if len(column) == 1 else 's'}; a standard error needs at least 2 "
+            f"estimate: got {counted(len(column), 'value')}; a standard error needs at least 2 "
             "independent ones. Use more problems."
         )
     if not torch.isfinite(column).all():

@@ -6,7 +6,8 @@ every such character is replaced by a visible one; what Rich writes for colours 
 
 import logging
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -74,3 +75,74 @@ class PlainLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return one_line(super().format(record))
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 row``, ``2,000 rows``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """``8s``, ``3m 20s``, ``2h 05m``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+
+
+class TimeLeft:
+    """How long work will still take, told only once that is worth something.
+
+    What comes before the first progress (loading, compiling) says nothing of what follows, and the first steps are
+    slow. So the pace is that of the last quarter of the time so far, and it is told when the pace of the quarter before
+    agrees with it, or a quarter of the work has been seen.
+    """
+
+    PATIENCE = 3.0
+    """Seconds of progress that are watched at least."""
+    AGREEMENT = 1.5
+    """Ratio of two paces up to which they agree."""
+
+    def __init__(self, total: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """
+        Args:
+            total: units of work, those included that were done before.
+            clock: seconds.
+        """
+        self.total = total
+        self._clock = clock
+        self._marks: list[tuple[float, float]] = []
+
+    def update(self, done: float) -> None:
+        """So many units are done in all."""
+        if not self._marks or done > self._marks[-1][1]:
+            self._marks.append((self._clock(), done))
+        if len(self._marks) > 1000:
+            # The first one stays, and of the others every second.
+            del self._marks[1:-1:2]
+
+    def seconds(self) -> float | None:
+        """Seconds left; None while nobody can say, and when all is done."""
+        if len(self._marks) < 3 or self._marks[-1][1] >= self.total:
+            return None
+        (began, before), (now, done) = self._marks[0], self._marks[-1]
+        half, last = self._mark((now - began) / 2), self._mark(3 * (now - began) / 4)
+        if now - began < self.PATIENCE or last == half:
+            return None
+        early, late = (last[1] - half[1]) / (last[0] - half[0]), (done - last[1]) / (now - last[0])
+        seen = (done - before) / (self.total - before)
+        if seen < 0.25 and not 1 / self.AGREEMENT <= early / late <= self.AGREEMENT:
+            return None
+        return max((self.total - done) / late - (self._clock() - now), 0.0)
+
+    def _mark(self, passed: float) -> tuple[float, float]:
+        """The last mark, but the newest, before so many seconds had passed since the first."""
+        began = self._marks[0][0]
+        return max(mark for mark in self._marks[:-1] if mark[0] <= began + passed)
+
+    def text(self) -> str:
+        """``3m 20s left``; empty while nobody can say."""
+        seconds = self.seconds()
+        return "" if seconds is None else f"{duration(seconds)} left"

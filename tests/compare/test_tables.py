@@ -76,7 +76,7 @@ def test_sentences_rank_only_what_chance_does_not_explain():
         r"every other objective is lower by more than chance explains\.",
         found[0],
     )
-    assert found[1] == "Right, greedy: no objective is told apart from the highest, 100.0 ± 0.0 %."
+    assert found[1] == "Right, greedy: no objective is told apart from the highest, 100.0 % (≥ 95.5 %)."
     assert any(line.startswith("On fixed rows a training takes 9.1× less time and 3.3× fewer FLOPs") for line in found)
 
 
@@ -95,3 +95,45 @@ def test_tasks_have_a_table_where_there_are_several():
 
 def test_names_are_listed_as_one_says_them():
     assert [listed(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
+
+
+def dearer(result):
+    """`result` with a soft that costs more than the baseline."""
+
+    def change(run):
+        if run.objective != "soft":
+            return run
+        return replace(run, spent=replace(run.spent, flops=100 * run.spent.flops, cpu_seconds=100 * run.spent.cpu_seconds))
+
+    return replace(result, runs=tuple(change(run) for run in result.runs))
+
+
+def test_what_costs_more_is_not_said_to_cost_less():
+    result = dearer(RESULT)
+    found = cheaper(result, "soft")
+    assert all(cell.endswith("× more") for cell in found)
+    assert float(found[1].split("×")[0]) == pytest.approx(1 / cheapness(result, "soft", "flops"), rel=0.01)
+    (line,) = [line for line in sentences(result) if line.startswith("On fixed rows")]
+    assert re.fullmatch(
+        r"On fixed rows a training takes [\d.]+× more to [\d.]+× less time and [\d.]+× more to [\d.]+× fewer FLOPs than "
+        r"GKD, with its share of asking the teacher\.",
+        line,
+    )
+    assert re.search(r"it would take [\d.]+× more time and [\d.]+× more FLOPs than GKD", cost_caption(result))
+
+
+@pytest.mark.parametrize(
+    ("ratios", "text"),
+    [([2.0], "2× fewer"), ([0.5], "2× more"), ([2.0, 3.0], "2× to 3× fewer"), ([0.25, 0.5], "2× to 4× more"),
+     ([0.5, 3.0], "2× more to 3× fewer"), ([1.0], "1× fewer")],
+)  # fmt: skip
+def test_ratios_are_said_with_the_word_that_fits(ratios, text):
+    assert times_less(ratios, "fewer") == text
+
+
+def test_a_share_of_asking_the_teacher_is_not_claimed_where_its_time_is_not_known():
+    unknown = replace(RESULT, cache=replace(RESULT.cache, seconds=None, cpu_seconds=None))
+    (line,) = [line for line in sentences(unknown) if line.startswith("On fixed rows")]
+    assert line.endswith("is in the FLOPs, and not in the time, which the cache does not say.")
+    (line,) = [line for line in sentences(replace(RESULT, cache=None)) if line.startswith("On fixed rows")]
+    assert line.endswith("FLOPs than GKD.")

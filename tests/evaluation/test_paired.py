@@ -63,7 +63,7 @@ def test_swapping_the_systems_mirrors_everything():
 def test_ties_are_counted_and_a_difference_of_nothing_is_not_called():
     table = np.array([[1, 0, 1, 1]])
     same = paired_difference(scores(table), scores(table))
-    assert (same.mean, same.interval, same.ties, same.wins, same.verdict) == (0, (0, 0), 1, 0, None)
+    assert (same.mean, same.ties, same.wins, same.verdict) == (0, 1, 0, None)
     differs = paired_difference(scores(table), scores(np.array([[1, 1, 1, 0]])))
     assert (differs.ties, differs.wins, differs.verdict) == (0.5, 0.25, None)
 
@@ -114,3 +114,22 @@ def test_the_same_scores_give_the_same_interval():
 def test_what_cannot_be_compared_is_refused(first, second, match):
     with pytest.raises(DataError, match=match):
         paired_difference(first, second)
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 1), (0, 0), (1, 0), (0, 1)])
+def test_problems_that_came_out_alike_leave_room_for_unlike_ones(first, second):
+    problems = 8
+    found = paired_difference(
+        scores(np.full((2, problems), first)), scores(np.full((2, problems), second))
+    )
+    # Of 8 problems none was unlike; that has a chance of 2.5 % where the share of unlike ones is this.
+    unseen = 1 - 0.025 ** (1 / problems)
+    truth = first - second
+    expected = {0: (-unseen, unseen), 1: (1 - 2 * unseen, 1.0), -1: (-1.0, 2 * unseen - 1)}[truth]
+    assert found.mean == truth
+    assert found.interval == pytest.approx(expected)
+
+
+def test_losses_that_are_the_same_everywhere_differ_by_nothing():
+    table = np.array([[0.3, 0.7, 0.2]])
+    assert paired_difference(scores(table), scores(table)).interval == (0, 0)

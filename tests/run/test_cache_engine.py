@@ -7,6 +7,7 @@ from click.testing import CliRunner
 from bridgegarden.cli.main import cli
 from bridgegarden.recipe import load_recipe
 from bridgegarden.run.cache import CacheOptions, build_recipe_cache
+from tests.teacher.cache.conftest import untimed
 
 
 def build(*arguments):
@@ -14,7 +15,7 @@ def build(*arguments):
 
 
 def files(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {str(path.relative_to(folder)): untimed(path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture

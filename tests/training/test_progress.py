@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from bridgegarden.training.progress import MetricsLog, ProgressDisplay, duration, terms_text
+from bridgegarden.training.progress import MetricsLog, ProgressDisplay, terms_text
 
 TERMS = {"loss": 2.5, "soft_loss": 0.5, "hard_loss": 4.5, "risk_loss": 0.0, "soft_weight": 0.5}
 LOGS = TERMS | {"tokens_per_second": 1234.5, "epoch": 0.5}
@@ -82,11 +82,6 @@ def test_other_processes_of_a_distributed_run_say_nothing(arguments):
 def test_a_risk_term_is_shown_when_there_is_one():
     assert "risk" not in terms_text(LOGS)
     assert "risk 0.25" in terms_text(LOGS | {"risk_loss": 0.25})
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(8.4, "8s"), (200, "3m 20s"), (7500, "2h 05m")])
-def test_a_duration_is_written_for_people(seconds, text):
-    assert duration(seconds) == text
 
 
 def lines(path):

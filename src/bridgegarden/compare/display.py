@@ -29,7 +29,7 @@ def told(job: Job, run: CompareRun) -> str:
 
 def terminal_tables(result: CompareResult, width: int) -> list[Table]:
     """Quality and cost, for a terminal of `width` columns; the files have more."""
-    return [_quality_table(result, " ± " if width >= ROOMY else "\n± "), _cost_table(result)]
+    return [_quality_table(result, " " if width >= ROOMY else "\n"), _cost_table(result)]
 
 
 def _quality_table(result: CompareResult, between: str) -> Table:

@@ -2,13 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from bridgegarden.compare.result import CompareResult, CompareRun, Quantity
-from bridgegarden.estimate import Interval
-from bridgegarden.evaluation.paired import PairedDifference, Scores, paired_difference
+from bridgegarden.compare.result import CompareResult, CompareRun, Measured, Quantity
+from bridgegarden.estimate import Interval, exact_share
+from bridgegarden.evaluation.paired import PairedDifference, Scores, paired_difference, unvaried_interval
 
 QUALITIES: Mapping[Quantity, str] = {"sampled": "right, sampled", "greedy": "right, greedy"}
 """Shares of right answers, and what tables call them. The first that was measured is the one that is ranked by."""
@@ -38,7 +38,7 @@ class Price(NamedTuple):
     """The same with the whole cache, as if nobody else read it."""
     seconds: float
     """Time of a training and its share of the cache's: processor time where students were on a CPU, else wall time. A
-    cache that was there before counts as nothing."""
+    cache that does not say what it took counts as nothing; see :func:`asking_time`."""
     seconds_alone: float
     """The same with the whole cache."""
 
@@ -65,9 +65,13 @@ def summary(result: CompareResult, objective: str, quantity: Quantity) -> Mean:
 
 def _summary(result: CompareResult, objective: str, quantity: Quantity) -> Mean:
     scores = _scores(result, objective, quantity)
+    means = tuple(_mean(list(seed.values())) for seed in scores.values())
+    alike = _same_everywhere([run.measured for run in result.runs_of(objective).values()], quantity)
+    if alike in (0.0, 1.0):
+        problems = min(map(len, scores.values()))
+        return Mean(value=alike, interval=exact_share(round(alike * problems), problems), by_seed=means)
     zeros: list[Scores] = [dict.fromkeys(seed, 0.0) for seed in scores.values()]
     found = paired_difference(list(scores.values()), zeros)
-    means = tuple(_mean(list(seed.values())) for seed in scores.values())
     return Mean(value=found.mean, interval=found.interval, by_seed=means)
 
 
@@ -84,7 +88,21 @@ def _difference(result: CompareResult, first: str, second: str, quantity: Quanti
     seeds = [seed for seed in one if seed in other]
     if not seeds:
         return None
-    return paired_difference([one[seed] for seed in seeds], [other[seed] for seed in seeds])
+    found = paired_difference([one[seed] for seed in seeds], [other[seed] for seed in seeds])
+    alike = [
+        _same_everywhere([runs[seed].measured for seed in seeds], quantity)
+        for runs in (result.runs_of(first), result.runs_of(second))
+    ]
+    if alike[0] in (0.0, 1.0) and alike[1] in (0.0, 1.0):
+        # Of several tasks problems are weighted, which is why `paired_difference` does not see that they are alike.
+        return replace(found, interval=unvaried_interval(alike[0] - alike[1], found.problems))
+    return found
+
+
+def _same_everywhere(measured: Sequence[Measured | None], quantity: Quantity) -> float | None:
+    """The share of right answers that every problem and seed has; None if they vary, or it is no share."""
+    found = {value for one in measured if one is not None for value in one.by_unit.get(quantity, {}).values()}
+    return found.pop() if quantity in QUALITIES and len(found) == 1 else None
 
 
 def all_differences(result: CompareResult) -> list[dict[str, Any]]:
@@ -97,15 +115,20 @@ def all_differences(result: CompareResult) -> list[dict[str, Any]]:
     ]
 
 
+def asking_time(result: CompareResult) -> float | None:
+    """Seconds of asking the teacher once about all rows, by the clock that trainings are compared on; None if the cache
+    does not say, or there is none."""
+    return None if result.cache is None else getattr(result.cache, _clock(result))
+
+
 def price(result: CompareResult, objective: str) -> Price:
     """What a training of `objective` cost."""
-    runs = result.runs_of(objective).values()
-    clock = "cpu_seconds" if result.pair.device == "cpu" else "seconds"
+    runs, clock = result.runs_of(objective).values(), _clock(result)
     flops, seconds = (average(runs, lambda run, name=name: getattr(run.spent, name)) for name in ("flops", clock))
     cache = result.cache
     if cache is None or not result.rows[objective].asks_teacher or result.rows[objective].lmbda > 0:
         return Price(flops, flops, seconds, seconds)
-    share, asking = 1 / max(cache.sharers, 1), getattr(cache, clock) or 0.0
+    share, asking = 1 / max(cache.sharers, 1), asking_time(result) or 0.0
     return Price(flops + share * cache.flops, flops + cache.flops, seconds + share * asking, seconds + asking)
 
 
@@ -137,6 +160,10 @@ def frontier(result: CompareResult, quantity: Quantity) -> tuple[str, ...]:
 def best(result: CompareResult, quantity: Quantity) -> str:
     """The objective with the highest mean."""
     return max(result.objectives, key=lambda name: summary(result, name, quantity).value)
+
+
+def _clock(result: CompareResult) -> Literal["seconds", "cpu_seconds"]:
+    return "cpu_seconds" if result.pair.device == "cpu" else "seconds"
 
 
 def _scores(result: CompareResult, objective: str, quantity: Quantity) -> dict[int, Scores]:

@@ -1,6 +1,5 @@
 """The output folder of a comparison."""
 
-import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,11 +45,6 @@ class CompareFolder:
         """The teacher's signals, if the recipe names no folder for them."""
         return self.path / "teacher_cache"
 
-    @property
-    def cache_cost(self) -> Path:
-        """What filling it cost."""
-        return self.path / "teacher_cache.json"
-
     def run(self, row: ComparedRow, seed: int) -> Path:
         """The folder of one training, as ``bridgegarden train`` writes it."""
         return self.path / "runs" / f"{row.file_name}-seed{seed}"
@@ -86,19 +80,6 @@ class CompareFolder:
     def finished_run(self, row: ComparedRow, seed: int, key: str) -> CompareRun | None:
         """A training that was finished and measured here with everything as `key` has it."""
         return kept(self.run(row, seed) / "measured.json", key, run_from_tree)
-
-    def save_cache_cost(self, seconds: float, cpu_seconds: float) -> None:
-        """Keep what filling the cache cost, on top of what an interrupted build did."""
-        before = self.finished_cache_cost() or (0.0, 0.0)
-        write_json(self.cache_cost, {"seconds": before[0] + seconds, "cpu_seconds": before[1] + cpu_seconds})
-
-    def finished_cache_cost(self) -> tuple[float, float] | None:
-        """Wall and processor seconds that filling the cache cost; None if it was not filled here."""
-        try:
-            tree = json.loads(self.cache_cost.read_text(encoding="utf-8"))
-            return float(tree["seconds"]), float(tree["cpu_seconds"])
-        except (OSError, ValueError, KeyError):
-            return None
 
     def finish(self, result: CompareResult) -> None:
         """Write what a finished comparison leaves, each file whole or not at all, and take the mark away."""

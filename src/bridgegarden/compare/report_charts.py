@@ -72,11 +72,12 @@ def cheapness(result: CompareResult, name: str, by: By) -> float:
 def _point(result: CompareResult, name: str, quantity: Quantity, by: By) -> Point:
     mean, ratio = summary(result, name, quantity), cheapness(result, name, by)
     cells = percent(mean.value, *mean.interval)
+    cost = f"{times(ratio)} cheaper" if ratio >= 1 else f"{times(1 / ratio)} dearer"
     return Point(
         name=result.label(name),
         x=Reading(ratio, ratio, ratio),
         y=Reading(mean.value, *mean.interval),
         seeds=tuple((ratio, seed) for seed in mean.by_seed) if len(mean.by_seed) > 1 else (),
         shape="ring" if result.rows[name].lmbda else "disc",
-        about=f"{result.label(name)}: {cells} {QUALITIES[quantity]}, {times(ratio)} cheaper",
+        about=f"{result.label(name)}: {cells} {QUALITIES[quantity]}, {cost}",
     )

@@ -91,9 +91,9 @@ class CacheCost:
     flops: float
     """Estimated operations."""
     seconds: float | None
-    """Wall time; None for a cache that was there before."""
+    """Wall time of filling the cache, loading the teacher not included; None if the cache does not say."""
     cpu_seconds: float | None
-    """Processor time; None for a cache that was there before."""
+    """Processor time of the same; None if the cache does not say."""
     sharers: int
     """Trainings of this comparison that read it."""
 

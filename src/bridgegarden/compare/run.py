@@ -26,7 +26,7 @@ from bridgegarden.recipe import Recipe, build_objective, describe_objective, loa
 from bridgegarden.run.commit import git_commit
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import now
-from bridgegarden.terminal import plain_console
+from bridgegarden.terminal import counted, plain_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -152,8 +152,8 @@ def _check(recipe: Recipe, rows: Sequence[ComparedRow], settings: CompareSetting
         prepare_tasks(settings.evaluation, quiet=console.quiet)
     counts = pair.counts
     console.print(
-        f"{counts.rows:,} rows of {counts.tokens:.0f} tokens, of which {counts.positions:.0f} are learnt; "
-        f"{len(prompts.ids)} prompts",
+        f"{counted(counts.rows, 'row')} of {counts.tokens:.0f} tokens, of which {counts.positions:.0f} are learnt; "
+        f"{counted(len(prompts.ids), 'prompt')}",
         highlight=False,
         soft_wrap=True,
     )
@@ -179,7 +179,7 @@ def _all_runs(jobs: Sequence[Job], console: "Console", workers: int) -> tuple[Co
         console.print(f"{len(found)} of {len(jobs)} trainings were finished before and are kept")
     todo = [job for job in jobs if job.name not in found]
     if todo:
-        console.print(f"{len(todo)} students to train, {min(workers, len(todo))} at a time")
+        console.print(f"{counted(len(todo), 'student')} to train, {min(workers, len(todo))} at a time")
     with JobsDisplay(console, sum(job.units for job in todo)) as display:
         # Closed at once on an interrupt, which ends the workers.
         with closing(work(run_one, todo, workers=workers, tell=display.advance)) as finished:

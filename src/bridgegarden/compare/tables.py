@@ -16,9 +16,10 @@ from bridgegarden.compare.findings import (
     summary,
 )
 from bridgegarden.compare.result import CompareResult, CompareRun, Quantity
-from bridgegarden.compare.words import sentences, times
+from bridgegarden.compare.words import sentences, times_less
 from bridgegarden.evaluation.paired import PairedDifference
-from bridgegarden.report.scale import number, plus_minus
+from bridgegarden.report.scale import number, plus_minus, share_parts
+from bridgegarden.terminal import counted
 
 TOKENS = {
     "teacher_tokens": "teacher tokens",
@@ -78,7 +79,7 @@ def cheaper(result: CompareResult, objective: str) -> tuple[str, str]:
     if base not in result.objectives:
         return "–", "–"
     one, other = price(result, objective), price(result, base)
-    return times(other.seconds / one.seconds), times(other.flops / one.flops)
+    return times_less([other.seconds / one.seconds]), times_less([other.flops / one.flops])
 
 
 def difference_rows(result: CompareResult) -> Rows:
@@ -133,15 +134,17 @@ def cost_caption(result: CompareResult) -> str:
         readers = [n for n in result.objectives if result.rows[n].asks_teacher and not result.rows[n].lmbda]
         parts.append(
             f"The teacher was asked once about {cache.tokens:,} tokens ({short(cache.flops)}FLOP, {known}), "
-            f"for {cache.sharers} trainings. FLOPs and both ratios include a share of 1/{cache.sharers} of that."
+            f"for {counted(cache.sharers, 'training')}. FLOPs and both ratios include a share of 1/{cache.sharers} of "
+            "that."
         )
         base = result.settings.baseline
         if readers and base in result.objectives and base not in readers:
             one, other = price(result, readers[0]), price(result, base)
-            less = times(other.seconds / one.seconds_alone), times(other.flops / one.flops_alone)
+            time = times_less([other.seconds / one.seconds_alone], "less")
+            flops = times_less([other.flops / one.flops_alone], "fewer")
             parts.append(
-                f"If {result.label(readers[0])} alone had to pay for all of it, it would take {less[0]} less time and "
-                f"{less[1]} fewer FLOPs than {result.label(base)}."
+                f"If {result.label(readers[0])} alone had to pay for all of it, it would take {time} time and "
+                f"{flops} FLOPs than {result.label(base)}."
             )
     return " ".join(parts)
 
@@ -193,16 +196,17 @@ def short(value: float) -> str:
     return f"{number(value)} {UNITS[power]}".rstrip()
 
 
-def share_cell(result: CompareResult, objective: str, quantity: Quantity, between: str = " ± ") -> str:
+def share_cell(result: CompareResult, objective: str, quantity: Quantity, between: str = " ") -> str:
     """A share of right answers, in per cent."""
     mean = summary(result, objective, quantity)
-    return between.join(plus_minus(100 * mean.value, 50 * (mean.interval.high - mean.interval.low)))
+    return between.join(share_parts(mean.value, mean.interval))
 
 
-def loss_cell(result: CompareResult, objective: str, quantity: Quantity, between: str = " ± ") -> str:
+def loss_cell(result: CompareResult, objective: str, quantity: Quantity, between: str = " ") -> str:
     """A loss, nats a text."""
     mean = summary(result, objective, quantity)
-    return between.join(plus_minus(mean.value, (mean.interval.high - mean.interval.low) / 2))
+    value, half = plus_minus(mean.value, (mean.interval.high - mean.interval.low) / 2)
+    return f"{value}{between}± {half}"
 
 
 def entropy_cell(result: CompareResult, objective: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from bridgegarden.compare.findings import (
     QUALITIES,
     Mean,
+    asking_time,
     best,
     difference,
     entropy_kept,
@@ -14,7 +15,7 @@ from bridgegarden.compare.findings import (
     summary,
 )
 from bridgegarden.compare.result import CompareResult, Quantity
-from bridgegarden.report.scale import number, plus_minus
+from bridgegarden.report.scale import number, share_parts
 
 
 def sentences(result: CompareResult) -> list[str]:
@@ -26,9 +27,9 @@ def sentences(result: CompareResult) -> list[str]:
 
 
 def percent(value: float, low: float, high: float) -> str:
-    """A share with half its interval."""
-    mean, half = plus_minus(100 * value, 50 * (high - low))
-    return f"{mean} ± {half} %"
+    """A share with half its interval; or with what it may be where all were right or wrong."""
+    mean, rest = share_parts(value, (low, high))
+    return f"{mean} {rest} %" if rest.startswith("±") else f"{mean} % ({rest} %)"
 
 
 def listed(parts: Sequence[str]) -> str:
@@ -39,6 +40,20 @@ def listed(parts: Sequence[str]) -> str:
 def times(ratio: float) -> str:
     """How many times, in words a table can hold."""
     return f"{number(ratio, 2 if ratio < 10 else 3)}×"
+
+
+def times_less(ratios: Sequence[float], less: str = "") -> str:
+    """How many times less something costs.
+
+    Args:
+        ratios: of the other's cost to its own; one, or the ends of a range.
+        less: the word for it; where a ratio is below one the word is ``more``, and the number its inverse.
+    """
+    low, high = min(ratios), max(ratios)
+    if low < 1 < high:
+        return f"{times(1 / low)} more to {times(high)} {less or 'less'}"
+    ends = [times(ratio) for ratio in ((low, high) if low >= 1 else (1 / high, 1 / low))]
+    return f"{' to '.join(dict.fromkeys(ends))} {less if low >= 1 else 'more'}".rstrip()
 
 
 def _quality(result: CompareResult) -> list[str]:
@@ -80,10 +95,11 @@ def _cost(result: CompareResult) -> list[str]:
     found = []
     fixed = [name for name in others if not result.rows[name].lmbda]
     if fixed:
-        time, flops = (_range(_ratios(result, field, base, fixed)) for field in ("seconds", "flops"))
+        time = times_less(_ratios(result, "seconds", base, fixed), "less")
+        flops = times_less(_ratios(result, "flops", base, fixed), "fewer")
         found.append(
-            f"On fixed rows a training takes {time} less time and {flops} fewer FLOPs than {result.label(base)}, with "
-            "its share of asking the teacher."
+            f"On fixed rows a training takes {time} time and {flops} FLOPs than {result.label(base)}"
+            f"{_with_teacher(result)}."
         )
     for name in others:
         if result.rows[name].lmbda:
@@ -101,9 +117,13 @@ def _ratios(result: CompareResult, field: str, base: str, names: Sequence[str]) 
     return [getattr(price(result, base), field) / getattr(price(result, name), field) for name in names]
 
 
-def _range(ratios: Sequence[float]) -> str:
-    low, high = times(min(ratios)), times(max(ratios))
-    return low if low == high else f"{low} to {high}"
+def _with_teacher(result: CompareResult) -> str:
+    """Whether asking the teacher is counted in what a training on fixed rows takes."""
+    if result.cache is None or not result.cache.sharers:
+        return ""
+    if asking_time(result) is None:
+        return "; its share of asking the teacher is in the FLOPs, and not in the time, which the cache does not say"
+    return ", with its share of asking the teacher"
 
 
 def _drift(result: CompareResult) -> list[str]:

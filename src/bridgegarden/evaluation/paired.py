@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import ndtri, stdtrit
 
 from bridgegarden.errors import DataError
-from bridgegarden.estimate import Interval
+from bridgegarden.estimate import Interval, exact_share
 
 AT_ONCE = 1_000_000
 """Numbers of a resampling that are in memory together."""
@@ -115,6 +115,8 @@ def paired_difference(
         draws += spread * generator.standard_t(len(seeds) - 1, resamples)
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     every = np.array([value for seed in seeds for value in seed.values()])
+    if (every == every[0]).all() and _all_shares([*first, *second]):
+        low, high = unvaried_interval(float(every[0]), min(map(len, seeds)), confidence)
     return PairedDifference(
         mean=float(means.mean()),
         interval=Interval(float(low), float(high)),
@@ -126,6 +128,19 @@ def paired_difference(
     )
 
 
+def unvaried_interval(difference: float, problems: int, confidence: float = 0.95) -> Interval:
+    """Where the difference of two shares lies if every one of `problems` had the same `difference`: -1, 0 or 1.
+
+    A resampling finds no spread there, however few the problems. But unlike ones may be as frequent as the exact
+    binomial interval of a share of which nothing was seen allows.
+    """
+    unseen = exact_share(0, problems, confidence).high
+    # An unlike problem lies one away from a tie, and as far as two from a win or a loss.
+    low = difference - unseen * (2 if difference > 0 else 1)
+    high = difference + unseen * (2 if difference < 0 else 1)
+    return Interval(max(low, -1.0), min(high, 1.0))
+
+
 def _pairs(first: Sequence[Scores], second: Sequence[Scores]) -> list[tuple[Scores, Scores]]:
     if not first or len(first) != len(second):
         raise DataError(
@@ -133,6 +148,11 @@ def _pairs(first: Sequence[Scores], second: Sequence[Scores]) -> list[tuple[Scor
             "same seeds of both, at least one."
         )
     return list(zip(first, second, strict=True))
+
+
+def _all_shares(scores: Sequence[Scores]) -> bool:
+    """Whether every score is 0 or 1: right or wrong."""
+    return all(value in (0.0, 1.0) for seed in scores for value in seed.values())
 
 
 def _differences(first: Scores, second: Scores, place: int) -> dict[Hashable, float]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bridgegarden.errors import DataError
+from bridgegarden.estimate import exact_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,10 @@ class Evaluation:
 
 SHARES = ("acc", "exact_match", "pass@", "math_verify", "em", "f1")
 """How the names of metrics begin that are shares."""
-NOTE = "Scores with their standard errors over problems; accuracies in per cent."
+NOTE = (
+    "Scores with their standard errors over problems; accuracies in per cent. Where all problems came out alike, the "
+    "exact 95 % interval."
+)
 
 
 def cells(score: Score) -> list[str]:
@@ -102,7 +106,11 @@ def cells(score: Score) -> list[str]:
 
 def shown_mean(score: Score) -> str:
     """Accuracies in per cent; what is no share of problems as it is."""
-    unit = 100.0 if score.metric.startswith(SHARES) else 1.0
+    is_share = score.metric.startswith(SHARES)
+    unit = 100.0 if is_share else 1.0
+    if is_share and score.mean in (0.0, 1.0):
+        low, high = exact_share(round(score.mean * score.problems), score.problems)
+        return f"{unit * score.mean:.2f} ({unit * low:.1f} to {unit * high:.1f})"
     if score.stderr is None:
         return f"{unit * score.mean:.2f}"
     return f"{unit * score.mean:.2f} ± {unit * score.stderr:.2f}"

@@ -8,7 +8,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
-from bridgegarden.training.progress import duration
+from bridgegarden.terminal import TimeLeft
 
 EVERY = 15.0
 """Seconds between lines where there is no terminal."""
@@ -27,7 +27,7 @@ class JobsDisplay:
         self.interactive = console.is_terminal and not console.is_dumb_terminal
         self._done: dict[str, int] = {}
         self._finished = 0
-        self._first: tuple[float, int] | None = None
+        self._clock = TimeLeft(total)
         self._spoke = time.monotonic()
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=None), TaskProgressColumn(), console=console
@@ -47,12 +47,11 @@ class JobsDisplay:
     def advance(self, name: str, units: int) -> None:
         """The job called `name` has done `units` of its work."""
         self._done[name] = units
-        if self._first is None:
-            # From here: what comes before is the loading of libraries, which tells nothing about speed.
-            self._first = (time.monotonic(), units)
-        self._bar.update(self._task, completed=sum(self._done.values()))
+        done = sum(self._done.values())
+        self._clock.update(done)
+        self._bar.update(self._task, completed=done)
         if not self.interactive and time.monotonic() - self._spoke > EVERY:
-            self._say(f"{sum(self._done.values()) / self.total:.0%}{self._time_left()}")
+            self._say(f"{done / self.total:.0%}{self._time_left()}")
 
     def finished(self, name: str, units: int, line: str) -> None:
         """A job is done; `units` is all the work it had, `line` what came of it."""
@@ -75,8 +74,5 @@ class JobsDisplay:
         return Group(*([] if above is None else [above]), self._bar.get_renderable())
 
     def _time_left(self) -> str:
-        done = sum(self._done.values())
-        if self._first is None or not self._first[1] < done < self.total:
-            return ""
-        since, before = self._first
-        return f", {duration((time.monotonic() - since) / (done - before) * (self.total - done))} left"
+        left = self._clock.text()
+        return left and f", {left}"

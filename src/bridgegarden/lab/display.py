@@ -9,6 +9,7 @@ from bridgegarden.lab.findings import ClaimSummary, Effect, Finding, Verdict, di
 from bridgegarden.lab.objectives import ALL_OBJECTIVES
 from bridgegarden.lab.result import LabResult, Measured
 from bridgegarden.lab.settings import REGIMES
+from bridgegarden.terminal import counted
 
 COLUMNS: Mapping[str, tuple[str, Callable[[Measured], float], float]] = {
     "teacher_loss": ("L_dT", lambda measured: measured.teacher_loss, 1),
@@ -47,7 +48,7 @@ def claims_table(result: LabResult, world: str, found: Sequence[Finding], lines:
         table.add_row(f"{claim}  {text}", *cells)
     seeds = len(result.settings.seeds)
     table.caption = (
-        f"Effects with 95 % intervals over {seeds} seed{'s' if seeds != 1 else ''}, paired. Where several hybrids are "
+        f"Effects with 95 % intervals over {counted(seeds, 'seed')}, paired. Where several hybrids are "
         "judged, the claim holds if it does for one of them at an interval widened for their number."
     )
     table.caption_justify, table.caption_style = "left", ""

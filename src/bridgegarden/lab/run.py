@@ -19,6 +19,7 @@ from bridgegarden.lab.settings import REGIMES, STUDENTS, Arm, LabSettings, Llama
 from bridgegarden.run.commit import git_commit
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import now
+from bridgegarden.terminal import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -176,7 +177,7 @@ def _all_runs(settings: LabSettings, folder: LabFolder, console: "Console", work
         console.print(f"{len(found)} of {len(jobs)} trainings were finished before and are kept")
     todo = [job for job in jobs if job.name not in found]
     if todo:
-        console.print(f"{len(todo)} students to train, {min(workers, len(todo))} at a time")
+        console.print(f"{counted(len(todo), 'student')} to train, {min(workers, len(todo))} at a time")
     units = settings.steps + MEASURING
     with JobsDisplay(console, units * len(todo)) as display:
         # Closed at once on an interrupt, which ends the workers.

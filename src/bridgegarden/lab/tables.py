@@ -11,6 +11,7 @@ from bridgegarden.lab.objectives import ALL_OBJECTIVES
 from bridgegarden.lab.result import ROLES, LabResult, Measured
 from bridgegarden.lab.settings import REGIMES
 from bridgegarden.report.scale import number, span
+from bridgegarden.terminal import counted
 
 
 def _error(role: str) -> Callable[[Measured], float]:
@@ -61,7 +62,7 @@ def tables_markdown(result: LabResult) -> str:
     parts = [
         "# What the lab found",
         f"`{result.command}`, started {result.started}, commit {result.commit or 'unknown'}.",
-        f"Effects and means over {count} seed{'s' if count != 1 else ''}, with 95 % t-intervals; effects are paired by "
+        f"Effects and means over {counted(count, 'seed')}, with 95 % t-intervals; effects are paired by "
         "seed. Losses, errors and exposure bias are in nats an answer.",
     ]
     for world in result.worlds:

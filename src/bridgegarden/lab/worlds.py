@@ -10,6 +10,7 @@ from bridgegarden.exact.tabular import TabularProcess, tabulate
 from bridgegarden.exact.vocabulary import SPECIAL_TOKENS
 from bridgegarden.exact.world import WORLDS
 from bridgegarden.lab.data import MOST_STATES
+from bridgegarden.terminal import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class WorldView:
         """In a few lines."""
         return (
             f"{self.name}: {self.tokens} tokens, answers of up to {self.longest}, {self.prefixes:,} prefixes; in the "
-            f"example {self.bridges} Bridges, {self.gardens} Gardens, {self.forced} forced\n"
+            f"example {counted(self.bridges, 'Bridge')}, {counted(self.gardens, 'Garden')}, {self.forced} forced\n"
             f"  {self.prompt}\n"
             f"  {self.answer}\n"
         )

@@ -149,6 +149,6 @@ def _count(parameters: int) -> str:
 
 
 def _hours(hours: float | None) -> str:
-    from bridgegarden.training.progress import duration
+    from bridgegarden.terminal import duration
 
     return "" if hours is None else duration(3600 * hours)

@@ -6,9 +6,10 @@ from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from bridgegarden.estimate import Estimate
+from bridgegarden.estimate import Estimate, Interval
 from bridgegarden.jobs.display import JobsDisplay
 from bridgegarden.quickstart.result import Measured, ObjectiveRun, QuickstartResult
+from bridgegarden.report.scale import share_parts
 
 COLUMNS = {
     "accuracy_sampled": "right, sampled",
@@ -68,7 +69,7 @@ def result_table(result: QuickstartResult, kept: Sequence[str], width: int) -> T
     table = _empty_table("objective")
     for name in result.objectives:
         summaries = {field: result.summary(name, field) for field in COLUMNS}
-        cells = [written(Estimate(s.mean, s.stderr, s.n), field, width) for field, s in summaries.items()]
+        cells = [written(Estimate(s.mean, s.stderr, s.n), field, width, s.interval) for field, s in summaries.items()]
         table.add_row(result.label(name) + (" *" if name in kept else ""), *cells)
     table.add_section()
     table.add_row("teacher", *(written(getattr(result.teacher, field), field, width) for field in COLUMNS))
@@ -82,9 +83,14 @@ def result_table(result: QuickstartResult, kept: Sequence[str], width: int) -> T
     return table
 
 
-def written(estimate: Estimate, field: str, width: int) -> str:
-    """`estimate` with its standard error, below it where the terminal is narrow; shares in per cent."""
+def written(estimate: Estimate, field: str, width: int, interval: Interval | None = None) -> str:
+    """`estimate` with its standard error, below it where the terminal is narrow; shares in per cent.
+
+    Where all answers were right, or wrong, and there is no spread to take an error from, the end of `interval` instead.
+    """
     gap = " " if width >= ROOMY else "\n"
+    if field.startswith("accuracy") and estimate.mean in (0.0, 1.0):
+        return gap.join(share_parts(estimate.mean, interval or estimate.share_interval())) + " %"
     if field in SHARES:
         return f"{100 * estimate.mean:.1f}{gap}± {100 * estimate.stderr:.1f} %"
     return f"{estimate.mean:.3g}{gap}± {estimate.stderr:.1g}"

@@ -90,7 +90,7 @@ def _table(result: QuickstartResult) -> Markup:
     for quantity in COLUMNS:
         estimate: Estimate = getattr(result.teacher, quantity)
         is_measured = quantity.startswith("accuracy")
-        teacher.append(_cell(estimate.mean, estimate.interval(), quantity) if is_measured else "–")
+        teacher.append(_cell(estimate.mean, estimate.share_interval(), quantity) if is_measured else "–")
     caption = (
         "KLs in nats per token, losses and exposure bias in nats per answer. ± is half the width of "
         f"{interval_words(result)}. The teacher's own row is over problems; when it samples, it slips at about one "

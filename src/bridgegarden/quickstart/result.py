@@ -182,7 +182,11 @@ class QuickstartResult:
         over_seeds = len(estimates) > 1
         estimate = Estimate.over([estimate.mean for estimate in estimates]) if over_seeds else estimates[0]
         units = "seeds" if over_seeds else "problems"
-        return Summary(estimate.mean, estimate.interval(), estimate.stderr, estimate.n, units)
+        interval = estimate.interval()
+        if quantity.startswith("accuracy") and {one.mean for one in estimates} in ({0.0}, {1.0}):
+            # No student was right, or wrong, once: the problems say how rare that may still be.
+            interval = estimates[0].share_interval()
+        return Summary(estimate.mean, interval, estimate.stderr, estimate.n, units)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""

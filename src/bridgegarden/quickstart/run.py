@@ -20,6 +20,7 @@ from bridgegarden.quickstart.result import AnswerView, Measured, ObjectiveRun, Q
 from bridgegarden.quickstart.settings import QuickstartSettings
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import now
+from bridgegarden.terminal import counted
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -175,7 +176,7 @@ def _all_runs(
             console.print(f"{len(found)} of {len(jobs)} trainings were finished before and are kept")
     todo = [job for job in jobs if job.name not in found]
     if todo:
-        console.print(f"{len(todo)} students to train, {min(workers, len(todo))} at a time")
+        console.print(f"{counted(len(todo), 'student')} to train, {min(workers, len(todo))} at a time")
         _ask_the_teacher(settings, folder, list(dict.fromkeys(job.seed for job in todo)), console)
     units = settings.steps + MEASURING
     with QuickstartDisplay(console, units * len(todo)) as display:

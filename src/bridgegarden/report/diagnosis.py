@@ -28,6 +28,7 @@ from bridgegarden.report.diagnosis_words import (
 from bridgegarden.report.page import Page, Section, details, figure, table, terms, write_page
 from bridgegarden.report.scale import number
 from bridgegarden.report.tokens import visible
+from bridgegarden.terminal import counted
 
 
 def write_diagnosis(diagnosis: Diagnosis, path: Path) -> Path:
@@ -44,9 +45,9 @@ def diagnosis_page(diagnosis: Diagnosis) -> Page:
     """What the page says."""
     students = diagnosis.findings.students
     names = ", ".join(student.name for student in students)
-    verb, whose = ("drifts", "its") if len(students) == 1 else ("drift", "their")
+    noun, verb, whose = ("student", "drifts", "its") if len(students) == 1 else ("students", "drift", "their")
     return Page(
-        title=f"Where {names} {verb} from {whose} teacher",
+        title=f"Where {noun} {names} {verb} from {whose} teacher",
         kicker=f"bridgegarden diagnose, {diagnosis.started[:10]}",
         lead=_lead(diagnosis),
         sections=(
@@ -71,7 +72,7 @@ def _lead(diagnosis: Diagnosis) -> Markup:
         "temperature {temperature}. What each student loses on its own texts beyond what it loses on the teacher's is "
         "its exposure bias; continuations from single tokens show where it comes from.</p>"
     ).format(
-        students="one student" if count == 1 else f"{count} students",
+        students=counted(count, "student"),
         samples="a text" if settings.samples == 1 else f"{settings.samples} texts",
         prompts=used,
         most=settings.max_new_tokens,

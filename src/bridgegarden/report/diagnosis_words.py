@@ -9,6 +9,7 @@ from bridgegarden.diagnostics.exposure_bias import PairedDifference
 from bridgegarden.diagnostics.kappa import Kind
 from bridgegarden.estimate import Estimate, Interval
 from bridgegarden.report.scale import number, plus_minus, span
+from bridgegarden.terminal import counted
 
 GLOSSARY = {
     "exposure bias": (
@@ -119,8 +120,8 @@ def kind_words(student: StudentDiagnosis) -> str:
         return "not measured"
     counts = {kind: kappa.count(kind) for kind in Kind}
     return (
-        f"{counts[Kind.BRIDGE]} Bridges, {counts[Kind.GARDEN]} Gardens and {counts[Kind.UNDECIDED]} undecided of "
-        f"{len(kappa.positions):,} measured places"
+        f"{counted(counts[Kind.BRIDGE], 'Bridge')}, {counted(counts[Kind.GARDEN], 'Garden')} and "
+        f"{counts[Kind.UNDECIDED]:,} undecided of {counted(len(kappa.positions), 'measured place')}"
     )
 
 

@@ -147,6 +147,18 @@ def plus_minus(mean: float, half: float) -> tuple[str, str]:
     return f"{mean:,.{places}f}".replace("-", "\N{MINUS SIGN}"), f"{half:,.{places}f}"
 
 
+def share_parts(mean: float, interval: tuple[float, float]) -> tuple[str, str]:
+    """A share and what it may be, in per cent without the sign: ``61.2``, ``± 4.1``.
+
+    At 0 and 1 it can be wrong on one side only: ``100.0``, ``≥ 73.5``.
+    """
+    low, high = interval
+    if mean in (0.0, 1.0) and low < high:
+        return f"{100 * mean:.1f}", f"≤ {100 * high:.2g}" if mean == 0 else f"≥ {100 * low:.3g}"
+    shown, half = plus_minus(100 * mean, 50 * (high - low))
+    return shown, f"± {half}"
+
+
 def span(interval: tuple[float, float], write: Callable[[float], str]) -> str:
     """Both ends of an interval."""
     low, high = (write(end) for end in interval)

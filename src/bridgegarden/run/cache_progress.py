@@ -3,6 +3,8 @@
 import time
 from typing import TYPE_CHECKING
 
+from bridgegarden.terminal import TimeLeft
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -22,14 +24,19 @@ class BuildDisplay:
             console: where to.
         """
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-        from rich.progress import TimeRemainingColumn as TimeLeft
 
         self.console = console
         self.interactive = console.file.isatty() and not console.is_dumb_terminal
-        columns = BarColumn(bar_width=None), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeLeft()
+        columns = (
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+        )
         self._bar = Progress(TextColumn("positions"), *columns, console=console)
-        self._task = self._bar.add_task("positions", total=None)
-        self._began = self._told = time.monotonic()
+        self._task = self._bar.add_task("positions", total=None, left="")
+        self._told = time.monotonic()
+        self._clock = TimeLeft(0)
 
     def __enter__(self) -> "BuildDisplay":
         if self.interactive:
@@ -41,11 +48,11 @@ class BuildDisplay:
             self._bar.stop()
 
     def __call__(self, done: int, total: int) -> None:
-        self._bar.update(self._task, completed=done, total=total)
+        self._clock.total = total
+        self._clock.update(done)
+        self._bar.update(self._task, completed=done, total=total, left=self._clock.text())
         now = time.monotonic()
         if not self.interactive and now - self._told >= SECONDS_BETWEEN_LINES:
-            from bridgegarden.training.progress import duration
-
             self._told = now
-            left = (now - self._began) / done * (total - done)
-            self.console.print(f"{done:,} of {total:,} positions, {duration(left)} left", soft_wrap=True)
+            left = self._clock.text()
+            self.console.print(f"{done:,} of {total:,} positions{left and ', ' + left}", soft_wrap=True)

@@ -22,6 +22,7 @@ from bridgegarden.run.models import load_model
 from bridgegarden.run.output import write_json
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import now, package_versions
+from bridgegarden.terminal import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -170,7 +171,7 @@ def _tell(console: "Console", inputs: DiagnoseInputs, pair: CheckedPair, prompts
     from rich.text import Text
 
     used = prompts.used
-    console.print(Text(f"{used.used} prompts from {used.source}, {used.tokens:,} tokens"), soft_wrap=True)
+    console.print(Text(f"{counted(used.used, 'prompt')} from {used.source}, {used.tokens:,} tokens"), soft_wrap=True)
     for note in inputs.notes:
         console.print(Text(note), soft_wrap=True)
     for first in used.left_out[:1]:

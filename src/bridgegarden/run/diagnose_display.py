@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
-from bridgegarden.training.progress import duration
+from bridgegarden.terminal import TimeLeft
 
 EVERY = 10.0
 """Seconds between lines where there is no terminal."""
@@ -27,7 +27,8 @@ class DiagnoseDisplay:
         self.console, self.total = console, max(total, 1)
         self.interactive = console.is_terminal and not console.is_dumb_terminal
         self._phase, self._planned, self._done, self._before = "", 0, 0, 0
-        self._began = self._spoke = time.monotonic()
+        self._spoke = time.monotonic()
+        self._clock = TimeLeft(self.total)
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
@@ -40,7 +41,6 @@ class DiagnoseDisplay:
         self._task = self._bar.add_task("", total=self.total, left="")
 
     def __enter__(self) -> "DiagnoseDisplay":
-        self._began = time.monotonic()
         self._bar.start()
         return self
 
@@ -64,7 +64,8 @@ class DiagnoseDisplay:
         return min((self._before + min(self._done, self._planned)) / self.total, 1.0)
 
     def _show(self, *, force: bool) -> None:
-        left = self._time_left()
+        self._clock.update(self.share * self.total)
+        left = self._clock.text()
         self._bar.update(self._task, description=self._phase, completed=self.share * self.total, left=left)
         now = time.monotonic()
         if self.interactive or (not force and now - self._spoke < EVERY):
@@ -72,9 +73,3 @@ class DiagnoseDisplay:
         self._spoke = now
         at = f"{self._done:,} of {self._planned:,} tokens" if self._done else f"up to {self._planned:,} tokens"
         self.console.print(Text(f"[{self.share:4.0%}] {self._phase}: {at}{left and ', ' + left}"), soft_wrap=True)
-
-    def _time_left(self) -> str:
-        if not 0.01 < self.share < 1:
-            return ""
-        passed = time.monotonic() - self._began
-        return f"{duration(passed / self.share * (1 - self.share))} left"

@@ -138,14 +138,18 @@ def _teacher_of(recipe: Recipe, request: DiagnoseRequest) -> ModelReference:
 
 
 def _student_of(recipe: Recipe) -> tuple[tuple[str, ModelReference], str]:
-    """The recipe's student, trained if it has been, with a line that says which."""
+    """The recipe's student, trained if it has been, with a line that says which.
+
+    Trained, it is called by its objective's preset, else by the output folder's own name.
+    """
     trained = OutputFolder(recipe.output).model
     reference = ModelReference(
         role="student", model=recipe.student.model, revision=recipe.student.revision, dtype=recipe.student.dtype
     )
     if trained.is_dir():
         reference = replace(reference, model=str(trained), revision=None)
-        return (model_name(reference.model), reference), f"the trained student in {trained}"
+        name = recipe.objective.preset or model_name(reference.model)
+        return (name, reference), f"the trained student in {trained}"
     note = f"{trained} does not exist: the student is {recipe.student.model}, not yet trained"
     return (model_name(reference.model), reference), note
 

@@ -11,6 +11,7 @@ from bridgegarden.diagnostics.diagnosis import PromptsUsed
 from bridgegarden.errors import DataError
 from bridgegarden.run.data import place
 from bridgegarden.run.diagnose_inputs import PromptSource
+from bridgegarden.terminal import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,7 +80,7 @@ def _check_enough(name: str, count: int, left_out: list[str]) -> None:
         f" {len(left_out)} are too long ({left_out[0]}): lower --max-new-tokens, or shorten them." if left_out else ""
     )
     raise DataError(
-        f"{name}: {count} prompt{'' if count == 1 else 's'} to write from; an error needs at least 2 different ones, "
+        f"{name}: {counted(count, 'prompt')} to write from; an error needs at least 2 different ones, "
         f"and 20 or more tell something.{long}"
     )
 

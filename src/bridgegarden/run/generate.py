@@ -153,7 +153,7 @@ class _Lines:
         self._began = self._said = time.monotonic()
 
     def show(self, progress: Progress) -> None:
-        from bridgegarden.training.progress import duration
+        from bridgegarden.terminal import duration
 
         now = time.monotonic()
         if now - self._said < SECONDS_BETWEEN_LINES:

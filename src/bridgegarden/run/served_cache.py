@@ -9,6 +9,7 @@ from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.preflight import Endings, ModelFacts
 from bridgegarden.recipe import Recipe
 from bridgegarden.run.answers import Answers, AnswerSettings, answer_reader, answer_settings, read_answers
+from bridgegarden.terminal import counted
 
 if TYPE_CHECKING:
     from bridgegarden.run.cache import CacheOptions
@@ -33,7 +34,9 @@ class ServedBuild:
         built = self.built
         kept = f", {built.kept:,} were there" if built.kept else ""
         size = f"{built.bytes / max(built.positions, 1):.1f} bytes each, {built.bytes:,} in all"
-        lines = [f"{built.folder}: {built.documents:,} rows added{kept}; {built.positions:,} positions, {size}"]
+        lines = [
+            f"{built.folder}: {counted(built.documents, 'row')} added{kept}; {built.positions:,} positions, {size}"
+        ]
         lines += [f"left out: {part.complaint}" for part in self.answers if part.unusable]
         if ends := sum(part.ends_alone for part in self.answers):
             lines.append(f"{ends:,} ends of turn without log-probabilities: the hard label stands there alone")

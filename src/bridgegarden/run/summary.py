@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bridgegarden.terminal import counted
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -60,10 +62,13 @@ class TrainSummary:
         from rich.table import Table
 
         from bridgegarden.preflight.memory import gigabytes
-        from bridgegarden.training.progress import duration
+        from bridgegarden.terminal import duration
 
         table = Table(
-            title=f"Trained {self.steps} steps", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
+            title=f"Trained {counted(self.steps, 'step')}",
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
         )
         table.add_column("per supervised token, nats")
         table.add_column("training, last log", justify="right")

@@ -24,6 +24,7 @@ from bridgegarden.run.record import continued_record, finished_record, run_recor
 from bridgegarden.run.save import publish_trained, remove_checkpoints, save_trained, set_generation_stops
 from bridgegarden.run.stopping import StopSignals
 from bridgegarden.run.summary import FREE_RUNNING, TERMS, TrainSummary
+from bridgegarden.terminal import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -234,7 +235,7 @@ def _teacher(run: CheckedRun, console: "Console") -> "LiveTeacher | TeacherCache
     if section.cache is not None:
         cache = open_cache(run.recipe, run.preflight.teacher)
         console.print(
-            Text(f"reading teacher {section.model} from {cache.folder} ({len(cache):,} rows)"), soft_wrap=True
+            Text(f"reading teacher {section.model} from {cache.folder} ({counted(len(cache), 'row')})"), soft_wrap=True
         )
         return cache
     assert run.preflight.teacher is not None  # one on a server is cached

@@ -10,11 +10,11 @@ from typing import IO, Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from bridgegarden.terminal import stderr_console
+from bridgegarden.terminal import TimeLeft, stderr_console
 
 SHOWN = (
     ("loss", "loss", ".4g"),
@@ -60,15 +60,14 @@ class ProgressDisplay(TrainerCallback):
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             console=self.console,
         )
-        self._training = self._bar.add_task("training", total=None, visible=False)
-        self._evaluating = self._bar.add_task("evaluating", total=None, visible=False)
+        self._training = self._bar.add_task("training", total=None, visible=False, left="")
+        self._evaluating = self._bar.add_task("evaluating", total=None, visible=False, left="")
         self._train_line, self._eval_line, self._own_line = Text(), Text(), Text()
         self._live = Live(console=self.console, get_renderable=self._screen, refresh_per_second=4)
-        self._started = (0, time.monotonic())
+        self._clock = TimeLeft(0)
 
     def __enter__(self) -> "ProgressDisplay":
         if self.interactive:
@@ -83,11 +82,12 @@ class ProgressDisplay(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._started = (state.global_step, time.monotonic())
+        self._clock = TimeLeft(state.max_steps)
         self._bar.reset(self._training, total=state.max_steps, completed=state.global_step, visible=True)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._bar.update(self._training, completed=state.global_step)
+        self._clock.update(state.global_step)
+        self._bar.update(self._training, completed=state.global_step, left=self._clock.text())
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -108,7 +108,7 @@ class ProgressDisplay(TrainerCallback):
         where = f"step {state.global_step}/{state.max_steps}"
         if "loss" in logs:
             self._train_line = Text(terms_text(logs))
-            self._say(f"{where}  {self._train_line}  {self._time_left(state)}")
+            self._say(f"{where}  {self._train_line}  {self._clock.text()}")
         if "eval_loss" in logs:
             self._bar.reset(self._evaluating, visible=False)
             self._eval_line = Text(f"evaluation at {where}: {terms_text(logs, 'eval_')}")
@@ -127,24 +127,6 @@ class ProgressDisplay(TrainerCallback):
     def _screen(self) -> Group:
         lines = (self._train_line, self._eval_line, self._own_line)
         return Group(self._bar.get_renderable(), *(line for line in lines if line.plain))
-
-    def _time_left(self, state: TrainerState) -> str:
-        first, since = self._started
-        done = state.global_step - first
-        if done <= 0 or state.global_step >= state.max_steps:
-            return ""
-        seconds = round((time.monotonic() - since) / done * (state.max_steps - state.global_step))
-        return f"{duration(seconds)} left"
-
-
-def duration(seconds: float) -> str:
-    """``8s``, ``3m 20s``, ``2h 05m``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m {whole % 60:02d}s"
-    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
 
 
 class MetricsLog(TrainerCallback):

@@ -18,7 +18,7 @@ from bridgegarden.teacher.cache.manifest import finished_shards
 from bridgegarden.teacher.cache.ray_engine import build_cache_with_ray, share_out
 from bridgegarden.teacher.cache.ray_session import ray_session
 from bridgegarden.teacher.cache.support import Support
-from tests.teacher.cache.conftest import build, cache_rows, cache_spec, teacher
+from tests.teacher.cache.conftest import build, cache_rows, cache_spec, teacher, untimed
 from tests.tiny import save_tiny
 
 SIZES = {"shard_positions": 40, "batch_tokens": 60}
@@ -53,7 +53,7 @@ def load(folder: Path, log: Path, actors: int = 1, pause: float = 0.0) -> PreTra
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {str(path.relative_to(folder)): untimed(path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
 
 
 def test_two_actors_write_the_files_that_one_teacher_writes(weights, tmp_path):
@@ -76,6 +76,10 @@ def test_two_actors_write_the_files_that_one_teacher_writes(weights, tmp_path):
     assert told[-1] == (result.positions, result.positions)
     assert (result.documents, result.kept) == (24, 0)
     assert 0 < result.teacher_seconds < result.seconds
+    for record in finished_shards(tmp_path / "ray").values():
+        # The actors' processor time is not this process's.
+        assert record.seconds > 0
+        assert record.cpu_seconds is None
 
 
 def test_an_actor_killed_midway_changes_nothing(weights, tmp_path):

@@ -1,6 +1,7 @@
 """Building: whole or not at all, whatever happens, and the same whatever happened."""
 
 import errno
+import json
 import os
 import random
 import shutil
@@ -18,13 +19,14 @@ from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.teacher.cache.check import check_cache
 from bridgegarden.teacher.cache.documents import documents_of
 from bridgegarden.teacher.cache.forward import teacher_signals
-from bridgegarden.teacher.cache.manifest import FORMAT, finished_shards
+from bridgegarden.teacher.cache.info import cache_info
+from bridgegarden.teacher.cache.manifest import FORMAT, BuildTime, finished_shards
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.record import RecordFormat
 from bridgegarden.teacher.cache.shard import Shard
 from bridgegarden.teacher.cache.support import Support
 from bridgegarden.teacher.cache.writer import build_cache, remove_cache
-from tests.teacher.cache.conftest import build, cache_rows, cache_spec, teacher
+from tests.teacher.cache.conftest import build, cache_rows, cache_spec, teacher, untimed
 
 
 def content(folder: Path) -> dict[bytes, bytes]:
@@ -39,7 +41,7 @@ def content(folder: Path) -> dict[bytes, bytes]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (folder / "shards").iterdir()}
+    return {path.name: untimed(path.read_bytes()) for path in (folder / "shards").iterdir()}
 
 
 @pytest.mark.parametrize("support", [Support(k=16), Support(k=300), Support(kind="mass", k=16, mass=0.9)])
@@ -258,3 +260,29 @@ def test_a_teacher_that_is_not_finite_is_named_with_the_row(tmp_path):
     rows = Dataset.from_list([*cache_rows(3).to_list(), {"input_ids": [251, 3, 4], "labels": [-100, 3, 4], "row": 77}])
     with pytest.raises(ModelError, match="not finite in row 77"):
         build(tmp_path / "cache", rows=rows, model=model)
+
+
+def test_a_cache_says_what_its_building_took_also_when_it_was_built_in_two_goes(tmp_path):
+    began = time.perf_counter()
+    rows = cache_rows()
+    build(tmp_path / "cache", data=[rows.select(range(12))], shard_positions=20)
+    first = BuildTime.of(finished_shards(tmp_path / "cache").values())
+    build(tmp_path / "cache", data=[rows], shard_positions=20)
+    both = BuildTime.of(finished_shards(tmp_path / "cache").values())
+    assert 0 < first.seconds < both.seconds < time.perf_counter() - began
+    assert 0 < first.cpu_seconds < both.cpu_seconds
+    # Looking through a whole cache is no cost of the teacher's.
+    build(tmp_path / "cache", data=[rows], shard_positions=20)
+    assert BuildTime.of(finished_shards(tmp_path / "cache").values()) == both
+    assert cache_info(tmp_path / "cache").built_in == both
+    assert f"built in       {both.seconds:,.1f} s" in str(cache_info(tmp_path / "cache"))
+
+
+def test_a_cache_that_does_not_say_what_a_shard_took_gives_no_sum(tmp_path):
+    folder = build(tmp_path / "cache")
+    path = next((folder / "shards").glob("*.json"))
+    tree = json.loads(path.read_text())
+    del tree["seconds"], tree["cpu_seconds"]
+    path.write_text(json.dumps(tree))
+    assert BuildTime.of(finished_shards(folder).values()) == (None, None)
+    assert "built in       a time that is not known" in str(cache_info(folder))

@@ -15,6 +15,7 @@ from bridgegarden.teacher.cache.manifest import (
 )
 from bridgegarden.teacher.cache.record import RecordFormat
 from bridgegarden.teacher.cache.shard import file_problem, framing_problem
+from bridgegarden.terminal import counted
 
 CHUNK = 1 << 20
 
@@ -30,7 +31,8 @@ class CheckResult:
     bytes: int
 
     def __str__(self) -> str:
-        counts = f"{self.shards} shards, {self.documents:,} rows, {self.positions:,} positions, {self.bytes:,} bytes"
+        held = (self.shards, "shard"), (self.documents, "row"), (self.positions, "position"), (self.bytes, "byte")
+        counts = ", ".join(counted(count, noun) for count, noun in held)
         return f"{self.folder}: every byte of the shards is as it was written ({counts})"
 
 

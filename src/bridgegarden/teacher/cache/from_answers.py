@@ -20,6 +20,7 @@ class AnswersEngine:
 
     seconds = 0.0
     """The server's time was spent when it answered."""
+    clocks = ()
 
     def __init__(self, spec: CacheSpec) -> None:
         """

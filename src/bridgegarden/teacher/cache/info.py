@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from bridgegarden.teacher.cache.from_answers import ServedNumbers, served_numbers
-from bridgegarden.teacher.cache.manifest import finished_shards, read_spec
+from bridgegarden.teacher.cache.manifest import BuildTime, finished_shards, read_spec
 from bridgegarden.teacher.cache.record import RecordFormat
 from bridgegarden.teacher.cache.shard import Shard
 from bridgegarden.teacher.cache.spec import CacheSpec, short
+from bridgegarden.terminal import counted
 
 ENTROPY_EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 5.0)
 """Lower edges of the histogram's bins, nats; the last is open."""
@@ -39,6 +40,8 @@ class CacheInfo:
     """Positions per bin of :data:`ENTROPY_EDGES`."""
     bridge_like: float
     """Share of positions where max p > :data:`BRIDGE_LIKE`."""
+    built_in: BuildTime
+    """What filling it took."""
     served: ServedNumbers | None = None
     """Of a teacher on a server: what is not known of it. The entropy is then a lower bound."""
 
@@ -53,6 +56,7 @@ class CacheInfo:
             {"from": edge, "positions": n} for edge, n in zip(ENTROPY_EDGES, self.entropy_histogram, strict=True)
         ]
         extra = {"bytes_per_position": self.bytes_per_position, "entropy_histogram": histogram}
+        extra["built_in"] = self.built_in._asdict()
         return asdict(self) | {"spec": self.spec.to_dict()} | extra
 
     def __str__(self) -> str:
@@ -62,8 +66,10 @@ class CacheInfo:
         lines = [
             f"teacher        {spec.teacher}{f' at {spec.revision}' if spec.revision else ''}, {spec.dtype}",
             f"tokenizer      {short(spec.tokenizer)}, chat template {short(spec.chat_template)}",
-            f"rows           {self.documents:,} of at most {spec.max_length or 'any'} tokens, in {self.shards} shards",
+            f"rows           {self.documents:,} of at most {spec.max_length or 'any'} tokens, in "
+            f"{counted(self.shards, 'shard')}",
             f"positions      {self.positions:,}, {self.bytes_per_position:.1f} bytes each, {self.bytes:,} in all",
+            f"built in       {_build_time(self.built_in)}",
             f"support        {spec.support} of {spec.vocab_size:,} tokens, {spec.bits} bits a log-probability",
             f"tail powers    {', '.join(f'{g:g}' for g in spec.stored_exponents) or none}",
             f"captured mass  {self.captured_mass:.4f} on average, {self.least_captured_mass:.4f} at least",
@@ -88,6 +94,13 @@ class CacheInfo:
             f"{numbers.smallest_tail:,} with a tail below {spec.smallest_tail:g}",
             f"entropy bounds {self.entropy:.3f} to {numbers.entropy_at_most:.3f} nats on average; kept is the lower",
         ]
+
+
+def _build_time(time: BuildTime) -> str:
+    if time.seconds is None:
+        return "a time that is not known"
+    processor = "" if time.cpu_seconds is None else f", {time.cpu_seconds:,.1f} s of processor time"
+    return f"{time.seconds:,.1f} s{processor}, without loading the teacher"
 
 
 def cache_info(folder: Path) -> CacheInfo:
@@ -128,5 +141,6 @@ def cache_info(folder: Path) -> CacheInfo:
         entropy=float(entropy_sum / count),
         entropy_histogram=tuple(histogram.tolist()),
         bridge_like=float(bridge_like / count),
+        built_in=BuildTime.of(shards.values()),
         served=None if spec.served is None else served_numbers(folder),
     )

@@ -5,12 +5,12 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.teacher.cache.schema import read_as, read_json
@@ -39,6 +39,11 @@ class ShardRecord:
     """Rows of the data in it."""
     positions: int
     """Supervised positions in it."""
+    seconds: float | None = None
+    """Wall time from the shard before, or the beginning, until it was ready to be written: finding rows, asking the
+    teacher, encoding. None where that is not known: a server's teacher, or a shard written before it was kept."""
+    cpu_seconds: float | None = None
+    """Processor time of the same; None also where the teacher was in other processes."""
 
     def __post_init__(self) -> None:
         for name in ("bytes", "documents", "positions"):
@@ -125,6 +130,31 @@ def shards_without_record(folder: Path) -> list[Path]:
     files = [path for path in shard_files(folder) if SHARD_NAME.fullmatch(path.stem)]
     recorded = {path.stem for path in files if path.suffix == ".json"}
     return [path for path in files if path.suffix == ".arrow" and path.stem not in recorded]
+
+
+class BuildTime(NamedTuple):
+    """What filling a cache took, loading the teacher not included; None where that is not known of every shard."""
+
+    seconds: float | None
+    """Wall time."""
+    cpu_seconds: float | None
+    """Processor time."""
+
+    @classmethod
+    def of(cls, shards: Iterable[ShardRecord]) -> "BuildTime":
+        """Of all `shards` together."""
+        records = list(shards)
+        return cls(_total(record.seconds for record in records), _total(record.cpu_seconds for record in records))
+
+
+def _total(values: Iterable[float | None]) -> float | None:
+    """The sum; None if one is."""
+    total = 0.0
+    for value in values:
+        if value is None:
+            return None
+        total += value
+    return total
 
 
 def build_command(folder: Path) -> str:

@@ -23,6 +23,7 @@ from bridgegarden.teacher.cache.manifest import (
 from bridgegarden.teacher.cache.record import RecordFormat
 from bridgegarden.teacher.cache.shard import Shard
 from bridgegarden.teacher.cache.writer import begin_cache, clear_shards, shard_path
+from bridgegarden.terminal import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class MergeResult:
 
     def __str__(self) -> str:
         skipped = f"; {self.skipped} held nothing new" if self.skipped else ""
-        return f"{self.folder}: {self.shards} shards with {self.documents:,} rows added{skipped}"
+        return f"{self.folder}: {counted(self.shards, 'shard')} with {counted(self.documents, 'row')} added{skipped}"
 
 
 def merge_caches(folder: Path, parts: Sequence[Path]) -> MergeResult:

@@ -27,6 +27,7 @@ from bridgegarden.teacher.cache.writer import (
     BATCH_TOKENS,
     SHARD_POSITIONS,
     BuildResult,
+    Clock,
     ReportProgress,
     cut_batches,
     fill_cache,
@@ -119,6 +120,8 @@ def share_out(machines: Sequence[Mapping[str, float]], actors: int | None, *, us
 
 class _RayEngine:
     """The engine for teachers in actors."""
+
+    clocks: tuple[Clock, ...] = ("seconds",)
 
     def __init__(
         self,

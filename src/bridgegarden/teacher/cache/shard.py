@@ -30,8 +30,22 @@ class Entry(NamedTuple):
     records: np.ndarray
 
 
-def write_shard(path: Path, entries: Sequence[Entry], layout: RecordFormat) -> ShardRecord:
+def write_shard(
+    path: Path,
+    entries: Sequence[Entry],
+    layout: RecordFormat,
+    *,
+    seconds: float | None = None,
+    cpu_seconds: float | None = None,
+) -> ShardRecord:
     """Write a shard, whole or not at all, and declare it finished.
+
+    Args:
+        path: of its file.
+        entries: what it holds.
+        layout: of the records.
+        seconds: wall time it took, as :class:`ShardRecord` has it.
+        cpu_seconds: processor time it took.
 
     Raises:
         ConfigError: it cannot be written, as where the disk is full; what was finished before is untouched.
@@ -51,6 +65,8 @@ def write_shard(path: Path, entries: Sequence[Entry], layout: RecordFormat) -> S
         bytes=len(content),
         documents=len(entries),
         positions=sum(columns[1]),
+        seconds=seconds,
+        cpu_seconds=cpu_seconds,
     )
     with writing(path.parent.parent, path):
         write_atomically(path, content)

@@ -1,11 +1,11 @@
 """Build a cache: the teacher once over every row that the cache does not hold yet."""
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from datasets import Dataset
 from transformers import PreTrainedModel
@@ -31,6 +31,7 @@ from bridgegarden.teacher.cache.manifest import (
 from bridgegarden.teacher.cache.record import RecordFormat
 from bridgegarden.teacher.cache.shard import Entry, Shard, shard_problem, write_shard
 from bridgegarden.teacher.cache.spec import CacheSpec
+from bridgegarden.terminal import counted
 
 SHARD_POSITIONS = 65_536
 """About 13 MB at 64 tokens a position: what a killed build loses at most."""
@@ -62,7 +63,8 @@ class BuildResult:
         kept = f", {self.kept:,} were there" if self.kept else ""
         size = f"{self.bytes / max(self.positions, 1):.1f} bytes each, {self.bytes:,} in all"
         share = f"{self.teacher_seconds / max(self.seconds, 1e-9):.0%} of {self.seconds:.0f} s in the teacher"
-        return f"{self.folder}: {self.documents:,} rows added{kept}; {self.positions:,} positions, {size}; {share}"
+        rows = counted(self.documents, "row")
+        return f"{self.folder}: {rows} added{kept}; {self.positions:,} positions, {size}; {share}"
 
 
 def build_cache(
@@ -98,8 +100,18 @@ def build_cache(
     return fill_cache(folder, engine, data, spec, part=part, shard_positions=shard_positions)
 
 
+Clock = Literal["seconds", "cpu_seconds"]
+"""A field of :class:`ShardRecord` that says what a shard took."""
+CLOCKS: Mapping[Clock, Callable[[], float]] = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
+
+
 class Engine(Protocol):
     """Asks a teacher about the rows of a build."""
+
+    @property
+    def clocks(self) -> tuple[Clock, ...]:
+        """The clocks of this process by which the teacher's work can be told."""
+        ...
 
     @property
     def seconds(self) -> float:
@@ -124,6 +136,7 @@ def fill_cache(
     begin_cache(folder, spec)
     layout = RecordFormat(spec)
     began = time.perf_counter()
+    marks: dict[Clock, float] = {name: CLOCKS[name]() for name in engine.clocks}
     wanted = _wanted(data, part)
     there = _held(folder, layout)
     if there.is_clean and wanted.keys() <= there.keys:
@@ -135,7 +148,10 @@ def fill_cache(
         size = 0
         with closing(engine.entries(list(_cut(todo, shard_positions)))) as shards:
             for number, entries in enumerate(shards, start=first):
-                size += write_shard(shard_path(folder, number), entries, layout).bytes
+                now: dict[Clock, float] = {name: CLOCKS[name]() for name in marks}
+                took = {name: now[name] - mark for name, mark in marks.items()}
+                size += write_shard(shard_path(folder, number), entries, layout, **took).bytes
+                marks = now
     return BuildResult(
         folder=folder,
         documents=len(todo),
@@ -153,6 +169,8 @@ def _nothing_added(folder: Path, kept: int) -> BuildResult:
 
 class _OneTeacher:
     """The engine for a teacher in this process."""
+
+    clocks: tuple[Clock, ...] = ("seconds", "cpu_seconds")
 
     def __init__(self, teacher: WorkingTeacher, batch_tokens: int, on_progress: ReportProgress | None) -> None:
         self._teacher = teacher
