@@ -15,3 +15,4 @@ slow:
 
 docs:
 	python docs/write_cli_reference.py
+	python docs/write_recipe_reference.py

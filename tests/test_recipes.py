@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from bridgegarden.cli.main import cli
 from bridgegarden.errors import ConfigError
 from bridgegarden.recipe import Recipe, build_objective, describe_recipe, list_recipes, load_recipe, read_recipe_text
+from docs.write_recipe_reference import PAGE, reference, sections
 
 PAIRS = [
     "qwen2.5-7b-3b",
@@ -64,3 +65,18 @@ def test_a_shipped_recipe_says_what_it_is_and_why(name):
 def test_an_unknown_recipe_is_answered_with_the_closest():
     with pytest.raises(ConfigError, match=r"unknown recipe 'qwen2.5-7b-3B'. Did you mean 'qwen2.5-7b-3b'\?"):
         read_recipe_text("qwen2.5-7b-3B")
+
+
+def test_the_page_of_all_keys_is_what_the_code_says():
+    assert PAGE.read_text(encoding="utf-8") == reference(), "docs/recipe.md is out of date; run: make docs"
+
+
+def test_the_page_has_every_key_with_its_meaning():
+    page = reference()
+    for path, section in sections("", Recipe):
+        if path == "training":
+            continue
+        for name in section.__dataclass_fields__:
+            (row,) = [line for line in page.splitlines() if line.startswith(f"| `{f'{path}.{name}'.lstrip('.')}` |")]
+            assert len(row.split(" | ")) == 4
+            assert len(row.rpartition(" | ")[2]) > 5

@@ -8,8 +8,9 @@ from rich.console import Console
 
 from bridgegarden.compare.display import terminal_tables
 from bridgegarden.compare.findings import price
-from bridgegarden.compare.tables import cost_caption, objectives_csv, short, tables_markdown, task_rows
-from bridgegarden.compare.words import listed, sentences
+from bridgegarden.compare.report_charts import cheapness
+from bridgegarden.compare.tables import cheaper, cost_caption, objectives_csv, short, tables_markdown, task_rows
+from bridgegarden.compare.words import listed, sentences, times_less
 from tests.compare.made_up import made_up_result
 
 RESULT = made_up_result()
@@ -103,7 +104,9 @@ def dearer(result):
     def change(run):
         if run.objective != "soft":
             return run
-        return replace(run, spent=replace(run.spent, flops=100 * run.spent.flops, cpu_seconds=100 * run.spent.cpu_seconds))
+        return replace(
+            run, spent=replace(run.spent, flops=100 * run.spent.flops, cpu_seconds=100 * run.spent.cpu_seconds)
+        )
 
     return replace(result, runs=tuple(change(run) for run in result.runs))
 
@@ -115,8 +118,8 @@ def test_what_costs_more_is_not_said_to_cost_less():
     assert float(found[1].split("×")[0]) == pytest.approx(1 / cheapness(result, "soft", "flops"), rel=0.01)
     (line,) = [line for line in sentences(result) if line.startswith("On fixed rows")]
     assert re.fullmatch(
-        r"On fixed rows a training takes [\d.]+× more to [\d.]+× less time and [\d.]+× more to [\d.]+× fewer FLOPs than "
-        r"GKD, with its share of asking the teacher\.",
+        r"On fixed rows a training takes [\d.]+× more to [\d.]+× less time and [\d.]+× more to [\d.]+× fewer FLOPs "
+        r"than GKD, with its share of asking the teacher\.",
         line,
     )
     assert re.search(r"it would take [\d.]+× more time and [\d.]+× more FLOPs than GKD", cost_caption(result))

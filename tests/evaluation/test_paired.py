@@ -119,9 +119,7 @@ def test_what_cannot_be_compared_is_refused(first, second, match):
 @pytest.mark.parametrize(("first", "second"), [(1, 1), (0, 0), (1, 0), (0, 1)])
 def test_problems_that_came_out_alike_leave_room_for_unlike_ones(first, second):
     problems = 8
-    found = paired_difference(
-        scores(np.full((2, problems), first)), scores(np.full((2, problems), second))
-    )
+    found = paired_difference(scores(np.full((2, problems), first)), scores(np.full((2, problems), second)))
     # Of 8 problems none was unlike; that has a chance of 2.5 % where the share of unlike ones is this.
     unseen = 1 - 0.025 ** (1 / problems)
     truth = first - second

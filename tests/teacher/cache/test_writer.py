@@ -265,14 +265,14 @@ def test_a_teacher_that_is_not_finite_is_named_with_the_row(tmp_path):
 def test_a_cache_says_what_its_building_took_also_when_it_was_built_in_two_goes(tmp_path):
     began = time.perf_counter()
     rows = cache_rows()
-    build(tmp_path / "cache", data=[rows.select(range(12))], shard_positions=20)
+    build(tmp_path / "cache", rows=rows.select(range(12)), shard_positions=20)
     first = BuildTime.of(finished_shards(tmp_path / "cache").values())
-    build(tmp_path / "cache", data=[rows], shard_positions=20)
+    build(tmp_path / "cache", rows=rows, shard_positions=20)
     both = BuildTime.of(finished_shards(tmp_path / "cache").values())
     assert 0 < first.seconds < both.seconds < time.perf_counter() - began
     assert 0 < first.cpu_seconds < both.cpu_seconds
     # Looking through a whole cache is no cost of the teacher's.
-    build(tmp_path / "cache", data=[rows], shard_positions=20)
+    build(tmp_path / "cache", rows=rows, shard_positions=20)
     assert BuildTime.of(finished_shards(tmp_path / "cache").values()) == both
     assert cache_info(tmp_path / "cache").built_in == both
     assert f"built in       {both.seconds:,.1f} s" in str(cache_info(tmp_path / "cache"))
