@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from bridgegarden.data import Columns, conversation, tokenise_row
 from bridgegarden.objective.divergences import forward_kl, total_variation
 from bridgegarden.objective.support import TeacherSignal
 from bridgegarden.teacher.answer_signals import (
+    MALFORMED,
     NO_LOGPROBS,
     NOT_TOLD_APART,
     OTHER_END,
@@ -255,3 +257,19 @@ def test_a_position_of_which_the_label_alone_is_known_has_the_hard_loss_as_its_s
     assert float(forward_kl(teacher, cells)) == pytest.approx(-float(student[2]), abs=1e-5)
     assert float(total_variation(teacher, cells)) == pytest.approx(1 - float(student[2].exp()), abs=1e-6)
     assert not position.is_floored
+
+
+@pytest.mark.parametrize("ids", [None, [int(id_of("a")), END]])
+def test_log_probabilities_that_somebody_has_changed_make_a_row_unusable_and_nothing_else(ids):
+    good = answer("a", ["a", TURN_END], ids=ids)
+    assert read(good)
+    for name in good["top_logprobs"]:
+        for value in (None, 7, "x", [], [None], [[]], [[], []], [1000.0, 1000.0], [[1000.0], [1000.0]], {"a": 1}):
+            row = copy.deepcopy(good)
+            row["top_logprobs"][name] = value
+            found = reader().read(row, place="row 0")
+            assert isinstance(found, AnsweredRow) == (value is None and "token_ids" in name), (name, value)
+            if isinstance(found, Unusable):
+                assert found.reason in (MALFORMED, NO_LOGPROBS)
+    assert refused(good | {"top_logprobs": "text"}).reason == MALFORMED
+    assert refused(good | {"top_logprobs": [good["top_logprobs"]]}).reason == MALFORMED

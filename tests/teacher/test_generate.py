@@ -195,7 +195,9 @@ def test_several_greedy_answers_are_refused(output):
         run(output, samples=2)
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -1}, {"temperature": float("nan")}, {"max_new_tokens": 0}])
+@pytest.mark.parametrize(
+    "bad", [{"temperature": -1}, {"temperature": float("nan")}, {"temperature": 1e-300}, {"max_new_tokens": 0}]
+)
 def test_decoding_out_of_range_is_refused(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
         Decoding(**bad)
@@ -252,6 +254,7 @@ def test_progress_counts_answers(output):
     run(output, Echo(fails={0}), on_progress=seen.append)
     assert [progress.done for progress in seen] == [0, 3, 6, 8]
     assert seen[-1].failed == 1
+    assert str(seen[-1]) == "7/8 answers, 1 failed"
 
 
 SLOW = """

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bridgegarden.data import Columns
-from bridgegarden.errors import ConfigError
+from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.teacher.generate import Decoding, Questions, generate
 from bridgegarden.teacher.local_generation import LocalEngine
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -121,3 +121,13 @@ def test_a_prompt_that_does_not_fit_is_that_row_s_error(model, tmp_path):
 def test_a_batch_of_nothing_is_refused(model):
     with pytest.raises(ConfigError, match="batch_size must be >= 1"):
         LocalEngine(model, tiny_tokenizer(), name="tiny", batch_size=0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_teacher_that_does_not_know_what_comes_next_writes_nothing(model, tmp_path, temperature, value):
+    with torch.no_grad():
+        model.get_output_embeddings().weight.fill_(value)
+    with pytest.raises(ModelError, match="teacher tiny: its next-token distribution is not finite"):
+        answers(model, tmp_path, temperature=temperature)
+    assert (tmp_path / "out.jsonl").read_text() == ""

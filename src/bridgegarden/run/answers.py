@@ -1,6 +1,5 @@
 """A server's answers as rows to train on: exactly the token ids that the teacher wrote."""
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from bridgegarden.preflight import Endings, ModelFacts
 from bridgegarden.recipe import Recipe
 from bridgegarden.run.data import RunData, columns_of, load_data, place
 from bridgegarden.run.models import is_served
+from bridgegarden.teacher.answer_file import read_settings
 from bridgegarden.teacher.answer_signals import ADVICE, AnsweredRow, AnswerReader, Unusable
 
 if TYPE_CHECKING:
@@ -212,10 +212,10 @@ def _settings(path: Path) -> AnswerSettings:
             f"{settings}: missing, so how the answers in {path.name} were asked for is not known. Give as data.train "
             "what `bridgegarden generate RECIPE --top-logprobs 20` wrote, with the files that lie beside it."
         )
-    tree = json.loads(settings.read_text(encoding="utf-8"))
+    tree = read_settings(settings)
     if not tree.get("top_logprobs"):
         raise ConfigError(
             f"{path}: its answers were asked for without log-probabilities. Ask again: bridgegarden generate RECIPE "
             "--top-logprobs 20 --output ANOTHER_FILE"
         )
-    return AnswerSettings(temperature=float(tree["temperature"]), top_logprobs=int(tree["top_logprobs"]))
+    return AnswerSettings(temperature=float(tree["temperature"]), top_logprobs=tree["top_logprobs"])

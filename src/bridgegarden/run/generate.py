@@ -14,6 +14,7 @@ from bridgegarden.recipe import Recipe
 from bridgegarden.run.data import columns_of, place
 from bridgegarden.run.models import load_model, teacher_reference
 from bridgegarden.run.quiet import quiet_libraries
+from bridgegarden.teacher.answer_file import check_answers_path
 from bridgegarden.teacher.generate import (
     Decoding,
     Engine,
@@ -64,6 +65,7 @@ def generate_answers(recipe: Recipe, decoding: Decoding, options: GenerateOption
 
     section = recipe.data
     output = options.output or recipe.output.with_name(f"{recipe.output.name}-answers.jsonl")
+    check_answers_path(output)
     with quiet_libraries(interactive=sys.stderr.isatty()):
         rows = load_rows(section.train, split=section.split, limit=options.limit or section.limit)
         questions = Questions(

@@ -6,15 +6,24 @@ Beside the answers, which are rows to train on, lie three files whose names no d
 """
 
 import json
+import math
+import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bridgegarden.errors import ConfigError, DataError
-from bridgegarden.teacher.appended_lines import AppendedLines, Key, key_of, line_of, write_whole
+from bridgegarden.teacher.appended_lines import AppendedLines, Key, key_of, line_of, partial_of, write_whole
+from bridgegarden.teacher.foreign_values import Unfit, mapping, number, shown, whole
 
 MAY_GROW = "max_new_tokens"
 """The one setting that may change: whole answers are the same under a higher limit, and cut ones are made anew."""
+BESIDE = ("errors", "truncated", "settings")
+"""What lies beside the answers, by the end of its name."""
+LONGEST_NAME = 255
+"""Bytes that file systems take."""
+LARGEST_COUNT = 2**63 - 1
 
 
 class AnswerFile:
@@ -33,12 +42,15 @@ class AnswerFile:
             DataError: a file is damaged, or the disk is full.
         """
         self.path = path
-        self.errors_path, self.truncated_path, self._settings_path = (
-            path.with_name(f"{path.name}.{kind}") for kind in ("errors", "truncated", "settings")
-        )
+        self.errors_path, self.truncated_path, self._settings_path = _beside(path)
         self.keep_truncated = keep_truncated
-        _check_is_ours(path, self._settings_path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        check_answers_path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"{path}: its folder cannot be made ({error.strerror}). Give another --output."
+            ) from error
         self._answers = AppendedLines(path, locked=True)
         try:
             self._apply(settings)
@@ -64,10 +76,10 @@ class AnswerFile:
     def finished(self) -> Iterator[tuple[Key, str, dict[str, Any]]]:
         """Every answer there is: its key, its place for messages, its row. Those set aside as truncated come last."""
         for lines in (self._answers, self._truncated):
-            for number, record in lines.records():
-                key = key_of(record, lines.path, number)
+            for line, record in lines.records():
+                key = key_of(record, lines.path, line)
                 self._failed.pop(key, None)  # a crash may have come between an answer and the end of its error
-                yield key, f"{lines.path}:{number}", record
+                yield key, f"{lines.path}:{line}", record
 
     def add(self, answers: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, Any]]) -> None:
         """Put a batch on disk; it is safe when this returns.
@@ -89,7 +101,7 @@ class AnswerFile:
 
     def _apply(self, settings: Mapping[str, Any]) -> None:
         if self._settings_path.exists():
-            before = json.loads(self._settings_path.read_text(encoding="utf-8"))
+            before = read_settings(self._settings_path)
             _compare(self.path, before, settings)
             if settings[MAY_GROW] > before[MAY_GROW]:
                 # Before the settings: if the two are torn apart, this is done again, not left out.
@@ -118,13 +130,60 @@ def check_can_be_written(row: Mapping[str, Any], place: str) -> None:
             ) from error
 
 
-def _check_is_ours(path: Path, settings: Path) -> None:
-    if path.is_dir():
-        raise ConfigError(f"{path}: is a folder; expected a file name for the answers, such as answers.jsonl.")
-    if path.exists() and path.stat().st_size and not settings.exists():
+def check_answers_path(path: Path) -> None:
+    """Whether answers may be written to `path`, so far as that can be known before they are there.
+
+    Raises:
+        ConfigError: it, or what would lie beside it, is no file; it was not written here; or no file can be made there.
+    """
+    files = (path, *_beside(path))
+    longest = max(len(os.fsencode(partial_of(file).name)) for file in files)
+    if longest > LONGEST_NAME:
         raise ConfigError(
-            f"{path}: exists, and was not generated here ({settings.name} is missing). Give another --output."
+            f"{path.parent}: the name for the answers is {longest - LONGEST_NAME} bytes too long, since those of the "
+            "files beside it are longer. Give another --output."
         )
+    for file in files:
+        try:
+            mode = os.stat(file).st_mode
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise ConfigError(f"{file}: cannot be looked at ({error.strerror}). Give another --output.") from error
+        if not stat.S_ISREG(mode):
+            what = "a folder" if stat.S_ISDIR(mode) else "a device, a pipe or the like"
+            raise ConfigError(f"{file}: is {what}; expected a file name for the answers, such as answers.jsonl.")
+    if path.exists() and path.stat().st_size and not files[-1].exists():
+        raise ConfigError(
+            f"{path}: exists, and was not generated here ({files[-1].name} is missing). Give another --output."
+        )
+    there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{path}: no file can be written in {there}. Give another --output.")
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """What the answers beside `path` depend on, as :class:`AnswerFile` writes it.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    try:
+        settings = dict(mapping(json.loads(path.read_bytes()), "it"))
+        whole(settings.get(MAY_GROW), MAY_GROW, LARGEST_COUNT)
+        whole(settings.get("top_logprobs", 0), "top_logprobs", LARGEST_COUNT)
+        number(settings.get("temperature"), "temperature", 0, math.inf)
+    except (ValueError, RecursionError) as error:  # Unfit is one of the former
+        reason = error if isinstance(error, Unfit) else "it is not JSON"
+        raise ConfigError(
+            f"{path}: is damaged ({reason}), so what its answers were asked for with is not known. Restore it, or give "
+            "another --output."
+        ) from error
+    return settings
+
+
+def _beside(path: Path) -> tuple[Path, ...]:
+    return tuple(path.with_name(f"{path.name}.{kind}") for kind in BESIDE)
 
 
 def _compare(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -132,6 +191,6 @@ def _compare(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> N
         was, is_now = before.get(name), now.get(name)
         if was != is_now and not (name == MAY_GROW and now[name] > before[name]):
             raise ConfigError(
-                f"{path}: its answers were generated with {name} {was!r}, now it is {is_now!r}. Give another "
-                f"--output, or {name} as it was."
+                f"{path}: its answers were generated with {shown(name)[1:-1]} {shown(was)}, now it is {shown(is_now)}. "
+                "Give another --output, or the setting as it was."
             )

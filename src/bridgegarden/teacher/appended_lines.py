@@ -3,7 +3,9 @@
 import errno
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import date, time
 from decimal import Decimal
 from pathlib import Path
@@ -30,6 +32,9 @@ class AppendedLines:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
             raise DataError(f"{path}: cannot be written ({error.strerror}).") from error
+        if not stat.S_ISREG(os.fstat(self._file).st_mode):
+            os.close(self._file)
+            raise DataError(f"{path}: is a device, a pipe or the like; expected a file.")
         if locked:
             self._lock()
         self._cut_torn_line()
@@ -128,7 +133,7 @@ def _as_text(value: object) -> str:
 def _parse(raw: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
         record = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         record = None
         cause: Exception | None = error
     else:
@@ -140,16 +145,23 @@ def _parse(raw: bytes, path: Path, number: int) -> dict[str, Any]:
     return record
 
 
+def partial_of(path: Path) -> Path:
+    """What `path` is called while it is written."""
+    return path.with_name(f".{path.name}.partial")
+
+
 def write_whole(path: Path, parts: Iterable[bytes]) -> None:
     """A file that is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_of(path)
     try:
-        with partial.open("wb") as file:
+        partial.unlink(missing_ok=True)
+        with partial.open("xb") as file:  # whatever else may lie there is not written through
             for part in parts:
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # which was the trouble
+            partial.unlink()
         raise DataError(f"{path}: cannot be written ({error.strerror}).") from error

@@ -17,8 +17,8 @@ LARGEST_ID = 2**31 - 1
 """Token ids are kept in 32 bits."""
 EXCESS = 1e-3
 """By how much kept probabilities may exceed one before they are no probabilities."""
-LEAST_LOGPROB = -1e300
-"""Servers write the least float32 for nothing at all. Numbers beyond this need not fit in a float."""
+LARGEST_NUMBER = 1e300
+"""Whole numbers beyond this need not fit in a float."""
 
 
 class Unfit(ValueError):
@@ -59,9 +59,16 @@ def name(value: Any, what: str) -> str:
 
 def nats(value: Any, what: str) -> float:
     """`value` as a log-probability: finite, and above zero by no more than a server's rounding, which is taken away."""
-    if type(value) not in (int, float) or not LEAST_LOGPROB < value <= EXCESS:  # NaN is neither
+    if not _is_number(value) or value > EXCESS:
         raise _unfit(what, "a log-probability (finite, <= 0)", value)
     return min(float(value), 0.0)
+
+
+def number(value: Any, what: str, least: float, largest: float) -> float:
+    """`value` as a finite number from `least` to `largest`."""
+    if not _is_number(value) or not least <= value <= largest:
+        raise _unfit(what, f"a number from {least:g} to {largest:g}", value)
+    return float(value)
 
 
 def whole(value: Any, what: str, largest: int) -> int:
@@ -91,6 +98,10 @@ def short(message: str) -> str:
 def shown(value: Any) -> str:
     """A few characters of any value."""
     return short(reprlib.repr(value))
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -LARGEST_NUMBER < value < LARGEST_NUMBER  # which NaN is not
 
 
 def _unfit(what: str, expected: str, value: Any) -> Unfit:

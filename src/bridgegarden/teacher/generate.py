@@ -18,6 +18,8 @@ from bridgegarden.errors import ConfigError, DataError, ModelError
 from bridgegarden.teacher.answer_file import AnswerFile, check_can_be_written
 from bridgegarden.teacher.appended_lines import Key
 
+LOWEST_TEMPERATURE = 1e-6
+"""But zero. Logits over less than this are infinite, and the likeliest of infinite ones is any."""
 GIVE_UP_AFTER = 20
 """So many failures with not one answer between them: something is wrong with all of them."""
 
@@ -37,6 +39,8 @@ class Decoding:
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
             raise ConfigError(f"temperature must be >= 0 (0 is greedy), got {self.temperature}.")
+        if 0 < self.temperature < LOWEST_TEMPERATURE:
+            raise ConfigError(f"temperature {self.temperature} is too low to divide by; 0 is greedy.")
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens must be >= 1, got {self.max_new_tokens}.")
 

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from bridgegarden.causal_lm import freeze
 from bridgegarden.data import end_of_turn_ids
 from bridgegarden.data.encode import RowTokeniser
-from bridgegarden.errors import ConfigError, DataError
+from bridgegarden.errors import ConfigError, DataError, ModelError
 from bridgegarden.teacher.generate import Answer, Decoding, Failure, Outcome, Request
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class LocalEngine:
         pad = self._stops[0]
         inputs = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
-        processors = LogitsProcessorList()
+        processors = LogitsProcessorList([_Finite(self.name)])
         if not decoding.greedy:
             processors.append(_OwnNoise(decoding, requests, device))
         # Not the model's own settings, which may hold penalties and cut-offs: they would not be its distribution.
@@ -131,6 +131,23 @@ class LocalEngine:
         text = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text
+
+
+class _Finite(LogitsProcessor):
+    """Nothing changed; a model that does not know what comes next is not asked on."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, input_ids: Int[Tensor, "B T"], scores: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
+        # Without an end a largest logit is not finite either.
+        if not scores.amax(-1).isfinite().all():
+            raise ModelError(
+                f"teacher {self._name}: its next-token distribution is not finite, so what it writes would mean "
+                "nothing. Load it in bfloat16 or float32 (teacher.dtype); if that changes nothing, its weights are "
+                "damaged."
+            )
+        return scores
 
 
 class _OwnNoise(LogitsProcessor):
