@@ -1,6 +1,7 @@
 """The fast path against the slow one: for every objective, value, terms and gradients."""
 
 import gc
+import math
 from functools import partial
 from itertools import pairwise
 
@@ -174,6 +175,58 @@ def test_a_top_k_support_never_exceeds_the_dense_divergence_and_grows_towards_it
     for fewer, more in pairwise(soft):
         assert (fewer <= more + 1e-10).all()
     assert (soft[-1] - soft[0]).max() > 1e-3
+
+
+def sure_signal(pair: Pair, kind: str) -> TeacherSignal:
+    """A teacher that allows one token a position, and gives every other and the tail no mass at all."""
+    logits = torch.full((len(pair.positions), pair.vocab_size), -math.inf, dtype=torch.float64)
+    logits[torch.arange(len(logits)), torch.arange(len(logits)) % pair.vocab_size] = 1.0
+    return TeacherSignal.from_logits(logits, {"dense": None, "top-k": 3}[kind], exponents=(0.5, 0.1))
+
+
+@pytest.mark.parametrize("kind", ["dense", "top-k"])
+@pytest.mark.parametrize("divergence", ["reverse_kl", "adaptive_kl"])
+@pytest.mark.parametrize("rule", [StaticWeight(0.0), *RULES[1:4], CurriculumWeight(warmup_ratio=1.0)])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_an_infinite_soft_loss_of_weight_zero_leaves_the_gradient_of_the_hard_loss(kind, divergence, rule, temperature):
+    pair = Pair()
+    fields = {"soft_weight": rule, "temperature": temperature, "risk_alpha": 0.1}
+    infinite = HybridObjective(divergence=ALL_DIVERGENCES[divergence], **fields)
+    finite = HybridObjective(**(fields | {"soft_weight": StaticWeight(0.0)}))
+    options = {"teacher": sure_signal(pair, kind), "progress": TrainProgress(0, 10)}
+    loss, hard = pair.fast(infinite, **options), pair.fast(finite, **options)
+    assert torch.isinf(loss.terms.soft).all()
+    torch.testing.assert_close(loss.loss, hard.loss)
+    for ours, theirs in zip(
+        torch.autograd.grad(loss.loss, pair.inputs), torch.autograd.grad(hard.loss, pair.inputs), strict=True
+    ):
+        assert torch.isfinite(ours).all()
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", [None, 4])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_an_infinite_hard_loss_of_weight_zero_leaves_the_gradient_of_the_soft_loss(kind, temperature):
+    pair = Pair()
+    pair.labels[pair.labels != X] = 5
+    pair.positions = SupervisedPositions.from_labels(pair.labels)
+    forbidden = torch.zeros(13, dtype=torch.float64)
+    forbidden[5] = -math.inf
+    pair.bias = (pair.bias.detach() + forbidden).requires_grad_()
+    pair.head = LanguageModelHead(weight=pair.weight, bias=pair.bias, scale=0.8)
+    pair.teacher_head = LanguageModelHead(weight=pair.teacher_head.weight, bias=forbidden)
+    fields = {"soft_weight": StaticWeight(1.0), "temperature": temperature}
+    infinite, plain = HybridObjective(hard_target="data", risk_alpha=0.1, **fields), HybridObjective(**fields)
+    loss, soft = pair.fast(infinite, top_k=kind), pair.fast(plain, top_k=kind)
+    assert torch.isinf(loss.terms.hard).all()
+    torch.testing.assert_close(loss.loss, soft.loss)
+    for ours, theirs in zip(
+        torch.autograd.grad(loss.loss, (pair.hidden, pair.weight)),
+        torch.autograd.grad(soft.loss, (pair.hidden, pair.weight)),
+        strict=True,
+    ):
+        assert torch.isfinite(ours).all()
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_dropping_the_tail_would_be_seen():

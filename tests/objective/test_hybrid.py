@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.objective.divergences import alpha_beta, forward_kl, jensen_shannon, reverse_kl
+from bridgegarden.objective.divergences import DIVERGENCES, alpha_beta, forward_kl, jensen_shannon, reverse_kl
 from bridgegarden.objective.hybrid import PRESETS, HybridObjective, hybrid_loss_from_logits
 from bridgegarden.objective.soft_weight import (
     ConfidenceWeight,
@@ -219,6 +219,95 @@ def test_impossible_teacher_tokens_keep_loss_and_gradient_finite(preset):
     loss = hybrid_loss_from_logits(student, teacher, labels, HybridObjective.preset(preset), PROGRESS).mean()
     assert torch.isfinite(loss)
     assert torch.isfinite(torch.autograd.grad(loss, student)[0]).all()
+
+
+INFINITE_WITHOUT_TEACHER_MASS = {
+    "reverse_kl": reverse_kl,
+    "jensen_shannon": partial(jensen_shannon, beta=1.0),
+    "adaptive_kl": DIVERGENCES["adaptive_kl"],
+    "alpha_beta": partial(alpha_beta, alpha=-0.5, beta=1.0),
+}
+"""Divergences that are infinite where the teacher has no mass and the student has some."""
+
+HARD_WHERE_SURE = {
+    "hard": (StaticWeight(0.0), None),
+    "confidence": (ConfidenceWeight(), None),
+    "entropy": (EntropyWeight(), None),
+    "power": (EntropyWeight(kind="power"), None),
+    "curriculum": (CurriculumWeight(), TrainProgress(step=0, total_steps=10)),
+}
+"""Rules that give a soft weight of exactly zero where the teacher is sure (or everywhere)."""
+
+
+def sure_teacher(positions: int, width: int = 5) -> torch.Tensor:
+    """A teacher that allows one token a position, and no other at all."""
+    logits = torch.full((1, positions, width), -math.inf, dtype=torch.float64)
+    logits[0, torch.arange(positions), torch.arange(positions) % width] = 0.0
+    return logits
+
+
+@pytest.mark.parametrize("divergence", INFINITE_WITHOUT_TEACHER_MASS)
+@pytest.mark.parametrize("rule", HARD_WHERE_SURE)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("alpha", [0.0, 0.1])
+def test_an_infinite_soft_loss_of_weight_zero_leaves_the_gradient_of_the_hard_loss(divergence, rule, temperature, alpha):
+    student, _, labels = batch(rows=1, length=6, width=5)
+    labels[0, 2:] = torch.tensor([1, 2, 4, 4])
+    student.requires_grad_()
+    weight, progress = HARD_WHERE_SURE[rule]
+    options = {"soft_weight": weight, "temperature": temperature, "risk_alpha": alpha}
+    objective = HybridObjective(divergence=INFINITE_WITHOUT_TEACHER_MASS[divergence], **options)
+    loss = hybrid_loss_from_logits(student, sure_teacher(6), labels, objective, progress)
+    assert (loss.soft_weight == 0).all()
+    assert torch.isinf(loss.soft[loss.mask]).all()
+    (gradient,) = torch.autograd.grad(loss.total.sum(), student)
+    by_hand = torch.tensor(0.0, dtype=torch.float64)
+    for t in range(1, 5):
+        logp, token = student[0, t].log_softmax(-1), t % 5
+        goes_on = t < 4 and labels[0, t + 1] == token
+        gap = student[0, t + 1].logsumexp(-1) - student[0, t, token] if goes_on else torch.tensor(0.0)
+        by_hand = by_hand - logp[token] + alpha / 4 * gap**2
+    torch.testing.assert_close(loss.total.sum(), by_hand)
+    torch.testing.assert_close(gradient, torch.autograd.grad(by_hand, student)[0])
+
+
+@pytest.mark.parametrize("weight", [StaticWeight(1.0), CurriculumWeight(warmup_ratio=0.0)])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("alpha", [0.0, 0.1])
+def test_an_infinite_hard_loss_of_weight_zero_leaves_the_gradient_of_the_soft_loss(weight, temperature, alpha):
+    """Both models forbid the token in the data, so that only its cross-entropy, and its risk, are infinite."""
+    student, teacher, _ = batch(rows=1, length=6, width=5)
+    labels = torch.full((1, 6), 3)
+    student[..., 3] = teacher[..., 3] = -math.inf
+    student.requires_grad_()
+    objective = HybridObjective(soft_weight=weight, hard_target="data", temperature=temperature, risk_alpha=alpha)
+    loss = hybrid_loss_from_logits(student, teacher, labels, objective, PROGRESS)
+    assert torch.isinf(loss.hard[loss.mask]).all()
+    (gradient,) = torch.autograd.grad(loss.total.sum(), student)
+    p, q = ((logits[:, :-1] / temperature).softmax(-1) for logits in (teacher, student))
+    torch.testing.assert_close(gradient[:, :-1], temperature * (q - p).detach())
+    assert (gradient[:, -1] == 0).all()
+
+
+def test_an_infinite_loss_where_nothing_is_supervised_gives_no_gradient():
+    student, teacher, labels = batch(rows=1, length=6, width=5)
+    teacher[0, 2, 1:] = -math.inf
+    labels[0, 3] = X
+    student.requires_grad_()
+    objective = HybridObjective(divergence=reverse_kl)
+    loss = hybrid_loss_from_logits(student, teacher, labels, objective)
+    (gradient,) = torch.autograd.grad(loss.total.sum(), student)
+    assert torch.isfinite(gradient).all()
+    assert (gradient[0, 2] == 0).all()
+    assert (gradient[0, 3] != 0).all()
+
+
+@pytest.mark.parametrize("rule", ["confidence", "entropy", "power"])
+def test_a_weight_that_is_no_number_is_seen_in_the_total(rule):
+    student, teacher, labels = batch()
+    teacher[1, 2, 3] = math.nan
+    loss = hybrid_loss_from_logits(student, teacher, labels, HybridObjective(soft_weight=RULES[rule][0]))
+    assert loss.total.isnan().nonzero().tolist() == [[1, 2]]
 
 
 def test_batch_of_one_keeps_its_dimensions():

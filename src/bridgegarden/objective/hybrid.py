@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.objective.alignment import IGNORE, next_token_labels
@@ -140,25 +141,30 @@ class HybridObjective:
             progress: for rules that change as training goes on.
         """
         weight = self.soft_weight(signal, progress).to(student.log_normaliser.dtype)
-        hard = student.log_normaliser - student.target_logit
-        soft = self._soft(signal, student)
+        # At either end the other term must not enter: not its value, and not its gradient, which as 0 * inf is NaN.
+        # A weight that is no number takes part, to be seen.
+        has_soft, has_hard = ~(weight <= 0), ~(weight >= 1)
+        soft = self._soft(signal, student, has_soft)
+        target_logit = _without_gradient_unless(has_hard, student.target_logit)
+        hard = _without_gradient_unless(has_hard, student.log_normaliser) - target_logit
         mask = torch.ones_like(hard, dtype=torch.bool)
         if self.risk_alpha > 0 and next_log_normaliser is not None and has_next is not None:
             # The value of the next position is known only if the sequence really goes on with the hard target.
             has_risk = has_next & (self.hard_ids(signal, data_ids) == data_ids)
-            gap = torch.where(has_risk, value_gap(next_log_normaliser, student.target_logit), 0.0)
+            following = _without_gradient_unless(has_hard & has_risk, next_log_normaliser)
+            gap = torch.where(has_risk, value_gap(following, target_logit), 0.0)
             risk = risk_penalty(gap, self.risk_alpha)
         else:
             has_risk, risk = torch.zeros_like(mask), torch.zeros_like(hard)
-        # At the ends the other term must not enter, not even as 0 * inf.
-        soft_part = torch.where(weight > 0, weight * soft, 0.0)
-        hard_part = torch.where(weight < 1, (1 - weight) * (hard + risk), 0.0)
+        soft_part = torch.where(has_soft, weight * soft, 0.0)
+        hard_part = torch.where(has_hard, (1 - weight) * (hard + risk), 0.0)
         return HybridLoss(soft_part + hard_part, soft, hard, risk, weight, mask, has_risk)
 
-    def _soft(self, signal: TeacherSignal, student: StudentSupport) -> Tensor:
+    def _soft(self, signal: TeacherSignal, student: StudentSupport, wanted: Tensor) -> Tensor:
         if signal.weights is not None:
             return self._sampled_soft(signal, signal.weights, student)
-        teacher, other = signal.cells(self.temperature), student.cells(self.temperature)
+        teacher = signal.cells(self.temperature)
+        other = _without_gradient_unless(wanted, student.cells(self.temperature))
         if teacher.shape[-1] < other.shape[-1]:
             absent = torch.full_like(teacher[..., :1], ABSENT_LOG_MASS)
             teacher = torch.cat([teacher, absent], -1)
@@ -202,10 +208,11 @@ def hybrid_loss_from_logits(
     mask = targets != IGNORE
     data_ids = targets.clamp(min=0)
     dtype = torch.promote_types(student_logits.dtype, torch.float32)
-    signal = TeacherSignal.from_logits(
-        teacher_logits[:, :-1].to(dtype), vocab_size=width, exponents=objective.exponents
+    # Whatever stands where nothing is supervised, an infinite divergence included, gives no gradient.
+    given, logits = (
+        torch.where(mask.unsqueeze(-1), logits[:, :-1].to(dtype), 0.0) for logits in (teacher_logits, student_logits)
     )
-    logits = student_logits[:, :-1].to(dtype)
+    signal = TeacherSignal.from_logits(given, vocab_size=width, exponents=objective.exponents)
     student = dense_student_support(logits, width, objective.hard_ids(signal, data_ids), objective.temperature)
     following = torch.cat([student.log_normaliser[:, 1:], student.log_normaliser[:, -1:]], 1)
     has_next = torch.cat([mask[:, :-1] & mask[:, 1:], torch.zeros_like(mask[:, :1])], 1)
@@ -226,6 +233,30 @@ def dense_student_support(
         log_normaliser=logits.logsumexp(-1),
         tempered_log_rest=(rest / temperature).logsumexp(-1) if has_rest and temperature != 1.0 else None,
     )
+
+
+class _WithoutGradient(torch.autograd.Function):
+    """The identity, whose gradient is zero where `dead`, be it NaN when it comes."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, dead: Tensor) -> Tensor:
+        ctx.save_for_backward(dead)
+        return values.view_as(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (dead,) = ctx.saved_tensors
+        return gradient.masked_fill(dead, 0.0), None
+
+
+def _without_gradient_unless(wanted: Bool[Tensor, "*batch"], values: Tensor) -> Tensor:
+    """`values`, ``(*batch)`` or ``(*batch, C)``, with no gradient from positions that are not `wanted`."""
+    # A look at the flags is cheaper than a pass over [N, C] gradients, which most objectives need nowhere.
+    if not torch.is_grad_enabled() or bool(wanted.all()):
+        return values
+    dead = ~wanted
+    return _WithoutGradient.apply(values, dead if values.ndim == dead.ndim else dead.unsqueeze(-1))
 
 
 def _name(divergence: Divergence) -> str:
