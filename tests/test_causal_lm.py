@@ -1,10 +1,23 @@
 """Hidden states and heads of real architectures, against their own logits."""
 
+import copy
+
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from transformers import CohereConfig, CohereForCausalLM, GPT2Config, GPT2LMHeadModel, GraniteConfig, GraniteForCausalLM
+from trl.trainer.utils import add_fused_lm_head
 
-from bridgegarden.causal_lm import add_hidden_loss, check_head, freeze, head_of, hidden_states
+from bridgegarden.causal_lm import (
+    add_hidden_loss,
+    check_head,
+    freeze,
+    head_of,
+    hidden_states,
+    take_off_wrappers,
+    takes_hidden_loss,
+)
 from bridgegarden.errors import ModelError
 from tests.tiny import tiny_model
 
@@ -64,6 +77,61 @@ def test_the_hidden_loss_runs_inside_the_forward_and_ordinary_calls_stay_as_they
     assert result == {"shape": ((2, 5, 32), (40, 32))}
     assert calls == ["hook", "hook"]
     assert model.generate(input_ids=ids, max_new_tokens=2, do_sample=False, pad_token_id=0).shape == (2, 7)
+
+
+def bfloat16_trainer_passed_by(model) -> None:
+    """What a training in mixed precision leaves of accelerate's around the forward, and before it of TRL's."""
+    add_fused_lm_head(model)
+    Accelerator(mixed_precision="bf16", cpu=True).prepare_model(model)
+
+
+@pytest.fixture
+def no_accelerator():
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.usefixtures("no_accelerator")
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("ours", [False, True])
+def test_what_earlier_trainers_left_around_a_forward_is_taken_off(times, ours):
+    model = tiny_model("llama", vocab_size=40)
+    ids = torch.arange(6).unsqueeze(0)
+    before = model(input_ids=ids).logits
+    for _ in range(times):
+        if ours:
+            add_hidden_loss(model)
+        bfloat16_trainer_passed_by(model)
+    assert not torch.equal(model(input_ids=ids).logits, before)
+    take_off_wrappers(model)
+    assert "forward" not in model.__dict__
+    torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=0, atol=0)
+    add_hidden_loss(model)
+    assert takes_hidden_loss(model)
+    check_head(model)
+
+
+@pytest.mark.usefixtures("no_accelerator")
+def test_a_copy_of_a_trained_model_does_not_ask_the_original():
+    model = tiny_model("llama", vocab_size=40)
+    add_fused_lm_head(model)
+    copied = copy.deepcopy(model)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    take_off_wrappers(copied)
+    assert copied(input_ids=torch.arange(4).unsqueeze(0)).logits.abs().max() > 0
+
+
+@pytest.mark.usefixtures("no_accelerator")
+def test_a_patch_of_somebodys_own_stays_below_what_is_taken_off():
+    model = tiny_model("llama", vocab_size=40)
+    plain = model.forward
+    model.forward = lambda *args, **kwargs: _doubled(plain(*args, **kwargs))
+    ids = torch.arange(4).unsqueeze(0)
+    before = model(input_ids=ids).logits
+    bfloat16_trainer_passed_by(model)
+    take_off_wrappers(model)
+    torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=0, atol=0)
 
 
 def test_checking_leaves_the_training_mode_alone():

@@ -26,14 +26,17 @@ VOCABULARY = 259
 """Entries of :func:`tiny_tokenizer`: one per byte, and three special tokens at the end."""
 
 
-def tiny_tokenizer(chat_template: bool = True) -> PreTrainedTokenizerFast:
+def tiny_tokenizer(chat_template: bool = True, turn_ids: tuple[int, int] = (257, 258)) -> PreTrainedTokenizerFast:
     """One token per byte, so that any text can be written; Qwen's special tokens and chat template.
 
     As Qwen's instruction-tuned models do, it ends text with ``<|im_end|>``; without a chat template, as Qwen's base
-    models do, with ``<|endoftext|>``, which pads in both cases.
+    models do, with ``<|endoftext|>``, which pads in both cases. The tokens around a turn follow the others, unless
+    `turn_ids` leaves a hole before them.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    special = {END_OF_TEXT: 256, TURN_START: turn_ids[0], TURN_END: turn_ids[1]}
+    vocabulary = {letter: index for index, letter in enumerate(alphabet)} | special
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True) for token in (END_OF_TEXT, TURN_START, TURN_END)])

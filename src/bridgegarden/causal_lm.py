@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from accelerate.utils.operations import ConvertOutputsToFp32
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -104,7 +105,51 @@ def add_hidden_loss(model: PreTrainedModel) -> None:
             return hidden_loss(hidden, head_of(self))
 
     forward.takes_hidden_loss = True  # pyright: ignore[reportAttributeAccessIssue]
+    forward.inside = patched or type(model).forward  # pyright: ignore[reportAttributeAccessIssue]
     model.forward = types.MethodType(forward, model)
+
+
+def take_off_wrappers(model: nn.Module) -> None:
+    """Take off what earlier trainers of this process left around the forward of `model`.
+
+    accelerate's mixed precision, TRL's fused head and :func:`add_hidden_loss` replace the forward of an object for
+    good: a model that comes from a training in bfloat16 would go on computing in it, whoever asks, and a copy of one
+    with TRL's head would ask the original. Anything else in its place (hooks that move weights between devices, a
+    patch of somebody's own) stays.
+    """
+    outermost: Any = model.__dict__.get("forward")
+    forward = outermost
+    while (inner := _inside(forward)) is not None:
+        forward = inner
+    if forward is outermost:
+        return
+    model.__dict__.pop("_original_forward", None)
+    if getattr(forward, "__func__", forward) is type(model).forward:
+        del model.forward
+    else:
+        model.forward = forward
+
+
+def _inside(forward: Any) -> Any:
+    """The forward that a known wrapper calls; None where `forward` is not one."""
+    function = getattr(forward, "__func__", forward)
+    if not isinstance(function, types.FunctionType):
+        return None
+    wrapped = getattr(function, "__wrapped__", None)
+    if isinstance(wrapped, ConvertOutputsToFp32):
+        # Around autocast, which is around the forward, or the function in it where that was bound to the model.
+        inner = wrapped.model_forward.__wrapped__
+        return types.MethodType(inner, forward.__self__) if hasattr(forward, "__self__") else inner
+    if function.__globals__ is globals():
+        return getattr(function, "inside", None)
+    if (function.__globals__["__name__"], function.__code__.co_name) == ("trl.trainer.utils", "_fused_forward"):
+        return inspect.getclosurevars(function).nonlocals["original_forward"]
+    return None
+
+
+def language_model_in(model: Any) -> PreTrainedModel:
+    """The causal language model inside adapters, or `model` itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def takes_hidden_loss(model: PreTrainedModel) -> bool:

@@ -4,6 +4,7 @@ The objective reads the head's weight itself and never calls the head's module, 
 before that call (hooks of FSDP2 or of DeepSpeed's ZeRO-3) has to be asked for here.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -71,3 +72,22 @@ def is_split_by_zero(parameter: Tensor) -> bool:
     """Whether ZeRO-3 has left this process a piece of `parameter` only."""
     status = getattr(parameter, "ds_status", None)
     return status is not None and status.name == "NOT_AVAILABLE"
+
+
+@contextmanager
+def whole_in_every_process() -> Iterator[None]:
+    """Keep transformers from loading as it does what will be sharded: in one process alone, or in pieces."""
+    from transformers.integrations import deepspeed
+
+    name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    told, zero = os.environ.get(name), deepspeed._hf_deepspeed_config_weak_ref
+    os.environ[name] = "false"
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = zero
+        if told is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = told

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from bridgegarden import exact
-from bridgegarden.diagnostics.attribution import attribute
+from bridgegarden.diagnostics.attribution import _shares, attribute
 from bridgegarden.diagnostics.exposure_bias import exposure_bias
 from bridgegarden.errors import ConfigError
 from bridgegarden.estimate import Estimate
-from tests.diagnostics.worlds import HORIZON, make_world
+from tests.diagnostics.worlds import HORIZON, Enumeration, make_world
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -58,6 +58,65 @@ def test_the_95_per_cent_intervals_hold_the_truth_in_90_to_99_per_cent_of_runs()
         intervals = [Estimate.over(row).interval() for row in values]
         assert 0.90 <= sum(low <= wanted <= high for low, high in intervals) / runs <= 0.99
     assert abs(got.gap.mean) < 4 * got.gap.stderr
+
+
+def few_draws():
+    """Few enough draws that all of them are among the largest; some at the last position, some at the one before."""
+    world = make_world(0)
+    for seed in range(200):
+        bias, got = measure(world, prompts=5, samples=2, seed=seed, budget=60)
+        places = [draw.position for draw in got.largest]
+        if got.draws_per_text == 1 and {HORIZON - 1, HORIZON - 2, 0} <= set(places):
+            return world, bias, got
+    raise AssertionError("no seed gives such draws")
+
+
+def test_every_number_of_a_small_attribution_is_what_its_draws_say():
+    world, bias, got = few_draws()
+    texts = bias.student_texts
+    mass = texts.total_variation[0].sum(-1)
+    by_prompt, by_range, by_sureness = [0.0] * 5, [0.0] * len(got.by_position), [0.0] * len(got.by_confidence)
+    for draw in got.largest:
+        part = mass[draw.text].item() * draw.cost / got.draws_per_text / 2
+        by_prompt[draw.text // 2] += part
+        place = next(i for i, share in enumerate(got.by_position) if share.low <= draw.position < share.high)
+        by_range[place] += part / 5
+        state = 0
+        for token in texts.tokens[draw.text][: draw.position]:
+            state = world.process.step(state, token)
+        sureness = world.process.log_probs(state).max().exp().item()
+        place = max(i for i, share in enumerate(got.by_confidence) if share.low <= sureness)
+        by_sureness[place] += part / 5
+    assert list(got.per_prompt) == pytest.approx(by_prompt)
+    assert [share.contribution.mean for share in got.by_position] == pytest.approx(by_range)
+    assert [share.contribution.mean for share in got.by_confidence] == pytest.approx(by_sureness)
+    direct = bias.per_prompt().tolist()
+    gap = torch.tensor([total - one for total, one in zip(by_prompt, direct, strict=True)], dtype=torch.float64)
+    assert got.gap == pytest.approx(Estimate.over(gap))
+
+
+def test_costs_are_of_what_is_left_of_a_text():
+    """Nothing after the last token; one loss, that of the state a token leads to, after the one before it."""
+    world, bias, got = few_draws()
+    enumeration = Enumeration(world)
+
+    def loss_after(draw, token):
+        state = 0
+        for written in (*bias.student_texts.tokens[draw.text][: draw.position], token):
+            state = world.process.step(state, written)
+        return 0.0 if world.process.is_terminal(state) else enumeration.loss(state)
+
+    for draw in got.largest:
+        if draw.position == HORIZON - 1:
+            assert draw.cost == 0
+        if draw.position == HORIZON - 2:
+            apart = loss_after(draw, draw.student_token) - loss_after(draw, draw.teacher_token)
+            assert draw.cost == pytest.approx(apart)
+
+
+def test_the_last_range_holds_its_upper_end():
+    shares = _shares((0.0, 0.5, 1.0), torch.tensor([0.2, 0.5, 1.0, 1.0 + 1e-12]), lambda kept: kept)
+    assert [share.contribution.mean for share in shares] == [0.25, 0.75]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.3])

@@ -114,7 +114,7 @@ def test_curves_are_means_over_the_texts_that_get_there():
     texts = got.student_texts
     for point in got.student_curve:
         there = texts.lengths > point.position
-        assert point.survivors == there.sum()
+        assert point.survivors == there.sum() > 0
         assert point.loss.mean == pytest.approx(texts.losses[0, there, point.position].mean().item())
     assert [point.position for point in got.teacher_curve] == list(range(len(got.teacher_curve)))
 

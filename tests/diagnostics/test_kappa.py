@@ -110,6 +110,26 @@ def test_the_last_token_before_the_horizon_costs_nothing_later():
     assert all(place.state_kappa == (0.0, 0.0, 2) and place.contribution.mean == 0 for place in last)
 
 
+def test_the_token_before_it_costs_the_loss_of_the_state_it_leads_to():
+    world = make_world(3)
+    enumeration = Enumeration(world)
+    texts = write(world, prompts=20)
+    before = [place for place in measure(world, texts, rounds=2).positions if place.position == HORIZON - 2]
+    assert before
+    for place in before:
+        wanted = enumeration.kappa(texts.tokens[place.text][: HORIZON - 2])
+        for action in place.actions:
+            if action.teacher_prob + sum(a.teacher_prob for a in place.actions if a is not action) > 1 - 1e-12:
+                assert action.kappa.mean == pytest.approx(wanted[action.token])
+
+
+@pytest.mark.parametrize("limit", [1, 5])
+def test_as_many_positions_are_measured_as_asked_for(limit):
+    world = make_world(0)
+    places = measure(world, write(world), rounds=2, choose="uncertain", limit=limit).positions
+    assert len(places) == limit
+
+
 def test_positions_are_chosen_as_asked():
     world = make_world(0)
     texts = write(world)

@@ -60,6 +60,23 @@ def test_every_number_is_what_full_forwards_of_the_prefixes_say(who):
             assert found.total_variation[0, text, position].item() == pytest.approx(distance.item(), rel=1e-3)
 
 
+def test_a_prompts_mean_is_over_its_own_texts():
+    found = texts_of(*(sides := policies(pair())), sides[0], samples=2)
+    values = torch.tensor([0.0, 1.0, 10.0, 12.0, 100.0, 104.0], dtype=torch.float64)
+    assert found.per_prompt(values).tolist() == [0.5, 11.0, 102.0]
+    assert [found.prefix(text, 0) for text in range(6)] == [prompt for prompt in PROMPTS for _ in range(2)]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_models_are_as_far_apart_as_at_the_temperature_of_the_texts(temperature):
+    sides = policies(pair())
+    found = texts_of(*sides, sides[0], temperature=temperature)
+    logp = [policy.start([PROMPTS[0]]).log_probs().double() for policy in sides]
+    p, q = ((part / temperature).softmax(-1) for part in logp)
+    distance = 0.5 * (p - q).abs().sum()
+    assert found.total_variation[0, 0, 0].item() == pytest.approx(distance.item(), rel=1e-4)
+
+
 def test_reading_what_was_written_gives_the_same_numbers():
     sides = policies(pair())
     written = texts_of(*sides, sides[1])

@@ -27,6 +27,15 @@ def test_float32_probabilities_of_a_large_vocabulary_keep_their_last_token():
     assert draw(logp, uniforms).item() == 200_000
 
 
+def test_every_token_of_a_large_vocabulary_begins_where_the_one_before_it_ends():
+    weights = torch.rand(1, 150_000, generator=torch.Generator().manual_seed(0))
+    ends = weights.double().cumsum(-1).squeeze(0)
+    tokens = torch.arange(1000, 149_000, 997)
+    just_below, just_above = (ends[tokens] / ends[-1] + side * 1e-12 for side in (-1, 1))
+    assert draw_by_weight(weights.expand(len(tokens), -1), just_below).tolist() == tokens.tolist()
+    assert draw_by_weight(weights.expand(len(tokens), -1), just_above).tolist() == (tokens + 1).tolist()
+
+
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
 def test_temperature_is_a_power_of_the_probabilities(temperature):
     p = torch.tensor([0.7, 0.2, 0.1]).double()

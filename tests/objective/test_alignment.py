@@ -23,6 +23,12 @@ def test_the_successor_is_the_next_token_of_the_same_row_and_nothing_else():
     assert positions.has_successor.tolist() == [True, False, False, True, True, False]
 
 
+def test_no_successor_in_the_next_row_although_its_column_follows():
+    positions = SupervisedPositions.from_labels(torch.tensor([[X, X, 5, X], [X, X, X, 6]]))
+    assert positions.column.tolist() == [1, 2]
+    assert positions.has_successor.tolist() == [False, False]
+
+
 def test_no_successor_across_documents_of_a_packed_row():
     # Two documents of three tokens: the collator puts -100 on the first token of each.
     positions = SupervisedPositions.from_labels(torch.tensor([[X, 1, 2, X, 4, 5]]))

@@ -252,9 +252,21 @@ def test_student_entropy_is_exact():
     pair = Pair()
     logits = pair.head.logits(pair.positions.of(pair.hidden))
     expected = torch.distributions.Categorical(logits=logits).entropy()
-    got = pair.fast(HybridObjective(), student_entropy=True).student_entropy
+    got = pair.fast(HybridObjective(), measure_student=True).student_entropy
     torch.testing.assert_close(got, expected.detach())
     assert pair.fast(HybridObjective()).student_entropy is None
+
+
+@pytest.mark.parametrize("top_k", [None, 4])
+def test_a_hit_is_a_token_of_the_data_that_is_the_students_likeliest(top_k):
+    pair = Pair(student_width=15)
+    logits = pair.head.logits(pair.positions.of(pair.hidden))
+    # Half of the tokens of the data are made the likeliest one.
+    likeliest = logits.argmax(-1)
+    pair.positions.target[::2] = likeliest[::2].clamp(max=pair.vocab_size - 1)
+    got = pair.fast(HybridObjective(), measure_student=True, top_k=top_k).student_hit
+    assert got.tolist() == (likeliest == pair.positions.target).tolist()
+    assert 0 < got.sum() < len(got)
 
 
 def test_evaluation_computes_the_same_terms_and_no_gradient():
@@ -346,6 +358,33 @@ def test_a_frozen_head_gets_no_gradient_and_costs_none():
     pair.fast(HybridObjective()).loss.backward()
     assert pair.hidden.grad is not None
     assert pair.weight.grad is None
+
+
+def test_autocast_multiplies_out_in_bfloat16_and_reduces_in_float32():
+    """As the same numbers, rounded to bfloat16 beforehand, give without it: nothing else is rounded."""
+    pair = Pair()
+    given = [part.detach().bfloat16().float() for part in (pair.hidden, pair.weight)]
+    signal = TeacherSignal.from_logits(
+        pair.teacher_head.logits(pair.positions.of(pair.teacher_hidden)).float(), vocab_size=12
+    )
+
+    def run(dtype):
+        hidden, weight = (part.to(dtype).requires_grad_() for part in given)
+        positions = pair.positions
+        fused = fused_hybrid_loss(
+            *(positions.of(hidden), LanguageModelHead(weight=weight), signal, positions.target),
+            *(positions.has_successor, HybridObjective(risk_alpha=0.1)),
+            num_items=len(positions),
+            measure_student=True,
+        )
+        return fused
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = run(torch.float32)
+    plain = run(torch.bfloat16)
+    for name in ("soft", "hard", "risk", "total"):
+        torch.testing.assert_close(getattr(cast.terms, name), getattr(plain.terms, name), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(cast.student_entropy, plain.student_entropy, rtol=1e-6, atol=1e-6)
 
 
 def test_autocast_gives_float32_terms_close_to_the_full_precision_ones():

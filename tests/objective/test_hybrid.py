@@ -250,7 +250,9 @@ def sure_teacher(positions: int, width: int = 5) -> torch.Tensor:
 @pytest.mark.parametrize("rule", HARD_WHERE_SURE)
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("alpha", [0.0, 0.1])
-def test_an_infinite_soft_loss_of_weight_zero_leaves_the_gradient_of_the_hard_loss(divergence, rule, temperature, alpha):
+def test_an_infinite_soft_loss_of_weight_zero_leaves_the_gradient_of_the_hard_loss(
+    divergence, rule, temperature, alpha
+):
     student, _, labels = batch(rows=1, length=6, width=5)
     labels[0, 2:] = torch.tensor([1, 2, 4, 4])
     student.requires_grad_()
@@ -350,6 +352,24 @@ def test_mass_that_the_student_puts_on_ids_the_teacher_lacks_is_penalised(diverg
     low = hybrid_loss_from_logits(student, teacher, labels, objective).mean()
     student[..., 5] = 3.0
     assert hybrid_loss_from_logits(student, teacher, labels, objective).mean() > low + 0.05
+
+
+@pytest.mark.parametrize(("student_width", "teacher_width"), [(7, 9), (9, 7)])
+def test_a_side_that_lacks_ids_is_taken_to_put_one_ten_billionth_there(student_width, teacher_width):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (
+        torch.randn(1, 2, width, generator=generator, dtype=torch.float64) for width in (student_width, teacher_width)
+    )
+    labels = torch.tensor([[X, 3]])
+    q, p = (
+        [*side[0, 0].softmax(-1)[:7].tolist(), side[0, 0].softmax(-1)[7:].sum().item() or 1e-10]
+        for side in (student, teacher)
+    )
+    for divergence, (one, other) in ((forward_kl, (p, q)), (reverse_kl, (q, p))):
+        objective = HybridObjective(divergence=divergence, soft_weight=StaticWeight(1.0))
+        wanted = sum(a * math.log(a / b) for a, b in zip(one, other, strict=True))
+        got = hybrid_loss_from_logits(student, teacher, labels, objective).total.item()
+        assert got == pytest.approx(wanted, rel=1e-12)
 
 
 def test_padding_without_mass_on_both_sides_changes_nothing():

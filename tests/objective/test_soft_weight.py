@@ -32,6 +32,13 @@ def test_confidence_weight_is_one_minus_the_largest_probability():
     torch.testing.assert_close(got, 1 - P.max(-1).values)
 
 
+@pytest.mark.parametrize("kind", ["shannon", "power"])
+def test_entropy_of_mass_on_padding_does_not_lift_the_weight_above_one(kind):
+    signal = TeacherSignal.from_logits(torch.zeros(1, 16), vocab_size=4, exponents=(0.1,))
+    assert signal.entropy.item() > math.log(4)
+    assert EntropyWeight(kind=kind)(signal).item() == 1.0
+
+
 def test_confidence_weight_of_a_nearly_sure_teacher_keeps_its_digits():
     logits = torch.tensor([[0.0, -12.0]])
     assert ConfidenceWeight()(TeacherSignal.from_logits(logits)).item() == pytest.approx(math.exp(-12), rel=0.05)

@@ -58,6 +58,18 @@ def test_padding_of_the_vocabulary_goes_to_the_tail_and_is_never_kept():
     assert (signal.log_tail.exp() > 0.9).all()
 
 
+@pytest.mark.parametrize("k", [None, 4])
+def test_what_padding_holds_is_not_captured_and_never_the_likeliest(k):
+    logits = LOGITS.clone()
+    logits[:, 8:] += 3.0
+    signal = TeacherSignal.from_logits(logits, k=k, vocab_size=8)
+    p = logits.softmax(-1)[:, :8]
+    assert (logits.argmax(-1) >= 8).any()
+    assert signal.argmax.tolist() == p.argmax(-1).tolist()
+    torch.testing.assert_close(signal.max_logp, p.max(-1).values.log())
+    torch.testing.assert_close(signal.captured_mass, p.sum(-1) if k is None else p.topk(k).values.sum(-1))
+
+
 def test_tail_of_a_sure_teacher_keeps_its_digits():
     logits = torch.full((1, 1000), -40.0)
     logits[0, 5] = 0.0

@@ -17,6 +17,7 @@ from bridgegarden.recipe import (
     TrainingSection,
 )
 from bridgegarden.recipe.plain_yaml import read_yaml
+from bridgegarden.recipe.sections import EarlyStoppingSection
 from bridgegarden.training.on_policy import OnPolicy
 
 SMALLEST = {"teacher": {"model": "t"}, "student": {"model": "s"}, "data": {"train": "rows.jsonl"}, "output": "runs/x"}
@@ -107,6 +108,42 @@ def test_a_recipe_is_readable_by_any_yaml_reader_and_picklable():
     recipe = Recipe.from_dict({**SMALLEST, "training": {"learning_rate": 1e-5, "run_name": "no"}})
     assert yaml.safe_load(recipe.to_yaml()) == recipe.to_dict()
     assert pickle.loads(pickle.dumps(recipe)) == recipe
+
+
+def test_early_stopping_stands_among_the_arguments_and_goes_through_its_tree():
+    tree = {**SMALLEST, "data": {"train": "rows.jsonl", "eval": "held.jsonl"}}
+    recipe = Recipe.from_dict({**tree, "training": {"early_stopping": {"patience": 2}, "max_steps": 5}})
+    assert recipe.training.early_stopping == EarlyStoppingSection(patience=2)
+    assert recipe.to_dict()["training"]["early_stopping"] == {"patience": 2, "threshold": 0.0}
+    assert recipe.to_dict()["training"]["max_steps"] == 5
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert Recipe.from_dict({**tree, "training": {"early_stopping": {}}}).training.early_stopping is not None
+    assert Recipe.from_dict({**tree, "training": {"early_stopping": None}}).training.early_stopping is None
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"early_stopping": {"patience": 0}}, r"training\.early_stopping\.patience must be >= 1, got 0"),
+        ({"early_stopping": {"threshold": -0.1}}, r"training\.early_stopping\.threshold must be >= 0, got -0\.1"),
+        ({"early_stopping": {"patients": 2}}, r"training\.early_stopping: unknown key 'patients'.*'patience'"),
+        ({"early_stopping": 3}, r"training\.early_stopping: expected a mapping"),
+        (
+            {"early_stopping": {}, "eval_strategy": "no"},
+            r"it looks at evaluations, and training\.eval_strategy is 'no'",
+        ),
+        ({"metric_for_best_model": "eval_los"}, r"training\.metric_for_best_model: unknown name.*Known: .*loss"),
+        ({"metric_for_best_model": "free_running_loss"}, r"metric_for_best_model: unknown name 'free_running_loss'"),
+    ],
+)
+def test_what_early_stopping_cannot_look_at_is_refused(training, message):
+    with pytest.raises(ConfigError, match=message):
+        Recipe.from_dict({**SMALLEST, "data": {"train": "rows.jsonl", "eval": "held.jsonl"}, "training": training})
+
+
+def test_early_stopping_needs_rows_to_evaluate_on():
+    with pytest.raises(ConfigError, match=r"training\.early_stopping: it looks at evaluations; set data\.eval"):
+        Recipe.from_dict({**SMALLEST, "training": {"early_stopping": {}}})
 
 
 def test_the_student_answers_only_where_the_recipe_says_so():

@@ -6,6 +6,7 @@ from trl.trainer.sft_config import SFTConfig
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.recipe import LoraSection, TrainingSection, build_lora_config, build_sft_config
+from bridgegarden.recipe.sections import EarlyStoppingSection
 from bridgegarden.recipe.training import DEFAULTS, RESERVED, checked_arguments
 
 
@@ -96,6 +97,31 @@ def test_rows_to_evaluate_on_are_used_after_each_epoch_unless_the_recipe_says(tm
     assert build_sft_config(given, tmp_path, evaluate=True).eval_strategy == "steps"
 
 
+@pytest.mark.parametrize(
+    ("given", "saved", "steps"),
+    [
+        ({}, "epoch", 500),
+        ({"eval_strategy": "steps", "eval_steps": 7}, "steps", 7),
+        ({"save_strategy": "best"}, "best", 500),
+    ],
+)
+def test_early_stopping_keeps_the_best_of_what_is_evaluated(tmp_path, given, saved, steps):
+    section = TrainingSection(arguments=given, early_stopping=EarlyStoppingSection())
+    config = build_sft_config(section, tmp_path, evaluate=True)
+    assert config.load_best_model_at_end
+    assert (config.metric_for_best_model, config.greater_is_better) == ("eval_loss", False)
+    assert (config.save_strategy, config.save_steps) == (saved, steps)
+
+
+def test_early_stopping_leaves_what_the_recipe_says_of_the_best_model(tmp_path):
+    given = {"load_best_model_at_end": False, "metric_for_best_model": "eval_mean_token_accuracy"}
+    config = build_sft_config(
+        TrainingSection(arguments=given, early_stopping=EarlyStoppingSection()), tmp_path, evaluate=True
+    )
+    assert not config.load_best_model_at_end
+    assert (config.metric_for_best_model, config.greater_is_better) == ("eval_mean_token_accuracy", True)
+
+
 def test_a_combination_that_trl_refuses_is_the_user_s_error(tmp_path):
     arguments = {"use_cpu": True, "load_best_model_at_end": True, "save_strategy": "epoch", "eval_strategy": "no"}
     with pytest.raises(ConfigError, match=r"^training: .*load_best_model_at_end"):
@@ -103,7 +129,7 @@ def test_a_combination_that_trl_refuses_is_the_user_s_error(tmp_path):
 
 
 def test_lora_fields_reach_peft():
-    config = build_lora_config(LoraSection(r=8, target_modules=("q_proj", "v_proj")))
-    assert (config.r, config.lora_alpha, config.task_type) == (8, 32.0, "CAUSAL_LM")
+    config = build_lora_config(LoraSection(r=8, lora_alpha=4, lora_dropout=0.25, target_modules=("q_proj", "v_proj")))
+    assert (config.r, config.lora_alpha, config.lora_dropout, config.task_type) == (8, 4.0, 0.25, "CAUSAL_LM")
     assert config.target_modules == {"q_proj", "v_proj"}
     assert build_lora_config(LoraSection()).target_modules == "all-linear"

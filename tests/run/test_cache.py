@@ -15,7 +15,7 @@ from bridgegarden.run.cache import CacheOptions, build_recipe_cache, check_recip
 from bridgegarden.run.models import load_model
 from bridgegarden.teacher.cache.manifest import finished_shards
 from bridgegarden.teacher.cache.reader import TeacherCache
-from tests.tiny import CHAT_TEMPLATE
+from tests.tiny import CHAT_TEMPLATE, save_tiny, tiny_model, tiny_tokenizer
 
 
 def run(*arguments):
@@ -52,6 +52,21 @@ def test_train_from_a_cache_gives_the_student_that_the_live_teacher_gives(built,
     ours, theirs = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("out", "live"))
     for name, weight in ours.items():
         torch.testing.assert_close(weight, theirs[name], atol=2e-3, rtol=0)
+
+
+def test_a_tokenizer_with_a_hole_in_its_ids_is_cached_up_to_its_last_id(recipe, tmp_path):
+    tokenizer = tiny_tokenizer(turn_ids=(300, 301))
+    for role, seed in (("teacher", 1), ("student", 2)):
+        save_tiny(tmp_path / role, tiny_model("llama", 304, seed=seed), tokenizer)
+    live = run("train", recipe, "--set", "teacher.cache=null")
+    assert live.exit_code == 0, live.output
+    (tmp_path / "out").rename(tmp_path / "live")
+    assert run("cache", "build", recipe, "--top-k", "1000").exit_code == 0
+    spec = TeacherCache(tmp_path / "cache").spec
+    assert (spec.vocab_size, spec.teacher_width) == (302, 304)
+    assert run("train", recipe).exit_code == 0
+    ours, theirs = (json.loads((tmp_path / name / "run.json").read_text())["evaluation"] for name in ("out", "live"))
+    assert ours["soft_loss"] == pytest.approx(theirs["soft_loss"], rel=1e-2)
 
 
 def test_build_tells_what_it_did_and_again_does_nothing(recipe, tmp_path):

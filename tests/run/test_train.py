@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from bridgegarden.cli.main import cli
 from bridgegarden.data import Columns, load_rows, tokenise
@@ -69,6 +69,39 @@ def test_the_student_learns_and_is_saved_as_an_ordinary_model(
     )
     assert after < before - 0.5
     assert f"The student is in {tmp_path / 'out' / 'model'}" in result.stdout
+
+
+class Broken(TrainerCallback):
+    """Ends a run from outside, in one of its hooks."""
+
+    def __init__(self, hook: str, step: int) -> None:
+        self.step = step
+        setattr(self, hook, self._end)
+
+    def _end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_training_stops_early_also_when_it_was_resumed(write_recipe, tmp_path, capsys):
+    """With a learning rate of zero nothing ever gets better: the second evaluation after the first is the last."""
+    stopping = {"early_stopping": {"patience": 2}, "eval_strategy": "steps", "eval_steps": 1, "learning_rate": 0.0}
+    recipe = load_recipe(
+        write_recipe(data={"eval": str(tmp_path / "eval.jsonl")}, training={"max_steps": 10, **stopping})
+    )
+    summary = train(recipe)
+    assert summary.steps == 3
+    said = "stopping early at step 3: eval_loss has not fallen in 2 evaluations"
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert summary.model.is_dir()
+    for hook, step in (("on_step_begin", 2), ("on_train_end", 3)):
+        again = dataclasses.replace(recipe, output=tmp_path / hook)
+        with pytest.raises(KeyboardInterrupt):
+            train(again, callbacks=[Broken(hook, step)])
+        assert not (tmp_path / hook / "model").exists()
+        resumed = train(again)
+        assert resumed.steps == 3
+        assert resumed.evaluation == pytest.approx(summary.evaluation)
 
 
 def test_everything_about_the_run_is_beside_the_model(write_recipe, tmp_path):

@@ -1,12 +1,14 @@
 """A teacher in memory."""
 
+import copy
+
 import pytest
 import torch
 
-from bridgegarden.errors import ConfigError
+from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.teacher.live import LiveTeacher
-from tests.tiny import tiny_model
+from tests.tiny import save_tiny, tiny_model
 
 X = -100
 IDS = torch.randint(0, 30, (2, 6), generator=torch.Generator().manual_seed(0))
@@ -43,6 +45,54 @@ def test_autocast_of_the_student_does_not_touch_the_teacher():
         cast = teacher.at(positions, {"input_ids": IDS}, vocab_size=40, exponents=()).hidden
     assert cast.dtype == torch.float32
     torch.testing.assert_close(cast, plain)
+
+
+def signal_of(teacher: LiveTeacher) -> torch.Tensor:
+    positions = SupervisedPositions.from_labels(LABELS)
+    return teacher.at(positions, {"input_ids": IDS}, vocab_size=259, exponents=())[0 : len(positions)].logp
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_teacher_by_its_path_is_the_model_in_that_folder_in_the_type_it_was_saved_in(tmp_path, dtype):
+    model = tiny_model("llama").to(getattr(torch, dtype))
+    save_tiny(tmp_path, model)
+    loaded = LiveTeacher.from_pretrained(tmp_path)
+    assert loaded.model.dtype == getattr(torch, dtype)
+    torch.testing.assert_close(signal_of(loaded), signal_of(LiveTeacher(model)), rtol=0, atol=0)
+    assert LiveTeacher.from_pretrained(tmp_path, dtype="float32").model.dtype == torch.float32
+
+
+def test_a_teacher_that_is_nowhere_is_one_line(tmp_path):
+    with pytest.raises(ModelError, match=r"teacher '.*nowhere': cannot be loaded \(") as caught:
+        LiveTeacher.from_pretrained(tmp_path / "nowhere")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_teacher_whose_files_lack_weights_is_refused(tmp_path):
+    model = tiny_model("llama")
+    state = {name: value for name, value in model.state_dict().items() if "q_proj" not in name}
+    model.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(ModelError, match=r"its files lack 2 weights \(model\.layers\.0\..*would be random"):
+        LiveTeacher.from_pretrained(tmp_path)
+
+
+def test_a_teacher_with_adapters_gives_what_they_make_of_it():
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(tiny_model("llama"), peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False))
+    adapted.train()
+    signal = signal_of(LiveTeacher(adapted))
+    assert not any(parameter.requires_grad for parameter in adapted.parameters())
+    merged = copy.deepcopy(adapted).merge_and_unload()
+    torch.testing.assert_close(signal, signal_of(LiveTeacher(merged)))
+    with adapted.disable_adapter():
+        assert (signal - signal_of(LiveTeacher(adapted))).abs().max() > 1e-3
+
+
+def test_a_teacher_that_needs_a_learnt_prompt_is_refused():
+    peft = pytest.importorskip("peft")
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    with pytest.raises(ModelError, match="learnt prompt, which is not part of its layers"):
+        LiveTeacher(peft.get_peft_model(tiny_model("llama"), config))
 
 
 def test_top_k_below_one_is_refused():

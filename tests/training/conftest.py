@@ -1,5 +1,6 @@
 """Trainers on tiny pairs, with everything that makes noise turned off."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ def make_trainer(tmp_path: Path):
         evaluate: Dataset | None = None,
         peft_config: Any = None,
         on_policy: OnPolicy | None = None,
+        tokenizer: Any = None,
+        trainer: Mapping[str, Any] | None = None,
         **arguments: Any,
     ) -> HybridDistillationTrainer:
         defaults: dict[str, Any] = {
@@ -66,9 +69,10 @@ def make_trainer(tmp_path: Path):
             SFTConfig(**(defaults | arguments)),
             train_dataset=train or token_rows(),
             eval_dataset=evaluate,
-            processing_class=tiny_tokenizer(),
+            processing_class=tokenizer or tiny_tokenizer(),
             peft_config=peft_config,
             on_policy=on_policy,
+            **(trainer or {}),
         )
 
     return make

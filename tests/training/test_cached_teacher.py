@@ -61,6 +61,13 @@ def assert_alike(cached, live, tolerance):
     assert (our_gradient - their_gradient).norm() <= tolerance * their_gradient.norm()
 
 
+def test_a_cache_about_fewer_ids_than_the_tokenizer_has_is_refused(make_trainer, tmp_path):
+    """Such as one that was built by counting the tokens of a tokenizer whose ids have a hole."""
+    narrow = TeacherCache(build(tmp_path / "cache", cache_spec(vocab_size=VOCABULARY - 1)))
+    with pytest.raises(ModelError, match=r"about the ids below 258 alone, and those of the tokenizer go up to 258"):
+        make_trainer(teacher=narrow, train=cache_rows())
+
+
 @pytest.mark.parametrize(("bits", "tolerance"), [(8, 2e-2), (16, 2e-4)])
 @pytest.mark.parametrize("kind", ["top", "whole"])
 @pytest.mark.parametrize("preset", PRESETS)

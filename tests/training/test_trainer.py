@@ -4,14 +4,20 @@ import math
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 from torch.utils.data import SequentialSampler
+from transformers import PhiConfig, PhiForCausalLM
+from trl.trainer import base_trainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from bridgegarden.errors import ConfigError, NonFiniteError
 from bridgegarden.objective.hybrid import PRESETS, HybridObjective, hybrid_loss_from_logits
 from bridgegarden.objective.soft_weight import TrainProgress
+from bridgegarden.recipe.training import MEASURED
 from bridgegarden.teacher.live import LiveTeacher
-from tests.tiny import VOCABULARY, tiny_model
+from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
 from tests.training.conftest import token_rows
 
 
@@ -105,6 +111,116 @@ def test_evaluation_averages_over_positions_and_not_over_batches(make_trainer):
     few, many = (make_trainer(evaluate=token_rows(7), per_device_eval_batch_size=size).evaluate() for size in (2, 7))
     for name in ("eval_loss", "eval_soft_loss", "eval_hard_loss", "eval_student_entropy"):
         assert few[name] == pytest.approx(many[name], rel=1e-5), name
+
+
+def test_the_log_has_what_trl_logs_and_means_the_same(make_trainer):
+    trainer = in_order(make_trainer(evaluate=token_rows(7), learning_rate=0.0, max_steps=3, logging_steps=2))
+    trainer.train()
+    batches = list(trainer.get_train_dataloader())
+    read = [int(batch["attention_mask"].sum()) for batch in batches]
+    assert history(trainer, "num_tokens") == [sum(read[:2]), sum(read[:3])]
+    metrics = trainer.evaluate()
+    assert metrics["eval_num_tokens"] == sum(read[:3])
+    for batch, measured in [
+        (batches[1], trainer.state.log_history[0]),
+        (next(iter(trainer.get_eval_dataloader())), {}),
+    ]:
+        targets = batch["labels"][:, 1:]
+        with torch.no_grad():
+            logits = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+        supervised = targets != -100
+        accuracy = (logits.argmax(-1) == targets)[supervised].float().mean().item()
+        entropy = torch.distributions.Categorical(logits=logits).entropy()[supervised].mean().item()
+        found = measured or {name.removeprefix("eval_"): value for name, value in metrics.items()}
+        assert found["mean_token_accuracy"] == pytest.approx(accuracy, rel=1e-5)
+        assert found["entropy"] == found["student_entropy"] == pytest.approx(entropy, rel=1e-5)
+
+
+def test_what_was_computed_in_evaluation_mode_before_an_evaluation_is_no_part_of_it(make_trainer):
+    trainer = make_trainer(evaluate=token_rows(7))
+    expected = trainer.evaluate()
+    trainer.model.eval()
+    with torch.no_grad():
+        trainer.compute_loss(trainer.model, trainer.data_collator([trainer.train_dataset[i] for i in range(4)]))
+    assert trainer.evaluate()["eval_loss"] == expected["eval_loss"]
+
+
+def test_nothing_about_a_run_is_reported_to_anybody(make_trainer, monkeypatch):
+    monkeypatch.delenv("CI", raising=False)
+    told: list[str] = []
+    monkeypatch.setattr(base_trainer, "send_telemetry", lambda *args, **kwargs: told.append("told"))
+    make_trainer().train()
+    assert told == []
+
+
+def test_a_best_model_can_be_chosen_by_whatever_is_measured(make_trainer):
+    assert {f"eval_{name}" for name in MEASURED} <= make_trainer(evaluate=token_rows(4)).evaluate().keys()
+
+
+def test_prediction_gives_the_metrics_of_rows_in_any_shape(make_trainer):
+    trainer = make_trainer(evaluate=token_rows(7))
+    expected = trainer.evaluate()
+    output = trainer.predict(token_rows(7))
+    assert output.predictions is None
+    assert output.metrics["test_loss"] == pytest.approx(expected["eval_loss"], rel=1e-6)
+    assert output.metrics["test_mean_token_accuracy"] == expected["eval_mean_token_accuracy"]
+    rows = Dataset.from_list(
+        [{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]}]
+    )
+    assert math.isfinite(trainer.predict(rows).metrics["test_loss"])
+
+
+def test_ids_above_a_hole_are_part_of_the_shared_vocabulary(make_trainer):
+    """A teacher that always ends teaches a student to end, though fewer tokens than ids exist."""
+    tokenizer = tiny_tokenizer(turn_ids=(300, 301))
+    assert len(tokenizer) == VOCABULARY
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ends = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    ending = PhiForCausalLM(PhiConfig(vocab_size=304, **sizes, **ends))
+    ending.lm_head.bias.data[301] = 30.0
+    rows = Dataset.from_list(
+        [{"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "world"}]}] * 4
+    )
+    trainer = make_trainer(
+        HybridObjective.preset("hard"),
+        student=tiny_model("llama", 304, seed=2),
+        teacher=ending,
+        tokenizer=tokenizer,
+        train=rows,
+        max_steps=30,
+        learning_rate=1e-2,
+    )
+    assert trainer.vocab_size == 302
+    trainer.train()
+    ids = torch.tensor([trainer.train_dataset[0]["input_ids"]])
+    with torch.no_grad():
+        probabilities = trainer.model.eval()(input_ids=ids).logits[0, -3].softmax(-1)
+    assert probabilities[301] > 0.9
+    given = trainer.train_dataset.select_columns(["input_ids", "labels"])
+    assert make_trainer(tokenizer=tokenizer, student=tiny_model("llama", 304), teacher=ending, train=given)
+
+
+def test_a_pair_that_bfloat16_trainings_passed_by_is_what_it_was(make_trainer):
+    """Mixed precision leaves itself around the forward of a model for good."""
+    fresh = make_trainer()
+    batch = fresh.data_collator([fresh.train_dataset[i] for i in range(5)])
+    expected = fresh.compute_loss(fresh.model, dict(batch)).detach()
+    student, teacher = tiny_model("llama", 264, seed=2), tiny_model("llama", 270, hidden_size=48, seed=1)
+    rows = token_rows(4)
+    make_trainer(student=student, teacher=LiveTeacher(teacher), train=rows, bf16=True, learning_rate=0.0).train()
+    teacher.requires_grad_()
+    arguments = {"output_dir": fresh.args.output_dir, "use_cpu": True, "bf16": True, "max_steps": 1, "report_to": []}
+    other = SFTTrainer(
+        teacher,
+        SFTConfig(**arguments, learning_rate=0.0, disable_tqdm=True, save_strategy="no", gradient_checkpointing=False),
+        train_dataset=rows.remove_columns("row"),
+        processing_class=tiny_tokenizer(),
+    )
+    other.train()
+    AcceleratorState._reset_state()
+    trainer = make_trainer(student=student, teacher=teacher)
+    torch.testing.assert_close(trainer.compute_loss(trainer.model, dict(batch)).detach(), expected, rtol=0, atol=0)
+    trainer.train()
 
 
 def test_training_lowers_the_loss_on_its_rows(make_trainer):

@@ -6,6 +6,7 @@ from bridgegarden.data.fingerprint import chat_template_fingerprint, dataset_fin
 from bridgegarden.data.nested import RowsAsWritten
 from bridgegarden.data.rows import load_rows
 from bridgegarden.data.tokenise import TokenisedRow, end_of_turn_ids, tokenise, tokenise_row
+from bridgegarden.data.vocabulary import vocabulary_size
 
 __all__ = [
     "Columns",
@@ -25,5 +26,6 @@ __all__ = [
     "tokenise",
     "tokenise_row",
     "tokenizer_fingerprint",
+    "vocabulary_size",
     "with_answer",
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bridgegarden.data.chat import Columns, conversation
 from bridgegarden.data.encode import IGNORED, RowTokeniser, TokenisedRow, end_of_turn_ids, tokenise_row
 from bridgegarden.data.nested import RowsAsWritten
+from bridgegarden.data.vocabulary import vocabulary_size
 from bridgegarden.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def tokenise(
         raise ConfigError(f"max_length must be at least 2 (a token to read and one to learn), got {max_length}.")
     numbers = _row_numbers(dataset)
     rows = (
-        _given_rows(dataset, len(tokenizer), name)
+        _given_rows(dataset, vocabulary_size(tokenizer), name)
         if _is_tokenised(dataset, name)
         else _new_rows(dataset, tokenizer, columns, name)
     )

@@ -65,6 +65,8 @@ class FusedLoss:
     """Nats; None unless asked for."""
     captured_mass: Float[Tensor, "N"]
     """Teacher probability of the kept tokens."""
+    student_hit: Bool[Tensor, "N"] | None
+    """Whether the token in the data is the student's likeliest; None unless asked for."""
 
 
 def fused_hybrid_loss(
@@ -78,7 +80,7 @@ def fused_hybrid_loss(
     num_items: Tensor | int,
     progress: TrainProgress | None = None,
     chunk_tokens: int | None = None,
-    student_entropy: bool = False,
+    measure_student: bool = False,
 ) -> FusedLoss:
     """The objective at N supervised positions, in order, differentiable in `hidden` and the head.
 
@@ -96,7 +98,8 @@ def fused_hybrid_loss(
         num_items: what the sum is divided by.
         progress: for rules that change as training goes on.
         chunk_tokens: positions at a time. The result does not depend on it.
-        student_entropy: also measure the student's exact entropy (one more pass over each chunk's logits).
+        measure_student: also measure the student's exact entropy and whether its likeliest token is the one in the data
+            (two more passes over each chunk's logits).
     """
     walk = _Walk(
         head=head,
@@ -108,13 +111,14 @@ def fused_hybrid_loss(
         num_items=torch.as_tensor(num_items, device=hidden.device).clamp(min=1),
         chunk=chunk_tokens or default_chunk_tokens(head.vocab_size, hidden.device.type),
         with_gradient=torch.is_grad_enabled(),
-        student_entropy=student_entropy,
+        measure_student=measure_student,
         # Cast once, not once a chunk, where autocast or a mixed pair asks for another dtype.
         dtype=compute_dtype(hidden, head.weight),
     )
     loss, *records = _FusedHybridLoss.apply(hidden, head.weight, head.bias, walk)
     terms = HybridLoss(*records[:7])
-    return FusedLoss(loss, terms, records[7], records[9] if student_entropy else None, records[8])
+    entropy, hit = records[9:] if measure_student else (None, None)
+    return FusedLoss(loss, terms, records[7], entropy, records[8], hit)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +134,7 @@ class _Walk:
     num_items: Tensor
     chunk: int
     with_gradient: bool
-    student_entropy: bool
+    measure_student: bool
     dtype: torch.dtype
 
 
@@ -185,11 +189,15 @@ def _chunk(
             gradients.add(seen, head.pull_back(logits.detach(), d_logits))
             # As large as the logits: the entropy's buffer can take its place.
             del d_logits
-    entropy = (_entropy(logits.detach()[:count], student.log_normaliser[:count]),) if walk.student_entropy else ()
+    measured = ()
+    if walk.measure_student:
+        own_logits, data_ids = logits.detach()[:count], walk.data_ids[rows].unsqueeze(1)
+        hit = own_logits.gather(1, data_ids).squeeze(1) >= own_logits.amax(1)
+        measured = (_entropy(own_logits, student.log_normaliser[:count]), hit)
     own = terms.map(torch.Tensor.detach)
     return (
         *(own.total, own.soft, own.hard, own.risk, own.soft_weight, own.mask, own.has_risk),
-        *(signal.entropy, signal.captured_mass, *entropy),
+        *(signal.entropy, signal.captured_mass, *measured),
     )
 
 

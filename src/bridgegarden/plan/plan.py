@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bridgegarden.data import vocabulary_size
 from bridgegarden.plan.advice import Advice, advise
 from bridgegarden.plan.machine import Machine
 from bridgegarden.plan.memory import MemoryPlanner, Moment, Setup
@@ -127,7 +128,7 @@ def plan_recipe(recipe: Recipe, machine: Machine, name: str = "recipe") -> Plan:
         compare_tokenizers(teacher, student)
         endings = check_endings(teacher, student)
         data = recipe_data(recipe, endings, student)
-        return _plan(recipe, machine, name, teacher, student, data, len(endings.tokenizer))
+        return _plan(recipe, machine, name, teacher, student, data, vocabulary_size(endings.tokenizer))
 
 
 def _plan(
@@ -137,7 +138,7 @@ def _plan(
     teacher: ModelFacts | None,
     student: ModelFacts,
     data: "RunData",
-    tokens: int,
+    vocabulary: int,
 ) -> Plan:
     arguments = _arguments(recipe)
     packing = bool(arguments.packing)
@@ -167,7 +168,7 @@ def _plan(
         schedule=schedule,
         work=work,
         moments=moments,
-        cache=None if recipe.on_policy is not None else _cache(recipe, teacher, [single, *held_out], tokens),
+        cache=None if recipe.on_policy is not None else _cache(recipe, teacher, [single, *held_out], vocabulary),
         uses_cache=recipe.teacher.cache is not None,
         advice=(),
     )
@@ -228,7 +229,7 @@ def _autocast(arguments: Mapping[str, Any], machine: Machine) -> "torch.dtype | 
     return torch.bfloat16 if wanted else None
 
 
-def _cache(recipe: Recipe, teacher: ModelFacts | None, rows: Sequence[Rows], tokens: int) -> CacheSize | None:
+def _cache(recipe: Recipe, teacher: ModelFacts | None, rows: Sequence[Rows], vocabulary: int) -> CacheSize | None:
     from bridgegarden.run.cache import DEFAULT_TOP_K
     from bridgegarden.teacher.cache.manifest import MANIFEST, read_spec
     from bridgegarden.teacher.cache.record import RecordFormat
@@ -248,7 +249,7 @@ def _cache(recipe: Recipe, teacher: ModelFacts | None, rows: Sequence[Rows], tok
             revision=None,
             weights=None,
             max_length=None,
-            vocab_size=min(tokens, teacher.width),
+            vocab_size=min(vocabulary, teacher.width),
             teacher_width=teacher.width,
             support=Support(k=recipe.teacher.top_k or DEFAULT_TOP_K),
             exponents=exponents_with_defaults(build_objective(recipe.objective).exponents),

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bridgegarden.data import chat_template_fingerprint, tokenizer_fingerprint
+from bridgegarden.data import chat_template_fingerprint, tokenizer_fingerprint, vocabulary_size
 from bridgegarden.errors import BridgegardenError
 from bridgegarden.quickstart import TEACHER
 from bridgegarden.teacher.cache.documents import documents_of
@@ -35,7 +35,7 @@ def keep_signals(
 
 def signals_spec(teacher: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> CacheSpec:
     """The whole vocabulary of the packaged teacher at every token."""
-    size = len(tokenizer)
+    size = vocabulary_size(tokenizer)
     return CacheSpec(
         teacher=TEACHER.name,
         revision=None,

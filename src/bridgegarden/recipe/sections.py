@@ -1,5 +1,6 @@
 """The sections of a recipe: what is taught, to whom, with which data and objective, and how it is trained."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -9,7 +10,8 @@ from bridgegarden.errors import ConfigError
 from bridgegarden.recipe.coerce import plain, section_from
 from bridgegarden.recipe.objective import build_objective
 from bridgegarden.recipe.plain_yaml import write_yaml
-from bridgegarden.recipe.training import checked_arguments
+from bridgegarden.recipe.training import MEASURED, MEASURED_ON_OWN_TEXTS, checked_arguments
+from bridgegarden.registry import unknown_name
 from bridgegarden.teacher.server_key import check_url
 from bridgegarden.training.on_policy import OnPolicy, check_on_policy
 
@@ -162,11 +164,29 @@ class ObjectiveSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EarlyStoppingSection:
+    """Training ends when evaluations stop getting better, and the best checkpoint is kept: by
+    ``training.metric_for_best_model`` (the evaluation loss), or by ``free_running.select_by``."""
+
+    patience: int = 3
+    """Evaluations in a row without a gain after which training ends, >= 1."""
+    threshold: float = 0.0
+    """A gain is better than the best so far by more than this, >= 0."""
+
+    def __post_init__(self) -> None:
+        _require_positive("training.early_stopping.patience", self.patience)
+        if not 0 <= self.threshold < math.inf:
+            raise ConfigError(f"training.early_stopping.threshold must be >= 0, got {self.threshold}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingSection:
     """Any field of ``trl.SFTConfig``; what is left out has a default suited to distillation."""
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Names and values; :data:`bridgegarden.recipe.training.DEFAULTS` fill the gaps."""
+    early_stopping: EarlyStoppingSection | None = None
+    """When training ends before its last step; null is never. ``{}`` takes the defaults."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arguments", checked_arguments(self.arguments))
@@ -221,6 +241,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self._check_free_running()
+        self._check_best()
         _require_text("output", str(self.output))
         strategy = self.training.arguments.get("eval_strategy", "no")
         if self.data.eval is None and strategy != "no":
@@ -256,6 +277,22 @@ class Recipe:
                 "'steps' or 'epoch'."
             )
 
+    def _check_best(self) -> None:
+        metric = self.training.arguments.get("metric_for_best_model")
+        if metric is not None:
+            known = [*MEASURED, *(MEASURED_ON_OWN_TEXTS if self.free_running is not None else ())]
+            if metric.removeprefix("eval_") not in known:
+                raise unknown_name(metric, known, field="training.metric_for_best_model")
+        if self.training.early_stopping is None:
+            return
+        if self.data.eval is None:
+            raise ConfigError("training.early_stopping: it looks at evaluations; set data.eval.")
+        if self.training.arguments.get("eval_strategy") == "no":
+            raise ConfigError(
+                "training.early_stopping: it looks at evaluations, and training.eval_strategy is 'no'. Leave that out, "
+                "or set it to 'steps' or 'epoch'."
+            )
+
     @classmethod
     def from_dict(cls, tree: Any) -> "Recipe":
         """The recipe that a tree of plain values describes.
@@ -267,7 +304,7 @@ class Recipe:
             # An optional section whose lines are all commented out reads as null.
             tree = {key: part for key, part in tree.items() if part is not None or key not in ("objective", "training")}
             if isinstance(tree.get("training"), Mapping):
-                tree["training"] = TrainingSection(arguments=tree["training"])
+                tree["training"] = _training_section(tree["training"])
         return section_from(cls, tree, "")
 
     def to_dict(self) -> dict[str, Any]:
@@ -276,12 +313,26 @@ class Recipe:
         for f in fields(self):
             if getattr(self, f.name) is not None:
                 tree[f.name] = _tree(getattr(self, f.name))
-        tree["training"] = tree["training"]["arguments"]
+        training = tree["training"]
+        stopping = {name: part for name, part in training.items() if name == "early_stopping"}
+        tree["training"] = training["arguments"] | stopping
         return tree
 
     def to_yaml(self) -> str:
         """:meth:`to_dict` as text, in the form that ``bridgegarden train`` reads."""
         return write_yaml(self.to_dict())
+
+
+def _training_section(tree: Mapping[str, Any]) -> TrainingSection:
+    """Fields of ``SFTConfig``, and beside them our own."""
+    arguments = {name: value for name, value in tree.items() if name != "early_stopping"}
+    stopping = tree.get("early_stopping")
+    return TrainingSection(
+        arguments=arguments,
+        early_stopping=None
+        if stopping is None
+        else section_from(EarlyStoppingSection, stopping, "training.early_stopping"),
+    )
 
 
 def _tree(value: Any) -> Any:

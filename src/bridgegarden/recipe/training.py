@@ -62,9 +62,20 @@ RESERVED: Mapping[str, str] = MappingProxyType(
         "do_train": "training is what the command does",
         "do_eval": "set data.eval instead",
         "do_predict": "there is nothing to predict",
+        "hub_strategy": "the finished model is published, and nothing before it",
+        "hub_always_push": "the finished model is published, and nothing before it",
     }
 )
 """Fields of ``SFTConfig`` that a recipe must not set, with the reason."""
+
+
+MEASURED = (
+    *("loss", "soft_loss", "hard_loss", "risk_loss", "soft_weight", "teacher_entropy", "student_entropy", "entropy"),
+    *("mean_token_accuracy", "captured_mass", "risk_share", "supervised_tokens", "num_tokens"),
+)
+"""What an evaluation measures, by the names that ``metric_for_best_model`` takes with or without ``eval_``."""
+MEASURED_ON_OWN_TEXTS = ("free_running_loss", "exposure_bias", "teacher_forced_loss")
+"""What it measures besides where the recipe has a section ``free_running``."""
 
 
 RANGES: Mapping[str, tuple[int, int]] = MappingProxyType(
@@ -108,7 +119,7 @@ def build_sft_config(
         evaluate: whether there are evaluation rows.
         select_by: keep the checkpoint that is best by this, a name in
             :data:`bridgegarden.training.exposure_bias_callback.SELECT_BY`; checkpoints are then saved at evaluations,
-            unless the recipe says when.
+            unless the recipe says when. So they are for ``early_stopping``, which keeps the best one, too.
 
     Raises:
         ConfigError: TRL refuses the combination.
@@ -123,7 +134,12 @@ def build_sft_config(
     if evaluate:
         arguments.setdefault("eval_strategy", "epoch")
     if select_by is not None:
-        arguments = _selecting(arguments, select_by)
+        from bridgegarden.training.exposure_bias_callback import selection_arguments
+
+        arguments = _selecting(arguments, selection_arguments(select_by))
+    elif section.early_stopping is not None:
+        best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
+        arguments = _selecting(arguments, {name: arguments.get(name, value) for name, value in best.items()})
     for name in ("activation_checkpointing", "activation_checkpointing_kwargs"):
         # Newer versions of transformers warn of the old names.
         old = name.replace("activation", "gradient")
@@ -135,15 +151,13 @@ def build_sft_config(
         raise ConfigError(f"training: {error}") from error
 
 
-def _selecting(arguments: Mapping[str, Any], select_by: str) -> dict[str, Any]:
-    """`arguments` with which the best checkpoint is kept: one for every evaluation."""
-    from bridgegarden.training.exposure_bias_callback import selection_arguments
-
+def _selecting(arguments: Mapping[str, Any], selection: Mapping[str, Any]) -> dict[str, Any]:
+    """`arguments` with which the best checkpoint is kept by `selection`: one for every evaluation."""
     # What transformers takes itself where nothing is said.
     saved = {"save_strategy": arguments["eval_strategy"]}
     if saved["save_strategy"] == "steps":
         saved["save_steps"] = arguments.get("eval_steps") or arguments["logging_steps"]
-    return {**saved, **arguments, **selection_arguments(select_by)}
+    return {**saved, **arguments, **selection}
 
 
 def build_lora_config(section: "LoraSection") -> "LoraConfig":

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bridgegarden.data import RowsAsWritten, TokenisedRow, load_rows
+from bridgegarden.data import RowsAsWritten, TokenisedRow, load_rows, vocabulary_size
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.preflight import Endings, ModelFacts
 from bridgegarden.recipe import Recipe
@@ -129,7 +129,7 @@ def answer_reader(recipe: Recipe, endings: Endings, student: ModelFacts, k: int)
     return AnswerReader(
         tokenizer=endings.tokenizer,
         stops=endings.stops,
-        vocab_size=min(len(endings.tokenizer), student.width),
+        vocab_size=min(vocabulary_size(endings.tokenizer), student.width),
         k=k,
         columns=columns_of(recipe.data),
     )

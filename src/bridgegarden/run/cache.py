@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bridgegarden.data import chat_template_fingerprint, tokenizer_fingerprint
+from bridgegarden.data import chat_template_fingerprint, tokenizer_fingerprint, vocabulary_size
 from bridgegarden.errors import ConfigError
 from bridgegarden.preflight import Endings, ModelFacts, check_endings, compare_tokenizers, load_facts
 from bridgegarden.recipe import Recipe, build_objective, load_recipe
@@ -199,7 +199,7 @@ def _spec(recipe: Recipe, teacher: ModelFacts, endings: Endings, options: CacheO
         tokenizer=tokenizer_fingerprint(endings.tokenizer),
         chat_template=chat_template_fingerprint(endings.tokenizer),
         max_length=_max_length(recipe),
-        vocab_size=min(len(endings.tokenizer), teacher.width),
+        vocab_size=min(vocabulary_size(endings.tokenizer), teacher.width),
         teacher_width=teacher.width,
         support=_support(recipe, options, there),
         exponents=exponents,

@@ -28,8 +28,10 @@ ARGUMENTS = (
 """The training arguments that shape the result."""
 
 
-def card_text(run: CheckedRun, training: Mapping[str, float], evaluation: Mapping[str, float]) -> str:
-    """README.md of the model that `run` trained, given its last metrics."""
+def card_text(
+    run: CheckedRun, training: Mapping[str, float], evaluation: Mapping[str, float], repo: str | None = None
+) -> str:
+    """README.md of the model that `run` trained, given its last metrics, and its name on the hub if it gets one."""
     from bridgegarden.training.model_card import ModelCard, Origin
 
     def origin(facts: ModelFacts) -> Origin:
@@ -56,4 +58,5 @@ def card_text(run: CheckedRun, training: Mapping[str, float], evaluation: Mappin
         end_of_turn=str(endings.tokenizer.convert_ids_to_tokens(endings.taught)),
         has_chat_template=endings.template_from is not None,
         adapter=run.lora is not None,
+        repo=repo,
     ).render()

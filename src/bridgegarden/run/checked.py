@@ -104,6 +104,8 @@ def training_arguments(recipe: Recipe, folder: OutputFolder) -> "SFTConfig":
         select_by=None if watched is None else watched.select_by,
     )
     arguments.disable_tqdm = True
+    # The trainer would publish its checkpoints as it goes on; the command publishes the finished model.
+    arguments.push_to_hub = False
     if not _asks_for_checkpoints(recipe):
         # Two, so that there is one to fall back on.
         arguments.save_total_limit = 2

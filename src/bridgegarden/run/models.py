@@ -1,8 +1,6 @@
 """The models of a recipe, loaded the same way everywhere: safetensors only, no code from the hub."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from bridgegarden.errors import ConfigError
@@ -63,8 +61,10 @@ def load_model(facts: ModelFacts, *, spread: bool = False) -> "PreTrainedModel":
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    from bridgegarden.sharded_head import whole_in_every_process
+
     try:
-        with nullcontext() if spread else _whole_in_every_process():
+        with nullcontext() if spread else whole_in_every_process():
             model, info = AutoModelForCausalLM.from_pretrained(
                 facts.reference.location,
                 revision=facts.stored_revision,
@@ -84,22 +84,3 @@ def load_model(facts: ModelFacts, *, spread: bool = False) -> "PreTrainedModel":
             f"the architecture that its config.json names ({facts.config.model_type})?"
         )
     return model
-
-
-@contextmanager
-def _whole_in_every_process() -> Iterator[None]:
-    """Keep transformers from loading as it does what will be sharded: in one process alone, or in pieces."""
-    from transformers.integrations import deepspeed
-
-    name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
-    told, zero = os.environ.get(name), deepspeed._hf_deepspeed_config_weak_ref
-    os.environ[name] = "false"
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = zero
-        if told is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = told

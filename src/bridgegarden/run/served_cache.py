@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bridgegarden.data import chat_template_fingerprint, tokenizer_fingerprint
+from bridgegarden.data import chat_template_fingerprint, tokenizer_fingerprint, vocabulary_size
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.preflight import Endings, ModelFacts
 from bridgegarden.recipe import Recipe
@@ -129,7 +129,7 @@ def _spec(
     k = options.top_k or (settings.top_logprobs if there is None else there.support.k)
     if k > settings.top_logprobs:
         raise ConfigError(f"cache: {k} tokens a position are to be kept, and the answers list {settings.top_logprobs}.")
-    vocab_size = min(len(endings.tokenizer), student.width)
+    vocab_size = min(vocabulary_size(endings.tokenizer), student.width)
     return CacheSpec(
         teacher=recipe.teacher.model,
         revision=None,

@@ -1,5 +1,6 @@
 """``bridgegarden train``: check, load, train, evaluate, save."""
 
+import json
 import pickle
 import statistics
 import sys
@@ -16,6 +17,7 @@ from bridgegarden.run.card import card_text
 from bridgegarden.run.checked import CheckedRun, check_run, training_arguments
 from bridgegarden.run.checkpoints import put_aside
 from bridgegarden.run.full_disk import full_disk_is_one_line
+from bridgegarden.run.hub import HubTarget, hub_target, push
 from bridgegarden.run.lock import RunLock
 from bridgegarden.run.models import load_model
 from bridgegarden.run.output import OutputFolder, write_json
@@ -80,10 +82,11 @@ def train(
                 lock.acquire()
             folder.check(recipe)
             checkpoint = _checkpoint(folder, console)
+        hub = hub_target(recipe) if is_main else None
         run = check_run(recipe, folder, arguments, console)
         record = continued_record(folder, run_record(run), checkpoint)
         if folder.model.exists():
-            return _finished_before(run, record, console)
+            return _finished_before(run, record, hub, console)
         if is_main:
             # Before there is a trainer, which makes its folder.
             folder.begin(recipe, record)
@@ -95,7 +98,9 @@ def train(
             evaluation = _fit(run, trainer, console, signals, checkpoint)
             training = _newest(trainer, "")
             console.print("saving the student")
-            save_trained(trainer, folder, run.preflight, card_text(run, training, evaluation))
+            save_trained(
+                trainer, folder, run.preflight, card_text(run, training, evaluation, None if hub is None else hub.repo)
+            )
             summary = TrainSummary(
                 steps=trainer.state.global_step,
                 training=training,
@@ -114,6 +119,7 @@ def train(
                 publish_trained(folder)
         if is_main and not run.keeps_checkpoints:
             remove_checkpoints(folder)
+        _push(folder, hub, console)
         return summary
 
 
@@ -135,7 +141,18 @@ def _checkpoint(folder: OutputFolder, console: "Console") -> Path | None:
     return checkpoint
 
 
-def _finished_before(run: CheckedRun, record: Mapping[str, Any], console: "Console") -> TrainSummary:
+def _push(folder: OutputFolder, hub: HubTarget | None, console: "Console") -> None:
+    """Publish the finished model where it is asked for, once."""
+    record = json.loads(folder.record.read_text(encoding="utf-8")) if hub is not None else {}
+    if hub is None or "published" in record:
+        return
+    console.print(f"publishing the student as {hub.repo}", markup=False, soft_wrap=True)
+    write_json(folder.record, record | {"published": push(folder.model, hub)})
+
+
+def _finished_before(
+    run: CheckedRun, record: Mapping[str, Any], hub: HubTarget | None, console: "Console"
+) -> TrainSummary:
     """What came of a run that is there already, as it was written down."""
     from rich.text import Text
 
@@ -144,6 +161,7 @@ def _finished_before(run: CheckedRun, record: Mapping[str, Any], console: "Conso
     folder = run.folder
     if run.is_main and not run.keeps_checkpoints:
         remove_checkpoints(folder)
+    _push(folder, hub, console)
     console.print(
         Text(
             f"{folder.path} holds the finished model of this recipe ({record['finished']}); nothing is left to do. To "
@@ -254,6 +272,7 @@ def _fit(
     import torch
 
     from bridgegarden.run.callbacks import EpochEndBeforeSave, SealCheckpoints, StopWhenAsked
+    from bridgegarden.training.early_stopping import EarlyStopping
     from bridgegarden.training.progress import MetricsLog, ProgressDisplay
 
     if torch.cuda.is_available():
@@ -261,6 +280,9 @@ def _fit(
     log = MetricsLog(run.folder.metrics)
     for callback in (log, SealCheckpoints(), StopWhenAsked(signals), EpochEndBeforeSave()):
         trainer.add_callback(callback)
+    stopping = run.recipe.training.early_stopping
+    if stopping is not None:
+        trainer.add_callback(EarlyStopping(stopping.patience, stopping.threshold, say=console.print))
     try:
         with ProgressDisplay(console) as display:
             trainer.add_callback(display)

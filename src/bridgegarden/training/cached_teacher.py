@@ -6,6 +6,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from bridgegarden.data import vocabulary_size
 from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.training.collator import RowCollator
@@ -36,6 +37,12 @@ def check_cached_teacher(
         DataError: rows that it does not hold.
     """
     cache.check_tokenizer(tokenizer, max_length)
+    whole = min(vocabulary_size(tokenizer), cache.spec.teacher_width)
+    if cache.width < whole:
+        raise ModelError(
+            f"teacher cache {cache.folder}: its signals are about the ids below {cache.width} alone, and those of the "
+            f"tokenizer go up to {whole - 1}. Build it again (bridgegarden cache build RECIPE --replace)."
+        )
     if vocab_size < cache.width:
         raise ModelError(
             f"teacher cache {cache.folder}: its signals are about {cache.width} tokens, of which the student has only "

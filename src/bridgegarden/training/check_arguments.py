@@ -3,9 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
+from transformers import TrainingArguments
 from trl.trainer.sft_config import SFTConfig
 
 from bridgegarden.errors import ConfigError
+
+
+def as_sft_config(args: TrainingArguments | None) -> SFTConfig | None:
+    """`args` with the fields that :class:`~trl.SFTConfig` adds, at their defaults, where it is not one already."""
+    if args is None or isinstance(args, SFTConfig):
+        return args
+    # The token is hidden in what is written down.
+    given: dict[str, Any] = args.to_dict() | {"hub_token": args.hub_token}
+    return SFTConfig(**given)
 
 
 def check_arguments(args: SFTConfig | None, kwargs: Mapping[str, Any]) -> None:

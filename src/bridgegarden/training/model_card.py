@@ -58,6 +58,8 @@ class ModelCard:
     has_chat_template: bool
     adapter: bool = False
     """Whether adapters were trained and merged."""
+    repo: str | None = None
+    """Its own name on the hub, if it is published there."""
     tags: tuple[str, ...] = field(default=("bridgegarden", "distillation", "knowledge-distillation", "trl"))
 
     def render(self) -> str:
@@ -98,10 +100,11 @@ class ModelCard:
                 'tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], add_generation_prompt=True, '
                 'return_tensors="pt", return_dict=True)'
             )
+        name = self.repo or "THIS_FOLDER"
         return (
             "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")\n'
-            'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")\n'
+            f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
+            f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
             f"inputs = {prompt}\n"
             "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))\n```"
         )

@@ -32,12 +32,13 @@ class TermSums:
             *(fused.teacher_entropy, fused.captured_mass),
         )
         sums = [column.sum(dtype=torch.float64) for column in columns]
-        entropy = fused.student_entropy
+        entropy, hit = fused.student_entropy, fused.student_hit
         count = sums[0].new_tensor(len(terms.total))
         sums += [
             count,
             terms.has_risk.sum(dtype=torch.float64),
             sums[0].new_zeros(()) if entropy is None else entropy.sum(dtype=torch.float64),
+            sums[0].new_zeros(()) if hit is None else hit.sum(dtype=torch.float64),
             torch.zeros_like(count) if entropy is None else count,
             sums[0].new_tensor(tokens),
         ]
@@ -64,11 +65,12 @@ def term_means(sums: Tensor) -> dict[str, float]:
     ``risk_share`` is the share of positions that had a risk term. Terms nobody measured are left out.
     """
     values = sums.tolist()
-    count, with_risk, entropy, entropy_count, tokens = values[len(_NAMES) :]
+    count, with_risk, entropy, hits, measured, tokens = values[len(_NAMES) :]
     means = {name: value / count if count else math.nan for name, value in zip(_NAMES, values, strict=False)}
     means["risk_share"] = with_risk / count if count else math.nan
-    if entropy_count:
-        means["student_entropy"] = entropy / entropy_count
+    if measured:
+        means["student_entropy"] = means["entropy"] = entropy / measured
+        means["mean_token_accuracy"] = hits / measured
     means["supervised_tokens"] = count
     means["tokens"] = tokens
     return means

@@ -3,17 +3,18 @@
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from datasets import Dataset, IterableDataset
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.trainer_utils import PredictionOutput
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
-from bridgegarden.causal_lm import add_hidden_loss, check_head, head_size
-from bridgegarden.data import Columns, tokenise
+from bridgegarden.causal_lm import add_hidden_loss, check_head, head_size, language_model_in, take_off_wrappers
+from bridgegarden.data import Columns, tokenise, vocabulary_size
 from bridgegarden.errors import ConfigError
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.fused import FusedLoss, fused_hybrid_loss
@@ -23,8 +24,9 @@ from bridgegarden.objective.soft_weight import TrainProgress
 from bridgegarden.teacher.cache.reader import SIGNAL, TeacherCache
 from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.teacher.protocol import Teacher
+from bridgegarden.training.apart import check_apart
 from bridgegarden.training.cached_teacher import check_cached_teacher
-from bridgegarden.training.check_arguments import check_arguments
+from bridgegarden.training.check_arguments import as_sft_config, check_arguments
 from bridgegarden.training.collator import ROW, RowCollator
 from bridgegarden.training.cost import Cost, CostLedger
 from bridgegarden.training.even_rows import evened
@@ -35,6 +37,9 @@ from bridgegarden.training.on_policy import OnPolicy, check_on_policy
 from bridgegarden.training.packing import pack_rows
 from bridgegarden.training.student_writer import StudentWriter
 from bridgegarden.training.terms import TermSums, term_means
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 class HybridDistillationTrainer(SFTTrainer):
@@ -48,7 +53,10 @@ class HybridDistillationTrainer(SFTTrainer):
     Logged per supervised position, in nats: ``loss``, ``soft_loss``, ``hard_loss``, ``risk_loss``,
     ``teacher_entropy``, ``student_entropy``; and ``soft_weight``, ``captured_mass``, ``risk_share``,
     ``tokens_per_second``. Evaluation logs the same with the prefix ``eval_``. What training has cost so far is logged
-    as ``teacher_tokens``, ``student_tokens`` and ``generated_tokens``; :attr:`cost` has all of it.
+    as ``teacher_tokens``, ``student_tokens`` and ``generated_tokens``; :attr:`cost` has all of it. Names that TRL's
+    trainer logs have its meaning: ``entropy`` (the student's), ``mean_token_accuracy`` (share of the supervised tokens
+    of the data that are the student's likeliest) and ``num_tokens`` (read in training so far). In training, what is
+    measured of the student is that of the steps that are logged.
     """
 
     _tag_names = ["bridgegarden", "distillation"]
@@ -57,9 +65,9 @@ class HybridDistillationTrainer(SFTTrainer):
     def __init__(
         self,
         model: "str | PreTrainedModel",
-        teacher: PreTrainedModel | Teacher,
+        teacher: "str | Path | PreTrainedModel | PeftModel | Teacher",
         objective: HybridObjective | None = None,
-        args: SFTConfig | None = None,
+        args: SFTConfig | TrainingArguments | None = None,
         *,
         columns: Columns | None = None,
         on_policy: OnPolicy | None = None,
@@ -68,11 +76,12 @@ class HybridDistillationTrainer(SFTTrainer):
         """
         Args:
             model: the student.
-            teacher: a frozen causal language model with the same tokenizer, or any :class:`Teacher`: a
-                :class:`LiveTeacher` with options, a :class:`TeacherCache` of what a teacher said on this data, exact
-                processes.
+            teacher: a frozen causal language model with the same tokenizer, with or without adapters, or its name or
+                path; or any :class:`Teacher`: a :class:`LiveTeacher` with options, a :class:`TeacherCache` of what a
+                teacher said on this data, exact processes.
             objective: what to minimise; the default :class:`HybridObjective` if None.
-            args: training arguments.
+            args: training arguments; those that :class:`~trl.SFTConfig` adds to transformers' have its defaults where
+                they are not given.
             columns: which columns of the data hold prompt and completion, or messages, when not named so.
             on_policy: let the student answer a share of the batches itself; None trains on the answers of the data.
             kwargs: the further arguments of :class:`~trl.SFTTrainer` (``train_dataset``, ``eval_dataset``,
@@ -81,12 +90,14 @@ class HybridDistillationTrainer(SFTTrainer):
         Raises:
             ConfigError: an argument of the trainer contradicts the objective or `on_policy`, or the cache cannot serve
                 them.
-            ModelError: a head that cannot be read; a cache that was built with another tokenizer.
+            ModelError: a head that cannot be read; a teacher that shares weights with the student; a cache that was
+                built with another tokenizer.
             DataError: a row that the cache does not hold.
         """
+        args = as_sft_config(args)
         check_arguments(args, kwargs)
         self.objective = objective if objective is not None else HybridObjective()
-        self.teacher: Teacher = teacher if isinstance(teacher, Teacher) else LiveTeacher(teacher)
+        self.teacher = _as_teacher(teacher, model, adapters=kwargs.get("peft_config") is not None)
         cache = self.teacher if isinstance(self.teacher, TeacherCache) else None
         if cache is not None:
             cache.check_objective(self.objective)
@@ -108,13 +119,17 @@ class HybridDistillationTrainer(SFTTrainer):
             )
         check_launch(self.accelerator, fsdp=bool(self.args.fsdp))
         student = self._student()
+        if isinstance(self.teacher, LiveTeacher):
+            check_apart(cast(nn.Module, self.model), self.teacher.model, adapters=student is not self.model)
+        take_off_wrappers(cast(nn.Module, self.model))
+        take_off_wrappers(student)
         # Under FSDP one process of a machine may hold the weights for all until training begins.
         if student.device.type != "meta":
             check_head(student)
         add_hidden_loss(student)
         self.teacher.place(self.accelerator.device)
         check_same_teacher(self.teacher, self.accelerator)
-        self.vocab_size = min(len(self._tokenizer), head_size(student), self.teacher.width)
+        self.vocab_size = min(vocabulary_size(self._tokenizer), head_size(student), self.teacher.width)
         # The loss is summed and divided by the supervised tokens of the whole window: nothing is left to divide.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
@@ -170,7 +185,7 @@ class HybridDistillationTrainer(SFTTrainer):
                 self.objective,
                 num_items=len(positions) if num_items_in_batch is None else num_items_in_batch,
                 progress=TrainProgress(self.state.global_step, self.state.max_steps),
-                student_entropy=mode == "eval" or self._logs_this_step(),
+                measure_student=mode == "eval" or self._logs_this_step(),
             )
             results.append(fused)
             return {"loss": fused.loss}
@@ -199,6 +214,18 @@ class HybridDistillationTrainer(SFTTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, inputs).detach(), None, None
 
+    def predict(
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """Loss and terms on rows in any shape; logits are never built, so there are no predictions beside them."""
+        if not self._skip_prepare_dataset:
+            args = cast(SFTConfig, self.args)
+            packing = args.packing if args.eval_packing is None else args.eval_packing
+            test_dataset = self._prepare_dataset(
+                test_dataset, self.processing_class, args, packing, self._formatting_func, metric_key_prefix
+            )
+        return super().predict(test_dataset, ignore_keys, metric_key_prefix)
+
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         processes = self.accelerator.num_processes
         if processes > 1 and isinstance(dataset, Dataset) and not kwargs.get("is_training"):
@@ -210,7 +237,8 @@ class HybridDistillationTrainer(SFTTrainer):
         self._terms["eval"].reset()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         means = self._means("eval")
-        means.pop("tokens", None)
+        if means.pop("tokens", None) is not None:
+            means["num_tokens"] = self.cost.student_tokens
         cast(dict, output.metrics).update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         return output
 
@@ -250,6 +278,7 @@ class HybridDistillationTrainer(SFTTrainer):
             logs.update(means)
             if tokens is not None:
                 logs.update(self._costs.log(writes=self._writer is not None))
+                logs["num_tokens"] = logs["student_tokens"]
         if "train_loss" in logs:
             # Of all steps, those before a resumption included.
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
@@ -288,8 +317,7 @@ class HybridDistillationTrainer(SFTTrainer):
 
     def _student(self) -> PreTrainedModel:
         """The causal language model inside adapters."""
-        model: Any = self.model
-        return model.get_base_model() if hasattr(model, "get_base_model") else model
+        return language_model_in(self.model)
 
     def _prepare_dataset(
         self,
@@ -338,8 +366,9 @@ class HybridDistillationTrainer(SFTTrainer):
             restore_log_window(self, Path(checkpoint))
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # The trainer would train one step more when it is resumed from a last step that does not end an epoch.
-        if self.state.global_step >= self.state.max_steps:
+        # The trainer would train one step more when it is resumed from a last step that does not end an epoch, or was
+        # the last one because training had stopped early.
+        if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
             self._load_rng_state(kwargs["resume_from_checkpoint"])
             self.control.should_training_stop = True
             return
@@ -350,6 +379,22 @@ class HybridDistillationTrainer(SFTTrainer):
 
     def _step(self) -> str:
         return f"step {self.state.global_step + 1}"
+
+
+def _as_teacher(teacher: Any, student: Any, *, adapters: bool) -> Teacher:
+    """The teacher as a user gives it. Before it is frozen: a refused student must be left as it was."""
+    if isinstance(teacher, Teacher):
+        return teacher
+    if isinstance(teacher, (str, Path)):
+        return LiveTeacher.from_pretrained(teacher)
+    if not isinstance(teacher, nn.Module):
+        raise ConfigError(
+            f"teacher: got {type(teacher).__name__}; expected a causal language model, its name or path, a "
+            "LiveTeacher, a TeacherCache, or another Teacher."
+        )
+    if isinstance(student, nn.Module) and not adapters and language_model_in(student) is student:
+        check_apart(student, teacher, adapters=False)
+    return LiveTeacher(cast(PreTrainedModel, teacher))
 
 
 def _token_count(inputs: Mapping[str, Any]) -> int:

@@ -1,0 +1,269 @@
+"""What people do with TRL's ``SFTTrainer``, done with ours: it works, or is refused in one line that says why."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict, IterableDatasetDict
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from trl.trainer.sft_config import SFTConfig
+
+from bridgegarden.errors import ConfigError
+from bridgegarden.training.trainer import HybridDistillationTrainer
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+
+peft = pytest.importorskip("peft")
+
+QUESTION = [{"role": "user", "content": "one and one?"}]
+ANSWER = [{"role": "assistant", "content": "two"}]
+FORMATS: dict[str, dict[str, Any]] = {
+    "text": {"text": "one and one is two"},
+    "messages": {"messages": QUESTION + ANSWER},
+    "prompt and completion": {"prompt": "one and one is", "completion": " two"},
+    "turns of prompt and completion": {"prompt": QUESTION, "completion": ANSWER},
+}
+
+
+def rows(count: int = 8, kind: str = "text") -> Dataset:
+    return Dataset.from_list([FORMATS[kind]] * count)
+
+
+QUIET: dict[str, Any] = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-2,
+    "lr_scheduler_type": "constant",
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": [],
+    "bf16": False,
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "gradient_checkpointing": False,
+}
+
+
+def trainer_of(
+    folder, *, train: Any = None, student: Any = None, args: Any = None, config: dict[str, Any] | None = None, **options
+):
+    if args is None:
+        args = SFTConfig(**(QUIET | {"output_dir": str(folder / "trainer"), "max_length": 64} | (config or {})))
+    return HybridDistillationTrainer(
+        student or tiny_model("llama", 264, seed=2),
+        tiny_model("llama", 264, seed=1),
+        args=args,
+        train_dataset=rows() if train is None else train,
+        processing_class=tiny_tokenizer(),
+        **options,
+    )
+
+
+def assert_trains(trainer: HybridDistillationTrainer) -> None:
+    """The loss is a number, and what should be trained moves, all of it."""
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    trainer.train()
+    assert math.isfinite(trainer.state.log_history[-1]["train_loss"])
+    after = dict(trainer.model.named_parameters())
+    assert before
+    assert [name for name, value in before.items() if torch.equal(after[name], value)] == []
+
+
+def test_transformers_own_arguments_are_taken(tmp_path):
+    args = TrainingArguments(**(QUIET | {"output_dir": str(tmp_path / "trainer"), "learning_rate": 3e-3}))
+    args.hub_token = "hf_secret"
+    trainer = trainer_of(tmp_path, args=args)
+    assert isinstance(trainer.args, SFTConfig)
+    assert (trainer.args.learning_rate, trainer.args.hub_token) == (3e-3, "hf_secret")
+    assert trainer.args.max_length == SFTConfig(output_dir=str(tmp_path)).max_length
+    assert_trains(trainer)
+
+
+def test_arguments_of_transformers_that_contradict_the_objective_are_refused_too(tmp_path):
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[], label_smoothing_factor=0.1)
+    with pytest.raises(ConfigError, match=r"training\.label_smoothing_factor"):
+        trainer_of(tmp_path, args=args)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_rows_of_every_format_train(tmp_path, kind):
+    assert_trains(trainer_of(tmp_path, train=rows(kind=kind)))
+
+
+def test_a_student_by_its_path_is_loaded_in_the_dtype_that_is_asked_for(tmp_path):
+    save_tiny(tmp_path / "student", tiny_model("llama", 264, seed=2))
+    config = {"model_init_kwargs": {"dtype": "bfloat16"}, "learning_rate": 0.1}
+    trainer = trainer_of(tmp_path, student=str(tmp_path / "student"), config=config)
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.bfloat16}
+    assert_trains(trainer)
+
+
+def test_a_function_makes_texts_of_rows(tmp_path):
+    data = Dataset.from_list([{"question": "1 + 1", "answer": "2"}] * 8)
+    trainer = trainer_of(tmp_path, train=data, formatting_func=lambda row: f"{row['question']} = {row['answer']}")
+    assert tiny_tokenizer().decode(trainer.train_dataset[0]["input_ids"]).startswith("1 + 1 = 2")
+    assert_trains(trainer)
+
+
+def test_a_stream_trains(tmp_path):
+    assert_trains(trainer_of(tmp_path, train=rows().to_iterable_dataset()))
+
+
+def test_rows_with_ids_and_labels_train_as_they_are(tmp_path):
+    data = Dataset.from_list([{"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}] * 8)
+    trainer = trainer_of(tmp_path, train=data)
+    assert trainer.train_dataset[0]["labels"] == [-100, -100, 7, 8]
+    assert_trains(trainer)
+
+
+def test_long_rows_are_cut(tmp_path):
+    trainer = trainer_of(tmp_path, config={"max_length": 9})
+    assert {len(ids) for ids in trainer.train_dataset["input_ids"]} == {9}
+
+
+@pytest.mark.parametrize("given", ["configuration", "model"])
+@pytest.mark.parametrize("reentrant", [None, True, False])
+def test_adapters_train_with_and_without_gradient_checkpointing(tmp_path, given, reentrant):
+    adapters = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    config = {} if reentrant is None else {"gradient_checkpointing": True}
+    if reentrant is not None:
+        config["gradient_checkpointing_kwargs"] = {"use_reentrant": reentrant}
+    student = tiny_model("llama", 264, seed=2)
+    base = {name: p.detach().clone() for name, p in student.named_parameters()}
+    if given == "model":
+        trainer = trainer_of(tmp_path, student=peft.get_peft_model(student, adapters), config=config)
+    else:
+        trainer = trainer_of(tmp_path, student=student, peft_config=adapters, config=config)
+    assert_trains(trainer)
+    for name, value in trainer.model.get_base_model().named_parameters():
+        if "lora" not in name:
+            assert torch.equal(value, base[name.replace(".base_layer", "")]), name
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_changes_nothing(tmp_path, reentrant):
+    config = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
+    plain, saving = trainer_of(tmp_path), trainer_of(tmp_path, config=config)
+    plain.train()
+    saving.train()
+    for ours, theirs in zip(saving.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("packs", [None, False])
+def test_evaluation_rows_are_packed_as_training_rows_are_unless_told_otherwise(tmp_path, packs):
+    config = {"packing": True, "max_length": 64, "eval_packing": packs}
+    trainer = trainer_of(tmp_path, train=rows(), eval_dataset=rows(), config=config)
+    assert len(trainer.train_dataset) < 8
+    assert len(trainer.eval_dataset) == (len(trainer.train_dataset) if packs is None else 8)
+    assert_trains(trainer)
+    assert math.isfinite(trainer.evaluate()["eval_loss"])
+
+
+def test_rows_without_padding_train_as_rows_with_it(tmp_path):
+    data = Dataset.from_list([{"text": "x" * (3 + number)} for number in range(8)])
+    losses = []
+    for padding_free in (False, True):
+        trainer = trainer_of(tmp_path, train=data, config={"padding_free": padding_free, "max_length": None})
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def held_out(container: str) -> Any:
+    data = rows(4)
+    parts = {"first": data, "second": data}
+    match container:
+        case "rows":
+            return data
+        case "stream":
+            return data.to_iterable_dataset()
+        case "dictionary":
+            return parts
+        case "dictionary of streams":
+            return {name: part.to_iterable_dataset() for name, part in parts.items()}
+        case "DatasetDict":
+            return DatasetDict(parts)
+    return IterableDatasetDict({name: part.to_iterable_dataset() for name, part in parts.items()})
+
+
+CONTAINERS = ("rows", "stream", "dictionary", "dictionary of streams", "DatasetDict", "IterableDatasetDict")
+
+
+@pytest.mark.parametrize("when", ["given to the trainer", "given to evaluate"])
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_evaluation_takes_rows_in_any_container(tmp_path, container, when):
+    data = held_out(container)
+    early = when == "given to the trainer"
+    trainer = trainer_of(tmp_path, eval_dataset=data if early else None)
+    expected = trainer_of(tmp_path, eval_dataset=rows(4)).evaluate()["eval_loss"]
+    metrics = trainer.evaluate() if early else trainer.evaluate(data)
+    names = ("eval_loss",) if container in ("rows", "stream") else ("eval_first_loss", "eval_second_loss")
+    assert [metrics[name] for name in names] == pytest.approx([expected] * len(names))
+
+
+def test_the_best_model_is_found_and_training_stopped_by_a_name_that_trl_logs(tmp_path):
+    config = {
+        **{"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 6},
+        **{"load_best_model_at_end": True, "metric_for_best_model": "eval_mean_token_accuracy", "learning_rate": 0.0},
+    }
+    trainer = trainer_of(tmp_path, eval_dataset=rows(4), config=config, callbacks=[EarlyStoppingCallback(2)])
+    trainer.train()
+    assert trainer.state.global_step == 3
+    assert trainer.state.best_metric == trainer.state.log_history[1]["eval_mean_token_accuracy"]
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
+
+
+def test_metrics_of_ones_own_are_added_by_a_callback(tmp_path):
+    class Own(TrainerCallback):
+        def on_evaluate(self, args, state, control, metrics, **kwargs):
+            metrics["eval_twice"] = 2 * metrics["eval_loss"]
+
+    trainer = trainer_of(tmp_path, eval_dataset=rows(4), callbacks=[Own()])
+    metrics = trainer.evaluate()
+    assert metrics["eval_twice"] == 2 * metrics["eval_loss"]
+
+
+@pytest.mark.parametrize("name", ["compute_metrics", "preprocess_logits_for_metrics", "compute_loss_func"])
+def test_functions_of_logits_are_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match=name.split("_logits")[0].replace("preprocess", "compute_metrics")):
+        trainer_of(tmp_path, **{name: lambda *_: {}})
+
+
+@pytest.mark.parametrize("strategy", ["wrapped", "bfd_split"])
+def test_packing_that_cuts_documents_is_refused(tmp_path, strategy):
+    with pytest.raises(ConfigError, match=r"training\.packing_strategy.*Use 'bfd'"):
+        trainer_of(tmp_path, config={"packing": True, "packing_strategy": strategy})
+
+
+def test_length_limits_that_trl_would_not_keep_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="`max_length` is not enforced"):
+        trainer_of(tmp_path, config={"padding_free": True, "max_length": 16})
+
+
+def test_training_rows_are_required(tmp_path):
+    with pytest.raises(ValueError, match="`train_dataset` is required"):
+        HybridDistillationTrainer(
+            tiny_model("llama", 264),
+            tiny_model("llama", 264, seed=1),
+            args=SFTConfig(**QUIET, output_dir=str(tmp_path)),
+        )
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_the_model_is_tagged(tmp_path, adapters):
+    options = {"peft_config": peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])} if adapters else {}
+    trainer = trainer_of(tmp_path, **options)
+    assert {"bridgegarden", "distillation"} <= set(trainer.model.model_tags)
+
+
+def test_a_checkpoint_is_gone_on_from(tmp_path):
+    config = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    whole = trainer_of(tmp_path, config=config)
+    whole.train()
+    resumed = trainer_of(tmp_path, config=config)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-2"))
+    for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    logged = [trainer.state.log_history[-2]["num_tokens"] for trainer in (whole, resumed)]
+    assert logged[0] == logged[1]
