@@ -7,10 +7,10 @@ import pytest
 from rich.console import Console
 
 from bridgegarden.compare.display import terminal_tables
-from bridgegarden.compare.findings import price
+from bridgegarden.compare.findings import price, summary
 from bridgegarden.compare.report_charts import cheapness
 from bridgegarden.compare.tables import cheaper, cost_caption, objectives_csv, short, tables_markdown, task_rows
-from bridgegarden.compare.words import listed, sentences, times_less
+from bridgegarden.compare.words import listed, percent, sentences, times_less
 from tests.compare.made_up import made_up_result
 
 RESULT = made_up_result()
@@ -50,6 +50,25 @@ def test_the_file_for_programs_has_plain_numbers():
     assert float(rows["gkd"]["generated_tokens"]) == 90_000
     low, mean, high = (float(rows["soft"][f"sampled{end}"]) for end in ("_low", "", "_high"))
     assert 0.4 < low < mean < high < 0.8
+
+
+def test_losses_stand_under_their_own_names_with_half_of_their_intervals():
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables_markdown(RESULT).splitlines()]
+    heads, row = next((heads, lines[at + 2]) for at, heads in enumerate(lines) if "L_dT" in heads)
+    names = {"L_dT": "teacher_loss", "L_dθ": "student_loss", "exposure bias": "exposure_bias"}
+    found = {head: re.fullmatch(r"(\S+) ± (\S+)", row[heads.index(head)]) for head in names}
+    objective = next(name for name in RESULT.objectives if RESULT.label(name) == row[0])
+    for head, quantity in names.items():
+        mean, match = summary(RESULT, objective, quantity), found[head]
+        assert match is not None
+        value, half = (float(part.replace("\N{MINUS SIGN}", "-")) for part in match.groups())
+        assert value == pytest.approx(mean.value, rel=0.05)
+        assert half == pytest.approx((mean.interval.high - mean.interval.low) / 2, rel=0.1)
+    assert summary(RESULT, objective, "student_loss").value != summary(RESULT, objective, "teacher_loss").value
+
+
+def test_a_share_stands_with_half_of_its_interval():
+    assert percent(0.5, 0.4, 0.6) == "50 ± 10 %"
 
 
 def test_the_file_for_readers_says_command_findings_and_differences():

@@ -3,8 +3,9 @@ import io
 
 import pytest
 
-from bridgegarden.lab.findings import findings
-from bridgegarden.lab.tables import findings_csv, means_csv, tables_markdown
+from bridgegarden.lab.display import _mean
+from bridgegarden.lab.findings import difference, findings
+from bridgegarden.lab.tables import COLUMNS, _mean_words, findings_csv, means_csv, tables_markdown
 from tests.lab.made_up import SHAPES, made_up_result
 
 RESULT = made_up_result()
@@ -77,6 +78,17 @@ def test_a_reader_finds_claim_effect_interval_and_verdict():
     assert "| soft | −0." in line
     assert " to −0." in line
     assert line.endswith("| holds |")
+
+
+def test_means_come_with_half_of_their_intervals():
+    world, regime = RESULT.worlds[0], RESULT.regimes(RESULT.worlds[0])[0]
+    objective = RESULT.objectives(world, regime)[0]
+    for name, (_, quantity, unit) in COLUMNS.items():
+        effect = difference(RESULT, world, regime, objective, None, quantity)
+        assert effect.interval is not None
+        half = unit * (effect.interval.high - effect.interval.low) / 2
+        for words in (_mean_words(RESULT, world, regime, objective, name), _mean(effect, unit)):
+            assert float(words.partition(" ± ")[2]) == pytest.approx(half, rel=0.06)
 
 
 def test_a_reader_of_one_seed_is_given_no_interval():

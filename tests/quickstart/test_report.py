@@ -37,6 +37,16 @@ def test_every_objective_is_there_with_its_numbers(result, tmp_path):
     assert "torch 2.13.0+cpu" in text
 
 
+@pytest.mark.parametrize("result", [ONE, THREE])
+def test_numbers_come_with_half_of_their_intervals(result, tmp_path):
+    text = text_of(result, tmp_path)
+    for objective in result.objectives:
+        found = result.summary(objective, "accuracy_sampled")
+        cell = re.search(rf"<td>{100 * found.mean:.1f}[\d]* %<small>± ([\d.]+) %</small>", text)
+        assert cell is not None
+        assert float(cell[1]) == pytest.approx(50 * (found.interval.high - found.interval.low), rel=0.1)
+
+
 @pytest.mark.parametrize(("result", "tokens"), [(ONE, "61,234"), (THREE, "183,702")])
 def test_the_page_says_that_the_teacher_was_asked_once_a_seed(result, tokens, tmp_path):
     assert f"once for {tokens} tokens" in text_of(result, tmp_path)

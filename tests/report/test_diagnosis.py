@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from bridgegarden.report.diagnosis import write_diagnosis
+from bridgegarden.diagnostics.exposure_bias import PairedDifference
+from bridgegarden.estimate import Estimate, Interval
+from bridgegarden.report.diagnosis import _difference, write_diagnosis
 from bridgegarden.report.diagnosis_words import advice_words, agreement_words, bias_words
 from tests.chromium import chromium, needs_chromium
 from tests.diagnostics.small import EVIL, WORDS, small_diagnosis, small_findings
@@ -27,6 +29,20 @@ LAYERS = (
 @pytest.fixture(scope="module")
 def whole():
     return small_diagnosis(small_findings())
+
+
+@pytest.mark.parametrize(("low", "high", "bold"), [(0.1, 0.4, True), (-0.1, 0.4, False), (-0.4, -0.1, True)])
+@pytest.mark.parametrize("stderr", [0.001, 10.0])
+def test_a_difference_is_bold_where_the_bootstraps_interval_leaves_out_zero(low, high, bold, stderr):
+    one = PairedDifference(
+        first="a",
+        second="b",
+        measure="exposure_bias",
+        difference=Estimate((low + high) / 2, stderr, 20),
+        bootstrap=Interval(low, high),
+        share_below=0.5,
+    )
+    assert ("<b>" in str(_difference(one))) == bold
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ from bridgegarden.training.trainer import HybridDistillationTrainer
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 peft = pytest.importorskip("peft")
+# transformers has new names for what people still write.
+pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")
 
 QUESTION = [{"role": "user", "content": "one and one?"}]
 ANSWER = [{"role": "assistant", "content": "two"}]
@@ -75,7 +77,7 @@ def test_transformers_own_arguments_are_taken(tmp_path):
     trainer = trainer_of(tmp_path, args=args)
     assert isinstance(trainer.args, SFTConfig)
     assert (trainer.args.learning_rate, trainer.args.hub_token) == (3e-3, "hf_secret")
-    assert trainer.args.max_length == SFTConfig(output_dir=str(tmp_path)).max_length
+    assert trainer.args.max_length == SFTConfig(**QUIET, output_dir=str(tmp_path)).max_length
     assert_trains(trainer)
 
 
