@@ -252,11 +252,12 @@ class _WithoutGradient(torch.autograd.Function):
 
 def _without_gradient_unless(wanted: Bool[Tensor, "*batch"], values: Tensor) -> Tensor:
     """`values`, ``(*batch)`` or ``(*batch, C)``, with no gradient from positions that are not `wanted`."""
-    # A look at the flags is cheaper than a pass over [N, C] gradients, which most objectives need nowhere.
-    if not torch.is_grad_enabled() or bool(wanted.all()):
-        return values
-    dead = ~wanted
-    return _WithoutGradient.apply(values, dead if values.ndim == dead.ndim else dead.unsqueeze(-1))
+    if values.ndim > wanted.ndim:
+        # A look at the flags is cheaper than a pass over [N, C] gradients, which most objectives need nowhere.
+        if bool(wanted.all()):
+            return values
+        wanted = wanted.unsqueeze(-1)
+    return _WithoutGradient.apply(values, ~wanted)
 
 
 def _name(divergence: Divergence) -> str:
