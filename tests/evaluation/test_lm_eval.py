@@ -116,6 +116,16 @@ def test_a_chat_model_gets_the_function_as_a_question_in_its_template(monkeypatc
     assert found.scores[0].mean == 1.0
 
 
+@pytest.mark.parametrize("samples", [0, 1])
+def test_a_model_whose_logits_are_no_numbers_has_no_scores(samples):
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.get_output_embeddings().weight[7, 0] = torch.nan
+    options = EvaluationOptions(tasks=("bridgegarden_arithmetic",), limit=2, samples=samples)
+    with pytest.raises(ModelError, match="mine: its logits are not finite"):
+        evaluate_model(model, tiny_tokenizer(), options, name="mine")
+
+
 def test_a_window_too_short_for_the_questions_is_refused(teacher):
     model = tiny_model("llama")
     model.config.max_position_embeddings = 40

@@ -36,8 +36,10 @@ def flip(path):
     path.write_bytes(content)
 
 
-def test_a_whole_checkpoint_has_no_fault_with_and_without_its_seal(checkpoint):
-    assert fault_of(checkpoint) is None
+def test_a_checkpoint_is_gone_on_from_only_with_its_seal(checkpoint):
+    fault = fault_of(checkpoint)
+    assert fault is not None
+    assert "has no seal.json, so that a part of it may be missing" in fault.reason
     seal(checkpoint)
     assert fault_of(checkpoint) is None
 
@@ -52,20 +54,41 @@ def test_any_change_to_any_file_of_a_sealed_checkpoint_is_found(checkpoint, name
     assert name in fault.reason or "not written to its end" in fault.reason
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
-def test_a_file_that_lacks_its_end_is_found_without_a_seal(checkpoint, name):
-    cut(checkpoint / name)
+@pytest.mark.parametrize(
+    "state",
+    [
+        '{"global_step": 8}',
+        '{"global_step": "7"}',
+        '{"global_step": 7, "x": 1}',
+        '{"global_step": 7, "log_history": 3}',
+    ],
+)
+def test_a_state_that_the_trainer_does_not_write_is_a_fault(checkpoint, state):
+    (checkpoint / "trainer_state.json").write_text(state)
+    seal(checkpoint)
     fault = fault_of(checkpoint)
     assert fault is not None
-    assert fault.torn
+    assert "trainer_state.json is not what the trainer writes" in fault.reason
+    assert not fault.torn
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"files": {"model.safetensors": 3}}', "[" * 100_000])
+SEALS = ["", "[]", "{}", '{"files": {"model.safetensors": 3}}', '{"files": {"a": {"bytes": "1", "crc32": 1}}}']
+
+
+@pytest.mark.parametrize("content", [*SEALS, "[" * 100_000])
 def test_a_seal_that_cannot_be_read_is_a_fault(checkpoint, content):
     (checkpoint / "seal.json").write_text(content)
     fault = fault_of(checkpoint)
     assert fault is not None
     assert "seal.json cannot be read" in fault.reason
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a/../\\u0000"])
+def test_a_seal_with_a_name_that_no_file_has_is_a_fault(checkpoint, name):
+    (checkpoint / "seal.json").write_text(f'{{"files": {{"{name}": {{"bytes": 1, "crc32": 1}}}}}}')
+    fault = fault_of(checkpoint)
+    assert fault is not None
+    assert "cannot be read" in fault.reason
 
 
 def test_checkpoints_are_folders_with_a_number(tmp_path):
@@ -78,16 +101,17 @@ def test_checkpoints_are_folders_with_a_number(tmp_path):
 def test_what_was_damaged_is_kept_and_what_was_never_whole_is_not(checkpoint):
     again = checkpoint.with_name("checkpoint-8")
     shutil.copytree(checkpoint, again)
+    (checkpoint.with_name("damaged-checkpoint-7")).mkdir()
     seal(checkpoint)
     flip(checkpoint / "optimizer.pt")
     fault = fault_of(checkpoint)
     assert fault is not None
-    assert put_aside(fault) == checkpoint.with_name("damaged-checkpoint-7")
-    cut(again / "optimizer.pt")
+    assert put_aside(fault) == checkpoint.with_name("damaged-checkpoint-7-2")
+    cut(again / "trainer_state.json")
     fault = fault_of(again)
     assert fault is not None
     assert put_aside(fault) is None
-    assert [path.name for path in checkpoint.parent.iterdir()] == ["damaged-checkpoint-7"]
+    assert {path.name for path in checkpoint.parent.iterdir()} == {"damaged-checkpoint-7", "damaged-checkpoint-7-2"}
 
 
 @pytest.fixture
@@ -122,6 +146,18 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_gone_on_from(
     assert metrics(recipe.output) == metrics(whole.output)
 
 
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"])
+def test_a_newest_checkpoint_that_lost_a_file_with_the_power_is_not_gone_on_from(interrupted, recipe, name):
+    checkpoints = recipe.output / "checkpoints"
+    (checkpoints / "checkpoint-10" / "seal.json").unlink()
+    (checkpoints / "checkpoint-10" / name).unlink()
+    result = CliRunner().invoke(cli, interrupted)
+    assert result.exit_code == 0, result.output
+    assert "checkpoint-10: has no seal.json" in result.stderr
+    assert f"going on from {checkpoints / 'checkpoint-8'}" in result.stderr
+    assert (checkpoints / "damaged-checkpoint-10").is_dir()
+
+
 class Planted:
     """What a pickle may do when it is loaded."""
 
@@ -149,6 +185,13 @@ def test_lost_and_torn_lines_of_the_log_are_made_anew(recipe, whole, interrupted
     assert ended(in_child(lambda: train(recipe))) == 0
     assert metrics(recipe.output) == metrics(whole.output)
     assert json.loads(log.read_text().splitlines()[0])["time"] is not None
+
+
+def test_a_byte_of_the_log_that_is_no_text_costs_its_line_alone(recipe, whole, interrupted):
+    log = recipe.output / "metrics.jsonl"
+    log.write_bytes(b"\xff" + log.read_bytes()[1:])
+    assert ended(in_child(lambda: train(recipe))) == 0
+    assert metrics(recipe.output) == metrics(whole.output)
 
 
 def test_a_second_run_in_the_same_folder_is_refused(interrupted, recipe):

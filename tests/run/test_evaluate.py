@@ -1,4 +1,6 @@
+import errno
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -50,3 +52,21 @@ def test_tasks_that_cannot_be_run_are_found_before_the_weights_are_read(tmp_path
 def test_a_missing_recipe_is_no_model(tmp_path):
     with pytest.raises(ConfigError, match=r"nothere.yaml: no such file, and no shipped recipe"):
         evaluate_target(EvaluateTarget(source=str(tmp_path / "nothere.yaml")), OPTIONS)
+
+
+def test_a_result_that_finds_no_room_is_kept_where_there_is_some(tmp_path, monkeypatch):
+    output, rescued = tmp_path / "full", tmp_path / "temporary"
+    rescued.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(rescued))
+    write = Path.write_text
+
+    def write_text(path, *arguments, **how):
+        if output in path.parents:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, *arguments, **how)
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    with pytest.raises(ConfigError, match=rf"{output} cannot be written to \(No space left.* kept in {rescued}"):
+        evaluate_target(EvaluateTarget(source=str(TEACHER), output=output), OPTIONS)
+    (kept,) = rescued.iterdir()
+    assert {path.name for path in kept.iterdir()} == {"results.json", "results.md", "problems.jsonl"}

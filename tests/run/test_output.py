@@ -4,7 +4,9 @@ import pytest
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.recipe import Recipe
+from bridgegarden.run.checkpoints import seal
 from bridgegarden.run.output import OutputFolder, partial, write_json
+from bridgegarden.run.save import remove_checkpoints
 
 
 @pytest.fixture
@@ -17,13 +19,32 @@ def recipe(output="out", **training) -> Recipe:
     return Recipe.from_dict(models | {"data": {"train": "rows.jsonl"}, "training": training, "output": str(output)})
 
 
-RECORD = {"started": "now", "objective": "", "data": {}, "packages": {}}
+RECORD = {
+    **dict.fromkeys(("started", "objective", "tokenizers", "python", "platform"), "text"),
+    **{key: {} for key in ("data", "rows", "teacher", "student", "packages")},
+    "went_on_from": [],
+    "finished": None,
+}
+FINISHED = RECORD | {
+    **{key: {} for key in ("training", "evaluation", "free_running", "cost")},
+    "finished": "text",
+    "steps": 10,
+    "tokens_per_second": None,
+    "wall_seconds": 1.0,
+    "peak_memory_bytes": 1,
+}
 
 
-def save_checkpoint(folder: OutputFolder, step: int, state: str = "{}"):
+def save_checkpoint(folder: OutputFolder, step: int, state: str | None = None):
     path = folder.checkpoints / f"checkpoint-{step}"
     path.mkdir(parents=True)
-    (path / "trainer_state.json").write_text(state)
+    (path / "trainer_state.json").write_text(json.dumps({"global_step": step}) if state is None else state)
+    seal(path)
+
+
+def save_model(folder: OutputFolder):
+    folder.model.mkdir()
+    (folder.model / "config.json").write_text("{}")
 
 
 def test_a_new_folder_may_be_used_and_is_not_made_by_asking(folder):
@@ -38,8 +59,8 @@ def test_a_file_is_no_folder(folder):
 
 
 def test_a_finished_model_of_another_recipe_is_refused_with_what_differs(folder):
-    folder.begin(recipe(max_steps=10), RECORD)
-    folder.model.mkdir()
+    folder.begin(recipe(max_steps=10), FINISHED)
+    save_model(folder)
     with pytest.raises(ConfigError, match=r"training\.max_steps was 10, is 20; training\.seed was not set, is 1"):
         folder.check(recipe(max_steps=20, seed=1))
 
@@ -83,8 +104,73 @@ def test_what_no_run_has_left_is_not_replaced(folder, name, record):
     path.mkdir(parents=True) if path.suffix == "" else (folder.path.mkdir(), path.write_text("mine"))
     if record is not None:
         folder.record.write_text(record)
-    with pytest.raises(ConfigError, match=rf"holds {name} but not the run.json of a run"):
+    with pytest.raises(ConfigError, match=rf"holds {name}.* and its run.json is missing, damaged or not a run's"):
         folder.check(recipe())
+
+
+@pytest.mark.parametrize("content", ["{}", '{"webpack": 1}', "[" * 100_000, "mine", json.dumps(RECORD | {"data": 5})])
+def test_somebody_s_run_json_is_not_overwritten(folder, content):
+    folder.path.mkdir()
+    folder.record.write_text(content)
+    with pytest.raises(ConfigError, match=r"holds run.json, and its run.json is missing, damaged or not a run's"):
+        folder.check(recipe())
+    assert folder.record.read_text() == content
+
+
+@pytest.mark.parametrize("change", [{"went_on_from": 5}, {"teacher": []}, {"finished": 3}, {"cost": {"a": "b"}}])
+def test_a_damaged_record_is_not_gone_on_from(folder, change):
+    folder.begin(recipe(), FINISHED | change)
+    with pytest.raises(ConfigError, match=r"its run.json is missing, damaged or not a run's"):
+        folder.check(recipe())
+
+
+def test_a_finished_run_may_be_asked_for_again(folder):
+    folder.begin(recipe(), FINISHED)
+    save_model(folder)
+    folder.check(recipe())
+
+
+@pytest.mark.parametrize("make", [lambda p: p.mkdir(), lambda p: (p.mkdir(), (p / "config.json").write_text("{}"))])
+def test_a_model_that_no_run_has_finished_is_not_reported_as_one(folder, make):
+    folder.begin(recipe(), RECORD)
+    make(folder.model)
+    with pytest.raises(ConfigError, match=r"by run.json the run is not finished, so that no run has put it there"):
+        folder.check(recipe())
+
+
+@pytest.mark.parametrize(("name", "kind"), [("checkpoints", "folder"), ("metrics.jsonl", "file"), ("model", "folder")])
+def test_a_file_in_a_folder_s_place_is_one_line(folder, name, kind):
+    folder.begin(recipe(), FINISHED if name == "model" else RECORD)
+    path = folder.path / name
+    if path.is_dir():
+        path.rmdir()
+    path.write_text("") if kind == "folder" else path.mkdir()
+    with pytest.raises(ConfigError, match=rf"{name} is no {kind}|run is not finished"):
+        folder.check(recipe())
+
+
+@pytest.mark.parametrize("made", ["checkpoint", "model"])
+def test_a_run_whose_recipe_is_gone_is_not_gone_on_with(folder, made):
+    folder.begin(recipe(), FINISHED)
+    save_checkpoint(folder, 5) if made == "checkpoint" else save_model(folder)
+    folder.recipe.unlink()
+    with pytest.raises(ConfigError, match=r"holds a run but not its recipe.yaml"):
+        folder.check(recipe(max_steps=20))
+
+
+def test_only_what_a_run_is_taken_up_from_is_removed_with_the_checkpoints(folder):
+    folder.begin(recipe(), RECORD)
+    for step in (5, 10):
+        save_checkpoint(folder, step)
+    (folder.checkpoints / "damaged-checkpoint-5").mkdir()
+    (folder.checkpoints / "runs").mkdir()
+    (folder.checkpoints / "runs" / "events.out").write_text("a tracker's")
+    remove_checkpoints(folder)
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["runs"]
+    (folder.checkpoints / "runs" / "events.out").unlink()
+    (folder.checkpoints / "runs").rmdir()
+    remove_checkpoints(folder)
+    assert not folder.checkpoints.exists()
 
 
 def test_other_files_in_the_folder_are_none_of_our_business(folder):

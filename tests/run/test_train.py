@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -326,6 +327,62 @@ def test_a_loss_that_is_not_finite_leaves_no_model(write_recipe, tmp_path):
     with pytest.raises(NonFiniteError, match="step 2"):
         train(load_recipe(recipe))
     assert not (tmp_path / "out" / "model").exists()
+
+
+@pytest.mark.parametrize("save_steps", [1, 500])
+def test_weights_that_the_last_update_made_infinite_are_never_saved(write_recipe, tmp_path, save_steps):
+    training = {"learning_rate": 1e308, "max_steps": 1, "save_steps": save_steps, "warmup_steps": 0}
+    result = CliRunner().invoke(cli, ["train", str(write_recipe(training=training))])
+    assert result.exit_code == 2, result.output
+    assert re.search(r"step 1: [\d,]+ of the [\d,]+ weights of \S+ are not finite after the update", result.stderr)
+    assert not (tmp_path / "out" / "model").exists()
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+def test_what_a_tracker_writes_beside_the_checkpoints_stays(write_recipe, tmp_path):
+    class Tracker(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.folder = Path(os.environ.get("TENSORBOARD_LOGGING_DIR", args.output_dir)) / "runs"
+            self.folder.mkdir()
+            (self.folder / "events").write_text("a curve")
+
+    train(load_recipe(write_recipe()), callbacks=[tracker := Tracker()])
+    assert (tracker.folder / "events").read_text() == "a curve"
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["runs"]
+
+
+def test_tensorboard_writes_beside_the_model_unless_told_otherwise(write_recipe, tmp_path, monkeypatch):
+    made = []
+
+    class Trainer(HybridDistillationTrainer):
+        def __init__(self, *args, **kwargs):
+            made.append(os.environ["TENSORBOARD_LOGGING_DIR"])
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("bridgegarden.training.trainer.HybridDistillationTrainer", Trainer)
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    recipe = load_recipe(write_recipe())
+    for given in (None, "elsewhere"):
+        if given:
+            monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", given)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe)
+        assert os.environ.get("TENSORBOARD_LOGGING_DIR") == given
+    assert made == [str(tmp_path / "out" / "logs"), "elsewhere"]
+
+
+def test_checkpoints_without_an_optimiser_are_not_gone_on_from(write_recipe, tmp_path, monkeypatch):
+    path = write_recipe(training={"save_steps": 2, "save_only_model": True})
+    monkeypatch.setattr(
+        sys.modules["bridgegarden.run.train"], "save_trained", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        train(load_recipe(path))
+    monkeypatch.undo()
+    result = CliRunner().invoke(cli, ["train", str(path)])
+    assert result.exit_code == 0, result.output
+    assert "checkpoints hold the weights alone (training.save_only_model): training begins anew" in result.stderr
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["went_on_from"] == []
 
 
 def test_a_finished_run_is_not_run_again(write_recipe, tmp_path):

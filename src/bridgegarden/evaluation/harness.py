@@ -102,6 +102,31 @@ def own_distribution(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBa
 
 
 @contextlib.contextmanager
+def finite_logits(model: "PreTrainedModel", name: str) -> Iterator[None]:
+    """Stop where `model` gives no numbers: tasks would count that as wrong answers.
+
+    The last position of every row is looked at. It sees all the others, and padding is on the left where it writes.
+
+    Raises:
+        ModelError: a logit is not a number, or infinite.
+    """
+    import torch
+
+    def check(module: Any, inputs: Any, output: Any) -> None:
+        if not torch.isfinite(output.logits[:, -1].amax(-1)).all():
+            raise ModelError(
+                f"{name}: its logits are not finite, so that its scores would mean nothing. Load it in bfloat16 or "
+                "float32 (--dtype), or mend its weights."
+            )
+
+    hook = model.register_forward_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextlib.contextmanager
 def quiet_lm_eval() -> Iterator[None]:
     """Its warnings, without those that every run has; and not its notes."""
     logger = logging.getLogger("lm_eval")

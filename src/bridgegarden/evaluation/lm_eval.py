@@ -112,16 +112,16 @@ def evaluate_model(
 
     Raises:
         ConfigError, DataError: as :func:`prepare_tasks`.
-        ModelError: the model has no room for a task, or no chat template.
+        ModelError: the model has no room for a task, or no chat template, or its logits are not finite.
     """
     if options.chat == "always" and not tokenizer.chat_template:
         raise ModelError("--chat always: the model's tokenizer has no chat template.")
     chosen, loaded = prepared or prepare_tasks(options)
-    from bridgegarden.evaluation.harness import own_distribution, quiet_lm_eval, run_tasks
+    from bridgegarden.evaluation.harness import finite_logits, own_distribution, quiet_lm_eval, run_tasks
 
     model.eval()
     found: list[Findings] = []
-    with quiet_lm_eval(), own_distribution(model, tokenizer):
+    with quiet_lm_eval(), own_distribution(model, tokenizer), finite_logits(model, name):
         for chat in (True, False):
             part = [task for task in loaded if _as_chat(task.name, tokenizer, options) == chat]
             if part:

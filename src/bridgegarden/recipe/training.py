@@ -82,6 +82,8 @@ RANGES: Mapping[str, tuple[int, int]] = MappingProxyType(
     {"seed": (0, 2**32 - 1), "data_seed": (0, 2**32 - 1), "dataloader_num_workers": (0, 256)}
 )
 """Whole numbers that ``SFTConfig`` takes and that fail, or take the machine down, only later."""
+BY_EPOCHS = -1
+"""The number of steps with which transformers trains for epochs."""
 
 
 def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,7 +104,19 @@ def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
         value = given.get(name)
         if value is not None and not least <= value <= most:
             raise ConfigError(f"training.{name} must be in [{least}, {most}], got {value}.")
+    _check_that_something_is_trained({**DEFAULTS, **given})
     return {**DEFAULTS, **given}
+
+
+def _check_that_something_is_trained(arguments: Mapping[str, Any]) -> None:
+    """No steps at all would publish the student as it was."""
+    steps, epochs = arguments.get("max_steps"), arguments["num_train_epochs"]
+    if steps is not None and steps != BY_EPOCHS and steps < 1:
+        raise ConfigError(
+            f"training.max_steps must be at least 1, got {steps}; leave it out to train for training.num_train_epochs."
+        )
+    if steps in (None, BY_EPOCHS) and not epochs > 0:
+        raise ConfigError(f"training.num_train_epochs must be above 0, got {epochs:g}.")
 
 
 def build_sft_config(

@@ -7,7 +7,6 @@ it, says what every file held: a file that has changed or lost its end since is 
 import json
 import os
 import shutil
-import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 STATE = "trainer_state.json"
 SEAL = "seal.json"
 PREFIX = "checkpoint-"
+ASIDE = "damaged-"
 BLOCK = 1 << 22
 
 
@@ -44,16 +44,33 @@ def seal(checkpoint: Path) -> None:
 def fault_of(checkpoint: Path) -> Fault | None:
     """What is wrong with a checkpoint; None where a run can go on from it.
 
-    Without a seal, as where the run was killed just before it, files are only checked for being complete.
+    Without a seal nothing tells whether all of it has reached the disk: the machine may have lost power.
     """
-    if not isinstance(_json(checkpoint / STATE), dict):
-        return Fault(checkpoint, "was not written to its end", torn=True)
-    if not (checkpoint / SEAL).is_file():
-        reason = _incomplete(checkpoint)
-        return None if reason is None else Fault(checkpoint, reason, torn=True)
+    problem = _state_problem(checkpoint)
+    if problem:
+        return Fault(checkpoint, problem, torn=not (checkpoint / SEAL).exists())
+    if not (checkpoint / SEAL).exists():
+        return Fault(checkpoint, f"has no {SEAL}, so that a part of it may be missing", torn=False)
     sealed = _json(checkpoint / SEAL)
     reason = _changed(checkpoint, sealed["files"]) if _is_seal(sealed) else f"{SEAL} cannot be read"
     return None if reason is None else Fault(checkpoint, reason, torn=False)
+
+
+def _state_problem(checkpoint: Path) -> str:
+    from transformers import TrainerState
+
+    tree = _json(checkpoint / STATE)
+    if not isinstance(tree, dict):
+        return "was not written to its end"
+    try:
+        state = TrainerState(**tree)
+    except TypeError as error:
+        return f"{STATE} is not what the trainer writes ({error})"
+    history = state.log_history
+    known = isinstance(history, list) and all(isinstance(e, dict) and isinstance(e.get("step"), int) for e in history)
+    if state.global_step != step_of(checkpoint) or not known:
+        return f"{STATE} is not what the trainer writes at this step"
+    return ""
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -73,10 +90,16 @@ def put_aside(fault: Fault) -> Path | None:
     if fault.torn:
         shutil.rmtree(fault.checkpoint, ignore_errors=True)
         return None
-    aside = fault.checkpoint.with_name(f"damaged-{fault.checkpoint.name}")
-    shutil.rmtree(aside, ignore_errors=True)
+    aside, number = fault.checkpoint.with_name(f"{ASIDE}{fault.checkpoint.name}"), 2
+    while aside.exists():
+        aside, number = fault.checkpoint.with_name(f"{ASIDE}{fault.checkpoint.name}-{number}"), number + 1
     os.replace(fault.checkpoint, aside)
     return aside
+
+
+def put_aside_in(folder: Path) -> list[Path]:
+    """What :func:`put_aside` has kept there."""
+    return [path for path in folder.glob(f"{ASIDE}{PREFIX}*") if path.is_dir()]
 
 
 def _files(checkpoint: Path) -> Iterator[Path]:
@@ -99,35 +122,24 @@ def _contents(path: Path, *, sync: bool = False) -> dict[str, int]:
 def _changed(checkpoint: Path, sealed: Mapping[str, Mapping[str, int]]) -> str | None:
     for name, then in sealed.items():
         path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is gone"
-        size = path.stat().st_size
-        if size != then["bytes"]:
-            return f"{name} has {size:,} bytes, of {then['bytes']:,} that were written"
-        if _contents(path) != then:
-            return f"{name} does not hold what was written"
-    return None
-
-
-def _incomplete(checkpoint: Path) -> str | None:
-    from safetensors import SafetensorError, safe_open
-
-    for path in _files(checkpoint):
         try:
-            if path.suffix == ".safetensors":
-                with safe_open(path, framework="pt"):
-                    pass
-            elif path.suffix in (".pt", ".pth") and zipfile.ZipFile(path).testzip() is not None:
-                return f"{path.name} is damaged"
-        except (SafetensorError, zipfile.BadZipFile, OSError, EOFError) as error:
-            return f"{path.name} is incomplete ({error})"
+            size = path.stat().st_size
+            if size != then["bytes"]:
+                return f"{name} has {size:,} bytes, of {then['bytes']:,} that were written"
+            if _contents(path) != then:
+                return f"{name} does not hold what was written"
+        except FileNotFoundError:
+            return f"{name} is gone"
+        except (OSError, ValueError) as error:
+            return f"{name[:80]} cannot be read ({error})"
     return None
 
 
 def _is_seal(tree: Any) -> bool:
     files = tree.get("files") if isinstance(tree, dict) else None
     return isinstance(files, dict) and all(
-        isinstance(entry, dict) and {"bytes", "crc32"} == entry.keys() for entry in files.values()
+        isinstance(entry, dict) and {"bytes": int, "crc32": int} == {key: type(value) for key, value in entry.items()}
+        for entry in files.values()
     )
 
 

@@ -19,7 +19,7 @@ from bridgegarden.run.diagnose_display import DiagnoseDisplay
 from bridgegarden.run.diagnose_inputs import DiagnoseInputs, DiagnoseRequest, resolve
 from bridgegarden.run.diagnose_prompts import Prompts, read_prompts
 from bridgegarden.run.models import load_model
-from bridgegarden.run.output import write_json
+from bridgegarden.run.output import write_json, write_or_rescue
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import now, package_versions
 from bridgegarden.terminal import counted
@@ -79,7 +79,7 @@ def diagnose_pair(
         device: such as ``cuda:1``; None is a GPU if there is one.
 
     Raises:
-        ConfigError: something is missing, or the budget is too small.
+        ConfigError: something is missing, or the budget is too small; or the result could only be written elsewhere.
         DataError: a row has no prompt, or fewer than two prompts are left.
         ModelError: a model cannot be used, or their tokenizers differ.
         KeyboardInterrupt: interrupted before there was anything to keep.
@@ -127,10 +127,13 @@ def diagnose_pair(
             **package_versions(),
         },
     )
-    files.folder.mkdir(parents=True, exist_ok=True)
+    write_or_rescue(files.folder, lambda folder: _write(DiagnosisFiles(folder), diagnosis))
+    return diagnosis, files
+
+
+def _write(files: DiagnosisFiles, diagnosis: Diagnosis) -> None:
     write_json(files.result, diagnosis.to_dict())
     write_diagnosis(diagnosis, files.report)
-    return diagnosis, files
 
 
 def _check_free(files: DiagnosisFiles) -> None:

@@ -14,7 +14,7 @@ from bridgegarden.preflight import ModelReference, load_facts
 from bridgegarden.recipe import list_recipes, load_recipe
 from bridgegarden.run.commit import git_commit
 from bridgegarden.run.models import load_model
-from bridgegarden.run.output import OutputFolder, write_json, write_text
+from bridgegarden.run.output import OutputFolder, write_json, write_or_rescue, write_text
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import now, package_versions
 
@@ -60,7 +60,8 @@ def evaluate_target(target: EvaluateTarget, options: EvaluationOptions) -> tuple
     """Evaluate a model and write what was found.
 
     Raises:
-        ConfigError: no such recipe, it is not trained yet, or a setting or task cannot be used.
+        ConfigError: no such recipe, it is not trained yet, or a setting or task cannot be used; or the result could
+            only be written elsewhere.
         DataError: a data set cannot be had.
         ModelError: the model cannot be loaded, or does not fit a task.
     """
@@ -80,7 +81,7 @@ def evaluate_target(target: EvaluateTarget, options: EvaluationOptions) -> tuple
         found = evaluate_model(model, facts.tokenizer, options, name=model_name, prepared=prepared)
     settings = {**found.settings, "commit": facts.commit, "packages": package_versions(), "git_commit": git_commit()}
     found = replace(found, settings={**settings, "date": now()})
-    _write(files, found)
+    write_or_rescue(files.folder, lambda folder: _write(EvaluationFiles(folder), found))
     return found, files
 
 
@@ -108,7 +109,6 @@ def _label(tasks: Sequence[str]) -> str:
 
 
 def _write(files: EvaluationFiles, found: Evaluation) -> None:
-    files.folder.mkdir(parents=True, exist_ok=True)
     write_json(files.results, found.to_dict())
     write_text(files.page, found.to_markdown())
     write_text(files.problems, found.problem_lines())

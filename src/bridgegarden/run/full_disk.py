@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.run.checkpoints import checkpoints_in, fault_of
+from bridgegarden.run.checkpoints import SEAL, checkpoints_in
 from bridgegarden.run.output import OutputFolder, partial
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -45,8 +45,7 @@ def full_disk_is_one_line(folder: OutputFolder, *, is_main: bool) -> Iterator[No
 
 def _remove_unfinished(folder: OutputFolder) -> None:
     for checkpoint in checkpoints_in(folder.checkpoints)[:1]:
-        fault = fault_of(checkpoint)
-        if fault is not None and fault.torn:
+        if not (checkpoint / SEAL).exists():
             shutil.rmtree(checkpoint, ignore_errors=True)
     for name in (folder.model, folder.adapter):
         shutil.rmtree(partial(name), ignore_errors=True)

@@ -12,7 +12,7 @@ from bridgegarden.evaluation.judge import judge
 from bridgegarden.evaluation.judge_question import Pair
 from bridgegarden.evaluation.judge_result import JudgeResult
 from bridgegarden.run.data import place
-from bridgegarden.run.output import write_json
+from bridgegarden.run.output import write_json, write_or_rescue
 from bridgegarden.teacher.server import Server, ServerEngine
 from bridgegarden.teacher.server_key import api_key
 
@@ -60,7 +60,8 @@ def judge_answers(first: str, second: str, server: Server, options: JudgeOptions
             shown = percent
 
     result = judge(pairs, engine, options.output / "verdicts.jsonl", on_progress=show)
-    write_json(options.output / "judge.json", {"a": first, "b": second, "unpaired": alone, **result.to_dict()})
+    tree = {"a": first, "b": second, "unpaired": alone, **result.to_dict()}
+    write_or_rescue(options.output, lambda folder: write_json(folder / "judge.json", tree))
     return result
 
 

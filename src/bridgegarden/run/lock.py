@@ -34,7 +34,10 @@ class RunLock:
         """
         if self._file is not None or not self.path.parent.is_dir():
             return
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise ConfigError(f"output: {self.path} cannot be written ({error.strerror}).") from error
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -3,17 +3,39 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.recipe import Recipe
 from bridgegarden.recipe.plain_yaml import read_yaml, read_yaml_file
 from bridgegarden.run.checkpoints import Fault, checkpoints_in, fault_of
+from bridgegarden.teacher.cache.schema import read_json
 
 KEYS_SHOWN = 6
+RECORD_KEYS: Mapping[str, type] = MappingProxyType(
+    {
+        **dict.fromkeys(("started", "objective", "tokenizers", "python", "platform"), str),
+        **dict.fromkeys(("data", "rows", "teacher", "student", "packages"), dict),
+        "went_on_from": list,
+    }
+)
+"""What ``run.json`` of every run has, by which a folder of ours is told from another's."""
+RESULT_KEYS: Mapping[str, type] = MappingProxyType(
+    {
+        **dict.fromkeys(("training", "evaluation", "free_running", "cost"), dict),
+        "finished": str,
+        "steps": int,
+        "wall_seconds": float,
+        "peak_memory_bytes": int,
+    }
+)
+"""What it has beside that once the run is finished."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +61,11 @@ class OutputFolder:
     def checkpoints(self) -> Path:
         """The trainer's own folder."""
         return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        """What trackers write to files, for good: ``tensorboard --logdir`` reads it."""
+        return self.path / "logs"
 
     @property
     def metrics(self) -> Path:
@@ -69,17 +96,42 @@ class OutputFolder:
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"output: {self.path} is a file; expected a folder, or a name that is free.")
         self._refuse_what_is_not_ours()
+        if self.model.exists() and not self.is_finished:
+            raise ConfigError(
+                f"output: {self.model} is there, but by {self.record.name} the run is not finished, so that no run has "
+                "put it there. Move it away to go on, or set another output (--set output=FOLDER)."
+            )
+        begun = self.model.exists() or self.adapter.exists() or bool(checkpoints_in(self.checkpoints))
+        if begun and not self.recipe.exists():
+            raise ConfigError(
+                f"output: {self.path} holds a run but not its {self.recipe.name}, so that nothing tells whether it was "
+                "this recipe's. Put that file back to go on, or set another output (--set output=FOLDER)."
+            )
         changed = self._changed_keys(recipe)
         if changed and self.model.exists():
             raise ConfigError(
                 f"output: {self.path} already holds a finished model. It was made with another recipe: {changed}. Set "
                 "another output (--set output=FOLDER), or remove that folder."
             )
-        if changed and (checkpoints_in(self.checkpoints) or self.adapter.exists()):
+        if changed and begun:
             raise ConfigError(
                 f"output: {self.path} holds the run of another recipe: {changed}. Undo these changes to go on with it, "
                 "set another output (--set output=FOLDER), or remove that folder."
             )
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether a run has ended here with a model."""
+        record = self.earlier_record()
+        return record is not None and record["finished"] is not None and (self.model / "config.json").is_file()
+
+    def earlier_record(self) -> dict[str, Any] | None:
+        """The record of the run that was begun here; None where there is no such file, or another's."""
+        try:
+            record = read_json(self.record)
+        except (OSError, ValueError):
+            return None
+        return record if _is_record(record) else None
 
     def usable_checkpoint(self) -> tuple[Path | None, tuple[Fault, ...]]:
         """The newest checkpoint that a run can go on from, if there is one, and what is wrong with newer ones."""
@@ -118,23 +170,49 @@ class OutputFolder:
 
     def _refuse_what_is_not_ours(self) -> None:
         """A run replaces and removes files under the names it uses: only where a run has put them."""
-        if _is_record(self.record):
-            return
-        names = (self.model, self.adapter, self.checkpoints, self.metrics, self.recipe)
-        there = [path.name for path in names if path.exists() or path.is_symlink()]
-        if there:
+        folders, files = (self.model, self.adapter, self.checkpoints), (self.metrics, self.recipe, self.record)
+        there = [path.name for path in (*folders, *files) if path.exists() or path.is_symlink()]
+        there += [path.name for path in map(partial, (self.model, self.adapter)) if path.exists()]
+        if there and self.earlier_record() is None:
             raise ConfigError(
-                f"output: {self.path} holds {', '.join(there)} but not the {self.record.name} of a run, so "
-                "that nothing of it is ours to replace. Set another output (--set output=FOLDER)."
+                f"output: {self.path} holds {', '.join(there)}, and its {self.record.name} is missing, damaged or not "
+                "a run's, so that nothing of it is ours to replace. Set another output (--set output=FOLDER)."
             )
+        for path, expected in (*((path, "folder") for path in folders), *((path, "file") for path in files)):
+            if path.exists() and path.is_dir() != (expected == "folder"):
+                raise ConfigError(f"output: {path} is no {expected}, as a run needs it; move it away.")
 
 
-def _is_record(path: Path) -> bool:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+def _is_record(tree: Any) -> bool:
+    """By the keys that a run has written since the first version, and what goes on from them."""
+    if not isinstance(tree, dict) or not RECORD_KEYS.items() <= {k: type(v) for k, v in tree.items()}.items():
         return False
-    return isinstance(record, dict) and {"started", "objective", "data", "packages"} <= record.keys()
+    if tree.get("finished") is None:
+        return "finished" in tree
+    if not RESULT_KEYS.items() <= {name: type(value) for name, value in tree.items()}.items():
+        return False
+    numbers = [tree[name].values() for name in ("training", "evaluation", "free_running", "cost")]
+    speed = tree.get("tokens_per_second")
+    return all(type(n) in (int, float) for n in chain(*numbers)) and (speed is None or type(speed) in (int, float))
+
+
+def write_or_rescue(folder: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` put the results of long work into `folder`; where that fails, into a temporary one.
+
+    Raises:
+        ConfigError: it did fail; says where the results are.
+        OSError: nothing can be written in the temporary folder, either.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder)
+    except OSError as error:
+        rescued = Path(tempfile.mkdtemp(prefix="bridgegarden-"))
+        write(rescued)
+        raise ConfigError(
+            f"output: {folder} cannot be written to ({error.strerror or error}). What was found is kept in {rescued}; "
+            "move it to where there is room."
+        ) from error
 
 
 def partial(path: Path) -> Path:

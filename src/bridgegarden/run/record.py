@@ -1,6 +1,5 @@
 """``run.json``: what a run depended on, so that it can be understood and repeated."""
 
-import json
 import platform
 import sys
 from collections.abc import Mapping
@@ -86,11 +85,12 @@ def continued_record(folder: OutputFolder, record: dict[str, Any], checkpoint: P
     """
     if checkpoint is None and not folder.model.exists():
         return record
-    before = json.loads(folder.record.read_text(encoding="utf-8"))
+    before = folder.earlier_record()
+    assert before is not None  # the folder was checked
     _check_same_run(folder, before, record)
     if checkpoint is None:
         return before
-    went_on = [*before.get("went_on_from", ()), {"step": step_of(checkpoint), "time": now()}]
+    went_on = [*before["went_on_from"], {"step": step_of(checkpoint), "time": now()}]
     return {**record, "started": before["started"], "went_on_from": went_on}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridgegarden.preflight import Preflight
+from bridgegarden.run.checkpoints import checkpoints_in, put_aside_in
 from bridgegarden.run.models import load_model
 from bridgegarden.run.output import OutputFolder, partial
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 
     from bridgegarden.training.trainer import HybridDistillationTrainer
 
-NOT_OURS = ("training_args.bin", "README.md")
+CARD = "README.md"
+NOT_OURS = ("training_args.bin", CARD)
 """What the trainer and PEFT add to a saved model: a pickle, and a card that says less than ours."""
 
 
@@ -84,9 +86,17 @@ def _merge(adapter: Path, merged: Path, checked: Preflight, tokenizer: Any) -> N
 def _finish(saved: Path, card: str) -> None:
     for name in NOT_OURS:
         (saved / name).unlink(missing_ok=True)
-    (saved / "README.md").write_text(card, encoding="utf-8")
+    (saved / CARD).write_text(card, encoding="utf-8")
 
 
 def remove_checkpoints(folder: OutputFolder) -> None:
-    """Remove the trainer's folder: the model is saved, and nobody asked to keep what led to it."""
-    shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    """Remove what a run can be taken up from: the model is saved, and nobody asked to keep what led to it.
+
+    What else is in the trainer's folder, such as a tracker's files, stays.
+    """
+    for checkpoint in (*checkpoints_in(folder.checkpoints), *put_aside_in(folder.checkpoints)):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    for path in (folder.lock, folder.checkpoints / CARD):
+        path.unlink(missing_ok=True)
+    if folder.checkpoints.is_dir() and not any(folder.checkpoints.iterdir()):
+        folder.checkpoints.rmdir()

@@ -1,12 +1,13 @@
 """``bridgegarden train``: check, load, train, evaluate, save."""
 
 import json
+import os
 import pickle
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from bridgegarden.recipe import FreeRunningSection, Recipe
 from bridgegarden.run.cache import open_cache
 from bridgegarden.run.card import card_text
 from bridgegarden.run.checked import CheckedRun, check_run, training_arguments
-from bridgegarden.run.checkpoints import put_aside
+from bridgegarden.run.checkpoints import checkpoints_in, put_aside
 from bridgegarden.run.full_disk import full_disk_is_one_line
 from bridgegarden.run.hub import HubTarget, hub_target, push
 from bridgegarden.run.lock import RunLock
@@ -31,10 +32,14 @@ from bridgegarden.terminal import counted
 if TYPE_CHECKING:
     from rich.console import Console
     from transformers import TrainerCallback
+    from trl.trainer.sft_config import SFTConfig
 
     from bridgegarden.teacher.cache.reader import TeacherCache
     from bridgegarden.teacher.live import LiveTeacher
     from bridgegarden.training.trainer import HybridDistillationTrainer
+
+TENSORBOARD = "TENSORBOARD_LOGGING_DIR"
+"""What transformers reads where TensorBoard's files are to lie, when a trainer is made."""
 
 
 def train(
@@ -81,7 +86,7 @@ def train(
             if is_main:
                 lock.acquire()
             folder.check(recipe)
-            checkpoint = _checkpoint(folder, console)
+            checkpoint = _checkpoint(folder, arguments, console)
         hub = hub_target(recipe) if is_main else None
         run = check_run(recipe, folder, arguments, console)
         record = continued_record(folder, run_record(run), checkpoint)
@@ -123,11 +128,15 @@ def train(
         return summary
 
 
-def _checkpoint(folder: OutputFolder, console: "Console") -> Path | None:
+def _checkpoint(folder: OutputFolder, arguments: "SFTConfig", console: "Console") -> Path | None:
     """The checkpoint to go on from. Newer ones that are no good are taken out of the way, and the user is told."""
     from rich.text import Text
 
     if folder.model.exists():
+        return None
+    if arguments.save_only_model and checkpoints_in(folder.checkpoints):
+        said = "checkpoints hold the weights alone (training.save_only_model): training begins anew"
+        console.print(said, soft_wrap=True)
         return None
     checkpoint, faults = folder.usable_checkpoint()
     for fault in faults:
@@ -156,9 +165,14 @@ def _finished_before(
     """What came of a run that is there already, as it was written down."""
     from rich.text import Text
 
+    from bridgegarden.teacher.cache.schema import read_as
     from bridgegarden.training.cost import Cost
 
     folder = run.folder
+    try:
+        cost = read_as(Cost, record["cost"], "cost")
+    except ValueError as error:
+        raise ConfigError(f"{folder.record}: damaged ({error}). {folder.model} is finished and as it was.") from error
     if run.is_main and not run.keeps_checkpoints:
         remove_checkpoints(folder)
     _push(folder, hub, console)
@@ -177,7 +191,7 @@ def _finished_before(
         tokens_per_second=record["tokens_per_second"],
         wall_seconds=record["wall_seconds"],
         peak_memory=record["peak_memory_bytes"],
-        cost=Cost(**record["cost"]),
+        cost=cost,
         model=folder.model,
         output=folder.path,
         is_main=run.is_main,
@@ -196,23 +210,37 @@ def _trainer(run: CheckedRun, console: "Console") -> "HybridDistillationTrainer"
     student = load_model(run.preflight.student, spread=True)
     # Before training, so that the trainer can save checkpoints.
     set_generation_stops(student, run.preflight.endings.stops)
-    trainer = HybridDistillationTrainer(
-        student,
-        teacher,
-        run.objective,
-        run.arguments,
-        train_dataset=run.data.train,
-        eval_dataset=run.data.evaluation,
-        processing_class=run.preflight.endings.tokenizer,
-        peft_config=run.lora,
-        on_policy=run.recipe.on_policy,
-    )
+    with _trackers_write_to(run.folder.logs):
+        trainer = HybridDistillationTrainer(
+            student,
+            teacher,
+            run.objective,
+            run.arguments,
+            train_dataset=run.data.train,
+            eval_dataset=run.data.evaluation,
+            processing_class=run.preflight.endings.tokenizer,
+            peft_config=run.lora,
+            on_policy=run.recipe.on_policy,
+        )
     trainer.remove_callback(PrinterCallback)
     if run.on_policy_text is not None:
         console.print(Text(f"the student answers batches itself: {run.on_policy_text}"), soft_wrap=True)
     if run.recipe.free_running is not None:
         _watch(run, trainer, run.recipe.free_running, console)
     return trainer
+
+
+@contextmanager
+def _trackers_write_to(folder: Path) -> Iterator[None]:
+    """Have TensorBoard's files in `folder`, unless the user has said where; else they lie among the checkpoints, which
+    go when the run has ended."""
+    given = os.environ.get(TENSORBOARD)
+    os.environ[TENSORBOARD] = given or str(folder)
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ[TENSORBOARD]
 
 
 def _watch(

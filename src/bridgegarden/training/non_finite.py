@@ -1,13 +1,15 @@
-"""What to say when a loss or gradient is not a number: the step, the term, the rows, and what to do."""
+"""What to say when a loss, gradient or weight is not a number: the step, the term, the rows, and what to do."""
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from bridgegarden.errors import NonFiniteError
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.fused import FusedLoss
+from bridgegarden.sharded_head import gathered_by_zero
 
 ADVICE = {
     "teacher_entropy": "The teacher's own distribution is not finite: load it in bfloat16 or float32 (teacher.dtype).",
@@ -47,6 +49,34 @@ def non_finite_gradient(step: str, norm: float, rows: Sequence[Tensor]) -> NonFi
         f"{step}: the gradient norm is {norm} although the loss is finite; rows of this step: {ids or 'unknown'}. The "
         "student was not updated. Lower the learning rate, or train in bfloat16 or float32 rather than float16."
     )
+
+
+def check_finite_weights(model: nn.Module, step: int) -> None:
+    """Make sure that every weight that was trained is a number, before any is saved.
+
+    A gradient can be finite and its update not; after the last step no loss would tell.
+
+    Args:
+        model: its parameters may be sharded; each process looks at its own part.
+        step: the step after which they are saved.
+
+    Raises:
+        NonFiniteError: names the first that is not finite.
+    """
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        with gathered_by_zero([parameter]):
+            weight = parameter.detach()
+            weight = weight.to_local() if isinstance(weight, DTensor) else weight
+            # In one pass without memory of its own, unlike a mask.
+            if weight.numel() == 0 or torch.isfinite(torch.stack(torch.aminmax(weight))).all():
+                continue
+            bad = weight.numel() - int(torch.isfinite(weight).sum())
+            raise NonFiniteError(
+                f"step {step}: {bad:,} of the {weight.numel():,} weights of {name} are not finite after the update, so "
+                "nothing was saved. Lower training.learning_rate; what was saved before is as it was."
+            )
 
 
 def _where(rows: Tensor | None, row: Tensor, column: Tensor) -> str:

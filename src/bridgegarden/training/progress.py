@@ -188,7 +188,8 @@ def _finite(value: Any) -> Any:
 
 def _lines_of(history: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
     """A line for every entry of `history`: as an earlier attempt wrote it, or made anew where that is lost."""
-    written = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    # A byte that is no UTF-8 spoils its own line, which is made anew.
+    written = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     lines = []
     for entry, line in zip_longest(history, written[: len(history)]):
         logs = {name: _finite(value) for name, value in entry.items() if name != "step"}
@@ -201,6 +202,6 @@ def _lines_of(history: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
 def _is_of(line: str, step: int, logs: Mapping[str, Any]) -> bool:
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(found, dict) and found.get("step") == step and found.keys() == {"step", "time", *logs}

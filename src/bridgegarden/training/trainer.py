@@ -32,7 +32,7 @@ from bridgegarden.training.cost import Cost, CostLedger
 from bridgegarden.training.even_rows import evened
 from bridgegarden.training.launch import check_launch, check_same_teacher
 from bridgegarden.training.log_window import restore_log_window, save_log_window
-from bridgegarden.training.non_finite import non_finite_gradient, non_finite_loss
+from bridgegarden.training.non_finite import check_finite_weights, non_finite_gradient, non_finite_loss
 from bridgegarden.training.on_policy import OnPolicy, check_on_policy
 from bridgegarden.training.packing import pack_rows
 from bridgegarden.training.student_writer import StudentWriter
@@ -296,6 +296,11 @@ class HybridDistillationTrainer(SFTTrainer):
     def _start_clock(self) -> None:
         if self._clock is None:
             self._clock = time.perf_counter()
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the student, for a checkpoint or for good, if all of its weights are numbers."""
+        check_finite_weights(cast(nn.Module, self.model), self.state.global_step)
+        super().save_model(output_dir, _internal_call)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
