@@ -1,7 +1,9 @@
 import ast
 import os
 import re
+import select
 import signal
+import subprocess
 import sys
 import time
 
@@ -134,6 +136,7 @@ def test_no_limit_can_be_lifted():
     found = attempts(
         [
             "import signal\nsignal.signal(signal.SIGALRM, signal.SIG_IGN)",
+            "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])",
             "import signal\nsignal.alarm(1000)\nassert signal.alarm(1000) == 1000",
             "import ctypes\nassert ctypes.CDLL(None).setrlimit(0, bytes(16)) == 0",
         ]
@@ -151,6 +154,39 @@ def test_an_infinite_loop_ends_in_time():
 def test_sleep_is_limited_by_the_clock():
     verdict = attempt("import time\ntime.sleep(60)", Limits(cpu_seconds=1, wall_seconds=1))
     assert verdict == (False, "it took too long")
+
+
+def test_nothing_outlives_a_killed_run_whatever_it_does_to_its_signals(tmp_path):
+    """The candidate holds a pipe of this test's open for as long as it lives."""
+    reader, writer = os.pipe()
+    program = f"""
+import subprocess, sys
+from bridgegarden.evaluation.confined import Exam, Limits, examine
+real = subprocess.Popen
+subprocess.Popen = lambda *args, **how: real(*args, **how, pass_fds=[{writer}])
+candidate = '''
+import signal, time
+try:
+    signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))
+except BaseException:
+    pass
+def f():
+    while True:
+        time.sleep(60)
+'''
+print("began", flush=True)
+examine(candidate, Exam(test="f()", names=("f",)), Limits(wall_seconds=600))
+"""
+    run = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, pass_fds=[writer])
+    os.close(writer)
+    assert run.stdout is not None
+    run.stdout.readline()
+    time.sleep(2)
+    run.kill()
+    run.communicate()
+    assert select.select([reader], [], [], 20)[0]
+    assert os.read(reader, 1) == b""
+    os.close(reader)
 
 
 def test_memory_is_limited():

@@ -192,7 +192,8 @@ def _ready(process: "subprocess.Popen[bytes]", limits: Limits) -> _Process:
     started = _Process(process, limits.message_bytes)
     deadline = time.monotonic() + START_SECONDS
     try:
-        started.send({name: value for name, value in asdict(limits).items() if name != "message_bytes"}, deadline)
+        told = {name: value for name, value in asdict(limits).items() if name != "message_bytes"}
+        started.send({**told, "parent": os.getpid()}, deadline)
         reply = _parsed(started.receive(deadline))
     except _Failed as failure:
         reply = {"refused": str(failure)}
