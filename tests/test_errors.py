@@ -2,6 +2,7 @@ import pickle
 import signal
 
 import pytest
+import torch
 
 from bridgegarden.errors import BridgegardenError, ConfigError, DataError, ModelError, NonFiniteError, Stopped
 
@@ -29,3 +30,16 @@ def test_a_stop_is_an_interrupt_with_the_shell_s_status_and_survives_pickling(nu
     stop = pickle.loads(pickle.dumps(Stopped(number, "stopped at step 3.")))
     assert isinstance(stop, KeyboardInterrupt)
     assert (str(stop), stop.status) == ("stopped at step 3.", status)
+
+
+def test_an_error_of_a_data_loader_s_worker_keeps_its_one_line():
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            raise DataError("shards/00000.arrow: missing. Build it again.")
+
+    with pytest.raises(DataError) as caught:
+        next(iter(torch.utils.data.DataLoader(Rows(), num_workers=1)))
+    assert str(caught.value) == "shards/00000.arrow: missing. Build it again."

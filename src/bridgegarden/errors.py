@@ -12,6 +12,17 @@ import signal
 class BridgegardenError(Exception):
     """Base of every error that the user can mend."""
 
+    def __init__(self, message: str = "") -> None:
+        """
+        Args:
+            message: one line. PyTorch makes the error of a data loader's worker anew, of the same kind, with the
+                worker's traceback for a message: the line that it ends with is taken.
+        """
+        last = f"\n{type(self).__module__}.{type(self).__qualname__}: "
+        if message.startswith("Caught ") and last in message:
+            message = message.rpartition(last)[2].rstrip("\n")
+        super().__init__(message)
+
 
 class ConfigError(BridgegardenError, ValueError):
     """A setting is unknown, out of range, or contradicts another."""

@@ -24,6 +24,17 @@ def test_extremes_fit(row):
     assert code.decode(code.encode(np.array([row]))).tolist() == [row]
 
 
+def test_rows_that_do_not_hold_as_many_ids_are_refused():
+    code = SortedIds(4, 300)
+    encoded = code.encode(np.array([[1, 70, 140, 299], [0, 1, 2, 3]]))
+    for first, second in ((0b1, 0), (0b1, 0b1_0000)):  # one taken away, one moved to the other row
+        harmed = encoded.copy()
+        harmed[0, 0] ^= first
+        harmed[1, 0] ^= second
+        with pytest.raises(ValueError, match="not 4 ids"):
+            code.decode(harmed)
+
+
 def test_sixty_four_ids_of_a_large_vocabulary_take_106_bytes():
     assert SortedIds(64, 151_936).width == 106
 

@@ -1,6 +1,8 @@
+import pytest
 import torch
 from safetensors.torch import save_file
 
+from bridgegarden.errors import ModelError
 from bridgegarden.teacher.cache.weights import weights_fingerprint
 
 
@@ -26,3 +28,18 @@ def test_a_step_of_training_a_type_or_a_name_makes_another(tmp_path):
         save(tmp_path / "renamed", {"a": weights["a"], "c": weights["b"]}),
     }
     assert len(found) == 4
+
+
+@pytest.mark.parametrize("header", [2**63, 2**64 - 1, 1 << 20])
+def test_a_header_longer_than_its_file_is_one_line(tmp_path, header):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(header.to_bytes(8, "little") + b"{}")
+    with pytest.raises(ModelError, match=rf"{path}: damaged, or no safetensors file .*{header:,} bytes"):
+        weights_fingerprint(tmp_path)
+
+
+def test_a_folder_that_is_called_like_weights_is_none(tmp_path):
+    save_file({"a": torch.zeros(3)}, tmp_path / "model.safetensors")
+    alone = weights_fingerprint(tmp_path)
+    (tmp_path / "x.safetensors").mkdir()
+    assert weights_fingerprint(tmp_path) == alone

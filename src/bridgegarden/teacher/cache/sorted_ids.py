@@ -55,10 +55,14 @@ class SortedIds:
             ValueError: a row is not what `count` ids become.
         """
         bits = np.unpackbits(code[:, : self.high_bytes], axis=1, bitorder="little")
-        if (bits.sum(1, dtype=np.int64) != self.count).any():
+        ones, begins = np.flatnonzero(bits), np.arange(len(code)) * bits.shape[1]
+        if len(ones) != len(code) * self.count:
             raise ValueError(f"not {self.count} ids")
-        ones = np.flatnonzero(bits).reshape(len(code), self.count)
-        high = ones - np.arange(len(code))[:, None] * bits.shape[1] - np.arange(self.count)
+        ones = ones.reshape(len(code), self.count)
+        # As many in all may be too few in one row and too many in the next.
+        if (ones[:, 0] < begins).any() or (ones[:, -1] >= begins + bits.shape[1]).any():
+            raise ValueError(f"not {self.count} ids")
+        high = ones - begins[:, None] - np.arange(self.count)
         return (high << self.low_bits) | self._low(code[:, self.high_bytes :])
 
     def _low(self, code: np.ndarray) -> np.ndarray:
