@@ -66,7 +66,7 @@ def few_draws():
     for seed in range(200):
         bias, got = measure(world, prompts=5, samples=2, seed=seed, budget=60)
         places = [draw.position for draw in got.largest]
-        if got.draws_per_text == 1 and {HORIZON - 1, HORIZON - 2, 0} <= set(places):
+        if got.draws_per_text <= 2 and {HORIZON - 1, HORIZON - 2, 0} <= set(places):
             return world, bias, got
     raise AssertionError("no seed gives such draws")
 
