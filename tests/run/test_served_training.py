@@ -80,3 +80,43 @@ def test_an_objective_that_a_server_cannot_serve_is_refused_and_the_entropy_rule
             assert result.exit_code == 2
             assert "which a server does not give and its log-probabilities do not determine" in result.stderr
     assert run("train", served_recipe, "--set", "objective.soft_weight=entropy").exit_code == 0
+
+
+def test_answers_without_log_probabilities_are_learnt_as_hard_labels_with_no_teacher(
+    served_recipe, tmp_path, model_server
+):
+    ask(served_recipe, top=0)
+    assert all("top_logprobs" not in json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines())
+    tree = yaml.safe_load(served_recipe.read_text())
+    del tree["teacher"]["cache"]
+    hard = {"preset": "hard", "hard_target": "data"}
+    served_recipe.write_text(yaml.safe_dump(tree | {"objective": hard}))
+    (tmp_path / "teacher").rename(tmp_path / "elsewhere")  # nobody needs it
+    for command in (["train", "--dry-run"], ["train", "--audit"], ["plan"]):
+        result = run(command[0], served_recipe, *command[1:])
+        assert result.exit_code == 0, result.output
+    assert "no teacher in memory" in result.stdout
+    result = run("train", served_recipe)
+    assert result.exit_code == 0, result.output
+    assert "no teacher is loaded" in result.stderr
+    ours = losses(tmp_path, "out")
+    assert ours[-1][0] < ours[0][0]
+    np.testing.assert_allclose([o[0] for o in ours], [o[2] for o in ours], rtol=1e-6)
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["cost"]["teacher_tokens"] == 0
+
+    (tmp_path / "out").rename(tmp_path / "served")
+    (tmp_path / "elsewhere").rename(tmp_path / "teacher")
+    live = tmp_path / "live.yaml"
+    live.write_text(yaml.safe_dump(tree | {"teacher": {"model": str(tmp_path / "teacher")}, "objective": hard}))
+    assert run("train", live).exit_code == 0
+    np.testing.assert_allclose([o[0] for o in ours], [o[0] for o in losses(tmp_path, "out")], rtol=1e-5)
+
+
+@pytest.mark.parametrize("objective", [{"preset": "hard"}, {"preset": "static", "hard_target": "data"}])
+def test_any_other_objective_needs_what_a_server_s_answers_do_not_hold(served_recipe, objective):
+    tree = yaml.safe_load(served_recipe.read_text())
+    del tree["teacher"]["cache"]
+    served_recipe.write_text(yaml.safe_dump(tree | {"objective": objective}))
+    result = run("train", served_recipe)
+    assert result.exit_code == 2
+    assert "learn answers without log-probabilities as hard labels (--set data.train=ANSWERS" in result.stderr

@@ -117,6 +117,11 @@ class HybridObjective:
         """Whether the token in the data is the hard label, and the hard label has a weight somewhere."""
         return self.hard_target == "data" and self.soft_weight != StaticWeight(1.0)
 
+    @property
+    def learns_data_alone(self) -> bool:
+        """Whether nothing that a teacher could say has a weight: hard labels from the data, and they alone."""
+        return self.hard_target == "data" and self.soft_weight == StaticWeight(0.0)
+
     def hard_ids(self, signal: TeacherSignal, data_ids: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
         """The hard target at each position, given the token in the data."""
         return signal.argmax if self.hard_target == "teacher_argmax" else data_ids

@@ -8,7 +8,7 @@ from bridgegarden.preflight import check_endings, compare_tokenizers, load_facts
 from bridgegarden.recipe import Recipe
 from bridgegarden.run.answers import AT_LEAST, answer_reader, read_answers
 from bridgegarden.run.data import columns_of, place
-from bridgegarden.run.models import references
+from bridgegarden.run.models import is_served, references
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,7 +30,7 @@ def audit(recipe: Recipe) -> str:
     section, max_length = recipe.data, recipe.training.arguments.get("max_length")
     limit = ROWS if section.limit is None else min(section.limit, ROWS)
     name = place("train", section.train)
-    if teacher is None:
+    if is_served(recipe):
         first_rows = replace(recipe, data=replace(section, limit=limit, eval=None))
         (answers,) = read_answers(first_rows, answer_reader(recipe, endings, student, AT_LEAST), None)
         read, tokenised = answers.total, answers.dataset()

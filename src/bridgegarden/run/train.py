@@ -20,7 +20,7 @@ from bridgegarden.run.checkpoints import checkpoints_in, put_aside
 from bridgegarden.run.full_disk import full_disk_is_one_line
 from bridgegarden.run.hub import HubTarget, hub_target, push
 from bridgegarden.run.lock import RunLock
-from bridgegarden.run.models import load_model
+from bridgegarden.run.models import is_done_teaching, load_model
 from bridgegarden.run.output import OutputFolder, write_json
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import continued_record, finished_record, run_record
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
     from trl.trainer.sft_config import SFTConfig
 
-    from bridgegarden.teacher.cache.reader import TeacherCache
-    from bridgegarden.teacher.live import LiveTeacher
+    from bridgegarden.teacher.protocol import Teacher
     from bridgegarden.training.trainer import HybridDistillationTrainer
 
 TENSORBOARD = "TENSORBOARD_LOGGING_DIR"
@@ -272,9 +271,10 @@ def _watch(
     )
 
 
-def _teacher(run: CheckedRun, console: "Console") -> "LiveTeacher | TeacherCache":
+def _teacher(run: CheckedRun, console: "Console") -> "Teacher":
     from rich.text import Text
 
+    from bridgegarden.teacher.data_tokens import DataTokens
     from bridgegarden.teacher.live import LiveTeacher
 
     section = run.recipe.teacher
@@ -284,7 +284,10 @@ def _teacher(run: CheckedRun, console: "Console") -> "LiveTeacher | TeacherCache
             Text(f"reading teacher {section.model} from {cache.folder} ({counted(len(cache), 'row')})"), soft_wrap=True
         )
         return cache
-    assert run.preflight.teacher is not None  # one on a server is cached
+    if is_done_teaching(run.recipe):
+        console.print("no teacher is loaded: the hard labels of the data are all that is learnt", soft_wrap=True)
+        return DataTokens(run.preflight.student.width)
+    assert run.preflight.teacher is not None  # another one on a server is cached
     console.print(Text(f"loading teacher {section.model}"), soft_wrap=True)
     return LiveTeacher(load_model(run.preflight.teacher), top_k=section.top_k, device=section.device)
 

@@ -22,6 +22,7 @@ from bridgegarden.objective.head import LanguageModelHead
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import TrainProgress
 from bridgegarden.teacher.cache.reader import SIGNAL, TeacherCache
+from bridgegarden.teacher.data_tokens import DataTokens
 from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.teacher.protocol import Teacher
 from bridgegarden.training.apart import check_apart
@@ -197,7 +198,8 @@ class HybridDistillationTrainer(SFTTrainer):
             raise non_finite_loss(self._step(), results[0], positions, inputs.get(ROW))
         tokens = _token_count(forward_inputs)
         if mode == "train":
-            self._costs.add(student_tokens=tokens, teacher_tokens=0 if SIGNAL in inputs else tokens)
+            asked = SIGNAL not in inputs and not isinstance(self.teacher, DataTokens)
+            self._costs.add(student_tokens=tokens, teacher_tokens=tokens if asked else 0)
             if ROW in inputs:
                 self._window_rows.append(inputs[ROW])
         self._terms[mode].add(results[0], tokens)
