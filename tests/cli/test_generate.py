@@ -37,3 +37,15 @@ def test_help_loads_nothing_heavy():
         "sys.exit(bool({'torch', 'transformers', 'datasets'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "address", ["http://me:canary@host/v1", "http://host/v1?key=canary", f"http://canary@{'h' * 5000}"]
+)
+@pytest.mark.parametrize("command", [["train", "--dry-run"], ["train"], ["plan"], ["cache", "build"], ["generate"]])
+def test_an_address_with_a_secret_is_refused_by_every_command_without_being_shown(command, address):
+    for options in (["--set", f"teacher.server={address}"], ["--set", f"teacher={{server: '{address}', model: m}}"]):
+        result = CliRunner().invoke(cli, [*command, RECIPE, *options])
+        assert result.exit_code == 2
+        assert "teacher.server: the server's address" in result.stderr
+        assert "canary" not in result.output
