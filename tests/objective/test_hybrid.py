@@ -285,6 +285,7 @@ def test_an_infinite_hard_loss_of_weight_zero_leaves_the_gradient_of_the_soft_lo
     objective = HybridObjective(soft_weight=weight, hard_target="data", temperature=temperature, risk_alpha=alpha)
     loss = hybrid_loss_from_logits(student, teacher, labels, objective, PROGRESS)
     assert torch.isinf(loss.hard[loss.mask]).all()
+    torch.testing.assert_close(loss.total, loss.soft)
     (gradient,) = torch.autograd.grad(loss.total.sum(), student)
     p, q = ((logits[:, :-1] / temperature).softmax(-1) for logits in (teacher, student))
     torch.testing.assert_close(gradient[:, :-1], temperature * (q - p).detach())
