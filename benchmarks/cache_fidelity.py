@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bridgegarden.data import Columns, load_rows, tokenise
+from bridgegarden.data import Columns, RowRules, load_rows, tokenise
 from bridgegarden.objective.divergences import DIVERGENCES, forward_kl
 from bridgegarden.objective.hybrid import HybridObjective, dense_student_support
 from bridgegarden.objective.selected_logits import select_support
@@ -99,7 +99,7 @@ def measure(teacher: str, student: str, rows: str, columns: Columns, count: int)
     """The table's lines."""
     tokenizer = AutoTokenizer.from_pretrained(teacher)
     models = [AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in (teacher, student)]
-    data = tokenise(load_rows(rows, limit=count), tokenizer, columns=columns, max_length=512)
+    data = tokenise(load_rows(rows, limit=count), tokenizer, RowRules(columns=columns, max_length=512))
     sums, dense = {entry: Sums() for entry in ENTRIES}, Sums()
     vocab_size = min(len(tokenizer), *(model.config.vocab_size for model in models))
     for row in data.with_format("torch"):

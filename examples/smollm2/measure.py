@@ -49,7 +49,8 @@ def read_prompts(data: Path, tokenizer: Any, limit: int | None) -> list[Prompt]:
 
     rows = load_rows(str(data), limit=limit)
     questions = rows["question"]
-    tokenised = tokenise(rows, tokenizer, columns=Columns(prompt="question", completion="answer"), name=data.name)
+    rules = RowRules(columns=Columns(prompt="question", completion="answer"))
+    tokenised = tokenise(rows, tokenizer, rules, name=data.name)
     prompts = []
     for row in tokenised.to_list():
         supervised = torch.tensor(row["labels"])[1:] != -100

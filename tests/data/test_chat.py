@@ -64,7 +64,12 @@ def test_tools_are_read_as_objects_or_as_json(encode):
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        ({"text": "t"}, ": has columns 'text'; expected 'messages', or 'prompt' and 'completion', or columns named by"),
+        (
+            {"body": "t"},
+            ": has columns 'body'; expected 'messages', 'conversations', 'prompt' and 'completion', 'ins",
+        ),
+        ({"text": "  "}, ": 'text' is empty; expected the text to learn."),
+        ({"text": 4}, ": 'text' is int 4; expected a string."),
         ({"messages": [USER]}, ": 'messages' has no assistant message to learn from (roles: user)."),
         ({"messages": []}, ": 'messages' has no assistant message to learn from (roles: none)."),
         ({"messages": "hello"}, ": 'messages' is str 'hello'; expected a list of messages."),
@@ -72,7 +77,15 @@ def test_tools_are_read_as_objects_or_as_json(encode):
         ({"messages": [ASSISTANT]}, ": the conversation begins with the assistant; expected a user or system message"),
         (
             {"messages": [{"from": "human", "value": "hi"}]},
-            ": messages[0] has keys 'from', 'value'; expected 'role' and 'content' ('from' and 'value' must be renamed",
+            ": 'messages' has no assistant message to learn from (roles: user).",
+        ),
+        (
+            {"conversations": [{"from": "function_call", "value": "{}"}]},
+            ": conversations[0].role: unknown role 'function_call'.",
+        ),
+        (
+            {"messages": [{"speaker": "human", "value": "hi"}]},
+            ": messages[0] has keys 'speaker', 'value'; expected 'role' and 'content', or 'from' and 'value'.",
         ),
         (
             {"messages": [{"role": "human", "content": "hi"}]},
@@ -145,7 +158,11 @@ def test_a_prompt_ends_where_the_assistant_is_to_speak(row, columns, messages, f
 @pytest.mark.parametrize(
     ("row", "columns", "message"),
     [
-        ({"text": "x"}, {}, r"has columns 'text'; expected 'messages', 'prompt', or a column named by data.prompt"),
+        (
+            {"text": "x"},
+            {},
+            r"has columns 'text'; expected 'messages', 'conversations', 'prompt', 'instruction', ",
+        ),
         ({"x": "x"}, {"prompt": "q"}, "unknown column 'q'"),
         ({"prompt": "  "}, {}, "'prompt' is empty"),
         ({"prompt": 4}, {}, "'prompt' is int 4; expected a string, or a list of messages"),

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bridgegarden.data import Columns, load_rows, tokenise
+from bridgegarden.data import RowRules, load_rows, tokenise
 from bridgegarden.errors import BridgegardenError
 from bridgegarden.terminal import one_line
 from tests.data.malformed import malformed_line
@@ -28,7 +28,7 @@ def tokenizers():
 def outcome(path, tokenizer) -> str:
     """What becomes of a file: ``read``, or the message."""
     try:
-        tokenise(load_rows(str(path)), tokenizer, columns=Columns(), max_length=64, name=f"train {path.name}")
+        tokenise(load_rows(str(path)), tokenizer, RowRules(max_length=64), name=f"train {path.name}")
     except BridgegardenError as error:
         return one_line(str(error))
     return "read"

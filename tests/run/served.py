@@ -8,7 +8,7 @@ from click.testing import CliRunner, Result
 from datasets import Dataset
 
 from bridgegarden.cli.main import cli
-from bridgegarden.data import Columns, load_rows, tokenise
+from bridgegarden.data import Columns, RowRules, load_rows, tokenise
 from tests.tiny import tiny_tokenizer
 
 K = 20
@@ -34,4 +34,4 @@ def plain_rows(recipe: Path) -> Dataset:
     """The answers as rows like any other."""
     columns = Columns(prompt="question", completion="answer")
     rows = load_rows(str(recipe.with_name("answers.jsonl")))
-    return tokenise(rows, tiny_tokenizer(), columns=columns, max_length=1024)
+    return tokenise(rows, tiny_tokenizer(), RowRules(columns=columns, max_length=1024))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from bridgegarden.cli.main import cli
-from bridgegarden.data import Columns, load_rows, tokenise
+from bridgegarden.data import Columns, RowRules, load_rows, tokenise
 from bridgegarden.errors import NonFiniteError
 from bridgegarden.recipe import load_recipe
 from bridgegarden.run import train
@@ -32,7 +32,7 @@ def data_loss(model_folder, rows) -> float:
     model: Any
     model, tokenizer = AutoModelForCausalLM.from_pretrained(model_folder), AutoTokenizer.from_pretrained(model_folder)
     columns = Columns(prompt="question", completion="answer")
-    data: Any = tokenise(load_rows(str(rows)), tokenizer, columns=columns)
+    data: Any = tokenise(load_rows(str(rows)), tokenizer, RowRules(columns=columns))
     with torch.no_grad():
         losses = [
             model(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).loss.item()

@@ -1,17 +1,20 @@
 """Any accepted data set to token ids and labels, with a way to look at the result and to name it."""
 
 from bridgegarden.data.audit import MaskAudit, Span, audit_spans, audit_text
-from bridgegarden.data.chat import Columns, Conversation, conversation, prompt, with_answer
+from bridgegarden.data.chat import Conversation, conversation, prompt, with_answer
+from bridgegarden.data.columns import Columns
 from bridgegarden.data.fingerprint import chat_template_fingerprint, dataset_fingerprint, tokenizer_fingerprint
 from bridgegarden.data.nested import RowsAsWritten
+from bridgegarden.data.read_row import RowRules
 from bridgegarden.data.rows import load_rows
-from bridgegarden.data.tokenise import TokenisedRow, end_of_turn_ids, tokenise, tokenise_row
+from bridgegarden.data.tokenise import TokenisedRow, end_of_turn_ids, tokenise, tokenise_row, tokenise_stream
 from bridgegarden.data.vocabulary import vocabulary_size
 
 __all__ = [
     "Columns",
     "Conversation",
     "MaskAudit",
+    "RowRules",
     "RowsAsWritten",
     "Span",
     "TokenisedRow",
@@ -25,6 +28,7 @@ __all__ = [
     "prompt",
     "tokenise",
     "tokenise_row",
+    "tokenise_stream",
     "tokenizer_fingerprint",
     "vocabulary_size",
     "with_answer",

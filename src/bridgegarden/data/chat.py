@@ -1,11 +1,12 @@
 """What a row of data says: which messages, which of them are to be learnt, in whatever shape it was written."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from bridgegarden.errors import ConfigError, DataError
+from bridgegarden.data.columns import Columns, Messages, Pair, Text, content_of, listing
+from bridgegarden.errors import DataError
 from bridgegarden.registry import unknown_name
 
 Message = dict[str, Any]
@@ -16,33 +17,17 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 """Keys under which a message's reasoning is known; Qwen's and OpenAI's, gpt-oss's, OpenRouter's."""
 LONGEST_ROLE = 60
 """Characters that a message about a role quotes."""
-FOREIGN_ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant", "function": "tool"}
-EXPECTED = "'messages', or 'prompt' and 'completion', or columns named by data.prompt and data.completion"
-EXPECTED_PROMPT = "'messages', 'prompt', or a column named by data.prompt"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Columns:
-    """Where the user's rows keep what we need, when the columns are not called so."""
-
-    prompt: str | None = None
-    """Column of the question. A string there becomes a user turn, if the tokenizer has a chat template."""
-    completion: str | None = None
-    """Column of the answer. A string there becomes an assistant turn, if the tokenizer has a chat template."""
-    messages: str | None = None
-    """Column of whole conversations, as lists of ``{"role": ..., "content": ...}``."""
-
-    def __post_init__(self) -> None:
-        for field in ("prompt", "completion", "messages"):
-            if getattr(self, field) == "":
-                raise ConfigError(f"data.{field}: must name a column, got an empty string.")
-        if self.messages is not None and self.names_a_pair:
-            raise ConfigError("data.messages excludes data.prompt and data.completion: give one or the other.")
-
-    @property
-    def names_a_pair(self) -> bool:
-        """Whether prompt or completion was named explicitly."""
-        return self.prompt is not None or self.completion is not None
+FOREIGN_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "function": "tool",
+    "observation": "tool",
+}
+TEMPLATE_ARGUMENTS = ("tools", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message")
+"""What a row must not set beside the chat template's own variables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,18 +39,21 @@ class Conversation:
     learn_from: int
     """Index of the first message that may be learnt; earlier assistant turns are context only. The number of messages
     where the answer is still to be given."""
-    form: Literal["chat", "pair", "text"]
-    """``chat`` needs a chat template, ``pair`` uses one where there is one, ``text`` never does."""
+    form: Literal["chat", "pair", "text", "document"]
+    """``chat`` needs a chat template, ``pair`` uses one where there is one, ``text`` never does, and a ``document`` is
+    text with no prompt."""
     tools: tuple[dict[str, Any], ...] | None = None
     """JSON schemas of the tools that the assistant may call."""
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """What the chat template gets beside the messages, such as ``{"enable_thinking": False}``."""
 
 
 def conversation(row: Mapping[str, Any], columns: Columns, *, place: str) -> Conversation:
     """Read one row.
 
-    Without named columns a row has ``messages``, or ``prompt`` and ``completion`` as TRL defines them: two lists of
-    messages, or two strings that are joined as they stand. Strings in columns named by `columns` are a question and
-    its answer instead, and get the chat template's turns.
+    Strings in ``prompt`` and ``completion`` are joined as they stand, as TRL does it. Strings in columns named by
+    `columns`, and in Alpaca's, are a question and its answer instead, and get the chat template's turns. Which columns
+    are read, :func:`bridgegarden.data.columns.content_of` says.
 
     Args:
         row: one row of a data set.
@@ -75,13 +63,12 @@ def conversation(row: Mapping[str, Any], columns: Columns, *, place: str) -> Con
     Raises:
         DataError: when a column is missing, of the wrong type, empty, or no assistant turn is left to learn.
     """
-    if _holds_conversations(row, columns):
-        key = columns.messages or "messages"
-        messages = _messages(_field(row, key, place), key, place)
-        return _checked(messages, 0, key, _tools(row, place), place)
-    if not columns.names_a_pair and not ("prompt" in row and "completion" in row):
-        raise DataError(f"{place}: has columns {_listing(row)}; expected {EXPECTED}.")
-    return _pair(row, columns, place)
+    found = content_of(row, columns, place=place)
+    if isinstance(found, Messages):
+        return _checked(_whole(found, place), 0, found.key, row, place)
+    if isinstance(found, Text):
+        return _document(found, place)
+    return _pair(found, row, place)
 
 
 def reasoning_of(message: Message) -> str | None:
@@ -105,23 +92,24 @@ def prompt(row: Mapping[str, Any], columns: Columns, *, place: str) -> Conversat
     Raises:
         DataError: when a column is missing, of the wrong type, or there is nothing to answer.
     """
-    if _holds_conversations(row, columns):
-        key = columns.messages or "messages"
-        messages = _messages(_field(row, key, place), key, place)
+    found = content_of(row, columns, place=place, answered=False)
+    if isinstance(found, Messages):
+        messages = _whole(found, place)
         messages = messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
-        return _to_answer(messages, key, _tools(row, place), place)
-    key = columns.prompt or "prompt"
-    if not columns.names_a_pair and key not in row:
-        raise DataError(f"{place}: has columns {_listing(row)}; expected {EXPECTED_PROMPT}.")
-    value = _field(row, key, place)
+        return _to_answer(messages, found.key, row, place)
+    assert isinstance(found, Pair)
+    value = found.prompt
     if isinstance(value, str):
         if not value.strip():
-            raise DataError(f"{place}: {key!r} is empty; expected the text to answer.")
-        messages = ({"role": "user", "content": value},)
-        return Conversation(messages=messages, learn_from=1, form="pair" if columns.names_a_pair else "text")
+            raise DataError(f"{place}: {found.prompt_key!r} is empty; expected the text to answer.")
+        asked = _question(found)
+        if len(asked) > 1:
+            return _to_answer(asked, found.prompt_key, row, place)
+        form = "pair" if found.as_turns else "text"
+        return Conversation(messages=asked, learn_from=1, form=form, variables=_variables(row, place))
     if _is_list(value):
-        return _to_answer(_messages(value, key, place), key, _tools(row, place), place)
-    raise DataError(f"{place}: {key!r} is {_kind(value)}; expected a string, or a list of messages.")
+        return _to_answer(_messages(value, found.prompt_key, place), found.prompt_key, row, place)
+    raise DataError(f"{place}: {found.prompt_key!r} is {_kind(value)}; expected a string, or a list of messages.")
 
 
 def with_answer(row: Mapping[str, Any], columns: Columns, answer: str, *, place: str) -> dict[str, Any]:
@@ -132,44 +120,72 @@ def with_answer(row: Mapping[str, Any], columns: Columns, answer: str, *, place:
     """
     asked = prompt(row, columns, place=place)
     message: Message = {"role": "assistant", "content": answer}
-    if _holds_conversations(row, columns):
-        return {**row, columns.messages or "messages": [*asked.messages, message]}
-    return {**row, columns.completion or "completion": [message] if asked.form == "chat" else answer}
+    found = content_of(row, columns, place=place, answered=False)
+    if isinstance(found, Messages):
+        return {**row, found.key: [*asked.messages, message]}
+    assert isinstance(found, Pair)
+    return {**row, found.completion_key: answer if isinstance(found.prompt, str) else [message]}
 
 
-def _to_answer(
-    messages: tuple[Message, ...], key: str, tools: tuple[dict[str, Any], ...] | None, place: str
-) -> Conversation:
+def _to_answer(messages: tuple[Message, ...], key: str, row: Mapping[str, Any], place: str) -> Conversation:
     if not messages or messages[0]["role"] == "assistant":
         got = "begins with the assistant" if messages else "has nothing before the assistant speaks"
         raise DataError(f"{place}: {key!r} {got}; expected a user or system message first.")
-    return Conversation(messages=messages, learn_from=len(messages), form="chat", tools=tools)
+    return _chat(messages, len(messages), row, place)
 
 
-def _holds_conversations(row: Mapping[str, Any], columns: Columns) -> bool:
-    return columns.messages is not None or (not columns.names_a_pair and row.get("messages") is not None)
+def _chat(messages: tuple[Message, ...], learn_from: int, row: Mapping[str, Any], place: str) -> Conversation:
+    tools, variables = _tools(row, place), _variables(row, place)
+    return Conversation(messages=messages, learn_from=learn_from, form="chat", tools=tools, variables=variables)
 
 
-def _pair(row: Mapping[str, Any], columns: Columns, place: str) -> Conversation:
-    prompt_key, completion_key = columns.prompt or "prompt", columns.completion or "completion"
-    prompt, completion = _field(row, prompt_key, place), _field(row, completion_key, place)
+def _whole(found: Messages, place: str) -> tuple[Message, ...]:
+    """A conversation, begun by what a column ``system`` says."""
+    messages = _messages(found.value, found.key, place)
+    if found.system is None:
+        return messages
+    if messages and messages[0]["role"] == "system":
+        if messages[0]["content"] != found.system:
+            raise DataError(f"{place}: 'system' says one thing and {found.key}[0] another; remove one of them.")
+        return messages
+    return ({"role": "system", "content": found.system}, *messages)
+
+
+def _question(found: Pair) -> tuple[Message, ...]:
+    system = () if found.system is None else ({"role": "system", "content": found.system},)
+    return (*system, {"role": "user", "content": found.prompt})
+
+
+def _document(found: Text, place: str) -> Conversation:
+    if not isinstance(found.value, str):
+        raise DataError(f"{place}: {found.key!r} is {_kind(found.value)}; expected a string.")
+    if not found.value.strip():
+        raise DataError(f"{place}: {found.key!r} is empty; expected the text to learn.")
+    return Conversation(messages=({"role": "assistant", "content": found.value},), learn_from=0, form="document")
+
+
+def _pair(found: Pair, row: Mapping[str, Any], place: str) -> Conversation:
+    prompt, completion = found.prompt, found.completion
     if isinstance(prompt, str) and isinstance(completion, str):
         if not completion.strip():
-            raise DataError(f"{place}: {completion_key!r} is empty; expected the text to learn.")
-        messages = ({"role": "user", "content": prompt}, {"role": "assistant", "content": completion})
-        return Conversation(messages=messages, learn_from=1, form="pair" if columns.names_a_pair else "text")
+            raise DataError(f"{place}: {found.completion_key!r} is empty; expected the text to learn.")
+        messages = (*_question(found), {"role": "assistant", "content": completion})
+        if found.system is not None:
+            return _checked(messages, 0, found.completion_key, row, place)
+        form = "pair" if found.as_turns else "text"
+        return Conversation(messages=messages, learn_from=1, form=form, variables=_variables(row, place))
     if _is_list(prompt) and _is_list(completion):
-        before = _messages(prompt, prompt_key, place)
-        after = _messages(completion, completion_key, place)
-        return _checked(before + after, len(before), completion_key, _tools(row, place), place)
+        before = _messages(prompt, found.prompt_key, place)
+        after = _messages(completion, found.completion_key, place)
+        return _checked(before + after, len(before), found.completion_key, row, place)
     raise DataError(
-        f"{place}: {prompt_key!r} is {_kind(prompt)} and {completion_key!r} is {_kind(completion)}; "
+        f"{place}: {found.prompt_key!r} is {_kind(prompt)} and {found.completion_key!r} is {_kind(completion)}; "
         "expected two strings, or two lists of messages."
     )
 
 
 def _checked(
-    messages: tuple[Message, ...], learn_from: int, key: str, tools: tuple[dict[str, Any], ...] | None, place: str
+    messages: tuple[Message, ...], learn_from: int, key: str, row: Mapping[str, Any], place: str
 ) -> Conversation:
     if all(message["role"] != "assistant" for message in messages[learn_from:]):
         roles = ", ".join(message["role"] for message in messages[learn_from:]) or "none"
@@ -178,7 +194,7 @@ def _checked(
         raise DataError(
             f"{place}: the conversation begins with the assistant; expected a user or system message first."
         )
-    return Conversation(messages=messages, learn_from=learn_from, form="chat", tools=tools)
+    return _chat(messages, learn_from, row, place)
 
 
 def _messages(value: Any, key: str, place: str) -> tuple[Message, ...]:
@@ -192,10 +208,11 @@ def _message(item: Any, place: str) -> Message:
         raise DataError(f"{place} is {_kind(item)}; expected an object with 'role' and 'content'.")
     # OpenAI's form writes an absent key as null; templates only ask whether it is there.
     message: Message = {key: value for key, value in item.items() if value is not None}
+    if "role" not in message and "from" in message:
+        message = _from_value(message)
     role = message.get("role")
     if role is None:
-        hint = " ('from' and 'value' must be renamed to 'role' and 'content')" if "from" in message else ""
-        raise DataError(f"{place} has keys {_listing(message)}; expected 'role' and 'content'{hint}.")
+        raise DataError(f"{place} has keys {listing(message)}; expected 'role' and 'content', or 'from' and 'value'.")
     if not isinstance(role, str) or len(role) > LONGEST_ROLE:
         raise DataError(f"{place}.role is {_kind(role)}; expected one of {', '.join(ROLES)}.")
     if role not in ROLES:
@@ -231,6 +248,13 @@ def _with_tool_calls(message: Message, place: str) -> Message:
     return {**bare, "tool_calls": list(calls)} if calls else bare
 
 
+def _from_value(message: Message) -> Message:
+    """ShareGPT's names of keys and roles as everybody else's."""
+    role, content = message.pop("from"), message.pop("value", None)
+    role = FOREIGN_ROLES.get(str(role).lower(), role)
+    return {"role": role, **({} if content is None else {"content": content}), **message}
+
+
 def _unknown_role(role: str, place: str) -> DataError:
     ours = FOREIGN_ROLES.get(role.lower())
     if ours is None:
@@ -253,12 +277,22 @@ def _tools(row: Mapping[str, Any], place: str) -> tuple[dict[str, Any], ...] | N
     return tuple(dict(tool) for tool in tools) or None
 
 
-def _field(row: Mapping[str, Any], key: str, place: str) -> Any:
-    if key not in row:
-        raise DataError(f"{place}: {unknown_name(key, row, field='columns', kind='column')}")
-    if row[key] is None:
-        raise DataError(f"{place}: {key!r} is null; expected text or messages.")
-    return row[key]
+def _variables(row: Mapping[str, Any], place: str) -> Mapping[str, Any]:
+    """The row's ``chat_template_kwargs``: an object, or one as a JSON string."""
+    variables = row.get("chat_template_kwargs")
+    if isinstance(variables, str):
+        try:
+            variables = json.loads(variables)
+        except ValueError as error:
+            raise DataError(f"{place}: 'chat_template_kwargs' is a string but not valid JSON ({error}).") from error
+    if variables is None:
+        return {}
+    if not isinstance(variables, Mapping):
+        raise DataError(f"{place}: 'chat_template_kwargs' is {_kind(variables)}; expected an object.")
+    for name in variables:
+        if name in TEMPLATE_ARGUMENTS:
+            raise DataError(f"{place}: 'chat_template_kwargs' sets {name!r}, which is not the template's own variable.")
+    return dict(variables)
 
 
 def _is_list(value: object) -> bool:
@@ -272,7 +306,3 @@ def _kind(value: object) -> str:
         return "a list"
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
-
-
-def _listing(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in names) or "none"

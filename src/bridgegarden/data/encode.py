@@ -1,7 +1,7 @@
 """One conversation to token ids and labels: what the student reads, and what it is to learn."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from bridgegarden.data.chat import Conversation
 from bridgegarden.data.template import ChatFormat, Segment, chat_format, name_of
@@ -16,6 +16,10 @@ ANCHORS = ("\n", "a")
 """Texts that seldom merge with what follows them; see `_ids_after`."""
 SEAM = 64
 """How many characters before a seam may have a say in how the text after it is encoded."""
+
+
+Keep = Literal["start", "end"]
+"""Which part of a row that is too long stays."""
 
 
 class GenerationSettings(Protocol):
@@ -38,11 +42,12 @@ class TokenisedRow:
         """How many tokens are learnt. The first token of a row never is: nothing comes before it."""
         return sum(label != IGNORED for label in self.labels[1:])
 
-    def truncated(self, max_length: int | None) -> "TokenisedRow":
-        """The first `max_length` tokens."""
+    def truncated(self, max_length: int | None, keep: Keep = "start") -> "TokenisedRow":
+        """The first `max_length` tokens, or the last ones."""
         if max_length is None or len(self.input_ids) <= max_length:
             return self
-        return TokenisedRow(input_ids=self.input_ids[:max_length], labels=self.labels[:max_length])
+        kept = slice(max_length) if keep == "start" else slice(-max_length, None)
+        return TokenisedRow(input_ids=self.input_ids[kept], labels=self.labels[kept])
 
 
 def end_of_turn_ids(
@@ -74,8 +79,8 @@ def end_of_turn_ids(
 def tokenise_row(chat: Conversation, tokenizer: "PreTrainedTokenizerBase", *, place: str = "row") -> TokenisedRow:
     """The ids of one conversation, and which of them are to be learnt.
 
-    Only assistant turns are, each with its end-of-turn token. The ids of a prompt are those that generation would
-    see: a token never straddles the place where the assistant begins to speak.
+    Only assistant turns are, each with its end-of-turn token, and all of a text with no prompt. The ids of a prompt are
+    those that generation would see: a token never straddles the place where the assistant begins to speak.
 
     Raises:
         DataError: when the chat template or the text cannot be trained on; begins with `place`.
@@ -98,6 +103,8 @@ class RowTokeniser:
 
     def row(self, chat: Conversation, place: str) -> TokenisedRow:
         """As :func:`tokenise_row`."""
+        if chat.form == "document":
+            return self._document_row(chat, place)
         if chat.form == "text" or (chat.form == "pair" and self.format is None):
             return self._text_row(chat, place)
         chat_writer = self.format or chat_format(self.tokenizer)  # the latter says why there is none
@@ -125,12 +132,7 @@ class RowTokeniser:
 
     def _text_row(self, chat: Conversation, place: str) -> TokenisedRow:
         prompt, completion = (message["content"] for message in chat.messages)
-        eos_id, eos = _eos_id(self.tokenizer), self.tokenizer.eos_token
-        if eos_id is None or not isinstance(eos, str):
-            raise ModelError(
-                f"{name_of(self.tokenizer)} has no eos_token, so a student trained on plain text would never learn to "
-                "stop. Set tokenizer.eos_token."
-            )
+        eos, eos_id = self._end_of_text()
         completion = completion.removesuffix(eos)
         if not completion:
             raise DataError(f"{place}: the completion is only the token {eos!r}; expected the text to learn.")
@@ -139,6 +141,24 @@ class RowTokeniser:
         before = _prompt_ids(prompt, self.tokenizer)
         after = [*_ids_after(prompt, completion, self.tokenizer), eos_id]
         return TokenisedRow(input_ids=before + after, labels=[IGNORED] * len(before) + after)
+
+    def _document_row(self, chat: Conversation, place: str) -> TokenisedRow:
+        """Text as TRL takes it: with what the tokenizer puts before, and one end-of-text token after."""
+        text: str = chat.messages[0]["content"]
+        eos, eos_id = self._end_of_text()
+        if not text.removesuffix(eos):
+            raise DataError(f"{place}: the text is only the token {eos!r}; expected the text to learn.")
+        ids = [*_prompt_ids(text.removesuffix(eos), self.tokenizer), eos_id]
+        return TokenisedRow(input_ids=ids, labels=list(ids))
+
+    def _end_of_text(self) -> tuple[str, int]:
+        eos_id, eos = _eos_id(self.tokenizer), self.tokenizer.eos_token
+        if eos_id is None or not isinstance(eos, str):
+            raise ModelError(
+                f"{name_of(self.tokenizer)} has no eos_token, so a student trained on plain text would never learn to "
+                "stop. Set tokenizer.eos_token."
+            )
+        return eos, eos_id
 
 
 def _encode(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:

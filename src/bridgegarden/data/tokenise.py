@@ -1,89 +1,191 @@
-"""A data set of rows to a data set of token ids and labels."""
+"""A data set of rows, in memory or streamed, to a data set of token ids and labels."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from bridgegarden.data.chat import Columns, conversation
-from bridgegarden.data.encode import IGNORED, RowTokeniser, TokenisedRow, end_of_turn_ids, tokenise_row
-from bridgegarden.data.nested import RowsAsWritten
-from bridgegarden.data.vocabulary import vocabulary_size
-from bridgegarden.errors import ConfigError, DataError
+from bridgegarden.data.encode import IGNORED, TokenisedRow, end_of_turn_ids, tokenise_row
+from bridgegarden.data.nested import RowsAsWritten, as_written
+from bridgegarden.data.read_row import RowReader, RowRules
+from bridgegarden.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["IGNORED", "TokenisedRow", "end_of_turn_ids", "tokenise", "tokenise_row"]
+__all__ = ["IGNORED", "RowRules", "TokenisedRow", "end_of_turn_ids", "tokenise", "tokenise_row", "tokenise_stream"]
 
 logger = logging.getLogger(__name__)
 
 ROWS_PER_CHUNK = 1000
 ROWS_NAMED = 5
+IMAGES = ("image", "images")
 
 
 def tokenise(
     dataset: "Dataset",
     tokenizer: "PreTrainedTokenizerBase",
+    rules: RowRules = RowRules(),  # noqa: B008  frozen
     *,
-    columns: Columns = Columns(),  # noqa: B008  frozen
-    max_length: int | None = None,
     name: str = "train",
+    numbers: Sequence[int] | None = None,
+    first: int = 0,
 ) -> "Dataset":
     """Every row of `dataset` as ``input_ids``, ``labels`` and ``row``, in order and in memory.
 
     ``row`` is the row's number in `dataset`, from 0, or its own integer column ``row`` where it has one. Rows that have
-    ``input_ids`` and ``labels`` already are taken as they are. Long rows keep their first `max_length` tokens; rows in
-    which nothing is left to learn are dropped, and one line of the log says how many and which.
+    ``input_ids`` already are taken as they are: with ``labels``, or else with TRL's masks, or else learnt wholly. Rows
+    in which nothing is left to learn are dropped. One line of the log each says how many rows were dropped, cut or
+    skipped, and names the first of them.
 
     Args:
-        dataset: rows in any shape that :func:`bridgegarden.data.chat.conversation` accepts.
+        dataset: rows in any shape that :func:`bridgegarden.data.columns.content_of` describes.
         tokenizer: the student's, which must also be the teacher's.
-        columns: which columns to read.
-        max_length: in tokens.
+        rules: how rows are read.
         name: what to call the data in messages: a split, a file.
+        numbers: of the rows, where they are not all of a file; None counts them.
+        first: what is added to a number for the column ``row``: the rows of the files before.
 
     Raises:
-        ConfigError: when `max_length` is less than two.
         DataError: when a row cannot be used, or every row is dropped.
         ModelError: as in :func:`tokenise_row`.
     """
-    if max_length is not None and max_length < 2:
-        raise ConfigError(f"max_length must be at least 2 (a token to read and one to learn), got {max_length}.")
-    numbers = _row_numbers(dataset)
-    rows = (
-        _given_rows(dataset, vocabulary_size(tokenizer), name)
-        if _is_tokenised(dataset, name)
-        else _new_rows(dataset, tokenizer, columns, name)
-    )
-    kept = _Kept()
-    for number, row in zip(numbers, rows, strict=True):
-        kept.add(number, row, max_length)
-    if kept.dropped:
-        _report_dropped(kept, len(dataset), max_length, name)
+    _check_columns(dataset, name)
+    reader, kept = RowReader(tokenizer, rules, name), _Kept(rules=rules, name=name)
+    own = _own_numbers(dataset)
+    counted = range(len(dataset)) if numbers is None else numbers
+    for index, (number, row) in enumerate(zip(counted, RowsAsWritten(dataset), strict=True)):
+        try:
+            made = reader.read(row, f"{name}, row {number}")
+        except DataError as error:
+            if not rules.skip_bad:
+                raise
+            kept.skipped.append(str(error))
+            continue
+        kept.add(number + first if own is None else own[index], number, made)
+    kept.report(len(dataset))
+    reader.report()
     return kept.dataset()
+
+
+def tokenise_stream(
+    dataset: "IterableDataset",
+    tokenizer: "PreTrainedTokenizerBase",
+    rules: RowRules = RowRules(),  # noqa: B008  frozen
+    *,
+    name: str = "train",
+) -> "IterableDataset":
+    """:func:`tokenise` for rows that are read as they are needed: the same ids and labels, and none of them kept.
+
+    ``row`` is the place in the stream. Of rows that are dropped or cut only the first is named, since nobody knows how
+    many will come.
+
+    Raises:
+        DataError: when the first row that is kept, or one before it, cannot be used. Later rows raise when they come.
+        ModelError: as in :func:`tokenise_row`.
+    """
+    rows = cast("IterableDataset", dataset.with_format(None))
+    _check_columns(rows, name)
+    stream = _Stream(RowReader(tokenizer, rules, name), rows.features)
+    mapped = rows.map(stream.made, with_indices=True).filter(stream.is_kept)
+    prepared = mapped.select_columns(["input_ids", "labels", "row"])
+    if next(iter(prepared), None) is None:
+        raise DataError(f"{name}: the stream has no row with a token to learn. Raise training.max_length, or check it.")
+    return prepared
+
+
+class _Stream:
+    """What happens to each row of a stream. It is pickled where workers read the data."""
+
+    def __init__(self, reader: RowReader, features: Mapping[str, Any] | None) -> None:
+        self._reader, self._features, self._told = reader, features or {}, set[str]()
+
+    def made(self, row: dict[str, Any], index: int) -> dict[str, Any]:
+        rules = self._reader.rules
+        number = row["row"] if type(row.get("row")) is int else index
+        try:
+            whole = self._reader.read(as_written(row, self._features), f"{self._reader.name}, row {number}")
+        except DataError as error:
+            if not rules.skip_bad:
+                raise
+            self._tell("skipped", str(error))
+            return {"input_ids": [], "labels": [], "row": number}
+        made = whole.truncated(rules.max_length, rules.keep)
+        if made.supervised == 0:
+            self._tell("dropped", f"row {number} has no token to learn{_within(rules.max_length)}")
+        elif len(made.input_ids) < len(whole.input_ids):
+            self._tell("cut", f"row {number} is longer than max_length={rules.max_length}")
+        return {"input_ids": made.input_ids, "labels": made.labels, "row": number}
+
+    @staticmethod
+    def is_kept(row: Mapping[str, Any]) -> bool:
+        return any(label != IGNORED for label in row["labels"][1:])
+
+    def _tell(self, what: str, why: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            logger.warning("%s: %s (%s); more of the kind are not reported.", self._reader.name, why, what)
 
 
 @dataclass(kw_only=True)
 class _Kept:
     """Rows on their way into Arrow. Python lists of a large data set would take ten times the memory."""
 
+    rules: RowRules
+    name: str
     chunks: "list[pa.Table]" = field(default_factory=list)
     rows: list[TokenisedRow] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    cut: list[int] = field(default_factory=list)
+    endless: int = 0
+    """Rows whose last token was to be learnt and is cut off."""
 
-    def add(self, number: int, row: TokenisedRow, max_length: int | None) -> None:
-        row = row.truncated(max_length)
+    def add(self, number: int, place: int, whole: TokenisedRow) -> None:
+        row = whole.truncated(self.rules.max_length, self.rules.keep)
         if row.supervised == 0:
-            self.dropped.append(number)
+            self.dropped.append(place)
             return
+        if len(row.input_ids) < len(whole.input_ids):
+            self.cut.append(place)
+            self.endless += whole.labels[-1] != IGNORED and self.rules.keep == "start"
         self.rows.append(row)
         self.numbers.append(number)
         if len(self.rows) == ROWS_PER_CHUNK:
             self._flush()
+
+    def report(self, total: int) -> None:
+        """Say what was left out or cut; refuse to go on with nothing."""
+        name, within = self.name, _within(self.rules.max_length)
+        if self.skipped:
+            shown = " ".join(self.skipped[:ROWS_NAMED]) + (" ..." if len(self.skipped) > ROWS_NAMED else "")
+            if len(self.skipped) == total:
+                raise DataError(f"{name}: all {total} rows are skipped: {shown}")
+            logger.warning("%s: skipped %d of %d rows: %s", name, len(self.skipped), total, shown)
+        if len(self.dropped) + len(self.skipped) == total:
+            raise DataError(
+                f"{name}: all {total} rows have no token to learn{within}. Raise training.max_length, or check the "
+                "labels."
+            )
+        if self.dropped:
+            named, count = _named(self.dropped), len(self.dropped)
+            logger.warning(
+                "%s: dropped %d of %d rows (row %s), which have no token to learn%s.", name, count, total, named, within
+            )
+        if self.cut:
+            lost = (
+                f"{self.endless} of them lost the end token, and with it where to stop; raise training.max_length, or "
+                "shorten the rows"
+                if self.endless
+                else "none of them lost the end token"
+            )
+            cut, named, length = len(self.cut), _named(self.cut), self.rules.max_length
+            logger.warning(
+                "%s: cut %d of %d rows (row %s) to max_length=%d; %s.", name, cut, total, named, length, lost
+            )
 
     def dataset(self) -> "Dataset":
         import pyarrow as pa
@@ -105,96 +207,33 @@ class _Kept:
         self.rows, self.numbers = [], []
 
 
-def _new_rows(
-    dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase", columns: Columns, name: str
-) -> Iterator[TokenisedRow]:
-    tokeniser = RowTokeniser.of(tokenizer)
-    if tokeniser.format is not None and tokeniser.format.prints_the_date:
-        logger.warning(
-            "%s: the chat template prints today's date, so the token ids, and what is cached for them, hold for a day.",
-            name,
-        )
-    for place, row in _places(dataset, name):
-        yield tokeniser.row(conversation(row, columns, place=place), place)
-    if tokeniser.format is not None:
-        for opening, count in tokeniser.format.opened_otherwise.items():
-            logger.warning(
-                "%s: when it is to answer, the model is made to begin with %r, but %d answers do not begin so. It is "
-                "trained on them as they are.",
-                name,
-                opening,
-                count,
-            )
+def _check_columns(dataset: "Dataset | IterableDataset", name: str) -> None:
+    from datasets import Dataset
 
-
-def _places(dataset: "Dataset", name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every row with what to call it in messages."""
-    for number, row in enumerate(RowsAsWritten(dataset)):
-        yield f"{name}, row {number}", row
-
-
-def _is_tokenised(dataset: "Dataset", name: str) -> bool:
-    if "input_ids" not in dataset.column_names:
-        return False
-    if "labels" not in dataset.column_names:
+    if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
         raise DataError(
-            f"{name}: has 'input_ids' but no 'labels'; expected both, with -100 in 'labels' where nothing is to be "
-            "learnt, or neither."
+            f"{name}: has a transform (set_transform, with_transform), which is not applied when rows are prepared. "
+            "Apply it with map, or stream the data (to_iterable_dataset().map)."
         )
-    return True
+    found = [column for column in IMAGES if column in (dataset.column_names or ())]
+    if found:
+        raise DataError(
+            f"{name}: has a column {found[0]!r}; images are not trained on. Remove it (remove_columns) to train on the "
+            "text alone."
+        )
 
 
-def _given_rows(dataset: "Dataset", size: int, name: str) -> Iterator[TokenisedRow]:
-    """Rows that were tokenised elsewhere, checked for the mistakes that would train on something else in silence."""
-    for place, row in _places(dataset, name):
-        ids, labels = _integers(row["input_ids"], "input_ids", place), _integers(row["labels"], "labels", place)
-        if len(ids) != len(labels):
-            raise DataError(f"{place}: {len(ids)} 'input_ids' but {len(labels)} 'labels'; expected as many.")
-        outside = next((index for index in ids if not 0 <= index < size), None)
-        if outside is not None:
-            raise DataError(
-                f"{place}: 'input_ids' holds {outside}; expected ids of the tokenizer, from 0 to {size - 1}."
-            )
-        for position, (index, label) in enumerate(zip(ids, labels, strict=True)):
-            if label not in (IGNORED, index):
-                raise DataError(
-                    f"{place}: the label at position {position} is {label}, the id {index}; expected the id itself or "
-                    "-100: labels are not shifted, the model does that."
-                )
-        if _is_padded_or_packed(row):
-            raise DataError(
-                f"{place}: is padded or packed; expected one unpadded text a row. Batches are padded, and with "
-                "training.packing packed, later."
-            )
-        yield TokenisedRow(input_ids=ids, labels=labels)
-
-
-def _is_padded_or_packed(row: dict[str, Any]) -> bool:
-    positions = row.get("position_ids")
-    return (
-        0 in (row.get("attention_mask") or ())
-        or (positions is not None and list(positions) != list(range(len(positions))))
-        or len(row.get("seq_lengths") or ()) > 1
-    )
-
-
-def _integers(value: object, key: str, place: str) -> list[int]:
-    if not isinstance(value, list) or not all(type(item) is int for item in value):
-        raise DataError(f"{place}: {key!r} is {type(value).__name__} {str(value)[:60]}; expected a list of integers.")
-    return value
-
-
-def _row_numbers(dataset: "Dataset") -> Sequence[int]:
+def _own_numbers(dataset: "Dataset") -> list[int] | None:
     if "row" in dataset.column_names:
         numbers = list(dataset.with_format(None)["row"])
         if all(type(number) is int for number in numbers):
             return numbers
-    return range(len(dataset))
+    return None
 
 
-def _report_dropped(kept: _Kept, total: int, max_length: int | None, name: str) -> None:
-    first = ", ".join(map(str, kept.dropped[:ROWS_NAMED])) + (", ..." if len(kept.dropped) > ROWS_NAMED else "")
-    why = "have no token to learn" + ("" if max_length is None else f" within max_length={max_length} tokens")
-    if len(kept.dropped) == total:
-        raise DataError(f"{name}: all {total} rows {why}. Raise training.max_length, or check the labels.")
-    logger.warning("%s: dropped %d of %d rows (row %s), which %s.", name, len(kept.dropped), total, first, why)
+def _named(rows: Sequence[int]) -> str:
+    return ", ".join(map(str, rows[:ROWS_NAMED])) + (", ..." if len(rows) > ROWS_NAMED else "")
+
+
+def _within(max_length: int | None) -> str:
+    return "" if max_length is None else f" within max_length={max_length} tokens"

@@ -32,6 +32,8 @@ class ModelReference:
     """Branch, tag or commit on the hub; None is the newest."""
     dtype: str = "auto"
     """Type of the weights in memory; ``auto`` is the type they were saved in."""
+    eos_token: str | None = None
+    """The end token that the recipe gives its tokenizer; None leaves the tokenizer's own."""
 
     @property
     def is_local(self) -> bool:
@@ -134,9 +136,17 @@ def load_tokenizer(reference: ModelReference, commit: str | None = None) -> "Pre
 
     _check_location(reference)
     with _explained(reference, "its tokenizer"):
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             reference.location, revision=commit or reference.revision, trust_remote_code=False
         )
+    if reference.eos_token is not None:
+        if reference.eos_token not in tokenizer.get_vocab():
+            raise reference.error(
+                f"its tokenizer has no token {reference.eos_token!r}, which training.eos_token names; give one that it "
+                f"has, such as {tokenizer.eos_token!r}, or leave it out."
+            )
+        tokenizer.eos_token = reference.eos_token
+    return tokenizer
 
 
 def _generation_config(reference: ModelReference, commit: str | None) -> "GenerationConfig | None":

@@ -120,6 +120,8 @@ class DataSection:
     """Column with the answer that is trained on; it becomes the assistant's turn. Needs `prompt`."""
     messages: str | None = None
     """Column with a conversation (a list of role and content), if it is not called ``messages``."""
+    text: str | None = None
+    """Column with text that has no prompt and is learnt wholly, if it is not called ``text``."""
     limit: int | None = None
     """At most so many training rows, from the start, >= 1; null is all."""
     eval_limit: int | None = None
@@ -134,8 +136,8 @@ class DataSection:
         if (self.prompt is None) != (self.completion is None):
             given, missing = ("prompt", "completion") if self.completion is None else ("completion", "prompt")
             raise ConfigError(f"data: {given!r} names a column but {missing!r} does not; name both or neither.")
-        if self.messages is not None and self.prompt is not None:
-            raise ConfigError("data: 'messages' and 'prompt' are both given; a row is one or the other.")
+        if sum(name is not None for name in (self.messages, self.prompt, self.text)) > 1:
+            raise ConfigError("data: of 'messages', 'prompt' and 'text' more than one is given; a row is one of them.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,7 +53,7 @@ RESERVED: Mapping[str, str] = MappingProxyType(
         "completion_only_loss": _BY_DATA,
         "chat_template_path": _BY_DATA,
         "dataset_kwargs": _BY_DATA,
-        "dataset_text_field": _BY_DATA,
+        "dataset_text_field": "set data.text instead",
         "label_smoothing_factor": _BY_OBJECTIVE,
         "loss_type": _BY_OBJECTIVE,
         "activation_checkpointing": "set gradient_checkpointing, which is the same",

@@ -113,9 +113,9 @@ def recipe_data(recipe: Recipe, endings: Endings, student: ModelFacts) -> RunDat
         DataError: a row, or all of them, cannot be used.
         ModelError: the tokenizer cannot write the rows.
     """
-    max_length = recipe.training.arguments["max_length"]
     if not is_served(recipe):
-        return load_data(recipe.data, endings.tokenizer, max_length)
+        return load_data(recipe, endings.tokenizer)
+    max_length = recipe.training.arguments["max_length"]
     reader = answer_reader(recipe, endings, student, AT_LEAST)
     parts = read_answers(recipe, reader, max_length)
     for part in parts:

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bridgegarden.data import Columns, dataset_fingerprint, load_rows, tokenise
-from bridgegarden.recipe import DataSection
+from bridgegarden.data import Columns, RowRules, dataset_fingerprint, load_rows, tokenise
+from bridgegarden.recipe import DataSection, Recipe
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,7 +26,7 @@ class RunData(NamedTuple):
 
 def columns_of(section: DataSection) -> Columns:
     """Which columns the recipe names."""
-    return Columns(prompt=section.prompt, completion=section.completion, messages=section.messages)
+    return Columns(prompt=section.prompt, completion=section.completion, messages=section.messages, text=section.text)
 
 
 def place(kind: str, source: str) -> str:
@@ -34,18 +34,28 @@ def place(kind: str, source: str) -> str:
     return f"{kind} {Path(source).name if Path(source).exists() else source}"
 
 
-def load_data(section: DataSection, tokenizer: "PreTrainedTokenizerBase", max_length: int | None) -> RunData:
+def rules_of(recipe: Recipe, *, cut: bool = True) -> RowRules:
+    """How the rows of a recipe are read; without `cut` none is cut."""
+    arguments = recipe.training.arguments
+    return RowRules(
+        columns=columns_of(recipe.data),
+        max_length=arguments["max_length"] if cut else None,
+        keep="end" if arguments.get("truncation_mode") == "keep_end" else "start",
+        ends_with=arguments.get("eos_token"),
+    )
+
+
+def load_data(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> RunData:
     """All rows of a recipe, ready for the trainer.
 
     Raises:
         DataError: a row, or all of them, cannot be used.
         ModelError: the tokenizer cannot write the rows.
     """
+    section, rules = recipe.data, rules_of(recipe)
     rows = load_rows(section.train, split=section.split, limit=section.limit)
-    columns = columns_of(section)
-    train = tokenise(rows, tokenizer, columns=columns, max_length=max_length, name=place("train", section.train))
+    train = tokenise(rows, tokenizer, rules, name=place("train", section.train))
     if section.eval is None:
         return RunData(train, None)
     rows = load_rows(section.eval, split=section.eval_split, limit=section.eval_limit)
-    name = place("eval", section.eval)
-    return RunData(train, tokenise(rows, tokenizer, columns=columns, max_length=max_length, name=name))
+    return RunData(train, tokenise(rows, tokenizer, rules, name=place("eval", section.eval)))

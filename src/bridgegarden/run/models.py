@@ -19,10 +19,12 @@ def references(recipe: Recipe) -> tuple[ModelReference | None, ModelReference]:
     Raises:
         ConfigError: as in :func:`teacher_reference`.
     """
-    student = recipe.student
+    student, eos_token = recipe.student, recipe.training.arguments.get("eos_token")
     return (
         None if is_served(recipe) or is_done_teaching(recipe) else teacher_reference(recipe),
-        ModelReference(role="student", model=student.model, revision=student.revision, dtype=student.dtype),
+        ModelReference(
+            role="student", model=student.model, revision=student.revision, dtype=student.dtype, eos_token=eos_token
+        ),
     )
 
 

@@ -42,7 +42,19 @@ def check_arguments(args: SFTConfig | None, kwargs: Mapping[str, Any]) -> None:
         )
     if args.use_liger_kernel:
         raise ConfigError("training.use_liger_kernel: its fused loss would replace the objective; set it to false.")
-    if getattr(args, "packing", False) and args.packing_strategy != "bfd":
+    if not isinstance(args, SFTConfig):
+        return
+    if kwargs.get("formatting_func") is not None and (args.completion_only_loss or args.assistant_only_loss):
+        raise ConfigError(
+            "formatting_func: makes one text of a row, of which training.completion_only_loss and assistant_only_loss "
+            "can tell no part; leave out one or the other."
+        )
+    if args.eval_packing and not args.packing:
+        raise ConfigError(
+            "training.eval_packing: evaluation rows are packed only where training rows are, or they would read each "
+            "other; set packing too, or leave it out."
+        )
+    if args.packing and args.packing_strategy != "bfd":
         raise ConfigError(
             f"training.packing_strategy: got {args.packing_strategy!r}, which cuts documents in two, so that neither "
             "model would see the prompt of what it predicts. Use 'bfd'."

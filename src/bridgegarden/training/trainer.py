@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
+from weakref import WeakSet
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -14,7 +15,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
 from bridgegarden.causal_lm import add_hidden_loss, check_head, head_size, language_model_in, take_off_wrappers
-from bridgegarden.data import Columns, tokenise, vocabulary_size
+from bridgegarden.data import Columns, vocabulary_size
 from bridgegarden.errors import ConfigError
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.fused import FusedLoss, fused_hybrid_loss
@@ -35,7 +36,7 @@ from bridgegarden.training.launch import check_launch, check_same_teacher
 from bridgegarden.training.log_window import restore_log_window, save_log_window
 from bridgegarden.training.non_finite import check_finite_weights, non_finite_gradient, non_finite_loss
 from bridgegarden.training.on_policy import OnPolicy, check_on_policy
-from bridgegarden.training.packing import pack_rows
+from bridgegarden.training.prepare import prepare, row_rules, without_assistant_only
 from bridgegarden.training.student_writer import StudentWriter
 from bridgegarden.training.terms import TermSums, term_means
 
@@ -108,11 +109,14 @@ class HybridDistillationTrainer(SFTTrainer):
             data_labels=self.objective.learns_data_tokens,
             packed=args is not None and (args.packing or args.padding_free),
         )
-        self._columns = columns or Columns()
+        self._columns = columns
+        self._assistant_only = isinstance(args, SFTConfig) and args.assistant_only_loss
+        self._prepared: WeakSet[Dataset | IterableDataset] = WeakSet()
         self._terms = {"train": TermSums(), "eval": TermSums()}
         self._clock: float | None = None
         self._window_rows: list[Tensor] = []
-        super().__init__(model=model, args=args, **kwargs)
+        super().__init__(model=model, args=without_assistant_only(args), **kwargs)
+        cast(SFTConfig, self.args).assistant_only_loss = self._assistant_only
         if self.aux_loss_enabled:
             raise ConfigError(
                 "training.router_aux_loss_coef: the load-balancing loss of mixture-of-experts students is not "
@@ -335,20 +339,13 @@ class HybridDistillationTrainer(SFTTrainer):
         formatting_func: Callable | None,
         dataset_name: str,
     ) -> Any:
-        """Tokenise and mask our way (every assistant turn up to its end-of-turn token), truncate and pack TRL's way."""
-        ours = isinstance(dataset, Dataset) and formatting_func is None
-        if ours and "text" not in dataset.column_names:
-            dataset = tokenise(
-                dataset, processing_class, columns=self._columns, max_length=args.max_length, name=dataset_name
-            )
-        elif ours and ROW not in dataset.column_names:
-            dataset = dataset.add_column(ROW, list(range(len(dataset))))
-        if isinstance(dataset, IterableDataset) and packing:
-            raise ConfigError("training.packing: packing a streamed data set is not supported; load it whole.")
-        prepared = super()._prepare_dataset(dataset, processing_class, args, False, formatting_func, dataset_name)
-        if not packing:
-            return prepared
-        return pack_rows(cast(Dataset, prepared), args)
+        """Tokenise, mask, cut, shuffle and pack; nothing of it is TRL's, so that every container goes the same way."""
+        if dataset in self._prepared:
+            return dataset
+        rules = row_rules(args, self._columns, assistant_only=self._assistant_only, formatting_func=formatting_func)
+        prepared = prepare(dataset, self._tokenizer, rules, args, packing=packing, name=dataset_name)
+        self._prepared.add(prepared)
+        return prepared
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
