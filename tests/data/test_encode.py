@@ -191,3 +191,20 @@ def test_a_plain_prompt_alone_has_the_ids_before_the_completion(llama3, plain, s
         assert RowTokeniser.of(tokenizer).prompt(asked, "row") == context(tokenise_row(read(row), tokenizer))
     asked = prompt({"q": "two plus"}, Columns(prompt="q"), place="row")
     assert RowTokeniser.of(plain).prompt(asked, "row") == plain("two plus")["input_ids"]
+
+
+def test_a_prompt_that_a_template_has_written_already_gets_no_second_bos(llama3, learnt):
+    rendered = llama3.apply_chat_template(TWO_TURNS[:1], tokenize=False, add_generation_prompt=True)
+    row = tokenise_row(read({"prompt": rendered, "completion": "Paris"}), llama3)
+    assert row.input_ids.count(llama3.bos_token_id) == 1
+    assert context(row) == llama3(rendered, add_special_tokens=False)["input_ids"]
+    assert learnt(row, llama3) == "Paris<|eot_id|>"
+    asked = RowTokeniser.of(llama3).prompt(prompt({"prompt": rendered}, Columns(), place="row"), "row")
+    assert asked == context(row)
+
+
+def test_a_rendered_prompt_in_a_named_column_is_refused_rather_than_wrapped_again(chatml):
+    rendered = chatml.apply_chat_template(TWO_TURNS[:1], tokenize=False, add_generation_prompt=True)
+    row = read({"q": rendered, "a": "Paris"}, prompt="q", completion="a")
+    with pytest.raises(DataError, match=r"^row 2: the prompt ends with .*assistant', so a chat template has"):
+        tokenise_row(row, chatml, place="row 2")

@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 
+from bridgegarden.errors import ConfigError
 from bridgegarden.preflight import ModelReference, check_endings, load_facts
 from tests.tiny import CHAT_TEMPLATE, END_OF_TEXT, TURN_END, save_tiny, tiny_model, tiny_tokenizer
 
@@ -94,3 +95,37 @@ def test_a_template_that_refuses_what_the_other_takes_differs(endings):
     refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHAT_TEMPLATE
     (warning,) = endings(with_template(refusing), tiny_tokenizer()).warnings
     assert "an error (no system)" in warning
+
+
+@pytest.fixture
+def student(tmp_path):
+    folder = save_tiny(tmp_path / "student", tiny_model("llama", 264), tiny_tokenizer())
+    return load_facts(ModelReference(role="student", model=str(folder)))
+
+
+def test_the_template_of_the_recipe_is_used_in_place_of_the_student_s(student, tmp_path):
+    path = tmp_path / "own.jinja"
+    path.write_text("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|endoftext|>{% endfor %}")
+    found = check_endings(None, student, str(path))
+    assert (found.template_from, found.taught) == ("recipe", END_ID)
+    assert found.tokenizer.chat_template == path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, "no such file; expected a chat template"),
+        (b"", "is empty"),
+        (b"\xff", "is not UTF-8 text"),
+        (b"x" * 2_000_000, "has more than 1,000,000 characters"),
+        (b"{{ messages", "with it, tokenizer .* its chat template refuses a question and an answer"),
+        (b"{{ messages[0].content }}", "with it, tokenizer .* does not write what the assistant answers"),
+        (b"{{ 'x' * 10**11 }}", "its chat template takes more than 1 GiB of memory"),
+    ],
+)
+def test_a_file_that_is_no_chat_template_is_refused_by_key_and_name(student, tmp_path, content, complaint):
+    path = tmp_path / "own.jinja"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"^data\.chat_template: {path}: {complaint}"):
+        check_endings(None, student, str(path))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import trl
 from click.testing import CliRunner
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -419,3 +420,35 @@ def test_the_command_in_a_process_of_its_own_prints_plain_lines_and_a_summary(wr
     assert not [line for line in lines if "Warning" in line or "[transformers]" in line]
     assert done.stdout.startswith("Trained 4 steps\n")
     assert done.stdout.endswith(f"The student is in {tmp_path / 'out' / 'model'}\n")
+
+
+def test_qwen3_trains_on_turns_with_tools_by_a_template_of_the_recipe_that_is_saved_as_it_is(write_recipe, tmp_path):
+    template = (Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja").read_text(encoding="utf-8")
+    (tmp_path / "qwen3.jinja").write_text(template, encoding="utf-8")
+    call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 2, "b": 2}'}}
+    turns = [
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "4"},
+        {"role": "assistant", "content": "four", "reasoning_content": "said so"},
+    ]
+    (tmp_path / "turns.jsonl").write_text(json.dumps({"messages": turns * 2}) + "\n")
+    recipe = write_recipe(
+        data={
+            "train": str(tmp_path / "turns.jsonl"),
+            "prompt": None,
+            "completion": None,
+            "chat_template": str(tmp_path / "qwen3.jinja"),
+        },
+        training={"max_steps": 1, "per_device_train_batch_size": 1},
+    )
+    audit = run(recipe, "--audit")
+    assert "chat template: the recipe's" in audit.output
+    assert audit.output.count('{"name": "add", "arguments": {"a": 2, "b": 2}}') == 2
+    assert audit.output.count("said so") == 2
+    result = run(recipe)
+    assert result.exit_code == 0, result.output
+    saved = AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
+    assert saved.chat_template == template
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (record["chat_template"], len(record["chat_template_sha256"])) == ("recipe", 64)

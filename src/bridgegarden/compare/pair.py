@@ -131,7 +131,7 @@ def check_pair(recipe: Recipe, seeds: Sequence[int]) -> tuple[Pair, "RunData"]:
     of_teacher, of_student = references(seeded(recipe, seeds[0]))
     assert of_teacher is not None  # `check_recipe` refuses a server
     teacher, student = load_facts(of_teacher), load_facts(of_student)
-    match, endings = compare_tokenizers(teacher, student), check_endings(teacher, student)
+    match, endings = compare_tokenizers(teacher, student), check_endings(teacher, student, recipe.data.chat_template)
     data = recipe_data(recipe, endings, student)
     weights = weights_fingerprint(Path(of_teacher.location)) if of_teacher.is_local else teacher.commit
     pair = Pair(

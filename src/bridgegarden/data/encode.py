@@ -108,6 +108,7 @@ class RowTokeniser:
         if chat.form == "text" or (chat.form == "pair" and self.format is None):
             return self._text_row(chat, place)
         chat_writer = self.format or chat_format(self.tokenizer)  # the latter says why there is none
+        self._check_not_rendered(chat, chat_writer, place)
         ids: list[int] = []
         labels: list[int] = []
         before = Segment("", False)
@@ -129,6 +130,16 @@ class RowTokeniser:
             return _prompt_ids(chat.messages[0]["content"], self.tokenizer)
         chat_writer = self.format or chat_format(self.tokenizer)
         return _encode(chat_writer.prompt(chat, place=place), self.tokenizer)
+
+    def _check_not_rendered(self, chat: Conversation, chat_writer: ChatFormat, place: str) -> None:
+        """A prompt in named columns gets the template's turns; one that has them already would get them twice."""
+        opening = chat_writer.openings["user"].strip()
+        if chat.form == "pair" and opening and chat.messages[chat.learn_from - 1]["content"].rstrip().endswith(opening):
+            raise DataError(
+                f"{place}: the prompt ends with {opening!r}, so a chat template has written it already, and it would "
+                "be put into a user's turn once more. Call the columns 'prompt' and 'completion' and name no columns "
+                "(data.prompt, data.completion): the texts are then taken as they stand."
+            )
 
     def _text_row(self, chat: Conversation, place: str) -> TokenisedRow:
         prompt, completion = (message["content"] for message in chat.messages)
@@ -167,13 +178,16 @@ def _encode(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
 
 
 def _prompt_ids(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """A plain prompt with the tokens that the tokenizer puts before text, but not those it puts after."""
+    """A plain prompt with the tokens that the tokenizer puts before text, but not those it puts after.
+
+    One that was rendered by a chat template begins with them already.
+    """
     ids: list[int] = tokenizer(prompt, verbose=False)["input_ids"]  # pyright: ignore[reportAssignmentType]
     plain = _encode(prompt, tokenizer)
     surplus = len(ids) - len(plain)
     for lead in range(surplus + 1):
         if ids[lead : lead + len(plain)] == plain:
-            return ids[:lead] + plain
+            return plain if plain[:lead] == ids[:lead] else ids[:lead] + plain
     return ids
 
 

@@ -29,7 +29,7 @@ def render(
     template: str | None = None,
     tools: Sequence[dict[str, Any]] | None = None,
     generation_prompt: bool = False,
-    options: Mapping[str, Any] | None = None,
+    variables: Mapping[str, Any] | None = None,
 ) -> Rendered:
     """`messages` as a chat template writes them; whatever the template raises is passed on.
 
@@ -39,7 +39,7 @@ def render(
         template: in place of the tokenizer's own.
         tools: JSON schemas.
         generation_prompt: whether the text goes on up to where the assistant is to speak.
-        options: the template's own variables, such as ``enable_thinking``.
+        variables: the template's own variables, such as ``enable_thinking``.
     """
     # Not apply_chat_template, which gives marks only as a mask over tokens of the whole text.
     from transformers.utils.chat_template_utils import render_jinja_template
@@ -52,7 +52,7 @@ def render(
         chat_template=source,
         return_assistant_tokens_mask=has_marks(source),
         add_generation_prompt=generation_prompt,
-        **{**tokenizer.special_tokens_map, "date_string": FIXED_DATE, **(options or {})},
+        **{**tokenizer.special_tokens_map, "date_string": FIXED_DATE, **(variables or {})},
     )
     text = texts[0]
     assert isinstance(text, str)

@@ -273,7 +273,7 @@ class ChatFormat:
                 template=self.template,
                 tools=_tools(chat),
                 generation_prompt=generation_prompt,
-                options=chat.variables,
+                variables=chat.variables,
             )
         except template_errors() as error:
             roles = ", ".join(message["role"] for message in messages)

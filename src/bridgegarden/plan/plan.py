@@ -126,7 +126,7 @@ def plan_recipe(recipe: Recipe, machine: Machine, name: str = "recipe") -> Plan:
         teacher = None if of_teacher is None else load_facts(of_teacher, weights=False)
         student = load_facts(of_student, weights=False)
         compare_tokenizers(teacher, student)
-        endings = check_endings(teacher, student)
+        endings = check_endings(teacher, student, recipe.data.chat_template)
         data = recipe_data(recipe, endings, student)
         return _plan(recipe, machine, name, teacher, student, data, vocabulary_size(endings.tokenizer))
 

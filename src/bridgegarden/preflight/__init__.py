@@ -77,6 +77,7 @@ def preflight(
     use_cpu: bool = False,
     teacher_cached: bool = False,
     top_k: int | None = None,
+    chat_template: str | None = None,
 ) -> Preflight:
     """Check that `teacher` can teach `student`, from configurations and tokenizers alone.
 
@@ -88,6 +89,7 @@ def preflight(
         use_cpu: whether the run is kept off accelerators.
         teacher_cached: whether what the teacher says is read from disk, so that its weights are not loaded.
         top_k: tokens that are kept of what a teacher in memory says; None is all.
+        chat_template: a file with the chat template to use; None is the student's, or else the teacher's.
 
     Raises:
         ModelError: a model cannot be used, or their tokenizers differ.
@@ -97,7 +99,7 @@ def preflight(
         teacher=teacher_facts,
         student=student_facts,
         match=compare_tokenizers(teacher_facts, student_facts),
-        endings=check_endings(teacher_facts, student_facts),
+        endings=check_endings(teacher_facts, student_facts, chat_template),
         memory=estimate_memory(
             teacher_facts,
             student_facts,

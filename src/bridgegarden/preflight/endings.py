@@ -5,15 +5,21 @@ distilled model is spoilt while its loss looks healthy.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bridgegarden.data import end_of_turn_ids
 from bridgegarden.data.render import render, template_errors
+from bridgegarden.data.template import chat_format
+from bridgegarden.errors import ConfigError, ModelError
+from bridgegarden.preflight.bounded import fault_of_template
 from bridgegarden.preflight.models import ModelFacts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+LONGEST_TEMPLATE = 1_000_000
+"""Characters; published ones have 20,000 at most."""
 PROBES = (
     [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hi."}],
     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello."}],
@@ -27,8 +33,8 @@ class Endings:
 
     tokenizer: "PreTrainedTokenizerBase"
     """The student's, with the chat template that is used."""
-    template_from: Literal["student", "teacher"] | None
-    """Whose chat template it is; None where neither has one, so that only plain text can be trained on."""
+    template_from: Literal["student", "teacher", "recipe"] | None
+    """Whose chat template it is; None where there is none, so that only plain text can be trained on."""
     taught: int
     """The id with which the student is taught to end its turn."""
     stops: tuple[int, ...]
@@ -36,16 +42,22 @@ class Endings:
     warnings: tuple[str, ...] = ()
 
 
-def check_endings(teacher: ModelFacts | None, student: ModelFacts) -> Endings:
+def check_endings(teacher: ModelFacts | None, student: ModelFacts, chat_template: str | None = None) -> Endings:
     """Decide on the chat template, the student's if it has one and else the teacher's, and look for contradictions.
 
-    Of a teacher on a server (None) neither is known; how it ends its turns shows in its answers.
+    Args:
+        teacher: of one on a server (None) neither template nor end is known; its answers show how it ends its turns.
+        student: its tokenizer gets the template, and is saved with it.
+        chat_template: a file with the one to use, in place of both.
 
     Raises:
+        ConfigError: the file cannot be read, or holds no chat template.
         ModelError: no token ends a turn.
     """
     tokenizer = student.tokenizer
-    source: Literal["student", "teacher"] | None = "student" if tokenizer.chat_template is not None else None
+    if chat_template is not None:
+        _use_template(tokenizer, chat_template)
+    source = None if tokenizer.chat_template is None else "student" if chat_template is None else "recipe"
     warnings: list[str] = []
     if source is None and teacher is not None and teacher.tokenizer.chat_template is not None:
         tokenizer.chat_template, source = teacher.tokenizer.chat_template, "teacher"
@@ -67,20 +79,47 @@ def check_endings(teacher: ModelFacts | None, student: ModelFacts) -> Endings:
     return Endings(tokenizer=tokenizer, template_from=source, taught=stops[0], stops=stops, warnings=tuple(warnings))
 
 
+def _use_template(tokenizer: "PreTrainedTokenizerBase", path: str) -> None:
+    """Give `tokenizer` the chat template in the file `path`, if it is one."""
+    where = f"data.chat_template: {path}"
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ConfigError(f"{where}: no such file; expected a chat template as text (Jinja).")
+    try:
+        with file.open(encoding="utf-8") as opened:
+            template = opened.read(LONGEST_TEMPLATE + 1)
+    except OSError as error:
+        raise ConfigError(f"{where}: cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where}: is not UTF-8 text; expected a chat template (Jinja).") from error
+    if not template.strip() or len(template) > LONGEST_TEMPLATE:
+        got = "is empty" if not template.strip() else f"has more than {LONGEST_TEMPLATE:,} characters"
+        raise ConfigError(f"{where}: {got}; expected a chat template (Jinja).")
+    tokenizer.chat_template = template
+    fault = fault_of_template(tokenizer)
+    if fault is not None:
+        raise ConfigError(f"{where}: {fault}")
+    try:
+        chat_format(tokenizer)
+    except ModelError as error:
+        raise ConfigError(f"{where}: with it, {error}") from error
+
+
 def _template_warnings(teacher: ModelFacts, tokenizer: "PreTrainedTokenizerBase", source: str | None) -> list[str]:
     if source is None:
         return []
+    whose = "the recipe's" if source == "recipe" else "the student's"
     if teacher.tokenizer.chat_template is None:
         return [
             "the teacher has no chat template, so it has probably not been trained on conversations. It reads them in "
-            "the student's template; take an instruction-tuned teacher, or data in plain prompt and completion."
+            f"{whose} template; take an instruction-tuned teacher, or data in plain prompt and completion."
         ]
     for probe in PROBES:
         ours, theirs = _rendered(probe, tokenizer), _rendered(probe, teacher.tokenizer)
         if ours != theirs:
             return [
-                f"the chat templates differ: the student's writes {_around(ours, theirs)}, the teacher's "
-                f"{_around(theirs, ours)}. Both models read what the student's writes, which the teacher may not know. "
+                f"the chat templates differ: {whose} writes {_around(ours, theirs)}, the teacher's "
+                f"{_around(theirs, ours)}. Both models read what {whose} writes, which the teacher may not know. "
                 "If its answers suffer, save the student's tokenizer with the teacher's chat_template."
             ]
     return []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bridgegarden.errors import ModelError
+from bridgegarden.preflight.bounded import fault_of_template, fault_of_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -130,7 +131,7 @@ def load_tokenizer(reference: ModelReference, commit: str | None = None) -> "Pre
     """The tokenizer of a model.
 
     Raises:
-        ModelError: it has none, or one that cannot be read.
+        ModelError: it has none, or one that cannot be read, or it or its chat template knows no bounds.
     """
     from transformers import AutoTokenizer
 
@@ -146,6 +147,11 @@ def load_tokenizer(reference: ModelReference, commit: str | None = None) -> "Pre
                 f"has, such as {tokenizer.eos_token!r}, or leave it out."
             )
         tokenizer.eos_token = reference.eos_token
+    fault = fault_of_tokenizer(tokenizer)
+    if fault is None and tokenizer.chat_template is not None:
+        fault = fault_of_template(tokenizer)
+    if fault is not None:
+        raise reference.error(fault)
     return tokenizer
 
 

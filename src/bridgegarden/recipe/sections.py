@@ -122,6 +122,9 @@ class DataSection:
     """Column with a conversation (a list of role and content), if it is not called ``messages``."""
     text: str | None = None
     """Column with text that has no prompt and is learnt wholly, if it is not called ``text``."""
+    chat_template: str | None = None
+    """File with the chat template (Jinja) that writes the rows and is saved with the student; null is the student's, or
+    else the teacher's."""
     limit: int | None = None
     """At most so many training rows, from the start, >= 1; null is all."""
     eval_limit: int | None = None
@@ -131,6 +134,8 @@ class DataSection:
         _require_text("data.train", self.train)
         if self.eval is not None:
             _require_text("data.eval", self.eval)
+        if self.chat_template is not None:
+            _require_text("data.chat_template", self.chat_template)
         _require_positive("data.limit", self.limit)
         _require_positive("data.eval_limit", self.eval_limit)
         if (self.prompt is None) != (self.completion is None):

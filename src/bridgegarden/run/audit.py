@@ -27,7 +27,7 @@ def audit(recipe: Recipe) -> str:
     """
     of_teacher, of_student = references(recipe)
     teacher, student = None if of_teacher is None else load_facts(of_teacher), load_facts(of_student)
-    match, endings = compare_tokenizers(teacher, student), check_endings(teacher, student)
+    match, endings = compare_tokenizers(teacher, student), check_endings(teacher, student, recipe.data.chat_template)
     section, max_length, rules = recipe.data, recipe.training.arguments["max_length"], rules_of(recipe, cut=False)
     limit = ROWS if section.limit is None else min(section.limit, ROWS)
     name = place("train", section.train)

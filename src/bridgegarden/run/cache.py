@@ -171,7 +171,7 @@ def _checked_pair(recipe: Recipe) -> tuple[ModelFacts | None, ModelFacts, Ending
     of_teacher, of_student = references(recipe)
     teacher, student = None if of_teacher is None else load_facts(of_teacher), load_facts(of_student)
     compare_tokenizers(teacher, student)
-    return teacher, student, check_endings(teacher, student)
+    return teacher, student, check_endings(teacher, student, recipe.data.chat_template)
 
 
 def _refuse_what_is_for_answers(options: CacheOptions) -> None:

@@ -84,6 +84,7 @@ def check_run(recipe: Recipe, folder: OutputFolder, arguments: "SFTConfig", cons
         use_cpu=arguments.use_cpu,
         teacher_cached=cached,
         top_k=recipe.teacher.top_k,
+        chat_template=recipe.data.chat_template,
     )
     report(console, checked)
     data = recipe_data(recipe, checked.endings, checked.student)

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from bridgegarden.data import chat_template_fingerprint
 from bridgegarden.errors import ConfigError
 from bridgegarden.run.checked import CheckedRun
 from bridgegarden.run.checkpoints import step_of
@@ -49,6 +50,7 @@ def run_record(run: CheckedRun) -> dict[str, Any]:
         "student": {"model": facts.student.reference.model, "commit": facts.student.commit},
         "tokenizers": facts.match.relation,
         "chat_template": facts.endings.template_from,
+        "chat_template_sha256": chat_template_fingerprint(facts.endings.tokenizer),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "packages": package_versions(),

@@ -1,0 +1,128 @@
+"""A stranger's chat template and tokenizer tried in a process with limits, before they are used in this one.
+
+Jinja's sandbox keeps a template from everything but time and memory, and a tokenizer's normaliser can ask for any
+amount of both. What only goes wrong on particular rows is not found here.
+"""
+
+import os
+import resource
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+from bridgegarden.data.forms import ANSWERED, ASKED, FOUND, TOOL, called
+from bridgegarden.data.render import render, template_errors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CPU_SECONDS = 10
+"""Of a processor; the trials take a hundredth of one."""
+WALL_SECONDS = 120.0
+MEMORY = 2**30
+"""Bytes beyond what this process has."""
+OUT_OF_MEMORY, FAILED = 3, 4
+"""How the process says by its status what happened."""
+
+
+def fault_of_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """What is wrong with the chat template of `tokenizer` that must not be tried here, in words; None if nothing."""
+    return _fault(lambda: _try_template(tokenizer), "its chat template")
+
+
+def fault_of_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """As :func:`fault_of_template`, of encoding and decoding."""
+    return _fault(lambda: _try_tokenizer(tokenizer), "its tokenizer")
+
+
+def _try_template(tokenizer: "PreTrainedTokenizerBase") -> None:
+    again = [{**ASKED, "content": "Again?"}, {**ANSWERED, "content": "Again."}]
+    for messages in ([ASKED], [ASKED, ANSWERED], [ASKED, ANSWERED, *again], [ASKED, called("object"), FOUND, ANSWERED]):
+        for tools in (None, [TOOL]):
+            for generation_prompt in (False, True):
+                try:
+                    render(messages, tokenizer, tools=tools, generation_prompt=generation_prompt)
+                except MemoryError:
+                    raise
+                except template_errors():  # said later, by whoever needs the template
+                    continue
+
+
+def _try_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
+    ids = tokenizer("A question of 3 words?\n")["input_ids"]
+    tokenizer.decode(ids)
+
+
+def _fault(trial: Callable[[], None], what: str) -> str | None:
+    if sys.platform != "linux":  # elsewhere a process that has threads cannot be copied safely
+        return None
+    status = _status_of(trial)
+    if status == 0:
+        return None
+    if status in (OUT_OF_MEMORY, -signal.SIGKILL):
+        return f"{what} takes more than {MEMORY // 2**30} GiB of memory for a few words."
+    if status in (-signal.SIGXCPU, None):
+        return f"{what} takes more than {CPU_SECONDS} seconds for a few words."
+    return f"{what} fails on a few words of plain text. Is the file damaged?"
+
+
+def _status_of(trial: Callable[[], None]) -> int | None:
+    """The exit status of a copy of this process that runs `trial`, negative for a signal; None if it did not end."""
+    with _ready_to_fork():
+        child = os.fork()
+        if child == 0:
+            _run_and_exit(trial)
+    ends = time.monotonic() + WALL_SECONDS
+    pause = 0.001
+    while time.monotonic() < ends:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(pause)
+        pause = min(2 * pause, 0.05)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+
+def _run_and_exit(trial: Callable[[], None]) -> NoReturn:
+    """In the copy: nothing it says may reach the terminal, and nothing of this process may run at its end."""
+    status = FAILED
+    try:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(nowhere, stream)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        with open("/proc/self/statm", encoding="ascii") as sizes:
+            mapped = int(sizes.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, mapped + MEMORY))
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        trial()
+        status = 0
+    except MemoryError:
+        status = OUT_OF_MEMORY
+    finally:
+        os._exit(status)
+
+
+@contextmanager
+def _ready_to_fork() -> Iterator[None]:
+    """Without what Python (threads) and the tokenizers library (its pool) say of a copy that uses neither."""
+    name = "TOKENIZERS_PARALLELISM"
+    told = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        if told is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = told
