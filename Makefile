@@ -1,4 +1,4 @@
-.PHONY: check test slow docs
+.PHONY: check test slow canary floor docs
 
 check:
 	ruff check .
@@ -12,6 +12,13 @@ test:
 
 slow:
 	pytest -n logical -m slow
+
+# The tests in a fresh environment: with the newest of everything, and with the lowest that pyproject.toml allows.
+canary:
+	.ci/run newest
+
+floor:
+	.ci/run lowest
 
 docs:
 	python docs/write_cli_reference.py

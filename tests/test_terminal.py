@@ -84,24 +84,6 @@ def test_a_line_of_the_log_is_one_plain_line():
     assert_harmless(line)
 
 
-def test_what_transformers_says_of_a_model_s_files_is_plain_while_a_command_runs():
-    from transformers.utils import logging as transformers_logging
-
-    from bridgegarden.run.quiet import quiet_libraries
-
-    seen = io.StringIO()
-    handler = logging.StreamHandler(seen)
-    transformers_logging.add_handler(handler)
-    try:
-        with quiet_libraries(interactive=False):
-            logging.getLogger("transformers.models").warning("unknown key %s", HOSTILE)
-    finally:
-        transformers_logging.remove_handler(handler)
-    assert "unknown key" in seen.getvalue()
-    assert_harmless(seen.getvalue())
-    assert handler.filters == []
-
-
 @pytest.mark.parametrize(("seconds", "text"), [(8.4, "8s"), (200, "3m 20s"), (7500, "2h 05m")])
 def test_a_duration_is_written_for_people(seconds, text):
     assert duration(seconds) == text

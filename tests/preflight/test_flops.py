@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, MambaConfig, MixtralConfig
 
 from bridgegarden.errors import ModelError
+from bridgegarden.preflight.activations import checkpoint_layers
 from bridgegarden.preflight.flops import (
     forward_flops,
     forward_flops_per_token,
@@ -77,7 +78,7 @@ def test_a_backward_is_two_forwards(name):
 
 def test_checkpointing_is_one_more_forward_without_the_last_product_of_each_layer():
     model = model_of("llama").train()
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    checkpoint_layers(model)
     forward = ROWS * TOKENS * forward_flops_per_token(model.config, TOKENS)
     last = ROWS * TOKENS * 2 * sum(layer.mlp.down_proj.weight.numel() for layer in model.model.layers)
     assert forwards_a_training_step(gradient_checkpointing=True) == 4

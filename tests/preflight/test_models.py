@@ -3,6 +3,8 @@ import shutil
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from bridgegarden.errors import ModelError
 from bridgegarden.preflight import ModelReference, load_facts
@@ -108,6 +110,15 @@ def test_a_missing_tokenizer_is_one_line(saved):
     with pytest.raises(ModelError, match="its tokenizer cannot be read") as caught:
         load_facts(student(saved))
     assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_without_a_vocabulary_is_none(saved):
+    for path in saved.glob("tokenizer*"):
+        path.unlink()
+    empty = Tokenizer(models.BPE(vocab={}, merges=[]))
+    PreTrainedTokenizerFast(tokenizer_object=empty, eos_token="</s>", pad_token="<pad>").save_pretrained(saved)
+    with pytest.raises(ModelError, match="its tokenizer cannot be read: it has only special tokens"):
+        load_facts(student(saved))
 
 
 def test_generation_settings_are_optional(saved):

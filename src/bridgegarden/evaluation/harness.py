@@ -13,6 +13,7 @@ from bridgegarden.data import end_of_turn_ids
 from bridgegarden.errors import ModelError
 from bridgegarden.evaluation.groups import OWN_TASKS, RUNS_CODE
 from bridgegarden.evaluation.load_tasks import SAMPLED, LoadedTask
+from bridgegarden.evaluation.progress import our_bars
 from bridgegarden.evaluation.results import Score
 from bridgegarden.evaluation.tasks.programs import to_answer
 
@@ -67,7 +68,7 @@ def run_tasks(
             _prepare(task, lm, request, own=item.name in OWN_TASKS)
     devices = [] if model.device.type == "cpu" else [model.device]
     # What lm-eval prints is which batch size it found.
-    with contextlib.redirect_stdout(sys.stderr), torch.random.fork_rng(devices):
+    with contextlib.redirect_stdout(sys.stderr), our_bars(), torch.random.fork_rng(devices):
         torch.manual_seed(request.seed)
         try:
             # Not `simple_evaluate`: it also seeds everything and spends seconds on describing the machine.

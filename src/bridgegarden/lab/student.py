@@ -2,7 +2,6 @@
 
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -141,30 +140,27 @@ class _Steps(TrainerCallback):
 
 
 def _arguments(settings: LabSettings, seed: int, folder: str) -> SFTConfig:
-    with warnings.catch_warnings():
-        # TRL sets the old name by default, and transformers warns of it whoever makes an SFTConfig.
-        warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
-        return SFTConfig(
-            folder,
-            max_steps=settings.steps,
-            per_device_train_batch_size=settings.batch,
-            per_device_eval_batch_size=64,
-            learning_rate=settings.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=max(1, settings.steps // 20),
-            adam_beta2=0.95,
-            weight_decay=0.01,
-            max_length=None,
-            seed=seed,
-            eval_strategy="steps",
-            eval_steps=settings.evaluate_every,
-            # Models this small are slower on a GPU, and the CPU gives everybody the same numbers.
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            dataloader_pin_memory=False,
-            logging_strategy="no",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        )
+    return SFTConfig(
+        folder,
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch,
+        per_device_eval_batch_size=64,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, settings.steps // 20),
+        adam_beta2=0.95,
+        weight_decay=0.01,
+        max_length=None,
+        seed=seed,
+        eval_strategy="steps",
+        eval_steps=settings.evaluate_every,
+        # Models this small are slower on a GPU, and the CPU gives everybody the same numbers.
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        dataloader_pin_memory=False,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )

@@ -77,7 +77,7 @@ def student_memory(
     def walk(layers: int) -> StepMemory:
         model: Any = cast(Any, meta_model(_shortened(config, layers))).to(dtype).train()
         if gradient_checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            checkpoint_layers(model)
         if lora is not None:
             _add_adapters(model, lora, gradient_checkpointing)
         with _fake(model):
@@ -86,6 +86,13 @@ def student_memory(
             return _step(model, batch, autocast)
 
     return StepMemory(**dict(zip(_FIELDS, _extrapolated(config, walk), strict=True)))
+
+
+def checkpoint_layers(model: Any) -> None:
+    """Keep only what goes into each layer of `model`, and compute the rest again in the backward."""
+    # transformers 5.23 renamed it, and warns of the old name.
+    new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"
+    getattr(model, new if hasattr(model, new) else old)({"use_reentrant": False})
 
 
 def teacher_memory(config: "PretrainedConfig", dtype: "torch.dtype", batch: Batch) -> tuple[int, int]:

@@ -140,6 +140,9 @@ def load_tokenizer(reference: ModelReference, commit: str | None = None) -> "Pre
         tokenizer = AutoTokenizer.from_pretrained(
             reference.location, revision=commit or reference.revision, trust_remote_code=False
         )
+    # Some versions of transformers make one up where the files are missing.
+    if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
+        raise reference.error("its tokenizer cannot be read: it has only special tokens. Are its files complete?")
     if reference.eos_token is not None:
         if reference.eos_token not in tokenizer.get_vocab():
             raise reference.error(

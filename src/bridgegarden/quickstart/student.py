@@ -2,7 +2,6 @@
 
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -126,13 +125,6 @@ def train_student(
 
 
 def _arguments(settings: QuickstartSettings, seed: int, folder: str) -> SFTConfig:
-    with warnings.catch_warnings():
-        # TRL sets the old name by default, and transformers warns of it whoever makes an SFTConfig.
-        warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
-        return _sft_config(settings, seed, folder)
-
-
-def _sft_config(settings: QuickstartSettings, seed: int, folder: str) -> SFTConfig:
     return SFTConfig(
         folder,
         max_steps=settings.steps,

@@ -10,7 +10,6 @@ import inspect
 import json
 import os
 import re
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.evaluation.confined import Exam, Verdict, examine
+from bridgegarden.evaluation.progress import Bar
 from bridgegarden.evaluation.tasks import program_problems
 
 if TYPE_CHECKING:
@@ -93,15 +93,12 @@ def to_answer(row: Mapping[str, Any]) -> str:
 
 def grade(answers: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]) -> list[list[bool]]:
     """Run every answer to every row."""
-    from tqdm import tqdm
-
     todo = {(number, text) for number, texts in enumerate(answers) for text in texts}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         verdicts = {
             (number, text): pool.submit(examine, *_examination(text, rows[number])) for number, text in sorted(todo)
         }
-        interval = 0.1 if sys.stderr.isatty() else 30.0
-        for verdict in tqdm(verdicts.values(), desc="Running programs", mininterval=interval, maxinterval=interval):
+        for verdict in Bar(verdicts.values(), desc="running programs"):
             verdict.result()
     return [[verdicts[number, text].result().passed for text in texts] for number, texts in enumerate(answers)]
 

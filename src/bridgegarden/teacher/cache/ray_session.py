@@ -62,10 +62,12 @@ def _start() -> None:
     silent = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        ray.init("local", include_dashboard=False, object_store_memory=STORE_BYTES, **silent)
+        with _core_silent():
+            ray.init("local", include_dashboard=False, object_store_memory=STORE_BYTES, **silent)
         return
     try:
-        ray.init(address, **silent)
+        with _core_silent():
+            ray.init(address, **silent)
     except ConnectionError as error:
         raise ConfigError(
             f"--engine ray: no Ray answers at RAY_ADDRESS={address}. Start one there (ray start --head), or unset "
@@ -86,3 +88,17 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def _core_silent() -> Iterator[None]:
+    """Ray's core tells the terminal, past Python's stderr, that it was told to be silent."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
