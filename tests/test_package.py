@@ -2,11 +2,15 @@
 
 import subprocess
 import sys
+import tomllib
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import bridgegarden
 
@@ -58,3 +62,21 @@ def test_the_wheel_carries_the_recipes_and_the_type_marker(tmp_path):
     assert recipes
     assert recipes | {"bridgegarden/py.typed", "bridgegarden/cli/main.py"} <= names
     assert not [name for name in names if name.startswith("tests")]
+
+
+def test_the_lowest_versions_that_are_tested_are_those_that_are_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [line for name, lines in project["optional-dependencies"].items() if name != "dev" for line in lines]
+    declared = [Requirement(line) for line in (*project["dependencies"], *extras)]
+    text = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8")
+    pins = [Requirement(line) for line in text.splitlines() if not line.startswith("#")]
+    tested = {canonicalize_name(pin.name): Version(str(pin.specifier).removeprefix("==")) for pin in pins}
+    lowest = {
+        canonicalize_name(one.name): Version(spec.version)
+        for one in declared
+        for spec in one.specifier
+        if spec.operator == ">="
+    }
+    # The oldest PyTorch that can be had for processors alone stands for the lower bound.
+    assert tested.pop("torch") >= lowest.pop("torch")
+    assert tested == lowest
