@@ -3,8 +3,18 @@ import signal
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
-from bridgegarden.errors import BridgegardenError, ConfigError, DataError, ModelError, NonFiniteError, Stopped
+from bridgegarden.errors import (
+    BridgegardenError,
+    ConfigError,
+    DataError,
+    ModelError,
+    NonFiniteError,
+    Stopped,
+    foreign,
+    in_words,
+)
 
 KINDS = [BridgegardenError, ConfigError, DataError, ModelError, NonFiniteError]
 
@@ -43,3 +53,43 @@ def test_an_error_of_a_data_loader_s_worker_keeps_its_one_line():
     with pytest.raises(DataError) as caught:
         next(iter(torch.utils.data.DataLoader(Rows(), num_workers=1)))
     assert str(caught.value) == "shards/00000.arrow: missing. Build it again."
+
+
+def refused(words: str) -> ConfigError:
+    return ConfigError(f"training.optim: {words}.")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("Invalid rate: -1.0.\nSee the documentation."), "Invalid rate: -1.0"),
+        (KeyError("evil"), "KeyError: evil"),
+        (KeyError("The metric is not found"), "The metric is not found"),
+        (AssertionError("no GPU here"), "AssertionError: no GPU here"),
+        (MemoryError(), "MemoryError"),
+        (FileNotFoundError(2, "No such file or directory", "x/y"), "No such file or directory: x/y"),
+        (RuntimeError("w " * 1000), "w " * 148 + "w..."),
+    ],
+)
+def test_what_a_library_raises_becomes_our_error_in_its_own_words(error, words):
+    with pytest.raises(ConfigError) as caught, foreign(refused):
+        raise error
+    assert str(caught.value) == f"training.optim: {words}."
+    assert caught.value.__cause__ is error
+    assert in_words(error) == words
+
+
+def test_a_panic_of_a_library_in_rust_becomes_our_error_too():
+    backwards = '{"type": "FixedLength", "length": 0}'
+    broken = Tokenizer.from_str(
+        '{"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}, "pre_tokenizer": ' + backwards + "}"
+    )
+    with pytest.raises(ConfigError, match=r"^training\.optim: \w+"), foreign(refused):
+        broken.encode("a text")
+
+
+@pytest.mark.parametrize("error", [DataError("row 3: empty."), KeyboardInterrupt(), Stopped(signal.SIGTERM)])
+def test_our_own_errors_and_interrupts_pass_through(error):
+    with pytest.raises(type(error)) as caught, foreign(refused):
+        raise error
+    assert caught.value is error

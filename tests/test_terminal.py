@@ -1,6 +1,8 @@
 import io
 import json
 import logging
+import subprocess
+import sys
 
 import pytest
 from rich.table import Table
@@ -144,3 +146,17 @@ def test_what_was_done_before_is_no_pace():
 
 def test_many_marks_are_thinned_and_the_estimate_stays():
     assert watched(5000, [1.0] * 4000)[-1][1] == pytest.approx(1000.0, rel=0.01)
+
+
+def test_a_run_goes_on_when_nobody_reads_what_it_tells():
+    script = (
+        "import sys; from bridgegarden.terminal import stderr_console; console = stderr_console(); sys.stdin.read(1);"
+        "[console.print('step', n) for n in range(3)]; print('saved')"
+    )
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", script], **pipes) as run:
+        run.stderr.close()
+        run.stdin.write(b".")
+        run.stdin.close()
+        assert run.stdout.read() == b"saved\n"
+    assert run.returncode == 0

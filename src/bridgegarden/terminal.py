@@ -5,6 +5,7 @@ every such character is replaced by a visible one; what Rich writes for colours 
 """
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -60,7 +61,13 @@ def plain_console(**options: Any) -> "Console":
         def process_renderables(self, renderables: list[Any]) -> list[Any]:
             return [Plain(renderable) for renderable in renderables]
 
-    console = Console(**options)
+    class Lasting(Console):
+        def on_broken_pipe(self) -> None:
+            """Nobody reads what is told of a run any more: no reason to end it."""
+            self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+    console = (Lasting if options.get("stderr") else Console)(**options)
     console.push_render_hook(Hook())
     return console
 

@@ -1,13 +1,17 @@
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 from click.testing import CliRunner
+from torch import OutOfMemoryError
 
 from bridgegarden.cli import main as main_module
-from bridgegarden.cli.main import COMMANDS, cli
+from bridgegarden.cli.main import BUG, COMMANDS, cli
 from bridgegarden.errors import DataError, NonFiniteError
 from docs.write_cli_reference import PAGE, reference
 
@@ -40,6 +44,68 @@ def test_our_own_bug_keeps_its_traceback(command_that_raises):
     command_that_raises(RuntimeError("our bug"))
     with pytest.raises(RuntimeError, match="our bug"):
         CliRunner().invoke(cli, ["broken"], catch_exceptions=False)
+
+
+def command(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+    """The command in a process of its own."""
+    line = [sys.executable, "-m", "bridgegarden", *arguments]
+    return subprocess.run(line, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_a_bug_of_ours_ends_with_status_1_and_asks_for_a_report(command_that_raises, monkeypatch, capfd):
+    command_that_raises(RuntimeError("our bug"))
+    monkeypatch.setattr(sys, "argv", ["bridgegarden", "broken"])
+    with pytest.raises(SystemExit) as ended:
+        main_module.main()
+    assert ended.value.code == 1
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0].startswith("Traceback")
+    assert lines[-2:] == ["RuntimeError: our bug", BUG]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOTDIR])
+def test_what_the_machine_refuses_is_one_line_with_the_file(command_that_raises, number):
+    command_that_raises(OSError(number, os.strerror(number), "runs/out/run.json"))
+    result = CliRunner().invoke(cli, ["broken"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"Error: {os.strerror(number)}: runs/out/run.json. ")
+
+
+def test_a_file_that_is_missing_is_not_taken_for_the_machine_s(command_that_raises):
+    command_that_raises(FileNotFoundError(errno.ENOENT, "No such file or directory", "x"))
+    assert isinstance(CliRunner().invoke(cli, ["broken"]).exception, FileNotFoundError)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")])
+def test_too_little_memory_is_one_line(command_that_raises, error):
+    command_that_raises(error)
+    result = CliRunner().invoke(cli, ["broken"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: out of memory")
+
+
+def test_a_result_that_cannot_be_printed_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = command("recipes", "list", stdout=full)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: stdout: No space left on device, so that not all was printed.")
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_the_encoding_of_stdout_lacks_is_replaced():
+    line = "import sys; from bridgegarden.cli import main; main.cli = lambda **_: print('é 家'); main.main()"
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run([sys.executable, "-c", line], capture_output=True, env=environment)
+    assert (done.returncode, done.stdout) == (0, b"\xe9 ?\n")
+
+
+def test_a_working_directory_that_is_gone_is_said(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    line = f"cd {gone}; rmdir {gone}; {sys.executable} -m bridgegarden train llama3.1-8b-1b --dry-run"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "the working directory is gone" in done.stderr
 
 
 def test_an_interrupt_is_one_line_and_status_130(command_that_raises):

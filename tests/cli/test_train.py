@@ -40,6 +40,7 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(run, "train", train, raising=False)
     monkeypatch.setattr(run, "audit", audit, raising=False)
+    monkeypatch.setattr(run, "check_settings", lambda recipe: None, raising=False)
     monkeypatch.setitem(sys.modules, "bridgegarden.run", run)
     return seen
 

@@ -1,7 +1,11 @@
 import json
+import logging
+import os
 import re
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -112,7 +116,7 @@ def test_a_hub_failure_says_what_was_asked_and_why_it_failed(here, monkeypatch):
         raise ConnectionError("Offline mode is enabled.\nLong story.")
 
     monkeypatch.setattr(datasets, "load_dataset", hub)
-    with pytest.raises(DataError, match=r"^openai/gsm8k:main: .*\(split 'train': Offline mode is enabled\.\)") as error:
+    with pytest.raises(DataError, match=r"^openai/gsm8k:main: .*\(split 'train': Offline mode is enabled\)") as error:
         load_rows("openai/gsm8k:main")
     assert "\n" not in str(error.value)
 
@@ -156,3 +160,41 @@ def test_no_rows_and_no_limit_are_refused(here):
     Dataset.from_dict({"prompt": []}).to_parquet("empty.parquet")
     with pytest.raises(DataError, match=r"^empty\.parquet: holds no rows \(split 'train'\)"):
         load_rows("empty.parquet")
+
+
+def test_a_column_of_a_kind_that_rows_cannot_hold_is_left_out_and_named(here, caplog):
+    mapped = pa.array([[("a", 1)], [("b", 2)]], pa.map_(pa.string(), pa.int64()))
+    pq.write_table(pa.table({"prompt": ["1", "2"], "scores": mapped}), "rows.parquet")
+    with caplog.at_level(logging.WARNING, logger="bridgegarden"):
+        assert list(load_rows("rows.parquet")) == [{"prompt": "1"}, {"prompt": "2"}]
+    assert "the column 'scores' is left out: rows cannot hold its kind, map" in caplog.text
+
+
+def test_text_of_a_parquet_file_that_is_not_utf_8_is_refused_before_a_row_is_read(here):
+    text = pa.array([b"fine", b"\xff\xfe"]).view(pa.string())
+    pq.write_table(pa.table({"prompt": text}), "rows.parquet")
+    with pytest.raises(DataError, match=r"rows\.parquet: cannot be read as Parquet \(.*UTF8"):
+        load_rows("rows.parquet")
+
+
+def test_a_parquet_file_whose_notes_are_damaged_is_refused(here):
+    table = pa.table({"prompt": ["1"]}).replace_schema_metadata({"huggingface": "{"})
+    pq.write_table(table, "rows.parquet")
+    with pytest.raises(DataError, match=r"rows\.parquet: cannot be read as Parquet"):
+        load_rows("rows.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("dataset_info.json", "null"), ("state.json", "[" * 100_000), ("state.json", "{}")]
+)
+def test_a_saved_data_set_whose_notes_are_damaged_is_refused(here, name, text):
+    Dataset.from_dict({"prompt": ["1"]}).save_to_disk("saved")
+    (here / "saved" / name).write_text(text)
+    with pytest.raises(DataError, match=r"^saved: cannot be read as a saved data set \("):
+        load_rows("saved")
+
+
+def test_a_pipe_or_device_is_not_a_file_of_rows(here):
+    os.mkfifo("pipe.jsonl")
+    with pytest.raises(DataError, match=r"pipe\.jsonl: is neither a file nor a folder"):
+        load_rows("pipe.jsonl")

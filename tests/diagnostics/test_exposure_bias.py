@@ -183,7 +183,7 @@ def test_the_result_is_plain_json():
     [
         ({"samples": 0}, "samples=0"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
-        ({"temperature": -1.0}, "temperature must be >= 0, got -1.0"),
+        ({"temperature": -1.0}, r"temperature must be 0 \(greedy\) or in .*, got -1.0"),
         ({"max_rows": 0}, "max_rows must be >= 1"),
     ],
 )

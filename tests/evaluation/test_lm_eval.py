@@ -145,7 +145,7 @@ def test_chat_without_a_template_is_refused():
     [
         ({"limit": 0}, "limit must be >= 1"),
         ({"samples": -1}, "samples must be >= 0"),
-        ({"temperature": 0.0}, "temperature must be > 0, got 0.0. Greedy answers are scored in any case"),
+        ({"temperature": 0.0}, "temperature must be in \\[0.001, 1000.0\\], got 0.0"),
         ({"batch_size": 0}, "batch_size must be >= 1 or 'auto'"),
     ],
 )

@@ -400,7 +400,7 @@ def test_presets_are_the_papers_methods():
     [
         (lambda: HybridObjective.preset("hrad"), "Did you mean 'hard'"),
         (lambda: HybridObjective(hard_target="argmax"), "must be 'teacher_argmax' or 'data', got 'argmax'"),
-        (lambda: HybridObjective(temperature=0.0), "temperature must be > 0, got 0.0"),
+        (lambda: HybridObjective(temperature=0.0), r"temperature must be in \[0.001, 1000.0\], got 0.0"),
         (lambda: HybridObjective(risk_alpha=-1.0), "risk_alpha must be >= 0, got -1.0"),
     ],
 )

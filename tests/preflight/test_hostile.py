@@ -9,8 +9,10 @@ from click.testing import CliRunner
 
 from bridgegarden.cli.main import cli
 from bridgegarden.errors import BridgegardenError, ModelError
-from bridgegarden.preflight import ModelReference, load_facts
-from bridgegarden.preflight.models import load_tokenizer
+from bridgegarden.preflight import ModelReference, estimate_memory, load_facts
+from bridgegarden.preflight.meta import meta_model
+from bridgegarden.preflight.models import check_quantised, load_tokenizer
+from bridgegarden.recipe import LoraSection, build_lora_config
 from bridgegarden.run.models import load_model
 from bridgegarden.terminal import one_line
 from tests.tiny import save_tiny, tiny_model
@@ -135,3 +137,82 @@ def test_any_value_in_a_configuration_is_read_or_one_line(folder, key):
 def test_damaged_files_are_read_or_one_line(folder, name, content):
     (folder / name).write_bytes(content)
     assert len(refusal(lambda: load_facts(reference(folder)))) < 1000
+
+
+def tokenizer_file(folder, **changes):
+    edit(folder / "tokenizer.json", **changes)
+    return refusal(lambda: load_tokenizer(reference(folder)))
+
+
+def test_a_tokenizer_that_would_end_the_process_or_fill_its_memory_is_refused(folder, monkeypatch):
+    monkeypatch.setattr("bridgegarden.preflight.tokenizer_trial.MEMORY", 1 << 30)
+    doubling = {"type": "Replace", "pattern": {"Regex": "."}, "content": "aaaaaaaaaa"}
+    said = tokenizer_file(folder, normalizer={"type": "Sequence", "normalizers": [doubling] * 12})
+    assert "its tokenizer.json cannot be used: it ends the process that reads it (SIGABRT: memory allocation" in said
+
+
+@pytest.mark.parametrize(
+    "normalizer", [{"type": "Precompiled", "precompiled_charsmap": "AAAA"}, {"type": "evil"}, {"type": "Replace"}]
+)
+def test_a_tokenizer_whose_parts_are_damaged_is_one_line(folder, normalizer):
+    assert "tokenizer.json cannot be used" in tokenizer_file(folder, normalizer=normalizer)
+
+
+def test_a_tokenizer_is_tried_once_and_then_known(folder, monkeypatch):
+    load_tokenizer(reference(folder))
+    monkeypatch.setattr("subprocess.run", None)
+    load_tokenizer(reference(folder))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_act": "evil"},
+        {"pad_token_id": 10_000},
+        {"num_attention_heads": 0},
+        {"rope_parameters": {"rope_type": "evil", "rope_theta": 1e4}},
+    ],
+)
+def test_a_configuration_of_which_no_model_can_be_built_is_one_line(folder, changes):
+    edit(folder / "config.json", **changes)
+    said = refusal(lambda: meta_model(load_facts(reference(folder)).config))
+    assert "config.json" in said
+
+
+@pytest.mark.parametrize("changes", [{"num_hidden_layers": 100_000}, {"hidden_size": 2**31 - 1}, {"vocab_size": 2**30}])
+def test_a_size_that_no_model_has_is_refused_before_it_is_built(folder, changes):
+    edit(folder / "config.json", **changes)
+    assert "config.json" in refusal(lambda: load_facts(reference(folder)))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
+def test_a_type_in_which_no_model_computes_is_refused(folder, dtype):
+    edit(folder / "config.json", dtype=dtype)
+    assert f"dtype is {dtype}, in which PyTorch cannot compute" in refusal(lambda: load_facts(reference(folder)))
+
+
+@pytest.mark.parametrize(
+    "method", [{"quant_method": "bitsandbytes", "load_in_4bit": True}, {"quant_method": "gptq", "bits": 4}]
+)
+def test_a_quantised_model_without_what_reads_it_is_refused_before_it_is_loaded(folder, method):
+    edit(folder / "config.json", quantization_config=method)
+    said = refusal(lambda: check_quantised(load_facts(reference(folder))))
+    assert "its weights are quantised, and cannot be used here (" in said
+    assert "pip install" in said
+
+
+@pytest.mark.parametrize("name", ["../other.safetensors", "model-00002-of-00002.safetensors"])
+def test_weights_outside_the_folder_or_missing_are_refused_before_any_is_read(folder, name):
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "model.safetensors", "b": name}})
+    )
+    assert f"index.json names '{name}', which the folder does not hold" in refusal(
+        lambda: load_facts(reference(folder))
+    )
+
+
+@pytest.mark.parametrize("modules", ["nope", "((", ("lm_head",)])
+def test_adapters_that_would_go_nowhere_are_refused_before_any_weight_is_loaded(folder, modules):
+    lora = build_lora_config(LoraSection(target_modules=modules))
+    said = refusal(lambda: estimate_memory(None, load_facts(reference(folder)), positions=8, lora=lora))
+    assert said.startswith("student.lora.target_modules: ")

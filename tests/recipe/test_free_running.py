@@ -45,7 +45,7 @@ def test_the_ways_to_select_are_those_of_the_callback():
     [
         ({"free_running": {"every": 0}}, r"free_running.every must be >= 1, got 0"),
         ({"free_running": {"prompts": 1}}, r"free_running.prompts must be >= 2, got 1"),
-        ({"free_running": {"temperature": -1}}, r"free_running.temperature must be >= 0, got -1"),
+        ({"free_running": {"temperature": -1}}, r"free_running.temperature must be 0 \(greedy\) or in .*, got -1"),
         ({"free_running": {"evry": 5}}, r"free_running: unknown key 'evry'. Did you mean 'every'\?"),
         ({"free_running": {"select_by": "exposure"}}, r"free_running.select_by: unknown value 'exposure'"),
         ({"free_running": {}, "data": {"train": "r.jsonl"}}, r"free_running: its prompts are .* set data.eval"),

@@ -94,7 +94,7 @@ def test_kd_ratio_is_a_soft_weight_that_is_a_number():
         ({"soft_weight": {"rule": "entropy", "kind": "renyi"}}, r"objective.soft_weight.kind: unknown value 'renyi'"),
         ({"soft_weight": {"rule": 3}}, r"objective.soft_weight.rule: expected text, got 3"),
         ({"hard_target": "argmax"}, r"objective.hard_target must be 'teacher_argmax' or 'data', got 'argmax'"),
-        ({"temperature": 0.0}, r"objective.temperature must be > 0, got 0.0"),
+        ({"temperature": 0.0}, r"objective.temperature must be in \[0.001, 1000.0\], got 0.0"),
         ({"risk_alpha": -1.0}, r"objective.risk_alpha must be >= 0, got -1.0"),
     ],
 )

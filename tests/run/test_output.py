@@ -5,7 +5,7 @@ import pytest
 from bridgegarden.errors import ConfigError
 from bridgegarden.recipe import Recipe
 from bridgegarden.run.checkpoints import seal
-from bridgegarden.run.output import OutputFolder, partial, write_json
+from bridgegarden.run.output import OutputFolder, check_writable, partial, write_json
 from bridgegarden.run.save import remove_checkpoints
 
 
@@ -195,3 +195,40 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(path, {"loss": float("nan")})
     assert json.loads(path.read_text()) == {"loss": 1.0}
+
+
+def test_asking_whether_files_can_be_written_leaves_nothing_behind(tmp_path):
+    check_writable(tmp_path / "a" / "b", "output")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("/proc/out", "nothing can be written to /proc for out (No such file or directory)"),
+        ("/dev/null/out", "/dev/null is a file; expected a folder"),
+        ("file", "file is a file; expected a folder"),
+        ("file/out", "file is a file; expected a folder"),
+        ("nowhere", "nowhere is a link that leads nowhere"),
+        ("nowhere/out", "nowhere is a link that leads nowhere"),
+        ("round", "round is a link that leads nowhere"),
+        ("n" * 300, "nothing can be written to"),
+    ],
+)
+def test_a_place_where_no_folder_can_be_is_named(tmp_path, name, says):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    with pytest.raises(ConfigError) as refused:
+        check_writable(tmp_path / name, "--output")
+    assert str(refused.value).startswith("--output: ")
+    assert says in str(refused.value)
+
+
+def test_a_folder_that_takes_no_files_is_named_with_the_system_s_reason(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    with pytest.raises(ConfigError, match=r"^output: nothing can be written to .* for out \(Read-only file system\)"):
+        check_writable(tmp_path / "out", "output")

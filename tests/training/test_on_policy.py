@@ -352,7 +352,7 @@ def test_a_teacher_that_breaks_on_the_students_text_is_reported_with_the_rows(ma
     ("settings", "match"),
     [
         ({"lmbda": 1.1}, r"on_policy.lmbda must be in \[0, 1\], got 1.1"),
-        ({"lmbda": 1.0, "temperature": -0.1}, "on_policy.temperature must be >= 0"),
+        ({"lmbda": 1.0, "temperature": -0.1}, r"on_policy.temperature must be 0 \(greedy\) or in"),
         ({"lmbda": 1.0, "max_new_tokens": 0}, "on_policy.max_new_tokens must be >= 1"),
     ],
 )

@@ -1,16 +1,21 @@
 """The ``bridgegarden`` command and how it ends.
 
-0 when done, 2 for what the user can mend, 130 after Ctrl-C, 143 after SIGTERM where the command stops in order.
+0 when done, 2 for what the user can mend, 130 after Ctrl-C, 143 after SIGTERM where the command stops in order, 1 after
+a bug of ours.
 """
 
+import errno
+import io
 import logging
+import os
 import sys
+import traceback
 from importlib import import_module
 from typing import Any
 
 import click
 
-from bridgegarden.errors import BridgegardenError, Stopped
+from bridgegarden.errors import BridgegardenError, Stopped, in_words
 from bridgegarden.terminal import PlainLines, one_line
 
 COMMANDS = {
@@ -27,6 +32,16 @@ COMMANDS = {
     "recipes": "bridgegarden.cli.recipes:recipes_group",
 }
 """Every command and where it lives, in the order ``--help`` shows them."""
+
+MACHINE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+)
+"""What the system answers where a disk, a permission or a limit is in the way. A file that is missing is not among
+them: whoever looks for it says what it was to be."""
+
+STDOUT = "stdout"
+BUG = "This is a bug of bridgegarden; please report it with the lines above."
 
 
 class UserError(click.ClickException):
@@ -67,6 +82,52 @@ class LazyGroup(click.Group):
             raise Interrupted(str(stop), stop.status) from None
         except KeyboardInterrupt:
             raise Interrupted("interrupted.", 130) from None
+        except OSError as error:
+            if error.errno not in MACHINE and _works_somewhere():
+                raise
+            raise UserError(_refused_by_the_machine(error)) from error
+        except MemoryError as error:
+            raise UserError(f"out of memory ({in_words(error)}). {SMALLER}") from error
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # of torch, which is not imported for this
+                raise
+            raise UserError(f"out of memory: {in_words(error)}. {SMALLER}") from error
+
+
+SMALLER = (
+    "Take less at a time (training.per_device_train_batch_size, training.max_length), or let `bridgegarden plan` say "
+    "what fits."
+)
+
+
+def _works_somewhere() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _refused_by_the_machine(error: OSError) -> str:
+    if not _works_somewhere():
+        return "the working directory is gone; change to one that is there, and run the same command again."
+    if error.filename == STDOUT:
+        return f"{STDOUT}: {error.strerror}, so that not all was printed. What was written to files is there."
+    return f"{in_words(error)}. Make room or give permission there, or name another place."
+
+
+class StandardOutput(io.FileIO):
+    """Where results go; an error of writing there says so."""
+
+    def write(self, data: Any) -> int | None:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno != errno.EPIPE:  # whose reader has seen enough
+                error.filename = STDOUT
+                # What is left must not be tried again when the process ends.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            raise
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -80,7 +141,20 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line and exit with its status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What the encoding of a terminal or pipe lacks must not end a run that has finished.
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(StandardOutput(sys.stdout.fileno(), "w", closefd=False)),
+            encoding=sys.stdout.encoding,
+            errors="replace",
+            line_buffering=sys.stdout.line_buffering,
+        )
     warnings = logging.StreamHandler()
     warnings.setFormatter(PlainLines())
     logging.getLogger("bridgegarden").addHandler(warnings)
-    sys.exit(cli(prog_name="bridgegarden"))
+    try:
+        sys.exit(cli(prog_name="bridgegarden"))
+    except Exception:
+        traceback.print_exc()
+        print(BUG, file=sys.stderr)
+        sys.exit(1)

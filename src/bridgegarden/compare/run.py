@@ -24,6 +24,7 @@ from bridgegarden.jobs.workers import Tell, one_thread, work
 from bridgegarden.preflight.meta import meta_model, parameter_count
 from bridgegarden.recipe import Recipe, build_objective, describe_objective, load_recipe
 from bridgegarden.run.commit import git_commit
+from bridgegarden.run.output import check_writable
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import now
 from bridgegarden.terminal import counted, plain_console
@@ -75,6 +76,7 @@ def compare(
     rows = compared_rows(settings.objectives, recipe.objective)
     check_recipe(recipe, rows)
     folder = CompareFolder(output or recipe.output / "compare")
+    check_writable(folder.path, "output")
     with terminated_as_interrupted(), quiet_libraries(interactive=console.is_terminal):
         with one_thread():
             pair = _check(recipe, rows, settings, console)

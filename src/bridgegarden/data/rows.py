@@ -4,6 +4,7 @@ Files are read here rather than by ``datasets.load_dataset``: a bad line is then
 number, and nothing is copied into a cache behind the user's back.
 """
 
+import logging
 import os
 import re
 import sys
@@ -14,10 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bridgegarden.data.json_rows import read_json
-from bridgegarden.errors import ConfigError, DataError
+from bridgegarden.errors import ConfigError, DataError, foreign
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
+
+logger = logging.getLogger(__name__)
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -47,6 +51,8 @@ def load_rows(source: str, *, split: str = "train", limit: int | None = None) ->
         rows = _from_folder(path, split, limit)
     elif path.is_file():
         rows = _from_file(path, limit)
+    elif path.exists():
+        raise DataError(f"{source}: is neither a file nor a folder but a pipe or a device; save the rows to a file.")
     elif _looks_like_a_path(source) or not HUB_NAME.fullmatch(source):
         raise _missing(source, path)
     else:
@@ -70,15 +76,29 @@ def _from_file(path: Path, limit: int | None) -> "Dataset":
 
 
 def _read_parquet(path: Path, limit: int | None) -> "Dataset":
-    import pyarrow as pa
     import pyarrow.parquet as pq
     from datasets import Dataset
 
-    try:
+    with foreign(lambda words: DataError(f"{path}: cannot be read as Parquet ({words}). Is it complete?")):
         table = pq.read_table(path)
-        return Dataset(table if limit is None else table.slice(0, limit))
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet ({_first_line(error)}). Is it complete?") from error
+        table = _known_kinds(table if limit is None else table.slice(0, limit), path)
+        # Text that is not UTF-8 would only be found where it is read.
+        table.validate(full=True)
+        return Dataset(table)
+
+
+def _known_kinds(table: "pa.Table", path: Path) -> "pa.Table":
+    """`table` without columns of kinds that rows cannot hold, such as maps, which are named."""
+    import pyarrow as pa
+    from datasets import Features
+
+    for field in table.schema:
+        try:
+            Features.from_arrow_schema(pa.schema([field]))
+        except ValueError:
+            logger.warning("%s: the column %r is left out: rows cannot hold its kind, %s", path, field.name, field.type)
+            table = table.drop_columns(field.name)
+    return table
 
 
 def _from_folder(path: Path, split: str, limit: int | None) -> "Dataset":
@@ -113,22 +133,19 @@ def _concatenate(files: Sequence[Path], limit: int | None) -> "Dataset":
         if missing == 0:
             break
         parts.append(_from_file(file, missing))
-    try:
+    folder = files[0].parent
+    with foreign(lambda words: DataError(f"{folder}: its files disagree about the type of a column ({words}).")):
         return concatenate_datasets(parts)
-    except ValueError as error:
-        folder = files[0].parent
-        raise DataError(f"{folder}: its files disagree about the type of a column ({_first_line(error)}).") from error
 
 
 def _from_saved(path: Path, split: str) -> "Dataset":
     from datasets import DatasetDict, load_from_disk
 
-    try:
+    def refusal(words: str) -> DataError:
+        return DataError(f"{path}: cannot be read as a saved data set ({words}). Is it complete, and not empty?")
+
+    with foreign(refusal):
         saved = load_from_disk(str(path))
-    except (OSError, ValueError, LookupError) as error:  # without rows it is an IndexError
-        raise DataError(
-            f"{path}: cannot be read as a saved data set ({_first_line(error)}). Is it complete, and not empty?"
-        ) from error
     if not isinstance(saved, DatasetDict):
         return saved
     if split not in saved:
@@ -140,14 +157,15 @@ def _from_hub(source: str, split: str, limit: int | None) -> "Dataset":
     from datasets import Dataset, load_dataset
 
     name, _, config = source.partition(":")
-    try:
-        with _progress_bars_only_on_a_terminal():
-            rows = load_dataset(name, config or None, split=split if limit is None else f"{split}[:{limit}]")
-    except Exception as error:  # the hub's clients raise kinds of their own, which share no base
-        raise DataError(
-            f"{source}: is neither a file here nor a data set that the hub gave us (split {split!r}: "
-            f"{_first_line(error)}). Check the name, the split and the network, or give a local file."
-        ) from error
+
+    def refusal(words: str) -> DataError:
+        return DataError(
+            f"{source}: is neither a file here nor a data set that the hub gave us (split {split!r}: {words}). Check "
+            "the name, the split and the network, or give a local file."
+        )
+
+    with foreign(refusal), _progress_bars_only_on_a_terminal():
+        rows = load_dataset(name, config or None, split=split if limit is None else f"{split}[:{limit}]")
     assert isinstance(rows, Dataset)
     return rows
 
@@ -179,8 +197,3 @@ def _missing(source: str, path: Path) -> DataError:
     close = get_close_matches(path.name, names, n=1)
     hint = f" Did you mean {folder / close[0]}?" if close else ""
     return DataError(f"{source}: no such file.{hint} Expected a file, a folder, or the name of a data set on the hub.")
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]

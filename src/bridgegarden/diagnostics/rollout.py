@@ -15,6 +15,7 @@ from bridgegarden.diagnostics.walk import Visit, tempered, walk
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.objective.divergences import Divergence, forward_kl, total_variation
 from bridgegarden.policy import Policy
+from bridgegarden.registry import check_temperature
 
 DEFAULT_MAX_ROWS = 32
 """Texts in progress at a time, unless another number is asked for."""
@@ -255,8 +256,7 @@ def _check(
     temperature: float,
     max_rows: int,
 ) -> None:
-    if not temperature >= 0:
-        raise ConfigError(f"temperature must be >= 0, got {temperature}.")
+    check_temperature(temperature, "temperature")
     if max_rows < 1:
         raise ConfigError(f"max_rows must be >= 1, got {max_rows}.")
     if not len(prompts):

@@ -1,6 +1,5 @@
 """lm-eval in this process: a model in memory, and tasks by name."""
 
-import math
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -9,6 +8,7 @@ from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.evaluation.confined import CONFINEMENT, check_confinement
 from bridgegarden.evaluation.groups import ASKS, RUNS_CODE, Chosen, choose
 from bridgegarden.evaluation.results import Evaluation
+from bridgegarden.registry import check_temperature
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,10 +46,8 @@ class EvaluationOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name} must be >= {least}, got {value}.")
-        if not 0 < self.temperature < math.inf:
-            raise ConfigError(
-                f"temperature must be > 0, got {self.temperature}. Greedy answers are scored in any case."
-            )
+        # Greedy answers are scored in any case.
+        check_temperature(self.temperature, "temperature", greedy=False)
         if self.batch_size != "auto" and self.batch_size < 1:
             raise ConfigError(f"batch_size must be >= 1 or 'auto', got {self.batch_size}.")
 

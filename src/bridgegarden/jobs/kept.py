@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bridgegarden.errors import ConfigError
-from bridgegarden.run.output import write_json, write_text
+from bridgegarden.run.output import check_writable, write_json, write_text
 from bridgegarden.run.record import package_versions
 
 RunT = TypeVar("RunT")
@@ -64,10 +63,9 @@ def begin_folder(path: Path, *, command: str, results: str) -> None:
         results: the files that a finished run leaves, for a reader of the mark.
 
     Raises:
-        ConfigError: the path is taken by a file.
+        ConfigError: nothing can be written there.
     """
-    if path.exists() and not path.is_dir():
-        raise ConfigError(f"output: {path} is a file; expected a folder, or a name that is free.")
+    check_writable(path, "output")
     path.mkdir(parents=True, exist_ok=True)
     write_text(
         mark_of(path),

@@ -30,7 +30,7 @@ from bridgegarden.objective.soft_weight import (
     TrainProgress,
 )
 from bridgegarden.objective.support import ABSENT_LOG_MASS, StudentSupport, TeacherSignal
-from bridgegarden.registry import lookup
+from bridgegarden.registry import check_temperature, lookup
 
 HARD_TARGETS = ("teacher_argmax", "data")
 """Whose token the hard label is."""
@@ -90,8 +90,7 @@ class HybridObjective:
     def __post_init__(self) -> None:
         if self.hard_target not in HARD_TARGETS:
             raise ConfigError(f"objective.hard_target must be 'teacher_argmax' or 'data', got {self.hard_target!r}.")
-        if not self.temperature > 0:
-            raise ConfigError(f"objective.temperature must be > 0, got {self.temperature}.")
+        check_temperature(self.temperature, "objective.temperature", greedy=False)
         if not self.risk_alpha >= 0:
             raise ConfigError(f"objective.risk_alpha must be >= 0, got {self.risk_alpha}.")
 

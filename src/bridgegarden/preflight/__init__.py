@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from bridgegarden.preflight.endings import Endings, check_endings
 from bridgegarden.preflight.memory import MemoryEstimate, estimate_memory
-from bridgegarden.preflight.models import ModelFacts, ModelReference, load_facts, load_tokenizer
+from bridgegarden.preflight.models import ModelFacts, ModelReference, check_quantised, load_facts, load_tokenizer
 from bridgegarden.preflight.tokenizers import TokenizerMatch, compare_tokenizers
 
 if TYPE_CHECKING:
@@ -95,6 +95,9 @@ def preflight(
         ModelError: a model cannot be used, or their tokenizers differ.
     """
     teacher_facts, student_facts = None if teacher is None else load_facts(teacher), load_facts(student)
+    for facts in (None if teacher_cached else teacher_facts, student_facts):
+        if facts is not None:
+            check_quantised(facts)
     return Preflight(
         teacher=teacher_facts,
         student=student_facts,

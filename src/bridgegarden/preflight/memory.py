@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bridgegarden.errors import ConfigError
+from bridgegarden.errors import ConfigError, foreign
 from bridgegarden.objective.selected_logits import default_chunk_tokens
 from bridgegarden.preflight.meta import meta_model, parameter_count
 from bridgegarden.preflight.models import ModelFacts
+from bridgegarden.registry import quoted
 
 if TYPE_CHECKING:
     import torch
@@ -200,10 +201,20 @@ def _weights_name(role: str, dtype: "torch.dtype") -> str:
 
 def _adapter_parameters(student: ModelFacts, lora: "LoraConfig") -> int:
     from peft import inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     model: Any = meta_model(student.config)
-    inject_adapter_in_model(lora, model, low_cpu_mem_usage=True)
+    place = "student.lora.target_modules"
+    with foreign(lambda words: ConfigError(f"{place}: {quoted(_targets(lora))} cannot be adapted: {words}.")):
+        inject_adapter_in_model(lora, model, low_cpu_mem_usage=True)
+    if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+        raise ConfigError(f"{place}: the head ({quoted(_targets(lora))}) has no adapters here; leave it out.")
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _targets(lora: "LoraConfig") -> str | list[str]:
+    modules = lora.target_modules
+    return modules if isinstance(modules, str) else sorted(modules or ())
 
 
 def _device_type(use_cpu: bool) -> str:

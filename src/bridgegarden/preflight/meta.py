@@ -2,16 +2,25 @@
 
 from typing import TYPE_CHECKING
 
+from bridgegarden.errors import ModelError, foreign
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
 def meta_model(config: "PretrainedConfig") -> "PreTrainedModel":
-    """The causal language model of `config`; no memory is taken, and its parameters have shapes and no values."""
+    """The causal language model of `config`; no memory is taken, and its parameters have shapes and no values.
+
+    Raises:
+        ModelError: the architecture has no such setting, or its sizes do not fit each other.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
+    def refusal(words: str) -> ModelError:
+        return ModelError(f"model {config._name_or_path!r}: config.json: no model can be built of it ({words}).")
+
+    with foreign(refusal), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 
 

@@ -1,5 +1,6 @@
 """What can be known of a model before its weights are loaded: configuration, tokenizer, format of its files."""
 
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -8,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bridgegarden.errors import ModelError
+from bridgegarden.errors import ModelError, foreign
 from bridgegarden.preflight.bounded import fault_of_template, fault_of_tokenizer
+from bridgegarden.preflight.tokenizer_trial import fault_of_tokenizer_file
+from bridgegarden.registry import quoted
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +22,12 @@ OFFLINE_ADVICE = (
     "the hub cannot be reached, and the files are not in the local cache. Check the name and the connection, download "
     "it where there is one (`hf download NAME`), or give a folder"
 )
+
+
+TOKENIZER = "tokenizer.json"
+INDEX = "model.safetensors.index.json"
+LARGEST = {"vocab_size": 2**24, "hidden_size": 2**20, "num_hidden_layers": 2000}
+"""Many times those of any published model: more would only take the machine's memory and time before it failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +145,10 @@ def load_tokenizer(reference: ModelReference, commit: str | None = None) -> "Pre
     from transformers import AutoTokenizer
 
     _check_location(reference)
+    if (file := _tokenizer_file(reference, commit)) is not None and (
+        fault := fault_of_tokenizer_file(file)
+    ) is not None:
+        raise reference.error(f"its {TOKENIZER} cannot be used: {fault}. Take it anew from where the model was.")
     with _explained(reference, "its tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             reference.location, revision=commit or reference.revision, trust_remote_code=False
@@ -158,16 +171,29 @@ def load_tokenizer(reference: ModelReference, commit: str | None = None) -> "Pre
     return tokenizer
 
 
+def _tokenizer_file(reference: ModelReference, commit: str | None) -> Path | None:
+    """The file that the tokenizer is read from, of a kind that has one."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if reference.is_local:
+        path = Path(reference.location) / TOKENIZER
+        return path if path.is_file() else None
+    with _explained(reference, "its tokenizer"):
+        try:
+            return Path(hf_hub_download(reference.model, TOKENIZER, revision=commit or reference.revision))
+        except EntryNotFoundError:
+            return None
+
+
 def _generation_config(reference: ModelReference, commit: str | None) -> "GenerationConfig | None":
     from transformers import GenerationConfig
 
-    try:
-        with _quiet_retries():
+    with foreign(lambda words: reference.error(f"generation_config.json cannot be read ({words}).")), _quiet_retries():
+        try:
             return GenerationConfig.from_pretrained(reference.location, revision=commit or reference.revision or "main")
-    except OSError:  # the file is optional
-        return None
-    except Exception as error:
-        raise reference.error(f"generation_config.json cannot be read ({_first_line(error)}).") from error
+        except OSError:  # the file is optional
+            return None
 
 
 def _check_location(reference: ModelReference) -> None:
@@ -199,13 +225,18 @@ def _check_values(reference: ModelReference, config: "PretrainedConfig") -> None
         # The name of a repository of kernels, which transformers would download and run.
         raise reference.error(_REMOTE_CODE)
     text = config.get_text_config()
-    for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
+    for name, most in LARGEST.items():
         value = getattr(text, name, 1)
-        if type(value) is not int or not 0 < value < 2**31:
-            raise reference.error(f"config.json: {name} is {value!r}; expected a whole number from 1 to 2147483647.")
+        if type(value) is not int or not 0 < value <= most:
+            raise reference.error(f"config.json: {name} is {quoted(value)}; expected a whole number from 1 to {most}.")
     for dtype in (getattr(text, "dtype", None), getattr(config, "dtype", None)):
         if dtype is not None and not isinstance(dtype, torch.dtype):
             raise reference.error(f"config.json: dtype is {dtype!r}, which PyTorch does not have.")
+        if dtype is not None and not (dtype.is_floating_point and dtype.itemsize > 1):
+            raise reference.error(
+                f"config.json: dtype is {str(dtype).removeprefix('torch.')}, in which PyTorch cannot compute a model; "
+                "expected bfloat16, float16 or float32."
+            )
 
 
 _REMOTE_CODE = (
@@ -214,8 +245,34 @@ _REMOTE_CODE = (
 )
 
 
+def check_quantised(facts: ModelFacts) -> None:
+    """Make sure that what a quantised model is read with is there, if it is one.
+
+    Raises:
+        ModelError: a package is missing, or this machine cannot compute with such weights.
+    """
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    settings = getattr(facts.config, "quantization_config", None)
+    if settings is None:
+        return
+
+    def refusal(words: str) -> ModelError:
+        return facts.reference.error(
+            f"its weights are quantised, and cannot be used here ({words}). Install what is missing, or take the model "
+            "as it was before."
+        )
+
+    with foreign(refusal):
+        AutoHfQuantizer.from_config(settings, pre_quantized=True).validate_environment(
+            device_map=None, weights_only=True
+        )
+
+
 def _check_weight_files(reference: ModelReference, commit: str | None) -> None:
     names = _file_names(reference, commit)
+    if reference.is_local and INDEX in names:
+        _check_index(reference, Path(reference.location) / INDEX, names)
     if any(name.endswith(".safetensors") and not name.startswith("adapter_") for name in names):
         return
     if "adapter_config.json" in names:
@@ -226,6 +283,16 @@ def _check_weight_files(reference: ModelReference, commit: str | None) -> None:
             "where you trust it: AutoModelForCausalLM.from_pretrained(NAME).save_pretrained(FOLDER)."
         )
     raise reference.error(f"holds no weights (*.safetensors); found {', '.join(sorted(names)[:8]) or 'no file'}.")
+
+
+def _check_index(reference: ModelReference, path: Path, names: set[str]) -> None:
+    """The files that hold the weights, as the folder says: each of them in it."""
+    with foreign(lambda words: reference.error(f"{INDEX} cannot be read ({words}).")):
+        files = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+    if missing := sorted(map(str, files - names)):
+        raise reference.error(
+            f"{INDEX} names {quoted(missing[0])}, which the folder does not hold. Are its files complete?"
+        )
 
 
 def _file_names(reference: ModelReference, commit: str | None) -> set[str]:
@@ -247,14 +314,18 @@ def _file_names(reference: ModelReference, commit: str | None) -> set[str]:
 @contextmanager
 def _explained(reference: ModelReference, what: str) -> Iterator[None]:
     """What transformers and the hub's client raise, as one line that says what to do."""
-    try:
-        with _quiet_retries():
+    with foreign(lambda words: reference.error(f"{what} cannot be read ({words}).")), _quiet_retries():
+        try:
             yield
-    except Exception as error:  # of whatever kind: it is the files that are read, by code that trusts them
-        raise reference.error(_explanation(reference, what, error)) from error
+        except Exception as error:
+            reason = _known_reason(reference, error)
+            if reason is None:
+                raise
+            raise reference.error(reason) from error
 
 
-def _explanation(reference: ModelReference, what: str, error: Exception) -> str:
+def _known_reason(reference: ModelReference, error: Exception) -> str | None:
+    """Of what happens to everybody, what it means and what to do."""
     from huggingface_hub import errors as hub
 
     causes = list(_causes(error))
@@ -272,18 +343,13 @@ def _explanation(reference: ModelReference, what: str, error: Exception) -> str:
         return "neither a folder here nor a model on the hub that you may see. Check the name, or `hf auth login`."
     if not reference.is_local and caused_by(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError):
         return f"{OFFLINE_ADVICE}."
-    return f"{what} cannot be read ({_first_line(error)})."
+    return None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(" .:")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.registry import unknown_name
+from bridgegarden.registry import quoted, unknown_name
 
 T = TypeVar("T")
 
@@ -173,8 +173,8 @@ def _expected(members: tuple[Any, ...]) -> str:
         type(None): "null",
     }
     origins = [get_origin(member) or member for member in members]
-    shown = [names[origin] for origin in origins if origin in names]
-    return " or ".join(dict.fromkeys(shown)) or "nothing: this cannot be set in a recipe"
+    accepted = [names[origin] for origin in origins if origin in names]
+    return " or ".join(dict.fromkeys(accepted)) or "nothing: this cannot be set in a recipe"
 
 
 def _mismatch(value: Any, expected: str, place: str) -> ConfigError:
@@ -186,20 +186,15 @@ def _mismatch(value: Any, expected: str, place: str) -> ConfigError:
     elif isinstance(value, str) and _text(value) is None:
         hint = " It holds a character that no text has (a null, or half of a surrogate pair)."
     elif "text" in expected and isinstance(value, (int, float)):
-        hint = f' Put it in quotes: "{value}".'
+        hint = f' Put it in quotes: "{_shown(value)}".'
     return ConfigError(f"{place}: expected {expected}, got {_shown(value)}.{hint}")
 
 
 def _shown(value: Any) -> str:
+    """`value` in YAML's words."""
     if value is None:
         return "nothing"
-    if isinstance(value, bool):
-        return str(value).lower()
-    try:
-        text = repr(value)
-    except ValueError:  # Python does not write out whole numbers of thousands of digits
-        return "a number of thousands of digits"
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return str(value).lower() if isinstance(value, bool) else quoted(value)
 
 
 def _join(place: str, key: str) -> str:

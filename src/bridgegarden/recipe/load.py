@@ -10,6 +10,7 @@ from bridgegarden.errors import ConfigError
 from bridgegarden.recipe.plain_yaml import read_yaml, read_yaml_file
 from bridgegarden.recipe.sections import Recipe
 from bridgegarden.recipe.shipped import list_recipes, read_recipe_text
+from bridgegarden.registry import quoted
 
 PATHS = (("teacher", "model"), ("teacher", "cache"), ("student", "model"), ("data", "train"), ("data", "eval"))
 """Settings that may name something beside the recipe's file."""
@@ -108,5 +109,5 @@ def _apply(override: str, tree: dict[str, Any]) -> None:
         node = node[key]
         if not isinstance(node, dict):
             place = ".".join(keys[: depth + 1])
-            raise ConfigError(f"--set {override}: {place} is {node!r}, not a section; set {place} as a whole.")
+            raise ConfigError(f"--set {override}: {place} is {quoted(node)}, not a section; set {place} as a whole.")
     node[keys[-1]] = value

@@ -22,6 +22,8 @@ OPTION_RANGES: Mapping[tuple[str, str], tuple[float, float]] = MappingProxyType(
         ("jensen_shannon", "beta"): (0.0, 1.0),
         ("skewed_forward_kl", "skew"): (0.0, 1.0),
         ("skewed_reverse_kl", "skew"): (0.0, 1.0),
+        ("alpha_beta", "alpha"): (-32.0, 32.0),
+        ("alpha_beta", "beta"): (-32.0, 32.0),
         ("adaptive_kl", "mu"): (0.0, float("inf")),
     }
 )

@@ -11,7 +11,7 @@ from bridgegarden.recipe.coerce import plain, section_from
 from bridgegarden.recipe.objective import build_objective
 from bridgegarden.recipe.plain_yaml import write_yaml
 from bridgegarden.recipe.training import MEASURED, MEASURED_ON_OWN_TEXTS, checked_arguments
-from bridgegarden.registry import unknown_name
+from bridgegarden.registry import check_temperature, unknown_name
 from bridgegarden.teacher.server_key import check_url
 from bridgegarden.training.on_policy import OnPolicy, check_on_policy
 
@@ -220,9 +220,10 @@ class FreeRunningSection:
 
     def __post_init__(self) -> None:
         _require_positive("free_running.every", self.every)
-        for name, least in (("prompts", 2), ("samples", 1), ("max_new_tokens", 1), ("temperature", 0)):
+        for name, least in (("prompts", 2), ("samples", 1), ("max_new_tokens", 1)):
             if not getattr(self, name) >= least:
                 raise ConfigError(f"free_running.{name} must be >= {least}, got {getattr(self, name)}.")
+        check_temperature(self.temperature, "free_running.temperature")
 
 
 @dataclass(frozen=True, kw_only=True)

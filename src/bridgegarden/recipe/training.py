@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from bridgegarden.errors import ConfigError
+from bridgegarden.errors import ConfigError, foreign
 from bridgegarden.recipe.coerce import coerce
 from bridgegarden.registry import unknown_name
 
@@ -159,10 +159,8 @@ def build_sft_config(
         old = name.replace("activation", "gradient")
         if name in _sft_fields() and old in arguments:
             arguments[name] = arguments.pop(old)
-    try:
+    with foreign(lambda words: ConfigError(f"training: {words}.")):
         return SFTConfig(output_dir=str(output_dir), **arguments)
-    except (ValueError, ImportError) as error:
-        raise ConfigError(f"training: {error}") from error
 
 
 def _selecting(arguments: Mapping[str, Any], selection: Mapping[str, Any]) -> dict[str, Any]:

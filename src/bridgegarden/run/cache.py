@@ -14,7 +14,8 @@ from bridgegarden.preflight import Endings, ModelFacts, check_endings, compare_t
 from bridgegarden.recipe import Recipe, build_objective, load_recipe
 from bridgegarden.run.answers import recipe_data
 from bridgegarden.run.cache_engine import check_engine, fill_recipe_cache
-from bridgegarden.run.models import references
+from bridgegarden.run.models import references, usable_device
+from bridgegarden.run.output import check_writable
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.served_cache import ServedBuild, build_served_cache, open_served_cache
 
@@ -68,11 +69,15 @@ def build_recipe_cache(recipe: Recipe, options: CacheOptions) -> "BuildResult | 
         DataError: a row cannot be used.
         ModelError: the models cannot be used, or not with each other.
     """
+    from bridgegarden.teacher.cache.manifest import MANIFEST
     from bridgegarden.teacher.cache.writer import begin_cache, remove_cache
     from bridgegarden.terminal import stderr_console
 
     folder = cache_folder(recipe)
     check_engine(recipe, options)
+    if not (folder / MANIFEST).exists():  # one that is whole may be where nothing can be written
+        check_writable(folder, "teacher.cache")
+    usable_device(recipe.teacher.device, "teacher.device")
     with quiet_libraries(interactive=sys.stderr.isatty()):
         teacher, student, endings = _checked_pair(recipe)
         if options.limit is not None:

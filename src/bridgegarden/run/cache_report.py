@@ -11,6 +11,7 @@ from bridgegarden.report.bars import Bar, bar_chart
 from bridgegarden.report.charts import WIDE, responsive
 from bridgegarden.report.page import Page, Section, details, figure, table, terms, write_page
 from bridgegarden.report.scale import Axis, number
+from bridgegarden.run.output import check_writable
 from bridgegarden.teacher.cache.distribution import Distribution, Histogram, cache_distribution
 from bridgegarden.teacher.cache.info import BRIDGE_LIKE, CacheInfo, cache_info
 from bridgegarden.teacher.cache.spec import short
@@ -48,6 +49,7 @@ def write_cache_report(folder: Path, path: Path) -> CacheInfo:
         DataError: a shard is missing or is not as long as it was.
         OSError: the page cannot be written.
     """
+    check_writable(path.parent, "--html")
     info = cache_info(folder)
     write_page(cache_page(folder, info, cache_distribution(folder)).render(), path)
     return info

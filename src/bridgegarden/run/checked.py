@@ -3,8 +3,10 @@
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from bridgegarden.errors import ConfigError
 from bridgegarden.preflight import Preflight, preflight
 from bridgegarden.recipe import Recipe, build_lora_config, build_objective, build_sft_config, describe_objective
+from bridgegarden.registry import quoted
 from bridgegarden.run.answers import recipe_data
 from bridgegarden.run.data import RunData
 from bridgegarden.run.models import references
@@ -86,9 +88,22 @@ def check_run(recipe: Recipe, folder: OutputFolder, arguments: "SFTConfig", cons
         top_k=recipe.teacher.top_k,
         chat_template=recipe.data.chat_template,
     )
+    _check_with_student(arguments, checked)
     report(console, checked)
     data = recipe_data(recipe, checked.endings, checked.student)
     return CheckedRun(recipe=recipe, folder=folder, arguments=arguments, lora=lora, preflight=checked, data=data)
+
+
+def _check_with_student(arguments: "SFTConfig", checked: Preflight) -> None:
+    """Settings that mean something to one student and nothing to the next."""
+    tokenizer = checked.endings.tokenizer
+    for name in ("eos_token", "pad_token"):
+        token = getattr(arguments, name)
+        if token is not None and token not in tokenizer.get_vocab():
+            raise ConfigError(f"training.{name}: {quoted(token)} is no token of the student's; leave it out.")
+    text = checked.student.config.get_text_config()
+    if arguments.router_aux_loss_coef and not hasattr(text, "output_router_logits"):
+        raise ConfigError("training.router_aux_loss_coef: the student is no mixture of experts; leave it out.")
 
 
 def training_arguments(recipe: Recipe, folder: OutputFolder) -> "SFTConfig":

@@ -12,14 +12,13 @@ from bridgegarden.data import end_of_turn_ids
 from bridgegarden.data.pieces import TokenTexts
 from bridgegarden.diagnostics.diagnose import diagnose
 from bridgegarden.diagnostics.diagnosis import Diagnosis, DiagnosisSettings, ModelUsed
-from bridgegarden.errors import ConfigError
 from bridgegarden.preflight import ModelFacts, ModelReference, check_endings, compare_tokenizers, load_facts
 from bridgegarden.report.diagnosis import write_diagnosis
 from bridgegarden.run.diagnose_display import DiagnoseDisplay
 from bridgegarden.run.diagnose_inputs import DiagnoseInputs, DiagnoseRequest, resolve
 from bridgegarden.run.diagnose_prompts import Prompts, read_prompts
-from bridgegarden.run.models import load_model
-from bridgegarden.run.output import write_json, write_or_rescue
+from bridgegarden.run.models import load_model, usable_device
+from bridgegarden.run.output import check_writable, write_json, write_or_rescue
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import now, package_versions
 from bridgegarden.terminal import counted
@@ -90,8 +89,8 @@ def diagnose_pair(
 
     started, console, inputs = now(), stderr_console(), resolve(request)
     files = DiagnosisFiles(inputs.output.expanduser())
-    _check_free(files)
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_writable(files.folder, "output")
+    where = usable_device(device, "--device")
     with quiet_libraries(interactive=sys.stderr.isatty()):
         pair = _check(inputs)
         prompts = _prompts(inputs, pair, request.limit, settings)
@@ -134,11 +133,6 @@ def diagnose_pair(
 def _write(files: DiagnosisFiles, diagnosis: Diagnosis) -> None:
     write_json(files.result, diagnosis.to_dict())
     write_diagnosis(diagnosis, files.report)
-
-
-def _check_free(files: DiagnosisFiles) -> None:
-    if files.folder.exists() and not files.folder.is_dir():
-        raise ConfigError(f"output: {files.folder} is a file; expected a folder, or a name that is free.")
 
 
 def _check(inputs: DiagnoseInputs) -> CheckedPair:

@@ -13,8 +13,8 @@ from bridgegarden.evaluation.results import Evaluation
 from bridgegarden.preflight import ModelReference, load_facts
 from bridgegarden.recipe import list_recipes, load_recipe
 from bridgegarden.run.commit import git_commit
-from bridgegarden.run.models import load_model
-from bridgegarden.run.output import OutputFolder, write_json, write_or_rescue, write_text
+from bridgegarden.run.models import load_model, usable_device
+from bridgegarden.run.output import OutputFolder, check_writable, write_json, write_or_rescue, write_text
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import now, package_versions
 
@@ -65,19 +65,19 @@ def evaluate_target(target: EvaluateTarget, options: EvaluationOptions) -> tuple
         DataError: a data set cannot be had.
         ModelError: the model cannot be loaded, or does not fit a task.
     """
-    import torch
-
     from bridgegarden.terminal import stderr_console
 
     model_name, folder = _locate(target)
     files = EvaluationFiles((target.output or folder / _label(options.tasks)).expanduser())
+    check_writable(files.folder, "output")
+    device = usable_device(target.device, "--device")
     console = stderr_console()
     with quiet_libraries(interactive=sys.stderr.isatty()):
         facts = load_facts(ModelReference(role="model", model=model_name, dtype=target.dtype))
         prepared = prepare_tasks(options)
         console.print(f"loading model {model_name}", markup=False, soft_wrap=True)
         model = load_model(facts)
-        model.to(target.device or ("cuda" if torch.cuda.is_available() else "cpu"))  # pyright: ignore
+        model.to(device)  # pyright: ignore[reportArgumentType]
         found = evaluate_model(model, facts.tokenizer, options, name=model_name, prepared=prepared)
     settings = {**found.settings, "commit": facts.commit, "packages": package_versions(), "git_commit": git_commit()}
     found = replace(found, settings={**settings, "date": now()})

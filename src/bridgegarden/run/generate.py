@@ -12,7 +12,8 @@ from bridgegarden.data import RowsAsWritten, load_rows
 from bridgegarden.errors import ConfigError
 from bridgegarden.recipe import Recipe
 from bridgegarden.run.data import columns_of, place
-from bridgegarden.run.models import load_model, teacher_reference
+from bridgegarden.run.models import load_model, teacher_reference, usable_device
+from bridgegarden.run.output import check_writable
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.teacher.answer_file import check_answers_path
 from bridgegarden.teacher.generate import (
@@ -66,6 +67,7 @@ def generate_answers(recipe: Recipe, decoding: Decoding, options: GenerateOption
     section = recipe.data
     output = options.output or recipe.output.with_name(f"{recipe.output.name}-answers.jsonl")
     check_answers_path(output)
+    check_writable(output.parent, "output")
     with quiet_libraries(interactive=sys.stderr.isatty()):
         rows = load_rows(section.train, split=section.split, limit=options.limit or section.limit)
         questions = Questions(
@@ -107,15 +109,13 @@ def _engine(recipe: Recipe, options: GenerateOptions, console: "Console") -> Eng
             api_key(options.api_key_env),
             lambda line: console.print(line, markup=False, soft_wrap=True),
         )
-    import torch
-
     from bridgegarden.preflight import load_facts
     from bridgegarden.teacher.local_generation import LocalEngine
 
+    device = usable_device(recipe.teacher.device, "teacher.device")
     facts = load_facts(teacher_reference(recipe))
     console.print(f"loading teacher {facts.reference.model}", markup=False, soft_wrap=True)
     model = load_model(facts)
-    device = recipe.teacher.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)  # pyright: ignore[reportArgumentType]
     name = facts.reference.model if facts.commit is None else f"{facts.reference.model}@{facts.commit}"
     return LocalEngine(model, facts.tokenizer, name=name, batch_size=options.batch_size)

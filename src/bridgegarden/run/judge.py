@@ -12,7 +12,7 @@ from bridgegarden.evaluation.judge import judge
 from bridgegarden.evaluation.judge_question import Pair
 from bridgegarden.evaluation.judge_result import JudgeResult
 from bridgegarden.run.data import place
-from bridgegarden.run.output import write_json, write_or_rescue
+from bridgegarden.run.output import check_writable, write_json, write_or_rescue
 from bridgegarden.teacher.server import Server, ServerEngine
 from bridgegarden.teacher.server_key import api_key
 
@@ -42,6 +42,7 @@ def judge_answers(first: str, second: str, server: Server, options: JudgeOptions
     from bridgegarden.terminal import stderr_console
 
     console = stderr_console()
+    check_writable(options.output, "output")
     pairs, alone = read_pairs(first, second, options.columns)
     if alone:
         console.print(f"{alone} answers have no partner in the other file and are left out", markup=False)

@@ -93,8 +93,7 @@ class OutputFolder:
         Raises:
             ConfigError: there is another recipe's model or interrupted run, or something that no run has left.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"output: {self.path} is a file; expected a folder, or a name that is free.")
+        check_writable(self.path, "output")
         self._refuse_what_is_not_ours()
         if self.model.exists() and not self.is_finished:
             raise ConfigError(
@@ -212,6 +211,36 @@ def write_or_rescue(folder: Path, write: Callable[[Path], None]) -> None:
         raise ConfigError(
             f"output: {folder} cannot be written to ({error.strerror or error}). What was found is kept in {rescued}; "
             "move it to where there is room."
+        ) from error
+
+
+def check_writable(folder: Path, place: str) -> None:
+    """Make sure that files can be written to `folder`, by trying, and leave nothing behind.
+
+    Permissions do not tell: a file system may be read-only, or take no files at all.
+
+    Args:
+        folder: where something is to be written; it need not be there.
+        place: what names it, such as ``output`` or ``--output``.
+
+    Raises:
+        ConfigError: says which folder is in the way, and why.
+    """
+    there = folder
+    try:
+        there = folder = Path(os.path.abspath(folder))
+        while not (there.exists() or there.is_symlink()):
+            there = there.parent
+        if there.is_symlink() and not there.exists():
+            raise ConfigError(f"{place}: {there} is a link that leads nowhere; give another folder, or remove it.")
+        if not there.is_dir():
+            raise ConfigError(f"{place}: {there} is a file; expected a folder, or a name that is free.")
+        tempfile.TemporaryDirectory(prefix=".bridgegarden-", dir=there).cleanup()
+    except OSError as error:
+        beneath = "" if there == folder else f" for {folder.relative_to(there)}"
+        raise ConfigError(
+            f"{place}: nothing can be written to {there}{beneath} ({error.strerror}). Give another folder"
+            f"{' (--set output=FOLDER)' if place == 'output' else ''}, or make that one writable."
         ) from error
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -47,7 +48,8 @@ class StopSignals:
         if self.speaks:
             # Not through a console, whose lock the interrupted code may hold.
             name = signal.Signals(number).name
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, _SAID.format(name).encode())
+            with suppress(OSError):  # stderr may have gone away
+                os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, _SAID.format(name).encode())
 
 
 _SAID = "{}: finishing this step and saving it. Once more to stop at once.\n"

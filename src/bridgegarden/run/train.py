@@ -20,10 +20,11 @@ from bridgegarden.run.checkpoints import checkpoints_in, put_aside
 from bridgegarden.run.full_disk import full_disk_is_one_line
 from bridgegarden.run.hub import HubTarget, hub_target, push
 from bridgegarden.run.lock import RunLock
-from bridgegarden.run.models import is_done_teaching, load_model
+from bridgegarden.run.models import is_done_teaching, load_model, usable_device
 from bridgegarden.run.output import OutputFolder, write_json
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import continued_record, finished_record, run_record
+from bridgegarden.run.rehearsal import rehearse
 from bridgegarden.run.save import publish_trained, remove_checkpoints, save_trained, set_generation_stops
 from bridgegarden.run.stopping import StopSignals
 from bridgegarden.run.summary import FREE_RUNNING, TERMS, TrainSummary
@@ -86,6 +87,8 @@ def train(
                 lock.acquire()
             folder.check(recipe)
             checkpoint = _checkpoint(folder, arguments, console)
+        usable_device(recipe.teacher.device, "teacher.device")
+        rehearse(recipe, arguments)
         hub = hub_target(recipe) if is_main else None
         run = check_run(recipe, folder, arguments, console)
         record = continued_record(folder, run_record(run), checkpoint)

@@ -4,11 +4,11 @@ No PyTorch here, so that a recipe can be read without it. :mod:`bridgegarden.tra
 """
 
 import hashlib
-import math
 import random
 from dataclasses import dataclass
 
 from bridgegarden.errors import ConfigError
+from bridgegarden.registry import check_temperature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +30,7 @@ class OnPolicy:
     def __post_init__(self) -> None:
         if not 0 <= self.lmbda <= 1:
             raise ConfigError(f"on_policy.lmbda must be in [0, 1], got {self.lmbda}.")
-        if not 0 <= self.temperature < math.inf:
-            raise ConfigError(f"on_policy.temperature must be >= 0, got {self.temperature}.")
+        check_temperature(self.temperature, "on_policy.temperature")
         if self.max_new_tokens < 1:
             raise ConfigError(f"on_policy.max_new_tokens must be >= 1, got {self.max_new_tokens}.")
 
