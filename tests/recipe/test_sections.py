@@ -76,7 +76,9 @@ arguments = st.fixed_dictionaries(
         "include_num_input_tokens_seen": st.sampled_from(["no", "all", True, False]),
     },
 )
-on_policies = st.builds(OnPolicy, lmbda=shares, temperature=st.floats(0, 1e3), max_new_tokens=st.integers(1, 10**5))
+on_policies = st.builds(
+    OnPolicy, lmbda=shares, temperature=st.just(0.0) | st.floats(1e-3, 1e3), max_new_tokens=st.integers(1, 10**5)
+)
 on_the_data = st.builds(
     Recipe,
     teacher=teachers,

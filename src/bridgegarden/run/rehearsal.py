@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import gc
 import logging
+import os
 import random
 import tempfile
 import warnings
@@ -49,8 +50,14 @@ def check_settings(recipe: Recipe) -> None:
     check_writable(folder.path, "output")
     usable_device(recipe.teacher.device, "teacher.device")
     hub_target(recipe)
-    with quiet_libraries(interactive=False):
-        rehearse(recipe, training_arguments(recipe, folder))
+    # Making arguments with FSDP tells accelerate so by a variable, for good.
+    environment = dict(os.environ)
+    try:
+        with quiet_libraries(interactive=False):
+            rehearse(recipe, training_arguments(recipe, folder))
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
 
 
 def rehearse(recipe: Recipe, arguments: "SFTConfig") -> None:
