@@ -11,7 +11,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from bridgegarden.causal_lm import (
     add_hidden_loss,
-    check_head,
+    decoder_of,
     freeze,
     head_of,
     hidden_states,
@@ -19,6 +19,7 @@ from bridgegarden.causal_lm import (
     takes_hidden_loss,
 )
 from bridgegarden.errors import ModelError
+from bridgegarden.model_probes import check_causal_lm
 from tests.tiny import tiny_model
 
 SIZES = {
@@ -49,20 +50,6 @@ def test_head_and_hidden_states_give_the_models_own_logits(model):
     hidden = hidden_states(model, {"input_ids": ids})
     got = head_of(model).logits(hidden.flatten(0, 1)).unflatten(0, (2, 7))
     torch.testing.assert_close(got, model(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
-    check_head(model)
-
-
-def test_a_head_that_does_more_than_we_read_is_refused():
-    model = tiny_model("llama", vocab_size=40)
-    plain = model.forward
-    model.forward = lambda *args, **kwargs: _doubled(plain(*args, **kwargs))
-    with pytest.raises(ModelError, match="does more than project, scale and cap"):
-        check_head(model)
-
-
-def _doubled(output):
-    output.logits = output.logits * 2
-    return output
 
 
 def test_the_hidden_loss_runs_inside_the_forward_and_ordinary_calls_stay_as_they_were():
@@ -109,7 +96,7 @@ def test_what_earlier_trainers_left_around_a_forward_is_taken_off(times, ours):
     torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=0, atol=0)
     add_hidden_loss(model)
     assert takes_hidden_loss(model)
-    check_head(model)
+    check_causal_lm(model)
 
 
 @pytest.mark.usefixtures("no_accelerator")
@@ -134,10 +121,10 @@ def test_a_patch_of_somebodys_own_stays_below_what_is_taken_off():
     torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=0, atol=0)
 
 
-def test_checking_leaves_the_training_mode_alone():
-    model = tiny_model("llama", vocab_size=40).train()
-    check_head(model)
-    assert model.training
+def test_a_model_without_a_part_that_gives_hidden_states_has_no_decoder():
+    decoder = tiny_model("llama", vocab_size=40).model
+    with pytest.raises(ModelError, match=r"LlamaModel \(llama\): no part of it gives final hidden states"):
+        decoder_of(decoder)
 
 
 def test_an_adapter_on_the_head_is_refused():
@@ -145,3 +132,8 @@ def test_an_adapter_on_the_head_is_refused():
     model = peft.get_peft_model(tiny_model("llama"), peft.LoraConfig(target_modules=["lm_head"]))
     with pytest.raises(ModelError, match="leave it out of the adapter's target modules"):
         head_of(model.get_base_model())
+
+
+def _doubled(output):
+    output.logits = output.logits * 2
+    return output

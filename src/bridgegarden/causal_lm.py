@@ -1,7 +1,7 @@
 """What the library needs of a Hugging Face causal language model: final hidden states and the projection after them.
 
 Calling a model's own forward would build the whole [B, T, V] logits. Instead its decoder is run alone and its head is
-read off; :func:`check_head` proves on a few tokens that reading was right for this architecture.
+read off; :mod:`~bridgegarden.model_probes` proves on a few tokens that reading was right for this architecture.
 """
 
 import functools
@@ -17,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from bridgegarden.errors import ModelError
 from bridgegarden.objective.head import LanguageModelHead
-from bridgegarden.sharded_head import gathered_by_zero, gathered_for_loss, rows, whole
+from bridgegarden.sharded_head import gathered_for_loss, rows, whole
 
 HiddenLoss = Callable[[Tensor, LanguageModelHead], Mapping[str, Tensor]]
 """From final hidden states ``(B, T, D)`` and the head to a mapping of tensors."""
@@ -31,10 +31,12 @@ def head_of(model: PreTrainedModel) -> LanguageModelHead:
             gradient is wanted outside :func:`add_hidden_loss`.
     """
     module, name = _projection(model), type(model).__name__
+    # Embeddings that serve as heads (tied, a few of their rows trained) have no such attribute.
+    bias = getattr(module, "bias", None)
     config = model.config.get_text_config()
     return LanguageModelHead(
         weight=whole(module.weight, name),
-        bias=None if module.bias is None else whole(module.bias, name),
+        bias=None if bias is None else whole(bias, name),
         softcap=getattr(config, "final_logit_softcapping", None),
         scale=_logit_scale(config),
     )
@@ -59,13 +61,36 @@ def _projection(model: PreTrainedModel) -> Any:
     return module
 
 
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """Everything of `model` but its head: what turns token ids into final hidden states.
+
+    Raises:
+        ModelError: it has no such part.
+    """
+    if model.base_model is not model:
+        return model.base_model
+    # Llama 4 calls it otherwise than its class says.
+    inner = [child for child in model.children() if isinstance(child, PreTrainedModel)]
+    if len(inner) != 1:
+        raise ModelError(
+            f"{architecture(model)}: no part of it gives final hidden states, which its head would project. Load a "
+            "causal language model (AutoModelForCausalLM), or another architecture."
+        )
+    return inner[0]
+
+
+def architecture(model: PreTrainedModel) -> str:
+    """How errors call the kind of `model`: its class, and the type that its config names."""
+    return f"{type(model).__name__} ({model.config.model_type})"
+
+
 def hidden_states(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor:
     """Final hidden states ``(B, T, D)``, after the last norm, of the decoder of `model` on `inputs`.
 
     Raises:
         ModelError: the decoder returned another number of positions than it was given.
     """
-    output = model.base_model(**inputs, use_cache=False).last_hidden_state
+    output = decoder_of(model)(**inputs, use_cache=False).last_hidden_state
     if output.shape[:2] != inputs["input_ids"].shape:
         raise ModelError(
             f"{type(model).__name__}: got hidden states of shape {tuple(output.shape)} for input ids of shape "
@@ -175,36 +200,6 @@ def read_hidden(model: PreTrainedModel, inputs: Mapping[str, Any]) -> tuple[Tens
         # FSDP2 may have given back what it had gathered for the forward.
         kept = heads[0].weight.untyped_storage().size() > 0
         return hidden, heads[0] if kept else head_of(model)
-
-
-def check_head(model: PreTrainedModel) -> None:
-    """Make sure that decoder and head, as read here, give the model's own logits on a few tokens.
-
-    Raises:
-        ModelError: they do not, and training on them would optimise another model; or they are not finite.
-    """
-    ids = torch.arange(4, device=model.device).unsqueeze(0)
-    was_training = model.training
-    model.eval()
-    with torch.no_grad(), gathered_by_zero(model.parameters()):
-        own = model(input_ids=ids, use_cache=False).logits[0].float()
-        hidden, head = read_hidden(model, {"input_ids": ids})
-        ours = head.logits(hidden[0])
-    model.train(was_training)
-    if not torch.isfinite(own).all():
-        raise ModelError(
-            f"{model.config._name_or_path or type(model).__name__}: its logits are not finite in {model.dtype}. Its "
-            "weights are damaged, or it needs bfloat16 or float32."
-        )
-    off = (own - ours).abs().max().item()
-    # Half-precision models round their logits once more than we do.
-    tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 2e-2
-    if not off <= tolerance * max(1.0, own.abs().max().item()):
-        raise ModelError(
-            f"{type(model).__name__} ({model.config.model_type}): logits computed from its hidden states and head "
-            f"differ from its own by up to {off:.3g}. Its head does more than project, scale and cap; this "
-            "architecture is not supported."
-        )
 
 
 def _logit_scale(config: PretrainedConfig) -> float:

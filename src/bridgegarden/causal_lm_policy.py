@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from bridgegarden.causal_lm import cache_argument, check_head, head_of, head_size
+from bridgegarden.causal_lm import architecture, cache_argument, decoder_of, head_of, head_size
 from bridgegarden.errors import ConfigError, DataError, ModelError
+from bridgegarden.model_probes import EARLIER, change, check_causal_lm, own_errors, probe_ids, probing
 from bridgegarden.objective.support import ABSENT_LOG_MASS
 
 
@@ -41,7 +42,7 @@ class CausalLMPolicy:
 
         Raises:
             ConfigError: no `end_ids`, or one outside the vocabulary, or a `vocab_size` that the head does not have.
-            ModelError: the head cannot be read, or the model takes no position ids.
+            ModelError: the head cannot be read, or the model cannot be followed token by token beside other texts.
         """
         width = head_size(model)
         shared = width if vocab_size is None else vocab_size
@@ -49,9 +50,9 @@ class CausalLMPolicy:
             raise ConfigError(f"vocab_size must be between 1 and the rows of the model's head, {width}; got {shared}.")
         if not end_ids or not all(0 <= token < shared for token in end_ids):
             raise ConfigError(f"end_ids must name at least one token id below {shared}, got {list(end_ids)}.")
-        if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
-            raise ModelError(f"{type(model).__name__}: takes no position_ids, so padded batches would shift its texts.")
-        check_head(model)
+        if "position_ids" not in inspect.signature(decoder_of(model).forward).parameters:
+            raise ModelError(f"{architecture(model)}: takes no position_ids, so padded batches would shift its texts.")
+        check_causal_lm(model)
         self.model = model
         self.end_ids = tuple(end_ids)
         self.shared_size = shared
@@ -60,15 +61,15 @@ class CausalLMPolicy:
         """Cells, the one for everything outside the shared vocabulary included."""
         self.window: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         """Most tokens the model can read."""
-        self._cache_argument = cache_argument(model.base_model)
+        self._cache_argument = cache_argument(decoder_of(model))
         self._end_ids = torch.tensor(self.end_ids, device=model.device)
+        self._check_side_by_side()
 
     def start(self, prefixes: Sequence[Sequence[int]]) -> "CausalLMDecoding":
         """Read `prefixes` in one padded batch.
 
         Raises:
             DataError: no prefix, an empty one, an id outside the shared vocabulary, or more tokens than fit.
-            ModelError: the model keeps another memory than keys and values (a recurrent state).
         """
         if not prefixes or not all(len(prefix) for prefix in prefixes):
             raise DataError("a language model cannot start from nothing; each prefix needs at least one token.")
@@ -86,7 +87,7 @@ class CausalLMPolicy:
         for layer in cache.layers:
             if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
                 raise ModelError(
-                    f"{type(self.model).__name__}: remembers its text in a {type(layer).__name__}; only keys and "
+                    f"{architecture(self.model)}: remembers its text in a {type(layer).__name__}; only keys and "
                     "values can be shared between texts. Recurrent and hybrid architectures are not supported here."
                 )
         over = torch.isin(ids[:, -1], self._end_ids)
@@ -112,7 +113,7 @@ class CausalLMPolicy:
             self.model.eval()
         try:
             with torch.no_grad():
-                output = self.model.base_model(
+                output = decoder_of(self.model)(
                     input_ids=ids,
                     attention_mask=mask,
                     position_ids=positions,
@@ -123,6 +124,22 @@ class CausalLMPolicy:
             if was_training:
                 self.model.train()
         return output.last_hidden_state[:, -1]
+
+    def _check_side_by_side(self) -> None:
+        """Make sure that texts padded on the left, token by token, are read as each is alone."""
+        with probing(self.model), own_errors(self.model, "cannot follow padded texts token by token."):
+            ids = probe_ids(self.model) % self.shared_size
+            texts = [text[text != self.end_ids[0]][None] for text in (ids[0, :EARLIER], ids[0, EARLIER:])]
+            alone = [decoder_of(self.model)(input_ids=text, use_cache=False).last_hidden_state[:, -1] for text in texts]
+            decoding = self.start([text[0, :-1].tolist() for text in texts])
+            decoding = decoding.extend(torch.arange(2), torch.cat([text[0, -1:] for text in texts]))
+            off = change(self.model, torch.cat(alone)[None].float(), decoding.hidden[None].float())
+        if off > 0:
+            raise ModelError(
+                f"{architecture(self.model)}: texts that are written side by side do not come out as each would alone "
+                f"(hidden states are off by {off:.2g} of their spread): its own code for padding or for kept keys and "
+                "values is wrong. It cannot be followed token by token here."
+            )
 
     def _check_fits(self, length: int) -> None:
         if self.window is not None and length > self.window:

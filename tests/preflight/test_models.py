@@ -7,7 +7,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from bridgegarden.errors import ModelError
-from bridgegarden.preflight import ModelReference, load_facts
+from bridgegarden.preflight import ModelReference, check_positions, load_facts
+from tests.architectures import tiny_architecture
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 
@@ -130,3 +131,16 @@ def test_a_home_folder_may_be_written_with_a_tilde(saved, monkeypatch, tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copytree(saved, tmp_path / "mine")
     assert load_facts(student("~/mine")).width == 264
+
+
+@pytest.mark.parametrize(("kind", "table"), [("gpt2", True), ("opt", True), ("biogpt", True), ("qwen2", False)])
+def test_rows_longer_than_a_table_of_positions_are_refused_before_weights_are_read(tmp_path, kind, table):
+    save_tiny(tmp_path, tiny_architecture(kind))
+    facts = load_facts(student(tmp_path))
+    check_positions(facts, 128)
+    check_positions(facts, None)
+    if not table:
+        return check_positions(facts, 129)
+    found = r"student\.model .*: looks positions up in a table of 128, but rows may have 129"
+    with pytest.raises(ModelError, match=found):
+        check_positions(facts, 129)

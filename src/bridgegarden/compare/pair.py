@@ -12,7 +12,7 @@ import numpy as np
 from bridgegarden.compare.rows import ComparedRow
 from bridgegarden.data import load_rows
 from bridgegarden.errors import ConfigError
-from bridgegarden.preflight import Endings, ModelFacts, check_endings, compare_tokenizers, load_facts
+from bridgegarden.preflight import Endings, ModelFacts, check_endings, check_positions, compare_tokenizers, load_facts
 from bridgegarden.recipe import Recipe
 from bridgegarden.run.answers import recipe_data
 from bridgegarden.run.models import references
@@ -131,6 +131,8 @@ def check_pair(recipe: Recipe, seeds: Sequence[int]) -> tuple[Pair, "RunData"]:
     of_teacher, of_student = references(seeded(recipe, seeds[0]))
     assert of_teacher is not None  # `check_recipe` refuses a server
     teacher, student = load_facts(of_teacher), load_facts(of_student)
+    for facts in (teacher, student):
+        check_positions(facts, recipe.training.arguments["max_length"])
     match, endings = compare_tokenizers(teacher, student), check_endings(teacher, student, recipe.data.chat_template)
     data = recipe_data(recipe, endings, student)
     weights = weights_fingerprint(Path(of_teacher.location)) if of_teacher.is_local else teacher.commit

@@ -14,7 +14,7 @@ from bridgegarden.plan.machine import Machine
 from bridgegarden.plan.memory import MemoryPlanner, Moment, Setup
 from bridgegarden.plan.rows import Rows
 from bridgegarden.plan.work import Schedule, Work, cache_work, training_work
-from bridgegarden.preflight import ModelFacts, check_endings, compare_tokenizers, load_facts
+from bridgegarden.preflight import ModelFacts, check_endings, check_positions, compare_tokenizers, load_facts
 from bridgegarden.recipe import Recipe, build_lora_config, build_objective, build_sft_config
 from bridgegarden.run.answers import recipe_data
 from bridgegarden.run.models import references
@@ -125,6 +125,8 @@ def plan_recipe(recipe: Recipe, machine: Machine, name: str = "recipe") -> Plan:
         of_teacher, of_student = references(recipe)
         teacher = None if of_teacher is None else load_facts(of_teacher, weights=False)
         student = load_facts(of_student, weights=False)
+        for facts in (teacher, student):
+            check_positions(facts, recipe.training.arguments["max_length"])
         compare_tokenizers(teacher, student)
         endings = check_endings(teacher, student, recipe.data.chat_template)
         data = recipe_data(recipe, endings, student)

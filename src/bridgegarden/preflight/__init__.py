@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING
 
 from bridgegarden.preflight.endings import Endings, check_endings
 from bridgegarden.preflight.memory import MemoryEstimate, estimate_memory
-from bridgegarden.preflight.models import ModelFacts, ModelReference, check_quantised, load_facts, load_tokenizer
+from bridgegarden.preflight.models import (
+    ModelFacts,
+    ModelReference,
+    check_positions,
+    check_quantised,
+    load_facts,
+    load_tokenizer,
+)
 from bridgegarden.preflight.tokenizers import TokenizerMatch, compare_tokenizers
 
 if TYPE_CHECKING:
@@ -19,6 +26,7 @@ __all__ = [
     "Preflight",
     "TokenizerMatch",
     "check_endings",
+    "check_positions",
     "compare_tokenizers",
     "estimate_memory",
     "load_facts",
@@ -73,6 +81,7 @@ def preflight(
     student: ModelReference,
     *,
     positions: int,
+    max_length: int | None = None,
     lora: "LoraConfig | None" = None,
     use_cpu: bool = False,
     teacher_cached: bool = False,
@@ -85,6 +94,7 @@ def preflight(
         teacher: the model that is imitated; None where it is on a server, so that it is cached.
         student: the model that is trained.
         positions: tokens of a batch at most, for the memory estimate.
+        max_length: tokens of a row at most; None if rows are not cut.
         lora: adapters to train in place of all weights.
         use_cpu: whether the run is kept off accelerators.
         teacher_cached: whether what the teacher says is read from disk, so that its weights are not loaded.
@@ -92,12 +102,14 @@ def preflight(
         chat_template: a file with the chat template to use; None is the student's, or else the teacher's.
 
     Raises:
-        ModelError: a model cannot be used, or their tokenizers differ.
+        ModelError: a model cannot be used, or not on rows of that length, or their tokenizers differ.
     """
     teacher_facts, student_facts = None if teacher is None else load_facts(teacher), load_facts(student)
     for facts in (None if teacher_cached else teacher_facts, student_facts):
         if facts is not None:
             check_quantised(facts)
+    for facts in (teacher_facts, student_facts):
+        check_positions(facts, max_length)
     return Preflight(
         teacher=teacher_facts,
         student=student_facts,

@@ -216,7 +216,9 @@ def _step(model: "PreTrainedModel", batch: Batch, autocast: "torch.dtype | None"
 
 
 def _hidden(model: "PreTrainedModel", inputs: "dict[str, Tensor]") -> "Tensor":
-    return model.base_model(**inputs, use_cache=False).last_hidden_state
+    from bridgegarden.causal_lm import hidden_states
+
+    return hidden_states(model, inputs)
 
 
 def _inputs(batch: Batch) -> "dict[str, Tensor]":

@@ -124,6 +124,28 @@ def load_facts(reference: ModelReference, *, weights: bool = True) -> ModelFacts
     )
 
 
+def check_positions(facts: ModelFacts | None, max_length: int | None) -> None:
+    """Make sure that rows of `max_length` tokens fit the table in which a model looks up positions, if it has one.
+
+    Args:
+        facts: the model; None for one of which nothing is known.
+        max_length: of training; None leaves rows as they are, and their lengths to the trainer.
+
+    Raises:
+        ModelError: they do not.
+    """
+    from bridgegarden.preflight.meta import position_table
+
+    stated = None if facts is None else getattr(facts.config.get_text_config(), "max_position_embeddings", None)
+    if facts is None or max_length is None or stated is None or max_length <= stated:
+        return
+    if position_table(facts.config) is not None:
+        raise facts.reference.error(
+            f"looks positions up in a table of {stated}, but rows may have {max_length} tokens (training.max_length). "
+            f"Set training.max_length to {stated} at most."
+        )
+
+
 def load_config(reference: ModelReference) -> "PretrainedConfig":
     """The configuration of a model.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bridgegarden.data import chat_template_fingerprint, tokenizer_fingerprint, vocabulary_size
 from bridgegarden.errors import ConfigError
-from bridgegarden.preflight import Endings, ModelFacts, check_endings, compare_tokenizers, load_facts
+from bridgegarden.preflight import Endings, ModelFacts, check_endings, check_positions, compare_tokenizers, load_facts
 from bridgegarden.recipe import Recipe, build_objective, load_recipe
 from bridgegarden.run.answers import recipe_data
 from bridgegarden.run.cache_engine import check_engine, fill_recipe_cache
@@ -175,6 +175,8 @@ def _is_recipe(source: str) -> bool:
 def _checked_pair(recipe: Recipe) -> tuple[ModelFacts | None, ModelFacts, Endings]:
     of_teacher, of_student = references(recipe)
     teacher, student = None if of_teacher is None else load_facts(of_teacher), load_facts(of_student)
+    for facts in (teacher, student):
+        check_positions(facts, _max_length(recipe))
     compare_tokenizers(teacher, student)
     return teacher, student, check_endings(teacher, student, recipe.data.chat_template)
 

@@ -82,6 +82,7 @@ def check_run(recipe: Recipe, folder: OutputFolder, arguments: "SFTConfig", cons
     checked = preflight(
         *references(recipe),
         positions=positions,
+        max_length=arguments.max_length,
         lora=lora,
         use_cpu=arguments.use_cpu,
         teacher_cached=cached,

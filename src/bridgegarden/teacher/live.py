@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from bridgegarden.causal_lm import (
     add_hidden_loss,
-    check_head,
     freeze,
     head_size,
     language_model_in,
@@ -20,6 +19,7 @@ from bridgegarden.causal_lm import (
     take_off_wrappers,
 )
 from bridgegarden.errors import ConfigError, ModelError
+from bridgegarden.model_probes import check_causal_lm
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.fused import ProjectedTeacher
 from bridgegarden.sharded_head import is_split_by_zero, whole_in_every_process
@@ -74,7 +74,7 @@ class LiveTeacher:
         self.model = model
         self.top_k = top_k
         self._device = None if device is None else torch.device(device)
-        check_head(model)
+        check_causal_lm(model)
 
     @classmethod
     def from_pretrained(

@@ -1,12 +1,16 @@
 """Arguments of TRL's trainer that contradict the objective."""
 
+import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from bridgegarden.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 def as_sft_config(args: TrainingArguments | None) -> SFTConfig | None:
@@ -59,3 +63,27 @@ def check_arguments(args: SFTConfig | None, kwargs: Mapping[str, Any]) -> None:
             f"training.packing_strategy: got {args.packing_strategy!r}, which cuts documents in two, so that neither "
             "model would see the prompt of what it predicts. Use 'bfd'."
         )
+
+
+def leave_out_router_loss(trainer: SFTTrainer) -> None:
+    """Train a mixture of experts without its load-balancing loss, which TRL would take from the model's own forward.
+
+    A coefficient that nobody asked for, the configuration's own, is told of and left out.
+
+    Raises:
+        ConfigError: it was asked for.
+    """
+    if not trainer.aux_loss_enabled:
+        return
+    if cast(SFTConfig, trainer.args).router_aux_loss_coef:
+        raise ConfigError(
+            f"training.router_aux_loss_coef: got {trainer.router_aux_loss_coef}, but the load-balancing loss of a "
+            "mixture of experts is not part of the objective; remove it, or set it to 0.0."
+        )
+    logger.warning(
+        "The student is a mixture of experts; it is trained without its load-balancing loss (coefficient %s in its "
+        "config), which is not part of the objective.",
+        trainer.router_aux_loss_coef,
+    )
+    trainer.aux_loss_enabled = False
+    cast(PreTrainedModel, trainer.model).config.get_text_config().output_router_logits = False

@@ -14,7 +14,7 @@ from transformers.trainer_utils import PredictionOutput
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
-from bridgegarden.causal_lm import add_hidden_loss, check_head, head_size, language_model_in, take_off_wrappers
+from bridgegarden.causal_lm import add_hidden_loss, head_size, language_model_in, take_off_wrappers
 from bridgegarden.data import Columns, vocabulary_size
 from bridgegarden.errors import ConfigError
 from bridgegarden.objective.alignment import SupervisedPositions
@@ -28,7 +28,7 @@ from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.teacher.protocol import Teacher
 from bridgegarden.training.apart import check_apart
 from bridgegarden.training.cached_teacher import check_cached_teacher
-from bridgegarden.training.check_arguments import as_sft_config, check_arguments
+from bridgegarden.training.check_arguments import as_sft_config, check_arguments, leave_out_router_loss
 from bridgegarden.training.collator import ROW, RowCollator
 from bridgegarden.training.cost import Cost, CostLedger
 from bridgegarden.training.even_rows import evened
@@ -37,6 +37,7 @@ from bridgegarden.training.log_window import restore_log_window, save_log_window
 from bridgegarden.training.non_finite import check_finite_weights, non_finite_gradient, non_finite_loss
 from bridgegarden.training.on_policy import OnPolicy, check_on_policy
 from bridgegarden.training.prepare import prepare, row_rules, without_assistant_only
+from bridgegarden.training.reach import check_models
 from bridgegarden.training.student_writer import StudentWriter
 from bridgegarden.training.terms import TermSums, term_means
 
@@ -117,22 +118,23 @@ class HybridDistillationTrainer(SFTTrainer):
         self._window_rows: list[Tensor] = []
         super().__init__(model=model, args=without_assistant_only(args), **kwargs)
         cast(SFTConfig, self.args).assistant_only_loss = self._assistant_only
-        if self.aux_loss_enabled:
-            raise ConfigError(
-                "training.router_aux_loss_coef: the load-balancing loss of mixture-of-experts students is not "
-                "supported; set it to 0.0."
-            )
+        leave_out_router_loss(self)
         check_launch(self.accelerator, fsdp=bool(self.args.fsdp))
         student = self._student()
         if isinstance(self.teacher, LiveTeacher):
             check_apart(cast(nn.Module, self.model), self.teacher.model, adapters=student is not self.model)
         take_off_wrappers(cast(nn.Module, self.model))
         take_off_wrappers(student)
-        # Under FSDP one process of a machine may hold the weights for all until training begins.
-        if student.device.type != "meta":
-            check_head(student)
-        add_hidden_loss(student)
         self.teacher.place(self.accelerator.device)
+        held_out = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+        reach = check_models(
+            cast(nn.Module, self.model),
+            self.teacher.model if isinstance(self.teacher, LiveTeacher) else None,
+            packed=self.padding_free,
+            checkpointing=bool(self.args.gradient_checkpointing),
+            data={"train": self.train_dataset, **held_out},
+        )
+        add_hidden_loss(student)
         check_same_teacher(self.teacher, self.accelerator)
         self.vocab_size = min(vocabulary_size(self._tokenizer), head_size(student), self.teacher.width)
         # The loss is summed and divided by the supervised tokens of the whole window: nothing is left to divide.
@@ -140,7 +142,7 @@ class HybridDistillationTrainer(SFTTrainer):
         self.loss_is_scaled_for_ga = True
         self._loss_shifts_labels = True
         if isinstance(self.data_collator, DataCollatorForLanguageModeling):
-            self.data_collator = RowCollator(self.data_collator, cache)
+            self.data_collator = RowCollator(self.data_collator, cache, reach)
         self._costs = CostLedger(self.accelerator)
         self._writer = None
         if on_policy is not None:
@@ -155,7 +157,6 @@ class HybridDistillationTrainer(SFTTrainer):
                 seed=self.args.seed,
             )
         if cache is not None:
-            held_out = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
             check_cached_teacher(
                 cache,
                 self._tokenizer,

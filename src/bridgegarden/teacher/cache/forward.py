@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bridgegarden.causal_lm import check_head, freeze, head_of, hidden_states
+from bridgegarden.causal_lm import freeze, head_of, hidden_states
 from bridgegarden.errors import ModelError
+from bridgegarden.model_probes import check_causal_lm
 from bridgegarden.objective.alignment import IGNORE, SupervisedPositions
 from bridgegarden.objective.head import LanguageModelHead
 from bridgegarden.objective.selected_logits import chunks, default_chunk_tokens
@@ -34,7 +35,7 @@ class WorkingTeacher:
             ModelError: its head cannot be read.
         """
         freeze(model)
-        check_head(model)
+        check_causal_lm(model)
         self._model = model
         self._layout = layout
         self.seconds = 0.0
