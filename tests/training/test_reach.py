@@ -57,11 +57,18 @@ def test_a_token_that_the_teacher_has_no_row_for_is_named(make_trainer):
             make_trainer(teacher=tiny_model("llama", 257), train=Dataset.from_list(rows), packing=packing)
 
 
-def test_a_streamed_row_that_cannot_be_read_is_found_by_the_collator(make_trainer):
-    for rows, found in ((rows_of(5, 20), "has 20 tokens"), (rows_of(5, token=265), "holds token id 265")):
-        trainer = make_trainer(teacher=learned_positions(16), train=rows.to_iterable_dataset())
-        with pytest.raises(DataError, match=found):
-            trainer.train()
+@pytest.mark.parametrize(
+    ("teacher", "rows", "found"),
+    [
+        (learned_positions(16), rows_of(5, 20), "has 20 tokens"),
+        (tiny_model("llama", 257), rows_of(5, token=258), "holds token id 258"),
+    ],
+    ids=["positions", "ids"],
+)
+def test_a_streamed_row_that_cannot_be_read_is_found_by_the_collator(make_trainer, teacher, rows, found):
+    trainer = make_trainer(teacher=teacher, train=rows.to_iterable_dataset())
+    with pytest.raises(DataError, match=found):
+        trainer.train()
 
 
 def test_a_student_that_mixes_packed_rows_is_trained_on_rows_alone(make_trainer):
@@ -111,6 +118,8 @@ def test_adapters_that_put_tokens_before_the_text_are_refused(make_trainer, meth
         make_trainer(peft_config=config)
 
 
+# peft hands keys and values over by the name that transformers 5.24 calls outdated.
+@pytest.mark.filterwarnings("ignore:.*past_key_values.*:FutureWarning")
 def test_prefix_tuning_trains(make_trainer):
     peft = pytest.importorskip("peft")
     make_trainer(peft_config=peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)).train()
