@@ -191,7 +191,7 @@ def test_what_a_tree_held_can_change_without_changing_the_recipe():
         ({"data": {"train": "x", "completion": "a"}}, r"^data: 'completion' names a column but 'prompt' does not"),
         (
             {"data": {"train": "x", "messages": "m", "prompt": "q", "completion": "a"}},
-            r"^data: 'messages' and 'prompt'",
+            r"^data: of 'messages', 'prompt' and 'text' more than one",
         ),
         ({"data": {"train": "x", "limit": 0}}, r"^data.limit must be >= 1, got 0"),
         ({"data": {"train": "x", "eval": ""}}, r"^data.eval is empty"),
