@@ -1,5 +1,6 @@
 import codecs
 import json
+import logging
 import re
 
 import pytest
@@ -102,3 +103,41 @@ def test_a_bad_array_is_named_by_its_line_or_item(written):
 def test_a_file_without_rows_is_refused(written, content):
     with pytest.raises(DataError, match=r"rows\.jsonl: holds no rows; expected one JSON object a line\."):
         read_json(written(content))
+
+
+def test_bad_lines_are_skipped_counted_and_named_where_that_is_asked_for(tmp_path, caplog):
+    path = tmp_path / "rows.jsonl"
+    lines = [
+        '{"a": 1, "b": "x"}',
+        "{",
+        '{"a": 2, "b": "y"}',
+        "[1]",
+        '{"a": "three", "b": "z"}',
+        '{"a": NaN}',
+        '{"a": 4}',
+    ]
+    path.write_text("\n".join(lines))
+    with caplog.at_level(logging.WARNING, "bridgegarden"):
+        rows = read_json(path, skip_bad=True)
+    assert rows["a"][:] == [1, 2, 4]
+    assert rows["b"][:] == ["x", "y", None]
+    (message,) = caplog.messages
+    assert message.startswith(f"{path}: skipped 4 of 7 rows: {path}:2: not valid JSON")
+    assert all(f"{path}:{number}: " in message for number in (2, 4, 5, 6))
+    with pytest.raises(DataError, match=":2: not valid JSON"):
+        read_json(path)
+
+
+def test_items_of_an_array_are_skipped_too_and_a_file_of_bad_rows_alone_is_refused(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text('[{"a": 1}, 2, {}]')
+    assert read_json(path, skip_bad=True)["a"][:] == [1]
+    path.write_text("[2, 3]")
+    with pytest.raises(DataError, match="item 1: got int 2"):
+        read_json(path, skip_bad=True)
+
+
+def test_a_limit_counts_the_rows_that_are_kept(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{\n{"a": 1}\n{\n{"a": 2}\n{"a": 3}\n')
+    assert read_json(path, 2, skip_bad=True)["a"][:] == [1, 2]

@@ -2,7 +2,7 @@ import pytest
 from click.testing import CliRunner
 
 from bridgegarden.cli.main import cli
-from bridgegarden.errors import DataError
+from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.recipe import load_recipe
 from bridgegarden.run import audit
 from tests.tiny import tiny_tokenizer
@@ -35,6 +35,20 @@ def test_a_bad_row_is_named(write_recipe, tmp_path):
     (tmp_path / "train.jsonl").write_text('{"question": "1 + 1 ="}')
     with pytest.raises(DataError, match=r"train train\.jsonl, row 0"):
         audit(load_recipe(recipe))
+
+
+def test_bad_lines_and_bad_rows_are_skipped_where_the_recipe_says_so(write_recipe, tmp_path, caplog):
+    recipe = write_recipe()
+    path = tmp_path / "train.jsonl"
+    path.write_text(path.read_text() + '\n{"question": "1 + 1 =", "answer": ""}\n{"question"\n')
+    with pytest.raises(DataError, match=r"train\.jsonl:32: not valid JSON"):
+        audit(load_recipe(recipe))
+    caplog.clear()
+    assert "first 31 rows: " in audit(load_recipe(recipe, ["data.skip_bad_rows=true"]))
+    assert "skipped 1 of 32 rows" in caplog.messages[0]
+    assert "skipped 1 of 31 rows: train train.jsonl, row 30" in caplog.messages[1]
+    with pytest.raises(ConfigError, match=r"^data.skip_bad_rows: answers of teacher.server"):
+        load_recipe(recipe, ["data.skip_bad_rows=true", "teacher.server=http://localhost:1/v1"])
 
 
 def test_the_command_prints_it(write_recipe):

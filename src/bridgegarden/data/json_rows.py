@@ -2,7 +2,8 @@
 
 import codecs
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +13,11 @@ from bridgegarden.errors import DataError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+logger = logging.getLogger(__name__)
+
 EXCERPT = 60
+NAMED = 5
+"""Rows that are named of those that are skipped."""
 DEEPEST = 50
 """Levels of nesting in a row. Arrow itself stops at 64."""
 
@@ -23,11 +28,17 @@ class _Row(NamedTuple):
     fields: dict[str, Any]
 
 
-def read_json(path: Path, limit: int | None = None) -> "Dataset":
+def read_json(path: Path, limit: int | None = None, *, skip_bad: bool = False) -> "Dataset":
     """The objects of a file: one a line, or one array of them.
 
     A byte-order mark and blank lines are skipped. Refused, because each is a sign of damage: text that is not
     UTF-8, ``NaN`` and ``Infinity`` (not JSON), a key given twice in one object, half a surrogate pair.
+
+    Args:
+        path: of the file.
+        limit: at most so many rows.
+        skip_bad: leave out rows that cannot be read, with a warning that counts and names them. An array of which the
+            JSON itself is damaged has no rows to skip.
 
     Raises:
         DataError: names ``file:line``.
@@ -36,30 +47,75 @@ def read_json(path: Path, limit: int | None = None) -> "Dataset":
         start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
     found = _array_rows(path) if start.startswith(b"[") else _line_rows(path)
     rows: list[_Row] = []
+    skipped: list[DataError] = []
     for row in found:
+        if isinstance(row, DataError):
+            if not skip_bad:
+                raise row
+            skipped.append(row)
+            continue
         rows.append(row)
         if len(rows) == limit:
             break
-    if not rows:
-        raise DataError(f"{path}: holds no rows; expected one JSON object a line.")
-    return _to_dataset(path, rows)
+    dataset = None
+    while dataset is None:
+        if not rows:
+            raise skipped[0] if skipped else DataError(f"{path}: holds no rows; expected one JSON object a line.")
+        try:
+            dataset = _to_dataset(rows)
+        except _RowOfAnotherTypeError as error:
+            if not skip_bad:
+                raise DataError(str(error)) from error
+            skipped.append(error)
+            del rows[error.index]
+    if skipped:
+        logger.warning(skipped_text(str(path), list(map(str, skipped)), len(rows) + len(skipped)))
+    return dataset
 
 
-def _line_rows(path: Path) -> Iterator[_Row]:
+def skipped_text(name: str, reasons: Sequence[str], total: int) -> str:
+    """What is said of rows that were left out: how many, and the first of them."""
+    return f"{name}: skipped {len(reasons)} of {total} rows: {first_of(reasons)}"
+
+
+def first_of(reasons: Sequence[str]) -> str:
+    """The first few of them."""
+    return " ".join(reasons[:NAMED]) + (" ..." if len(reasons) > NAMED else "")
+
+
+class _RowOfAnotherTypeError(DataError):
+    """A row whose value does not go with those before it."""
+
+    def __init__(self, message: str, index: int) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+def _line_rows(path: Path) -> Iterator[_Row | DataError]:
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             if number == 1:
                 raw = raw.removeprefix(codecs.BOM_UTF8)
             if raw.strip():
                 place = f"{path}:{number}"
-                yield _Row(place, _object(_parse(raw.rstrip(), path, number), place))
+                try:
+                    row = _Row(place, _object(_parse(raw.rstrip(), path, number), place))
+                except DataError as error:
+                    yield error
+                else:
+                    yield row
 
 
-def _array_rows(path: Path) -> Iterator[_Row]:
+def _array_rows(path: Path) -> Iterator[_Row | DataError]:
     items = _parse(path.read_bytes().removeprefix(codecs.BOM_UTF8), path, None)
     for number, item in enumerate(items, start=1):
         place = f"{path}, item {number}"
-        yield _Row(place, _object(item, place))
+        try:
+            row = _Row(place, _object(item, place))
+        except DataError as error:
+            yield error
+        else:
+            yield row
 
 
 def _parse(raw: bytes, path: Path, line: int | None) -> Any:
@@ -132,7 +188,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _to_dataset(path: Path, rows: list[_Row]) -> "Dataset":
+def _to_dataset(rows: list[_Row]) -> "Dataset":
     """Columns are the union of the rows' keys; a key that a row lacks is null there."""
     import pyarrow as pa
     from datasets import Dataset
@@ -149,7 +205,7 @@ def _to_dataset(path: Path, rows: list[_Row]) -> "Dataset":
     return Dataset(pa.table(dict(columns)))
 
 
-def _mixed_types(name: str, values: list[Any], rows: list[_Row]) -> DataError:
+def _mixed_types(name: str, values: list[Any], rows: list[_Row]) -> _RowOfAnotherTypeError:
     """Names the first row whose value does not go with those before it (by bisection: prefixes fail monotonically)."""
     import pyarrow as pa
 
@@ -164,9 +220,10 @@ def _mixed_types(name: str, values: list[Any], rows: list[_Row]) -> DataError:
     value = values[bad - 1]
     before = next((earlier for earlier in values[: bad - 1] if earlier is not None), None)
     expected = f"as in the rows before, such as {_excerpt(before)}" if before is not None else "a value of one type"
-    return DataError(
+    return _RowOfAnotherTypeError(
         f"{rows[bad - 1].place}: {name!r} is {type(value).__name__} {_excerpt(value)}; expected {expected}. "
-        "A column must have one type throughout."
+        "A column must have one type throughout.",
+        bad - 1,
     )
 
 

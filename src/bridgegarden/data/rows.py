@@ -30,7 +30,7 @@ HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.+-]+)?")
 SPLIT_NAMES = ("train", "validation", "valid", "val", "eval", "dev", "test")
 
 
-def load_rows(source: str, *, split: str = "train", limit: int | None = None) -> "Dataset":
+def load_rows(source: str, *, split: str = "train", limit: int | None = None, skip_bad: bool = False) -> "Dataset":
     """The rows of `source`, in order.
 
     Args:
@@ -39,6 +39,7 @@ def load_rows(source: str, *, split: str = "train", limit: int | None = None) ->
         split: which part of a hub or saved data set. In a folder whose files are named after splits
             (``train.jsonl``, ``test-00000-of-00002.parquet``) it picks those files; a single file has no splits.
         limit: at most so many rows, from the start.
+        skip_bad: leave out rows of JSON files that cannot be read, with a warning that counts and names them.
 
     Raises:
         ConfigError: when `limit` is not positive.
@@ -48,9 +49,9 @@ def load_rows(source: str, *, split: str = "train", limit: int | None = None) ->
         raise ConfigError(f"data limit must be at least 1, got {limit}.")
     path = Path(os.path.expanduser(source))
     if path.is_dir():
-        rows = _from_folder(path, split, limit)
+        rows = _from_folder(path, split, limit, skip_bad)
     elif path.is_file():
-        rows = _from_file(path, limit)
+        rows = _from_file(path, limit, skip_bad)
     elif path.exists():
         raise DataError(f"{source}: is neither a file nor a folder but a pipe or a device; save the rows to a file.")
     elif _looks_like_a_path(source) or not HUB_NAME.fullmatch(source):
@@ -62,10 +63,10 @@ def load_rows(source: str, *, split: str = "train", limit: int | None = None) ->
     return rows if limit is None or len(rows) <= limit else rows.select(range(limit))
 
 
-def _from_file(path: Path, limit: int | None) -> "Dataset":
+def _from_file(path: Path, limit: int | None, skip_bad: bool) -> "Dataset":
     if path.suffix.lower() in JSON_SUFFIXES:
         try:
-            return read_json(path, limit)
+            return read_json(path, limit, skip_bad=skip_bad)
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
     if path.suffix.lower() in PARQUET_SUFFIXES:
@@ -101,7 +102,7 @@ def _known_kinds(table: "pa.Table", path: Path) -> "pa.Table":
     return table
 
 
-def _from_folder(path: Path, split: str, limit: int | None) -> "Dataset":
+def _from_folder(path: Path, split: str, limit: int | None, skip_bad: bool) -> "Dataset":
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return _from_saved(path, split)
     files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in SUFFIXES)
@@ -109,7 +110,7 @@ def _from_folder(path: Path, split: str, limit: int | None) -> "Dataset":
         raise DataError(
             f"{path}: holds no data files; expected {', '.join(SUFFIXES)}, or what Dataset.save_to_disk writes."
         )
-    return _concatenate(_of_split(files, path, split), limit)
+    return _concatenate(_of_split(files, path, split), limit, skip_bad)
 
 
 def _of_split(files: Sequence[Path], folder: Path, split: str) -> list[Path]:
@@ -124,7 +125,7 @@ def _of_split(files: Sequence[Path], folder: Path, split: str) -> list[Path]:
     return chosen
 
 
-def _concatenate(files: Sequence[Path], limit: int | None) -> "Dataset":
+def _concatenate(files: Sequence[Path], limit: int | None, skip_bad: bool) -> "Dataset":
     from datasets import concatenate_datasets
 
     parts: list[Dataset] = []
@@ -132,7 +133,7 @@ def _concatenate(files: Sequence[Path], limit: int | None) -> "Dataset":
         missing = None if limit is None else limit - sum(map(len, parts))
         if missing == 0:
             break
-        parts.append(_from_file(file, missing))
+        parts.append(_from_file(file, missing, skip_bad))
     folder = files[0].parent
     with foreign(lambda words: DataError(f"{folder}: its files disagree about the type of a column ({words}).")):
         return concatenate_datasets(parts)

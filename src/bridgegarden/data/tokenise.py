@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from bridgegarden.data.encode import IGNORED, TokenisedRow, end_of_turn_ids, tokenise_row
+from bridgegarden.data.json_rows import first_of, skipped_text
 from bridgegarden.data.nested import RowsAsWritten, as_written
 from bridgegarden.data.read_row import RowReader, RowRules
 from bridgegarden.errors import DataError
@@ -161,10 +162,9 @@ class _Kept:
         """Say what was left out or cut; refuse to go on with nothing."""
         name, within = self.name, _within(self.rules.max_length)
         if self.skipped:
-            shown = " ".join(self.skipped[:ROWS_NAMED]) + (" ..." if len(self.skipped) > ROWS_NAMED else "")
             if len(self.skipped) == total:
-                raise DataError(f"{name}: all {total} rows are skipped: {shown}")
-            logger.warning("%s: skipped %d of %d rows: %s", name, len(self.skipped), total, shown)
+                raise DataError(f"{name}: all {total} rows are skipped: {first_of(self.skipped)}")
+            logger.warning(skipped_text(name, self.skipped, total))
         if len(self.dropped) + len(self.skipped) == total:
             raise DataError(
                 f"{name}: all {total} rows have no token to learn{within}. Raise training.max_length, or check the "

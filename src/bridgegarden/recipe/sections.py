@@ -129,6 +129,9 @@ class DataSection:
     """At most so many training rows, from the start, >= 1; null is all."""
     eval_limit: int | None = None
     """At most so many evaluation rows, from the start, >= 1; null is all."""
+    skip_bad_rows: bool = False
+    """Leave out rows that cannot be trained on, with their count and the first of them named; otherwise the first one
+    stops. ``generate`` and ``diagnose`` skip what is no JSON, and still stop at a row without a prompt."""
 
     def __post_init__(self) -> None:
         _require_text("data.train", self.train)
@@ -249,6 +252,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self._check_free_running()
+        if self.data.skip_bad_rows and self.teacher.server is not None:
+            raise ConfigError(
+                "data.skip_bad_rows: answers of teacher.server are rows of its own; leave skip_bad_rows out. `cache "
+                "build --skip-unusable` leaves out those without a signal."
+            )
         self._check_best()
         _require_text("output", str(self.output))
         strategy = self.training.arguments.get("eval_strategy", "no")

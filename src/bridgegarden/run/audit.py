@@ -36,7 +36,7 @@ def audit(recipe: Recipe) -> str:
         (answers,) = read_answers(first_rows, answer_reader(recipe, endings, student, AT_LEAST), None)
         read, tokenised = answers.total, answers.dataset()
     else:
-        rows = load_rows(section.train, split=section.split, limit=limit)
+        rows = load_rows(section.train, split=section.split, limit=limit, skip_bad=section.skip_bad_rows)
         read, tokenised = len(rows), tokenise(rows, endings.tokenizer, rules, name=name)
     template = "none; plain text" if endings.template_from is None else f"the {endings.template_from}'s"
     end = endings.tokenizer.convert_ids_to_tokens(endings.taught)

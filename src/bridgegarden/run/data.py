@@ -42,6 +42,7 @@ def rules_of(recipe: Recipe, *, cut: bool = True) -> RowRules:
         max_length=arguments["max_length"] if cut else None,
         keep="end" if arguments.get("truncation_mode") == "keep_end" else "start",
         ends_with=arguments.get("eos_token"),
+        skip_bad=recipe.data.skip_bad_rows,
     )
 
 
@@ -53,9 +54,10 @@ def load_data(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> RunData:
         ModelError: the tokenizer cannot write the rows.
     """
     section, rules = recipe.data, rules_of(recipe)
-    rows = load_rows(section.train, split=section.split, limit=section.limit)
+    skip = section.skip_bad_rows
+    rows = load_rows(section.train, split=section.split, limit=section.limit, skip_bad=skip)
     train = tokenise(rows, tokenizer, rules, name=place("train", section.train))
     if section.eval is None:
         return RunData(train, None)
-    rows = load_rows(section.eval, split=section.eval_split, limit=section.eval_limit)
+    rows = load_rows(section.eval, split=section.eval_split, limit=section.eval_limit, skip_bad=skip)
     return RunData(train, tokenise(rows, tokenizer, rules, name=place("eval", section.eval)))

@@ -69,7 +69,8 @@ def generate_answers(recipe: Recipe, decoding: Decoding, options: GenerateOption
     check_answers_path(output)
     check_writable(output.parent, "output")
     with quiet_libraries(interactive=sys.stderr.isatty()):
-        rows = load_rows(section.train, split=section.split, limit=options.limit or section.limit)
+        limit, skip = options.limit or section.limit, section.skip_bad_rows
+        rows = load_rows(section.train, split=section.split, limit=limit, skip_bad=skip)
         questions = Questions(
             rows=RowsAsWritten(rows),
             columns=columns_of(section),
