@@ -77,6 +77,7 @@ def test_the_page_has_every_key_with_its_meaning():
         if path == "training":
             continue
         for name in section.__dataclass_fields__:
-            (row,) = [line for line in page.splitlines() if line.startswith(f"| `{f'{path}.{name}'.lstrip('.')}` |")]
+            key = f"| `{f'{path}.{name}'.lstrip('.')}` | "
+            row = next(line for line in page.splitlines() if line.startswith(key))
             assert len(row.split(" | ")) == 4
             assert len(row.rpartition(" | ")[2]) > 5
