@@ -45,7 +45,7 @@ def read_prompts(data: Path, tokenizer: Any, limit: int | None) -> list[Prompt]:
     """The rows of `data` with the very masks of training."""
     import torch
 
-    from bridgegarden.data import Columns, load_rows, tokenise
+    from bridgegarden.data import Columns, RowRules, load_rows, tokenise
 
     rows = load_rows(str(data), limit=limit)
     questions = rows["question"]

@@ -159,7 +159,7 @@ def test_other_settings_other_data_and_other_files_are_not_added_to(output):
     ("row", "message"),
     [
         ({"prompt": " "}, "'prompt' is empty"),
-        ({"question": "x"}, "has columns 'question'; expected 'messages', 'prompt'"),
+        ({"question": "x"}, "has columns 'question'; expected 'messages', 'conversations', 'prompt'"),
         ({"prompt": 3}, "'prompt' is int 3"),
         ({"prompt": []}, "has nothing before the assistant speaks"),
         ({"prompt": "x", "image": b"png"}, r"column 'image' cannot be kept as JSON \(it holds a bytes\)"),
