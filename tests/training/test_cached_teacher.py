@@ -7,7 +7,7 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import SequentialSampler
 
-from bridgegarden.errors import ConfigError, DataError
+from bridgegarden.errors import ConfigError, DataError, ModelError
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.divergences import DIVERGENCES, alpha_beta
 from bridgegarden.objective.hybrid import PRESETS, HybridObjective
