@@ -208,7 +208,7 @@ def test_progress_is_told_line_by_line_where_there_is_no_terminal(tmp_path):
     quickstart(tmp_path / "out", settings=replace(TINY, objectives=("soft",)), workers=1, console=console)
     console.file.seek(0)
     assert re.fullmatch(
-        r"1 students to train, 1 at a time\n"
+        r"1 student to train, 1 at a time\n"
         r"teacher asked once for \d{3} tokens, in \d s \(seed 0\)\n"
         r"soft, seed 0: \d+\.\d % right when sampling, \d+\.\d % of the variety kept\n",
         console.file.read(),
