@@ -183,7 +183,7 @@ def test_progress_is_told_line_by_line_where_there_is_no_terminal(tmp_path):
     lab(tmp_path / "out", replace(TINY, objectives=("soft",)), command="typed", workers=1, console=console)
     console.file.seek(0)
     first, second = console.file.read().splitlines()
-    assert first == "1 students to train, 1 at a time"
+    assert first == "1 student to train, 1 at a time"
     assert second.startswith("control, small, soft, seed 0: L_dT ")
     console.file.close()
 

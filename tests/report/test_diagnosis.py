@@ -128,7 +128,7 @@ def test_nothing_is_fetched(whole, tmp_path):
 def test_no_script_of_a_model_runs_and_nothing_is_asked_of_the_network(browser, whole, tmp_path):
     path = page(whole, tmp_path)
     browser.open(path)
-    assert browser.run("document.title").startswith("Where near, far")
+    assert browser.run("document.title").startswith("Where students near, far")
     assert browser.logged == []
     assert browser.requested == [path.as_uri()]
 
