@@ -17,7 +17,8 @@ def score(**changes):
         ({}, "50.00 ± 10.00"),
         ({"stderr": None}, "50.00"),
         ({"metric": "bits_per_byte", "mean": 0.8}, "0.80 ± 0.10"),
-        ({"metric": "pass@10", "mean": 1.0, "stderr": 0.0}, "100.00 (39.8 to 100.0)"),
+        ({"metric": "pass@10", "mean": 1.0, "stderr": 0.0}, "100.00 (≥ 39.8)"),
+        ({"mean": 0.0, "stderr": 0.0}, "0.00 (≤ 60.2)"),
         ({"metric": "word_perplexity", "mean": 31.25, "stderr": None}, "31.25"),
     ],
 )

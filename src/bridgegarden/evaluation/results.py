@@ -94,7 +94,7 @@ SHARES = ("acc", "exact_match", "pass@", "math_verify", "em", "f1")
 """How the names of metrics begin that are shares."""
 NOTE = (
     "Scores with their standard errors over problems; accuracies in per cent. Where all problems came out alike, the "
-    "exact 95 % interval."
+    "end of the exact 95 % interval."
 )
 
 
@@ -110,7 +110,7 @@ def shown_mean(score: Score) -> str:
     unit = 100.0 if is_share else 1.0
     if is_share and score.mean in (0.0, 1.0):
         low, high = exact_share(round(score.mean * score.problems), score.problems)
-        return f"{unit * score.mean:.2f} ({unit * low:.1f} to {unit * high:.1f})"
+        return f"{unit * score.mean:.2f} (≥ {unit * low:.1f})" if score.mean else f"0.00 (≤ {unit * high:.1f})"
     if score.stderr is None:
         return f"{unit * score.mean:.2f}"
     return f"{unit * score.mean:.2f} ± {unit * score.stderr:.2f}"
