@@ -56,7 +56,7 @@ def test_results_and_page_hold_what_decided_the_scores(found):
     settings = json.loads(json.dumps(found.to_dict()))["settings"]
     assert settings["asked_as_chat"] == ["bridgegarden_arithmetic"]
     assert (settings["limit"], settings["temperature"], settings["dtype"]) == (120, 1.0, "float32")
-    assert "| bridgegarden_arithmetic | greedy | acc | 100.00 (97.0 to 100.0) | 120 |" in found.to_markdown()
+    assert "| bridgegarden_arithmetic | greedy | acc | 100.00 (≥ 97.0) | 120 |" in found.to_markdown()
 
 
 def test_the_same_seed_draws_the_same_answers_and_another_does_not(teacher):

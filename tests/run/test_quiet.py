@@ -165,6 +165,8 @@ run("evaluate", "out/model", "--output", "scores", "--tasks", "bridgegarden_arit
 IN_WORKERS = """
 from pathlib import Path
 from rich.console import Console
+from bridgegarden.compare.run import compare
+from bridgegarden.compare.settings import CompareSettings
 from bridgegarden.lab.run import lab
 from bridgegarden.lab.settings import LabSettings
 from bridgegarden.quickstart.run import quickstart
@@ -177,8 +179,9 @@ quickstart(Path("q"), workers=2, console=silent, settings=few)
 few = LabSettings(worlds=("control",), seeds=(0,), sweep=False, evaluate_every=3, validation_problems=4,
     test_problems=1, **tiny)
 lab(Path("lab"), few, command="typed", console=silent, workers=2)
-run("compare", "recipe.yaml", "--output", "compared", "--objectives", "soft,on_policy:soft", "--seeds", "2",
-    "--workers", "2", "--tasks", "none", "--prompts", "2")
+rows = CompareSettings(objectives=("soft", "on_policy:soft"), seeds=(0, 1), baseline="soft", evaluation=None,
+    prompts=2, samples=1, max_new_tokens=8)
+compare("recipe.yaml", rows, command="typed", output=Path("compared"), console=silent, workers=2)
 """
 IN_PLACE_AND_IN_WORKERS = [ON_A_PAIR, pytest.param(IN_WORKERS, marks=pytest.mark.slow)]
 
