@@ -96,7 +96,7 @@ def _try_out(recipe: Recipe, arguments: "SFTConfig") -> None:
 
             # Compiles nothing before it is called.
             backend, mode = arguments.torch_compile_backend, arguments.torch_compile_mode
-            torch.compile(torch.nn.Identity(), backend=backend or "inductor", mode=mode)
+            torch.compile(torch.nn.Identity(), backend="inductor" if backend is None else backend, mode=mode)
         _trainer(_arguments(arguments, folder), evaluates=recipe.data.eval is not None).train()
 
 
