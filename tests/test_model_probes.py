@@ -11,6 +11,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from bridgegarden.errors import ModelError
 from bridgegarden.model_probes import check_causal_lm, check_head, check_packing, position_table
@@ -18,7 +19,9 @@ from tests.architectures import tiny_architecture
 from tests.tiny import tiny_model
 
 KEEPS_ROWS_APART = ("qwen2", "llama", "gemma2", "gpt2", "llama4_text")
-MIXES_ROWS = ("gpt_oss", "bloom", "opt", "mpt", "mamba", "jamba", "olmo_hybrid")
+PACKS = DataCollatorForLanguageModeling(pad_token_id=256, padding_free=True)
+MIXES_ROWS = ("gpt_oss", "bloom", "opt", "mpt", "mamba", "jamba")
+NEEDS_KERNELS = ("lfm2", "olmo_hybrid", "falcon_h1")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -111,7 +114,7 @@ def test_an_encoder_decoder_is_refused_before_it_is_run():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", KEEPS_ROWS_APART)
 def test_rows_that_are_packed_are_kept_apart_by_most_architectures(kind, dtype):
-    check_packing(tiny_architecture(kind).to(dtype), "student")
+    check_packing(tiny_architecture(kind).to(dtype), "student", PACKS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -121,7 +124,24 @@ def test_an_architecture_that_mixes_packed_rows_is_refused_with_its_attention(ki
     with pytest.raises(
         ModelError, match=rf"teacher .*{kind}.*see each other.*'(sdpa|eager)'.*Leave out training.packing"
     ):
-        check_packing(model, "teacher")
+        check_packing(model, "teacher", PACKS)
+
+
+@pytest.mark.parametrize("kind", NEEDS_KERNELS)
+def test_convolutions_that_cannot_keep_rows_apart_here_are_refused_in_the_words_of_their_code(kind):
+    found = rf"\({kind}\): cannot read packed rows\. Leave out training\.packing.*Install `causal_conv1d`"
+    with pytest.raises(ModelError, match=found):
+        check_packing(tiny_architecture(kind), "student", PACKS)
+
+
+def test_a_small_share_of_another_row_is_seen():
+    """At the usual start of training a convolution has hardly any weight."""
+    model = tiny_architecture("mamba")
+    with torch.no_grad():
+        for block in model.backbone.layers:
+            block.mixer.out_proj.weight *= 1e-2
+    with pytest.raises(ModelError, match="see each other"):
+        check_packing(model, "student", PACKS)
 
 
 def test_what_the_architectures_own_code_raises_is_one_line():
@@ -158,7 +178,7 @@ def test_probing_leaves_modes_weights_and_random_numbers_as_they_were():
     modes = [module.training for module in model.modules()]
     weights, state = {name: p.detach().clone() for name, p in model.named_parameters()}, torch.get_rng_state()
     check_causal_lm(model)
-    check_packing(model, "student")
+    check_packing(model, "student", PACKS)
     position_table(model)
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(parameter, weights[name]) for name, parameter in model.named_parameters())

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from bridgegarden.causal_lm import architecture, language_model_in
 from bridgegarden.errors import ConfigError, DataError, ModelError
-from bridgegarden.model_probes import check_causal_lm, check_packing, position_table
+from bridgegarden.model_probes import Collate, check_causal_lm, check_packing, position_table
 from bridgegarden.sharded_head import rows
 
 ROW = "row"
@@ -89,7 +89,7 @@ def check_models(
     student: nn.Module,
     teacher: PreTrainedModel | None,
     *,
-    packed: bool,
+    packed_by: Collate | None,
     checkpointing: bool,
     data: Mapping[str, Any],
 ) -> Reach:
@@ -98,7 +98,7 @@ def check_models(
     Args:
         student: as it is trained, adapters included.
         teacher: the model, probed as a language model already; None where it is none, or is not in memory.
-        packed: whether several rows are packed into one row of a batch.
+        packed_by: what packs several rows into one row of a batch; None where rows stay alone.
         checkpointing: whether activations are computed anew in the backward.
         data: prepared data sets by name; those that are streamed are left to :meth:`Reach.check_batch`.
 
@@ -118,9 +118,9 @@ def check_models(
         check_causal_lm(inner)
     models = {"student": inner} | ({} if teacher is None else {"teacher": teacher})
     probed = {role: model for role, model in models.items() if model.device.type != "meta"}
-    if packed:
+    if packed_by is not None:
         for role, model in probed.items():
-            check_packing(model, role)
+            check_packing(model, role, packed_by)
     reach = _reach(models, probed)
     for name, dataset in data.items():
         if isinstance(dataset, Dataset) and "input_ids" in dataset.column_names:

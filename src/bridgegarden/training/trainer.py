@@ -130,7 +130,7 @@ class HybridDistillationTrainer(SFTTrainer):
         reach = check_models(
             cast(nn.Module, self.model),
             self.teacher.model if isinstance(self.teacher, LiveTeacher) else None,
-            packed=self.padding_free,
+            packed_by=cast(Any, self.data_collator) if self.padding_free else None,
             checkpointing=bool(self.args.gradient_checkpointing),
             data={"train": self.train_dataset, **held_out},
         )
