@@ -94,9 +94,7 @@ def check_causal(model: PreTrainedModel) -> None:
         )
 
 
-def check_packing(
-    model: PreTrainedModel, role: str, collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
-) -> None:
+def check_packing(model: PreTrainedModel, role: str, collate: Collate) -> None:
     """Make sure that rows which are packed into one row do not see each other.
 
     Args:
