@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bridgegarden.data import Columns, RowRules, load_rows, tokenise
+from bridgegarden.data import Columns, RowRules, load_rows, tokenise, vocabulary_size
 from bridgegarden.objective.divergences import DIVERGENCES, forward_kl
 from bridgegarden.objective.hybrid import HybridObjective, dense_student_support
 from bridgegarden.objective.selected_logits import select_support
@@ -101,7 +101,7 @@ def measure(teacher: str, student: str, rows: str, columns: Columns, count: int)
     models = [AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in (teacher, student)]
     data = tokenise(load_rows(rows, limit=count), tokenizer, RowRules(columns=columns, max_length=512))
     sums, dense = {entry: Sums() for entry in ENTRIES}, Sums()
-    vocab_size = min(len(tokenizer), *(model.config.vocab_size for model in models))
+    vocab_size = min(vocabulary_size(tokenizer), *(model.config.vocab_size for model in models))
     for row in data.with_format("torch"):
         assert isinstance(row, dict)
         where = row["labels"][1:] != -100

@@ -56,16 +56,16 @@ def signals(rng: np.random.Generator, count: int, spec: CacheSpec) -> Signals:
     )
     weights = -2 * np.log(np.arange(1, slots + 1)) + rng.normal(0, 0.3, (count, slots))
     logp = rng.permuted(weights - np.log(np.exp(weights).sum(1, keepdims=True) * 1.05), axis=1).astype(np.float32)
-    scalars = [rng.normal(-3, 1, count).astype(np.float32) for _ in range(3)]
+    scalars = [np.abs(rng.normal(3, 1, count)).astype(np.float32) for _ in range(3)]
     return Signals(
         ids=ids,
         logp=logp,
-        log_tail=scalars[0],
+        log_tail=-scalars[0],
         tail_powers=rng.normal(2, 1, (count, 2)).astype(np.float32),
         entropy=scalars[1],
         argmax=np.take_along_axis(ids, logp.argmax(1)[:, None], 1)[:, 0],
         max_logp=logp.max(1),
-        label_logp=scalars[2],
+        label_logp=-scalars[2],
     )
 
 
