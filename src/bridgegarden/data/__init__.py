@@ -3,12 +3,12 @@
 from bridgegarden.data.audit import MaskAudit, Span, audit_spans, audit_text
 from bridgegarden.data.chat import Conversation, conversation, prompt, with_answer
 from bridgegarden.data.columns import Columns
+from bridgegarden.data.encode import vocabulary_size
 from bridgegarden.data.fingerprint import chat_template_fingerprint, dataset_fingerprint, tokenizer_fingerprint
 from bridgegarden.data.nested import RowsAsWritten
 from bridgegarden.data.read_row import RowRules
 from bridgegarden.data.rows import load_rows
 from bridgegarden.data.tokenise import TokenisedRow, end_of_turn_ids, tokenise, tokenise_row, tokenise_stream
-from bridgegarden.data.vocabulary import vocabulary_size
 
 __all__ = [
     "Columns",

@@ -50,6 +50,15 @@ class TokenisedRow:
         return TokenisedRow(input_ids=self.input_ids[kept], labels=self.labels[kept])
 
 
+def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The largest token id and one: as many ids as a model must have for every token.
+
+    Not the number of tokens: ids may have holes (tokens reserved for later, a padding token far up), and the token that
+    ends a turn often comes after one.
+    """
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def end_of_turn_ids(
     tokenizer: "PreTrainedTokenizerBase", generation_config: GenerationSettings | None = None
 ) -> tuple[int, ...]:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from bridgegarden.data.chat import Conversation, conversation
 from bridgegarden.data.columns import Columns
-from bridgegarden.data.encode import IGNORED, Keep, RowTokeniser, TokenisedRow
+from bridgegarden.data.encode import IGNORED, Keep, RowTokeniser, TokenisedRow, vocabulary_size
 from bridgegarden.data.template import ChatFormat
-from bridgegarden.data.vocabulary import vocabulary_size
 from bridgegarden.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
