@@ -19,7 +19,7 @@ REFUSED = {
     "optim": "adamw_bnb_8bit",
     "lr_scheduler_type": "warmup_stable_decay",
     "gradient_accumulation_steps": 0,
-    "padding_free": True,
+    "activation_offloading": True,
     "dataloader_persistent_workers": True,
     "save_strategy": "best",
     "fsdp": "full_shard",

@@ -28,7 +28,7 @@ def settings(**arguments):
 def rows_of(dataset, tokenizer, columns=None, formatting_func=None, **arguments):
     """Ids and labels of every row, as the trainer prepares them."""
     args = settings(**arguments)
-    rules = row_rules(args, columns, formatting_func=formatting_func)
+    rules = row_rules(args, columns, formatting_func)
     prepared = prepare(dataset, tokenizer, rules, args, packing=False, name="train")
     return [(list(row["input_ids"]), list(row["labels"])) for row in prepared]
 

@@ -1,6 +1,10 @@
 """What people do with TRL's ``SFTTrainer``, done with ours: it works, or is refused in one line that says why."""
 
 import math
+import re
+from dataclasses import fields
+from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +12,10 @@ import torch
 from datasets import Dataset, DatasetDict, IterableDatasetDict
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
-from bridgegarden.errors import ConfigError
+from bridgegarden.data import Columns
+from bridgegarden.errors import BridgegardenError, ConfigError
 from bridgegarden.training.trainer import HybridDistillationTrainer
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
@@ -238,9 +244,138 @@ def test_packing_that_cuts_documents_is_refused(tmp_path, strategy):
         trainer_of(tmp_path, config={"packing": True, "packing_strategy": strategy})
 
 
-def test_length_limits_that_trl_would_not_keep_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="`max_length` is not enforced"):
-        trainer_of(tmp_path, config={"padding_free": True, "max_length": 16})
+def own_options() -> set[str]:
+    theirs = {field.name for field in fields(SFTConfig)} - {field.name for field in fields(TrainingArguments)}
+    return theirs | (set(signature(SFTTrainer.__init__).parameters) - {"self"})
+
+
+def documented_options() -> dict[str, str]:
+    """What docs/trainer.md says of each option, in tables."""
+    page = (Path(__file__).parents[2] / "docs" / "trainer.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[^|]*) \| ([^|]*) \|", page, re.MULTILINE)
+    return {name: here for options, here in rows for name in re.findall(r"`(\w+)", options)}
+
+
+def test_every_option_of_trl_s_trainer_is_documented():
+    assert own_options() - set(documented_options()) == set()
+
+
+TRAINS, REFUSED = True, False
+TRIED: dict[str, list[tuple[dict[str, Any], bool]]] = {
+    "activation_offloading": [({}, REFUSED)],
+    "assistant_only_loss": [({}, REFUSED), ({"train": "messages"}, TRAINS)],
+    "chat_template_path": [({"chat_template_path": "template.jinja", "train": "messages"}, TRAINS)],
+    "completion_only_loss": [({}, REFUSED), ({"train": "prompt and completion"}, TRAINS)],
+    "dataset_kwargs": [({"dataset_kwargs": {"evil": 1}}, REFUSED), ({"dataset_kwargs": {}}, TRAINS)],
+    "dataset_num_proc": [({"dataset_num_proc": 2}, TRAINS)],
+    "dataset_text_field": [({"dataset_text_field": "text"}, TRAINS)],
+    "eos_token": [({"eos_token": "<|im_end|>"}, TRAINS), ({"eos_token": "<|im_start|>", "train": "messages"}, REFUSED)],
+    "eval_packing": [({}, REFUSED), ({"packing": True}, TRAINS)],
+    "loss_type": [({"loss_type": "dft"}, REFUSED), ({"loss_type": "nll"}, TRAINS)],
+    "max_length": [({"max_length": 1}, REFUSED), ({"max_length": 8}, TRAINS), ({"max_length": None}, TRAINS)],
+    "model_init_kwargs": [({"model_init_kwargs": {}}, TRAINS)],
+    "packing": [({}, TRAINS), ({"max_length": None}, REFUSED)],
+    "packing_strategy": [({"packing_strategy": "wrapped", "packing": True}, REFUSED)],
+    "pad_to_multiple_of": [({"pad_to_multiple_of": 7}, TRAINS)],
+    "pad_token": [({"pad_token": "<|im_end|>"}, TRAINS)],
+    "padding_free": [({}, TRAINS), ({"max_length": None}, TRAINS)],
+    "router_aux_loss_coef": [({"router_aux_loss_coef": 0.0}, TRAINS)],
+    "shuffle_dataset": [({}, TRAINS)],
+    "truncation_mode": [({"truncation_mode": "keep_end"}, TRAINS), ({"truncation_mode": "evil"}, REFUSED)],
+    "trust_remote_code": [({}, TRAINS)],
+}
+"""By field, what is set (the field to True, if it is not named) and what comes of it."""
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated and will be removed:FutureWarning")
+@pytest.mark.parametrize("name", sorted({field.name for field in fields(SFTConfig)} & own_options()))
+def test_an_option_does_what_the_docs_say(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path("template.jinja").write_text(str(tiny_tokenizer().chat_template), encoding="utf-8")
+    said = documented_options()[name]
+    for given, trains in TRIED[name]:
+        config = {name: True, **given}
+        train = rows(kind=config.pop("train", "text"))
+        if trains:
+            assert any(word in said for word in ("honoured", "no effect", "`dft` refused")), said
+            assert_trains(trainer_of(tmp_path, train=train, config=config))
+            continue
+        assert "refused" in said
+        with pytest.raises(BridgegardenError, match=name):
+            trainer_of(tmp_path, train=train, config=config)
+
+
+def test_rows_without_padding_are_cut_to_the_length_limit_and_train_as_padded_ones(tmp_path):
+    data = Dataset.from_list([{"text": "x" * (3 + 4 * number)} for number in range(8)])
+    losses = []
+    for config in ({}, {"padding_free": True}, {"padding_free": True, "pad_to_multiple_of": 16}):
+        trainer = trainer_of(tmp_path, train=data, eval_dataset=data, config={"max_length": 16, **config})
+        assert max(map(len, trainer.train_dataset["input_ids"])) == 16 == trainer.args.max_length
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+        losses[-1].append(trainer.evaluate(data.select(range(4, 8)))["eval_loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`pad_token` is deprecated:FutureWarning")
+@pytest.mark.parametrize("token", ["<|endoftext|>", "<|im_end|>", "a"])
+def test_what_pads_is_neither_read_nor_learnt(tmp_path, token):
+    data = Dataset.from_list([{"text": "ab" * (3 + number)} for number in range(8)])
+    trainer, plain = (trainer_of(tmp_path, train=data, config=config) for config in ({"pad_token": token}, {}))
+    assert trainer.data_collator.collator.pad_token_id == tiny_tokenizer().convert_tokens_to_ids(token)
+    for one in (trainer, plain):
+        one.train()
+    assert trainer.state.log_history[0]["loss"] == plain.state.log_history[0]["loss"]
+
+
+SKIP: dict[str, Any] = {"dataset_kwargs": {"skip_prepare_dataset": True}}
+IDS = {"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}
+
+
+def test_rows_that_are_not_to_be_prepared_train_as_they_are(tmp_path):
+    data = Dataset.from_list([IDS, {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}] * 4)
+    losses = []
+    for config in ({}, SKIP):
+        trainer = trainer_of(tmp_path, train=data, eval_dataset=data, config=config)
+        assert ("row" in trainer.train_dataset.column_names) == (config == {})
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+        losses[-1].append(trainer.evaluate()["eval_loss"])
+    assert losses[0] == losses[1]
+
+
+def test_rows_that_a_transform_makes_are_trained_on_where_none_are_prepared(tmp_path):
+    data = rows()
+    data.set_transform(lambda batch: {name: [value] * len(batch["text"]) for name, value in IDS.items()})
+    assert_trains(trainer_of(tmp_path, train=data, config={**SKIP, "remove_unused_columns": False}))
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "words"),
+    [
+        ({"shuffle_dataset": True}, {}, r"training\.dataset_kwargs: .* training\.shuffle_dataset would be ignored"),
+        ({}, {"columns": Columns(text="text")}, r"training\.dataset_kwargs: .* columns would be ignored"),
+        ({}, {"formatting_func": str}, r"training\.dataset_kwargs: .* formatting_func would be ignored"),
+        ({}, {"train": rows()}, r"train data: has text, but no 'input_ids'"),
+        ({}, {"eval_dataset": rows()}, r"eval data: has text, but no 'input_ids'"),
+    ],
+)
+def test_what_would_be_ignored_where_no_rows_are_prepared_is_refused(tmp_path, config, options, words):
+    with pytest.raises(BridgegardenError, match=words):
+        trainer_of(tmp_path, **{"train": Dataset.from_list([IDS] * 8), "config": {**SKIP, **config}, **options})
+
+
+@pytest.mark.parametrize("config", [{"pad_to_multiple_of": 8}, {"pad_token": "<|im_end|>"}])
+@pytest.mark.filterwarnings("ignore:`pad_token` is deprecated:FutureWarning")
+def test_padding_is_not_set_beside_a_collator_that_pads(tmp_path, config):
+    with pytest.raises(ConfigError, match=rf"training\.{next(iter(config))}: is up to data_collator"):
+        trainer_of(tmp_path, config=config, data_collator=DataCollatorForLanguageModeling(0))
+
+
+def test_a_number_of_processes_is_told_to_make_no_difference(tmp_path, caplog):
+    trainer_of(tmp_path, config={"dataset_num_proc": 2})
+    assert "training.dataset_num_proc: makes no difference" in caplog.text
 
 
 def test_training_rows_are_required(tmp_path):

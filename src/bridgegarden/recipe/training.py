@@ -54,6 +54,7 @@ RESERVED: Mapping[str, str] = MappingProxyType(
         "chat_template_path": _BY_DATA,
         "dataset_kwargs": _BY_DATA,
         "dataset_text_field": "set data.text instead",
+        "dataset_num_proc": "rows are prepared by one process",
         "label_smoothing_factor": _BY_OBJECTIVE,
         "loss_type": _BY_OBJECTIVE,
         "activation_checkpointing": "set gradient_checkpointing, which is the same",

@@ -24,6 +24,7 @@ from bridgegarden.run.output import OutputFolder, check_writable
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.summary import FREE_RUNNING, TERMS
 from bridgegarden.training.check_arguments import check_arguments
+from bridgegarden.training.prepare import withheld
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -160,14 +161,15 @@ def _trainer(arguments: "SFTConfig", *, evaluates: bool) -> "SFTTrainer":
             return output._replace(metrics={**names, **(output.metrics or {})})
 
     rows = Dataset.from_dict({"input_ids": [[1, 2, 3, 4]] * 4, "labels": [[1, 2, 3, 4]] * 4})
-    trainer = StandIn(
-        model=_stand_in(),
-        args=arguments,
-        train_dataset=rows,
-        eval_dataset=rows if evaluates else None,
-        processing_class=_letters(),
-        callbacks=[FewSteps()],
-    )
+    with withheld(arguments):
+        trainer = StandIn(
+            model=_stand_in(),
+            args=arguments,
+            train_dataset=rows,
+            eval_dataset=rows if evaluates else None,
+            processing_class=_letters(),
+            callbacks=[FewSteps()],
+        )
     # Nothing is saved: the disk of temporary files may be full, which is no fault of these settings.
     arguments.save_strategy, arguments.load_best_model_at_end = SaveStrategy.NO, False
     for callback in (PrinterCallback, *get_reporting_integration_callbacks(arguments.report_to)):

@@ -38,7 +38,7 @@ def check_arguments(args: SFTConfig | None, kwargs: Mapping[str, Any]) -> None:
         raise ConfigError("compute_metrics needs the student's whole logits, which are never built; use a callback.")
     if args is None:
         return
-    if getattr(args, "loss_type", "nll") != "nll":
+    if args.loss_type != "nll":
         raise ConfigError(f"training.loss_type: the objective is the loss; got {args.loss_type!r}, remove it.")
     if args.label_smoothing_factor:
         raise ConfigError(
@@ -46,8 +46,8 @@ def check_arguments(args: SFTConfig | None, kwargs: Mapping[str, Any]) -> None:
         )
     if args.use_liger_kernel:
         raise ConfigError("training.use_liger_kernel: its fused loss would replace the objective; set it to false.")
-    if not isinstance(args, SFTConfig):
-        return
+    if args.activation_offloading and args.device.type == "cpu":
+        raise ConfigError("training.activation_offloading: needs an accelerator, to offload from; set it to false.")
     if kwargs.get("formatting_func") is not None and (args.completion_only_loss or args.assistant_only_loss):
         raise ConfigError(
             "formatting_func: makes one text of a row, of which training.completion_only_loss and assistant_only_loss "

@@ -78,7 +78,8 @@ class Reach:
         if self._is_beyond(longest):
             raise DataError(
                 f"{where}: has {longest} tokens, but {self.positions_of} looks its positions up in a table of "
-                f"{self.positions}. Set training.max_length to {self.positions} at most."
+                f"{self.positions}. Set training.max_length to {self.positions} at most, what pad_to_multiple_of adds "
+                "included."
             )
 
     def _is_beyond(self, longest: int) -> bool:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 from weakref import WeakSet
@@ -36,7 +37,7 @@ from bridgegarden.training.launch import check_launch, check_same_teacher
 from bridgegarden.training.log_window import restore_log_window, save_log_window
 from bridgegarden.training.non_finite import check_finite_weights, non_finite_gradient, non_finite_loss
 from bridgegarden.training.on_policy import OnPolicy, check_on_policy
-from bridgegarden.training.prepare import prepare, row_rules, without_assistant_only
+from bridgegarden.training.prepare import check_data_arguments, check_prepared, prepare, row_rules, withheld
 from bridgegarden.training.reach import check_models
 from bridgegarden.training.student_writer import StudentWriter
 from bridgegarden.training.terms import TermSums, term_means
@@ -99,6 +100,8 @@ class HybridDistillationTrainer(SFTTrainer):
         """
         args = as_sft_config(args)
         check_arguments(args, kwargs)
+        if args is not None:
+            check_data_arguments(args, kwargs, columns)
         self.objective = objective if objective is not None else HybridObjective()
         self.teacher = _as_teacher(teacher, model, adapters=kwargs.get("peft_config") is not None)
         cache = self.teacher if isinstance(self.teacher, TeacherCache) else None
@@ -111,13 +114,14 @@ class HybridDistillationTrainer(SFTTrainer):
             packed=args is not None and (args.packing or args.padding_free),
         )
         self._columns = columns
-        self._assistant_only = isinstance(args, SFTConfig) and args.assistant_only_loss
+        self._asked = copy(args)
         self._prepared: WeakSet[Dataset | IterableDataset] = WeakSet()
         self._terms = {"train": TermSums(), "eval": TermSums()}
         self._clock: float | None = None
         self._window_rows: list[Tensor] = []
-        super().__init__(model=model, args=without_assistant_only(args), **kwargs)
-        cast(SFTConfig, self.args).assistant_only_loss = self._assistant_only
+        with withheld(args):
+            super().__init__(model=model, args=args, **kwargs)
+        self._asked = None
         leave_out_router_loss(self)
         check_launch(self.accelerator, fsdp=bool(self.args.fsdp))
         student = self._student()
@@ -127,12 +131,15 @@ class HybridDistillationTrainer(SFTTrainer):
         take_off_wrappers(student)
         self.teacher.place(self.accelerator.device)
         held_out = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+        data = {"train": self.train_dataset, **held_out}
+        if self._skip_prepare_dataset:
+            check_prepared(data)
         reach = check_models(
             cast(nn.Module, self.model),
             self.teacher.model if isinstance(self.teacher, LiveTeacher) else None,
             packed_by=cast(Any, self.data_collator) if self.padding_free else None,
             checkpointing=bool(self.args.gradient_checkpointing),
-            data={"train": self.train_dataset, **held_out},
+            data=data,
         )
         add_hidden_loss(student)
         check_same_teacher(self.teacher, self.accelerator)
@@ -163,7 +170,7 @@ class HybridDistillationTrainer(SFTTrainer):
                 max_length=cast(SFTConfig, self.args).max_length,
                 vocab_size=self.vocab_size,
                 collator=self.data_collator,
-                data={"train": self.train_dataset, **held_out},
+                data=data,
             )
 
     def compute_loss(
@@ -343,7 +350,9 @@ class HybridDistillationTrainer(SFTTrainer):
         """Tokenise, mask, cut, shuffle and pack; nothing of it is TRL's, so that every container goes the same way."""
         if dataset in self._prepared:
             return dataset
-        rules = row_rules(args, self._columns, assistant_only=self._assistant_only, formatting_func=formatting_func)
+        # While TRL's trainer is made, some of it is withheld.
+        args = self._asked or args
+        rules = row_rules(args, self._columns, formatting_func)
         prepared = prepare(dataset, self._tokenizer, rules, args, packing=packing, name=dataset_name)
         self._prepared.add(prepared)
         return prepared
