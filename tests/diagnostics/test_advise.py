@@ -7,11 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy.stats import mannwhitneyu, spearmanr
 
-from bridgegarden.diagnostics.advise import advise, auc, more_tokens, spearman
+from bridgegarden.diagnostics.advise import advise, more_tokens
 from bridgegarden.diagnostics.kappa import KappaResult, Kind, PositionKappa
-from bridgegarden.estimate import Estimate, Interval
+from bridgegarden.statistics import Estimate, Interval
 
 VOCABULARY = 100
 
@@ -129,23 +128,6 @@ def test_noise_in_kappa_does_not_bias_the_gain():
     quiet = advice(planted(lambda unsure, rng: 1 - unsure, prompts=200, noise=0.0), resamples=50).scores[0].gain
     noisy = advice(planted(lambda unsure, rng: 1 - unsure, prompts=200, noise=1.0), resamples=50).scores[0].gain
     assert noisy.interval.low < quiet.value < noisy.interval.high
-
-
-def test_rank_statistics_are_scipys():
-    rng = np.random.default_rng(0)
-    first, second = rng.integers(0, 6, 40), rng.integers(0, 6, 40)
-    above, below = np.arange(40) < 15, np.arange(40) > 22
-    counts = np.concatenate([np.ones((1, 40)), rng.integers(0, 3, (5, 40))]).astype(float)
-    for row, correlation, share in zip(
-        counts.astype(int), spearman(first, second, counts), auc(first, above, below, counts), strict=True
-    ):
-        at = np.repeat(np.arange(40), row)
-        assert correlation == pytest.approx(spearmanr(first[at], second[at]).statistic)
-        up, down = first[at][above[at]], first[at][below[at]]
-        assert share == pytest.approx(mannwhitneyu(up, down).statistic / (len(up) * len(down)))
-    once = np.ones((1, 5))
-    assert math.isnan(spearman(np.ones(5), np.arange(5), once)[0])
-    assert math.isnan(auc(np.arange(5), np.zeros(5, dtype=bool), np.ones(5, dtype=bool), once)[0])
 
 
 def test_positions_of_one_prompt_widen_the_interval():

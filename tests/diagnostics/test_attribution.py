@@ -10,7 +10,7 @@ from bridgegarden import exact
 from bridgegarden.diagnostics.attribution import _shares, attribute
 from bridgegarden.diagnostics.exposure_bias import exposure_bias
 from bridgegarden.errors import ConfigError
-from bridgegarden.estimate import Estimate
+from bridgegarden.statistics import Estimate
 from tests.diagnostics.worlds import HORIZON, Enumeration, make_world
 
 

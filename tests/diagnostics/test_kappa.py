@@ -9,7 +9,7 @@ from bridgegarden import exact
 from bridgegarden.diagnostics.kappa import KappaSettings, Kind, measure_kappa
 from bridgegarden.diagnostics.rollout import RollOuts, read_texts, roll_out
 from bridgegarden.errors import ConfigError
-from bridgegarden.estimate import Estimate
+from bridgegarden.statistics import Estimate
 from tests.diagnostics.worlds import HORIZON, VOCABULARY, Enumeration, make_world
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from bridgegarden.diagnostics.kappa import Kind
 from bridgegarden.diagnostics.plain import to_plain
-from bridgegarden.estimate import Estimate, Interval
+from bridgegarden.statistics import Estimate, Interval
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from scipy import stats
 
-from bridgegarden.estimate import Interval
 from bridgegarden.lab.claims import CLAIMS
 from bridgegarden.lab.findings import Verdict, difference, findings, judge, summaries
 from bridgegarden.lab.objectives import HYBRIDS
 from bridgegarden.lab.result import LabResult, to_tree
+from bridgegarden.statistics import Interval
 from tests.lab.made_up import made_up_result
 
 MAIN = "small"

@@ -5,7 +5,6 @@ from functools import lru_cache
 import pytest
 import torch
 
-from bridgegarden.estimate import Estimate
 from bridgegarden.exact.process import Role, role
 from bridgegarden.exact.vocabulary import END
 from bridgegarden.exact.world import WORLDS
@@ -15,6 +14,7 @@ from bridgegarden.lab.measure import measured, solve_tests
 from bridgegarden.lab.objectives import ALL_OBJECTIVES
 from bridgegarden.lab.settings import LabSettings, LlamaSize
 from bridgegarden.lab.student import train_student
+from bridgegarden.statistics import Estimate
 
 ANSWERS = 1_500
 

@@ -2,10 +2,10 @@
 
 import math
 
-from bridgegarden.estimate import Estimate
 from bridgegarden.lab.objectives import OBJECTIVES
 from bridgegarden.quickstart.result import AnswerView, Measured, ObjectiveRun, QuickstartResult, TokenView
 from bridgegarden.quickstart.settings import QuickstartSettings
+from bridgegarden.statistics import Estimate
 
 SHAPES = {
     "hard": (0.88, 0.02, 0.31, 5.2, 2.9),

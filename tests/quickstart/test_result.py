@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from bridgegarden.estimate import Estimate
 from bridgegarden.quickstart.result import QuickstartResult
+from bridgegarden.statistics import Estimate
 from tests.quickstart.made_up import made_up_result
 
 

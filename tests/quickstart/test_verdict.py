@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from bridgegarden.estimate import Estimate
 from bridgegarden.quickstart.verdict import beats, finding, frontier
+from bridgegarden.statistics import Estimate
 from tests.quickstart.made_up import made_up_result
 
 

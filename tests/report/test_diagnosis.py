@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from bridgegarden.diagnostics.exposure_bias import PairedDifference
-from bridgegarden.estimate import Estimate, Interval
+from bridgegarden.diagnostics.exposure_bias import StudentDifference
 from bridgegarden.report.diagnosis import _difference, write_diagnosis
-from bridgegarden.report.diagnosis_words import advice_words, agreement_words, bias_words
+from bridgegarden.report.diagnosis_words import advice_words, agreement_words, bias_words, difference_words
+from bridgegarden.statistics import Estimate
 from tests.chromium import chromium, needs_chromium
 from tests.diagnostics.small import EVIL, WORDS, small_diagnosis, small_findings
 
@@ -31,18 +31,13 @@ def whole():
     return small_diagnosis(small_findings())
 
 
-@pytest.mark.parametrize(("low", "high", "bold"), [(0.1, 0.4, True), (-0.1, 0.4, False), (-0.4, -0.1, True)])
-@pytest.mark.parametrize("stderr", [0.001, 10.0])
-def test_a_difference_is_bold_where_the_bootstraps_interval_leaves_out_zero(low, high, bold, stderr):
-    one = PairedDifference(
-        first="a",
-        second="b",
-        measure="exposure_bias",
-        difference=Estimate((low + high) / 2, stderr, 20),
-        bootstrap=Interval(low, high),
-        share_below=0.5,
-    )
-    assert ("<b>" in str(_difference(one))) == bold
+@pytest.mark.parametrize(("mean", "prompts", "lower"), [(2.1, 400, "b"), (2.1, 5, None), (-2.1, 400, "a")])
+def test_a_difference_is_bold_and_called_where_the_interval_over_prompts_leaves_out_zero(mean, prompts, lower):
+    # 2.1 standard errors are enough with many prompts; with five, Student's t asks for 2.8.
+    difference = Estimate(mean, 1.0, prompts)
+    one = StudentDifference(first="a", second="b", measure="exposure_bias", difference=difference)
+    assert ("<b>" in str(_difference(one))) == (lower is not None)
+    assert difference_words(one) == (f"{lower} is lower" if lower else "no difference to be seen")
 
 
 @pytest.fixture(scope="module")

@@ -61,13 +61,13 @@ def _table(diagnosis: Diagnosis) -> Table:
 
 
 def _differences(diagnosis: Diagnosis) -> Table:
-    table = Table("pair", "what", "difference", "bootstrap", "so", title="Paired by prompt", title_justify="left")
+    table = Table("pair", "what", "difference", "95 % interval", "so", title="Paired by prompt", title_justify="left")
     for one in diagnosis.findings.differences:
         table.add_row(
             Text(f"{one.first} \N{MINUS SIGN} {one.second}"),
             MEASURES[one.measure],
             measured(one.difference),
-            ranged(one.bootstrap),
+            ranged(one.difference.interval()),
             Text(difference_words(one)),
         )
     return table

@@ -7,8 +7,14 @@ from itertools import combinations
 from typing import Any, Literal, NamedTuple
 
 from bridgegarden.compare.result import CompareResult, CompareRun, Measured, Quantity
-from bridgegarden.estimate import Interval, exact_share
-from bridgegarden.evaluation.paired import PairedDifference, Scores, paired_difference, unvaried_interval
+from bridgegarden.statistics import (
+    Interval,
+    PairedDifference,
+    Scores,
+    exact_share,
+    paired_difference,
+    unvaried_interval,
+)
 
 QUALITIES: Mapping[Quantity, str] = {"sampled": "right, sampled", "greedy": "right, greedy"}
 """Shares of right answers, and what tables call them. The first that was measured is the one that is ranked by."""

@@ -17,8 +17,8 @@ from bridgegarden.compare.findings import (
 )
 from bridgegarden.compare.result import CompareResult, CompareRun, Quantity
 from bridgegarden.compare.words import sentences, times_less
-from bridgegarden.evaluation.paired import PairedDifference
 from bridgegarden.report.scale import number, plus_minus, share_parts
+from bridgegarden.statistics import PairedDifference
 from bridgegarden.terminal import counted
 
 TOKENS = {

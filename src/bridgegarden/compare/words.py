@@ -129,8 +129,8 @@ def _with_teacher(result: CompareResult) -> str:
 def _drift(result: CompareResult) -> list[str]:
     signs: dict[str, list[str]] = {"above zero": [], "below zero": [], "not told from zero": []}
     for name in result.objectives:
-        low, high = summary(result, name, "exposure_bias").interval
-        place = "above zero" if low > 0 else "below zero" if high < 0 else "not told from zero"
+        side = summary(result, name, "exposure_bias").interval.side()
+        place = ("not told from zero", "above zero", "below zero")[side]
         signs[place].append(result.label(name))
     told = "; ".join(f"{place}: {', '.join(names)}" for place, names in signs.items() if names)
     if len(signs["not told from zero"]) == len(result.objectives):

@@ -13,19 +13,18 @@ This says how well a rule *aims*, not how a student trained with it will turn ou
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from scipy.special import stdtrit
+from torch import Tensor
 
 from bridgegarden.diagnostics.kappa import KappaResult, Kind
 from bridgegarden.diagnostics.plain import to_plain
-from bridgegarden.estimate import Interval
 from bridgegarden.objective.soft_weight import ConfidenceWeight, EntropyWeight, SoftWeight
 from bridgegarden.objective.support import TeacherSignal
+from bridgegarden.statistics import Bootstrapped, Interval, auc, resampled, spearman, weighted_mean
 
 LEAST_PROMPTS = 5
 """With fewer clusters a bootstrap interval means nothing."""
@@ -33,20 +32,6 @@ NOTICEABLE = 0.1
 """A rank correlation nearer to 0 than this is as good as none."""
 
 Rule = Literal["confidence", "entropy", "static"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bootstrapped:
-    """A statistic with its 95% interval: Student's t times the spread over samples of prompts with replacement.
-
-    Not the percentiles of those samples: with 5 to 12 prompts that have nothing to show, they left zero 7 to 8% of the
-    time, and this interval 3 to 6%.
-    """
-
-    value: float | None
-    """None where it is not defined: no spread, or no Bridge or no Garden."""
-    interval: Interval | None
-    """None where `value` is, or where resamples are mostly without a value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,31 +90,33 @@ def advise(result: KappaResult, *, vocab_size: int, generator: torch.Generator, 
         resamples: of the bootstrap.
     """
     positions = result.positions
-    kappa = np.array([place.state_kappa.mean for place in positions])
-    prompts = np.array([place.prompt for place in positions], dtype=np.int64)
-    bridge = np.array([place.kind == Kind.BRIDGE for place in positions], dtype=bool)
-    garden = np.array([place.kind == Kind.GARDEN for place in positions], dtype=bool)
+    kappa = torch.tensor([place.state_kappa.mean for place in positions], dtype=torch.float64)
+    kinds = [place.kind for place in positions]
+    bridge, garden = (torch.tensor([one == kind for one in kinds]).bool() for kind in (Kind.BRIDGE, Kind.GARDEN))
+    prompts = [place.prompt for place in positions]
     weights = _weights(result, vocab_size)
-    counts = _resamples(prompts, generator, resamples)
+    counts, count = resampled(prompts, generator, resamples), len(set(prompts))
 
-    def bootstrapped(statistic: Callable[[np.ndarray], np.ndarray]) -> Bootstrapped:
-        return _bootstrapped(statistic, counts, len(set(prompts.tolist())))
-
-    def score(rule: Rule, weight: np.ndarray) -> RuleScore:
+    def score(rule: Rule, weight: Tensor) -> RuleScore:
         return RuleScore(
             rule=rule,
-            mean_weight=float(weight.mean()) if len(weight) else math.nan,
-            spearman=bootstrapped(lambda w: spearman(weight, kappa, w)),
-            auc=bootstrapped(lambda w: auc(weight, garden, bridge, w)),
-            separation=bootstrapped(lambda w: _mean(weight, w * garden) - _mean(weight, w * bridge)),
-            gain=bootstrapped(lambda w: _mean(weight, w) * _mean(kappa, w) - _mean(weight * kappa, w)),
+            mean_weight=weight.mean().item(),
+            spearman=Bootstrapped.of(lambda w: spearman(weight, kappa, w), counts, count),
+            auc=Bootstrapped.of(lambda w: auc(weight, garden, bridge, w), counts, count),
+            separation=Bootstrapped.of(
+                lambda w: weighted_mean(weight, w * garden) - weighted_mean(weight, w * bridge), counts, count
+            ),
+            gain=Bootstrapped.of(
+                lambda w: weighted_mean(weight, w) * weighted_mean(kappa, w) - weighted_mean(weight * kappa, w),
+                counts,
+                count,
+            ),
         )
 
     scores = tuple(score(rule, weight) for rule, weight in weights.items())
-    difference = bootstrapped(
-        lambda w: spearman(weights["confidence"], kappa, w) - spearman(weights["entropy"], kappa, w)
+    difference = Bootstrapped.of(
+        lambda w: spearman(weights["confidence"], kappa, w) - spearman(weights["entropy"], kappa, w), counts, count
     )
-    count = len(set(prompts.tolist()))
     recommended, either, reason, more = _decide(scores, difference, count, result.generated_tokens)
     return Advice(
         recommended=recommended,
@@ -155,12 +142,10 @@ def _decide(
             f"Not enough evidence: positions of {prompts} prompts. It takes {LEAST_PROMPTS}, and some spread.",
             None,
         )
-    good = [score for score in usable if _interval(score.spearman).high < 0]
+    good = [score for score in usable if _interval(score.spearman).side() < 0]
     if good:
         best = min(good, key=lambda score: _value(score.spearman))
-        low, high = _interval(difference)
-        apart = not low <= 0 <= high
-        either = len(good) > 1 and not apart
+        either = len(good) > 1 and _interval(difference).side() == 0
         reason = (
             f"The {best.rule} rule is softer where kappa is lower: rank correlation {_value(best.spearman):+.2f} "
             f"({_range(best.spearman)})."
@@ -182,7 +167,7 @@ def _decide(
 
 def _nothing_to_aim_with(scores: Sequence[RuleScore]) -> str:
     """Why no adaptive rule suits, given that no useful correlation is possible."""
-    wrong = [score for score in scores if _interval(score.spearman).low > 0]
+    wrong = [score for score in scores if _interval(score.spearman).side() > 0]
     if wrong:
         worst = max(wrong, key=lambda score: _value(score.spearman))
         return (
@@ -206,7 +191,7 @@ def more_tokens(value: float, interval: Interval, tokens: int) -> int:
     return max(math.ceil(tokens * ((half / target) ** 2 - 1)), math.ceil(0.1 * tokens))
 
 
-def _weights(result: KappaResult, vocab_size: int) -> dict[Rule, np.ndarray]:
+def _weights(result: KappaResult, vocab_size: int) -> dict[Rule, Tensor]:
     """The rules' own code, on what was noted of the teacher at each position."""
     entropy = torch.tensor([place.teacher_entropy for place in result.positions], dtype=torch.float64)
     max_logp = torch.tensor([place.teacher_max_prob for place in result.positions], dtype=torch.float64).log()
@@ -220,81 +205,7 @@ def _weights(result: KappaResult, vocab_size: int) -> dict[Rule, np.ndarray]:
         vocab_size=vocab_size,
     )
     rules: dict[Rule, SoftWeight] = {"confidence": ConfidenceWeight(), "entropy": EntropyWeight()}
-    return {name: rule(signal).numpy() for name, rule in rules.items()}
-
-
-def spearman(first: np.ndarray, second: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Rank correlation in [-1, 1] of n pairs, ties ranked by their mean, for each of R samples.
-
-    Args:
-        first: ``(n,)``.
-        second: ``(n,)``.
-        counts: ``(R, n)`` how often each pair is in each sample.
-
-    Returns:
-        ``(R,)``; NaN where one side has no spread.
-    """
-    ranks = [_ranks(values, counts) for values in (first, second)]
-    centred = [rank - _mean(rank, counts)[:, None] for rank in ranks]
-    spread = [(counts * side**2).sum(1) for side in centred]
-    product = np.sqrt(spread[0] * spread[1])
-    return _divide((counts * centred[0] * centred[1]).sum(1), np.where(product > 1e-9, product, 0.0))
-
-
-def auc(values: np.ndarray, above: np.ndarray, below: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Probability that a value of `above` exceeds one of `below`, ties counting half, for each of R samples.
-
-    Args:
-        values: ``(n,)``.
-        above: ``(n,)`` bool.
-        below: ``(n,)`` bool.
-        counts: ``(R, n)``.
-
-    Returns:
-        ``(R,)``; NaN where a sample has none of one kind.
-    """
-    wins = np.sign(values[above][:, None] - values[below][None, :]) / 2 + 0.5
-    up, down = counts[:, above], counts[:, below]
-    return _divide(((up @ wins) * down).sum(1), up.sum(1) * down.sum(1))
-
-
-def _ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """``(R, n)`` rank of each value within each sample."""
-    _, group = np.unique(values, return_inverse=True)
-    members = np.zeros((len(values), group.max(initial=-1) + 1))
-    members[np.arange(len(values)), group] = 1
-    sizes = counts @ members
-    return (sizes.cumsum(1) - sizes / 2 + 0.5)[:, group]
-
-
-def _mean(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """``(R,)`` mean of ``(n,)`` or ``(R, n)`` values in each sample."""
-    return _divide((values * counts).sum(-1), counts.sum(-1))
-
-
-def _divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    return np.divide(above, below, out=np.full_like(above, np.nan, dtype=float), where=below > 0)
-
-
-def _resamples(prompts: np.ndarray, generator: torch.Generator, resamples: int) -> np.ndarray:
-    """``(1 + resamples, n)`` how often each position is in each sample; the first is the data as they are."""
-    names, member = np.unique(prompts, return_inverse=True)
-    drawn = torch.randint(max(len(names), 1), (resamples, len(names)), generator=generator).numpy()
-    times = (drawn[:, :, None] == np.arange(len(names))).sum(1)
-    return np.concatenate([np.ones((1, len(names))), times])[:, member].astype(float)
-
-
-def _bootstrapped(statistic: Callable[[np.ndarray], np.ndarray], counts: np.ndarray, prompts: int) -> Bootstrapped:
-    value, *drawn = statistic(counts).tolist()
-    found = np.array([one for one in drawn if not math.isnan(one)])
-    if math.isnan(value):
-        return Bootstrapped(value=None, interval=None)
-    if prompts < 2 or len(found) < max(2, 0.9 * len(drawn)):
-        return Bootstrapped(value=value, interval=None)
-    # A sample of n units with replacement spreads as if divided by n, where the estimate of a spread divides by n - 1.
-    stderr = float(found.std(ddof=1)) * math.sqrt(prompts / (prompts - 1))
-    half = float(stdtrit(prompts - 1, 0.975)) * stderr
-    return Bootstrapped(value=value, interval=Interval(value - half, value + half))
+    return {name: rule(signal) for name, rule in rules.items()}
 
 
 def _value(statistic: Bootstrapped) -> float:

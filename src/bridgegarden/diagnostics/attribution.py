@@ -25,9 +25,9 @@ from bridgegarden.diagnostics.plain import to_plain
 from bridgegarden.diagnostics.rollout import DEFAULT_MAX_ROWS, RollOuts
 from bridgegarden.diagnostics.walk import draw_by_weight, tempered
 from bridgegarden.errors import ConfigError
-from bridgegarden.estimate import Estimate
 from bridgegarden.objective.divergences import Divergence, forward_kl
 from bridgegarden.policy import Policy
+from bridgegarden.statistics import Estimate
 
 POSITION_BINS = 10
 """Most ranges of positions in an attribution."""
@@ -218,7 +218,6 @@ def _attribution(
 
     total = over_prompts(torch.ones_like(parts))
     gap = Estimate.over(total - bias.per_prompt())
-    low, high = gap.interval()
     longest = int(texts.lengths.max())
     width = -(-longest // POSITION_BINS)
     edges = [float(edge) for edge in range(0, longest + width, width)]
@@ -228,7 +227,7 @@ def _attribution(
         total=Estimate.over(total),
         direct=bias.exposure_bias,
         gap=gap,
-        agrees=low <= 0 <= high,
+        agrees=gap.interval().side() == 0,
         by_position=_shares(edges, drawn.position.double(), over_prompts),
         by_confidence=_shares(CONFIDENCE_EDGES, confidence, over_prompts),
         largest=tuple(

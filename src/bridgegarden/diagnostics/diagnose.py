@@ -86,7 +86,7 @@ def diagnose(
     found = tuple(examination.found() for examination in examinations)
     return Findings(
         students=found,
-        differences=paired_differences(biases, generator=generator_of(settings, "differences")),
+        differences=paired_differences(biases),
         tokens={index: reader.token(index).text for index in sorted(set().union(*map(_named, found)))},
         cost=work.cost(biases, found),
         interrupted=interrupted,

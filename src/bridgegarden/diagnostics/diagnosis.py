@@ -7,7 +7,7 @@ from typing import Any, get_args
 from bridgegarden.data.pieces import Piece
 from bridgegarden.diagnostics.advise import Advice
 from bridgegarden.diagnostics.attribution import Attribution
-from bridgegarden.diagnostics.exposure_bias import ExposureBias, PairedDifference
+from bridgegarden.diagnostics.exposure_bias import ExposureBias, StudentDifference
 from bridgegarden.diagnostics.kappa import Choice, KappaResult
 from bridgegarden.diagnostics.plain import to_plain
 from bridgegarden.diagnostics.shown import ShownText
@@ -142,7 +142,7 @@ class Findings:
 
     students: tuple[StudentDiagnosis, ...]
     """In the order given."""
-    differences: tuple[PairedDifference, ...]
+    differences: tuple[StudentDifference, ...]
     """Every pair of students on the same prompts; empty for one student."""
     tokens: Mapping[int, str]
     """The text of every token id that is named in `students`."""

@@ -20,9 +20,9 @@ from torch import Tensor
 from bridgegarden.diagnostics.plain import to_plain
 from bridgegarden.diagnostics.rollout import DEFAULT_MAX_ROWS, RollOuts, roll_out
 from bridgegarden.errors import ConfigError, DataError
-from bridgegarden.estimate import Estimate, Interval
 from bridgegarden.objective.divergences import Divergence, forward_kl
 from bridgegarden.policy import Policy
+from bridgegarden.statistics import Estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +218,7 @@ def compare_students(
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairedDifference:
+class StudentDifference:
     """Two students on the same prompts: the first's value minus the second's."""
 
     first: str
@@ -229,19 +229,18 @@ class PairedDifference:
     """`exposure_bias`, `student_loss` or `teacher_loss`: nats a text."""
     difference: Estimate
     """First minus second, paired by prompt."""
-    bootstrap: Interval
-    """95% percentile interval of the difference, prompts drawn with replacement."""
-    share_below: float
-    """Share of bootstrap samples where the first is below the second."""
+
+    @property
+    def lower(self) -> str | None:
+        """Which of the two has less, by more than chance explains; None where the 95% interval holds zero."""
+        return (None, self.second, self.first)[self.difference.interval().side()]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
         return to_plain(self)
 
 
-def paired_differences(
-    results: Mapping[str, ExposureBias], *, generator: torch.Generator, resamples: int = 2000
-) -> tuple[PairedDifference, ...]:
+def paired_differences(results: Mapping[str, ExposureBias]) -> tuple[StudentDifference, ...]:
     """Every pair of students of one `compare_students` call, for each measure."""
     found = []
     for first, second in combinations(results, 2):
@@ -256,20 +255,8 @@ def paired_differences(
                 f"{first} and {second}: were measured on different texts of the teacher; compare them at once."
             )
         for measure, (one, other) in measures.items():
-            values = one - other
-            drawn = torch.randint(len(values), (resamples, len(values)), generator=generator)
-            means = values[drawn].mean(-1)
-            low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
-            found.append(
-                PairedDifference(
-                    first=first,
-                    second=second,
-                    measure=measure,
-                    difference=Estimate.over(values),
-                    bootstrap=Interval(low, high),
-                    share_below=(means < 0).double().mean().item(),
-                )
-            )
+            difference = Estimate.over(one - other)
+            found.append(StudentDifference(first=first, second=second, measure=measure, difference=difference))
     return tuple(found)
 
 

@@ -27,9 +27,9 @@ from bridgegarden.diagnostics.plain import to_plain
 from bridgegarden.diagnostics.rollout import DEFAULT_MAX_ROWS, RollOuts
 from bridgegarden.diagnostics.walk import draw_by_weight, tempered
 from bridgegarden.errors import ConfigError
-from bridgegarden.estimate import Estimate
 from bridgegarden.objective.divergences import Divergence, forward_kl
 from bridgegarden.policy import Policy
+from bridgegarden.statistics import Estimate
 
 Choice = Literal["all", "random", "uncertain"]
 """Which positions come first: in the order of the texts, at random, or those of the highest teacher entropy."""
@@ -332,7 +332,4 @@ def _outside(p: Tensor, q: Tensor, kept: Tensor, uniforms: Tensor) -> _Outside:
 
 
 def _kind(state: Estimate, threshold: float) -> Kind:
-    low, high = state.interval()
-    if low > threshold:
-        return Kind.BRIDGE
-    return Kind.GARDEN if high < threshold else Kind.UNDECIDED
+    return (Kind.UNDECIDED, Kind.BRIDGE, Kind.GARDEN)[state.interval().side(threshold)]

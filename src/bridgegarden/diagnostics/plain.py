@@ -6,7 +6,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
 
-from bridgegarden.estimate import Estimate, Interval
+from bridgegarden.statistics import Estimate, Interval
 
 
 def to_plain(value: Any, *, leave_out: tuple[str, ...] = ()) -> Any:

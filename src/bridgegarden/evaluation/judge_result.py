@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 from bridgegarden.errors import DataError
-from bridgegarden.estimate import Estimate, Interval
 from bridgegarden.evaluation.judge_question import Choice, Pair, points
+from bridgegarden.statistics import Estimate, Interval
 
 
 class Judged(NamedTuple):
@@ -55,9 +55,7 @@ class JudgeResult:
     @property
     def verdict(self) -> Literal["first", "second"] | None:
         """Whose answers are preferred; None if the interval holds 1/2."""
-        if self.interval.low > 0.5:
-            return "first"
-        return "second" if self.interval.high < 0.5 else None
+        return (None, "first", "second")[self.interval.side(0.5)]
 
     @classmethod
     def of(cls, judged: Sequence[Judged], *, judge: Mapping[str, Any], failed: int) -> "JudgeResult":

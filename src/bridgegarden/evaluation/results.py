@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bridgegarden.errors import DataError
-from bridgegarden.estimate import exact_share
+from bridgegarden.statistics import exact_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Evaluation:
     def by_problem(
         self, task: str, metric: str, *, decoding: str = "greedy", filter_name: str = "none"
     ) -> dict[str, float]:
-        """Scores by problem, for :func:`~bridgegarden.evaluation.paired.paired_difference`.
+        """Scores by problem, for :func:`~bridgegarden.statistics.paired_difference`.
 
         Raises:
             DataError: there are none.

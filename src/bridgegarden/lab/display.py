@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from rich import box
 from rich.table import Table
 
-from bridgegarden.lab.findings import ClaimSummary, Effect, Finding, Verdict, difference, findings, summaries
+from bridgegarden.lab.findings import ClaimSummary, Finding, Verdict, difference, findings, summaries
 from bridgegarden.lab.objectives import ALL_OBJECTIVES
 from bridgegarden.lab.result import LabResult, Measured
 from bridgegarden.lab.settings import REGIMES
+from bridgegarden.statistics import Effect
 from bridgegarden.terminal import counted
 
 COLUMNS: Mapping[str, tuple[str, Callable[[Measured], float], float]] = {

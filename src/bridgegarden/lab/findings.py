@@ -11,15 +11,12 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 
-from bridgegarden.estimate import Estimate, Interval
 from bridgegarden.lab.claims import BESIDE, CLAIMS, Quantity
 from bridgegarden.lab.result import LabResult
+from bridgegarden.statistics import Effect, Interval
 
 CONTROL = "control"
 """The world without Bridges."""
-
-CONFIDENCE = 0.95
-"""Of every interval before correction."""
 
 NEGLIGIBLE = 0.05
 """On the control an effect is none if its interval stays within this share of the soft student's L_dtheta."""
@@ -31,23 +28,6 @@ class Verdict(StrEnum):
     HOLDS = "holds"
     FAILS = "does not hold"
     OPEN = "not enough evidence"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Effect:
-    """A mean over seeds, and what is known of it."""
-
-    mean: float | None
-    """The effect; None where the quantity does not exist (no such positions, no variation to correlate)."""
-
-    interval: Interval | None
-    """95 % t-interval over seeds; None with one seed."""
-
-    corrected: Interval | None
-    """The same at 1 - 0.05 / m for the m objectives that the claim is about."""
-
-    seeds: int
-    """How many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,14 +137,7 @@ def difference(
     if reference is not None:
         theirs = {run.seed: measure(run.measured) for run in result.runs_of(world, regime, reference)}
     pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
-    values = [a - b for a, b in pairs if a is not None and b is not None]
-    if not values or len(values) < len(pairs):
-        return Effect(mean=None, interval=None, corrected=None, seeds=len(pairs))
-    if len(values) == 1:
-        return Effect(mean=values[0], interval=None, corrected=None, seeds=1)
-    estimate = Estimate.over(values)
-    corrected = estimate.interval(1 - (1 - CONFIDENCE) / tests)
-    return Effect(mean=estimate.mean, interval=estimate.interval(CONFIDENCE), corrected=corrected, seeds=estimate.n)
+    return Effect.over([None if a is None or b is None else a - b for a, b in pairs], tests=tests)
 
 
 def judge(interval: Interval | None, side: Literal[-1, 1]) -> Verdict:

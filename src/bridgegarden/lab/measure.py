@@ -1,5 +1,6 @@
 """One student against the exact process, on test problems: exact per problem, and averaged over them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,10 +13,10 @@ from bridgegarden.exact import ExactSolution, solve
 from bridgegarden.exact.process import Role
 from bridgegarden.exact.vocabulary import END
 from bridgegarden.exact.world import World
-from bridgegarden.lab.correlation import weighted_spearman
 from bridgegarden.lab.data import LabData, TestProblem
 from bridgegarden.lab.example import likeliest_text
 from bridgegarden.lab.result import ROLES, Correlations, Measured
+from bridgegarden.statistics import spearman
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +91,16 @@ def correlations(solutions: Sequence[ExactSolution], roles: Sequence[Role]) -> C
         )
     weight, confidence, low_entropy, plain, weighted = (torch.cat(column) for column in zip(*columns, strict=True))
     return Correlations(
-        confidence=weighted_spearman(confidence, plain, weight),
-        low_entropy=weighted_spearman(low_entropy, plain, weight),
-        confidence_weighted=weighted_spearman(confidence, weighted, weight),
-        low_entropy_weighted=weighted_spearman(low_entropy, weighted, weight),
+        confidence=_correlation(confidence, plain, weight),
+        low_entropy=_correlation(low_entropy, plain, weight),
+        confidence_weighted=_correlation(confidence, weighted, weight),
+        low_entropy_weighted=_correlation(low_entropy, weighted, weight),
     )
+
+
+def _correlation(first: Tensor, second: Tensor, weight: Tensor) -> float | None:
+    found = spearman(first, second, weight).item()
+    return None if math.isnan(found) else found
 
 
 def _solve(policy: CausalLMPolicy, world: World, test: TestProblem) -> Solved:

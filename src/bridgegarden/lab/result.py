@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from bridgegarden.estimate import Estimate, Interval
 from bridgegarden.lab.example import ExampleView, RoleName, example_from_tree
 from bridgegarden.lab.settings import LabSettings
+from bridgegarden.statistics import Estimate, Interval
 
 ByRole = Mapping[str, float]
 """A value for each :data:`RoleName`."""

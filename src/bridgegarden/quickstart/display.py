@@ -6,10 +6,10 @@ from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from bridgegarden.estimate import Estimate, Interval
 from bridgegarden.jobs.display import JobsDisplay
 from bridgegarden.quickstart.result import Measured, ObjectiveRun, QuickstartResult
 from bridgegarden.report.scale import share_parts
+from bridgegarden.statistics import Estimate, Interval
 
 COLUMNS = {
     "accuracy_sampled": "right, sampled",

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bridgegarden.estimate import Estimate
 from bridgegarden.exact.process import Role, role, trace
 from bridgegarden.exact.tasks.arithmetic import END, PAD, ArithmeticWorld, Problem, check_answer, make_problems
 from bridgegarden.quickstart.examples import prompt_ids
 from bridgegarden.quickstart.measure import write_answers
 from bridgegarden.quickstart.result import Measured
+from bridgegarden.statistics import Estimate
 
 BATCH = 250
 """Answers written or scored together."""

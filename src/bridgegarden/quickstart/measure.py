@@ -12,6 +12,7 @@ from bridgegarden.causal_lm import cache_argument
 from bridgegarden.exact.process import Role
 from bridgegarden.exact.tasks.arithmetic import END, PAD, ArithmeticWorld, check_answer, make_problems
 from bridgegarden.quickstart.examples import Example, collate, draw_example
+from bridgegarden.statistics import Estimate
 
 
 def kl_by_role(model: PreTrainedModel, examples: Sequence[Example], *, batch: int = 100) -> dict[Role, Tensor]:
@@ -102,5 +103,5 @@ def measure_teacher(folder: Path, world: ArithmeticWorld, *, problems: int, seed
 
 
 def _mean(values: Tensor) -> dict[str, float]:
-    mean, stderr = values.mean().item(), values.std().item() / math.sqrt(len(values))
-    return {"mean": float(f"{mean:.4g}"), "stderr": float(f"{stderr:.2g}"), "n": len(values)}
+    mean, stderr, n = Estimate.over(values)
+    return {"mean": float(f"{mean:.4g}"), "stderr": float(f"{stderr:.2g}"), "n": n}

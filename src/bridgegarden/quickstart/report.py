@@ -4,7 +4,6 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from bridgegarden.estimate import Estimate, Interval
 from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
 from bridgegarden.lab.models import new_llama
 from bridgegarden.lab.settings import LlamaSize
@@ -17,6 +16,7 @@ from bridgegarden.quickstart.verdict import finding
 from bridgegarden.report.charts import responsive
 from bridgegarden.report.page import Page, Section, figure, table, terms, write_page
 from bridgegarden.report.scale import number, plus_minus
+from bridgegarden.statistics import Estimate, Interval
 
 COLUMNS = {
     "accuracy_sampled": "right answers, sampled",

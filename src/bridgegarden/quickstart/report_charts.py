@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 from markupsafe import Markup
 
-from bridgegarden.estimate import Estimate
 from bridgegarden.quickstart.report_words import interval_words, percent
 from bridgegarden.quickstart.result import QuickstartResult
 from bridgegarden.quickstart.verdict import frontier
 from bridgegarden.report.charts import WIDE, Dot, Point, Row, dot_plot, scatter
 from bridgegarden.report.scale import Axis, Reading, number, span
+from bridgegarden.statistics import Estimate
 
 
 def objective_points(result: QuickstartResult) -> list[Point]:

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, NamedTuple
 
-from bridgegarden.estimate import Estimate, Interval
 from bridgegarden.quickstart.settings import QuickstartSettings
+from bridgegarden.statistics import Estimate, Interval
 
 TopTokens = tuple[tuple[str, float], ...]
 """Likeliest tokens and their probabilities, in falling order."""

@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from bridgegarden.diagnostics.advise import Advice
 from bridgegarden.diagnostics.diagnosis import Diagnosis, ModelUsed, StudentDiagnosis
-from bridgegarden.diagnostics.exposure_bias import PairedDifference
+from bridgegarden.diagnostics.exposure_bias import StudentDifference
 from bridgegarden.report.charts import responsive
 from bridgegarden.report.diagnosis_charts import bias_chart, confidence_chart, excess_chart, loss_chart, position_chart
 from bridgegarden.report.diagnosis_tokens import texts_data, texts_section
@@ -136,7 +136,7 @@ def _bias(diagnosis: Diagnosis) -> Markup:
 
 
 def _differences(diagnosis: Diagnosis) -> Markup:
-    pairs: dict[tuple[str, str], dict[str, PairedDifference]] = {}
+    pairs: dict[tuple[str, str], dict[str, StudentDifference]] = {}
     for one in diagnosis.findings.differences:
         pairs.setdefault((one.first, one.second), {})[one.measure] = one
     rows: list[list[str | Markup]] = [
@@ -144,17 +144,16 @@ def _differences(diagnosis: Diagnosis) -> Markup:
         for (first, second), of in pairs.items()
     ]
     caption = (
-        "Nats a text, first minus second, on the same prompts and random numbers. The second line is the bootstrap's "
-        "95 % interval, prompts drawn with replacement; a difference whose interval leaves out zero is in bold. Of "
-        "many comparisons, one in twenty looks certain by chance."
+        "Nats a text, first minus second, on the same prompts and random numbers. The second line is the 95 % interval "
+        "over prompts; a difference whose interval leaves out zero is in bold. Of many comparisons, one in twenty "
+        "looks certain by chance."
     )
     return table(["pair", *MEASURES.values()], rows, caption=caption)
 
 
-def _difference(one: PairedDifference) -> Markup:
-    low, high = one.bootstrap
-    mean = Markup("{}" if low <= 0 <= high else "<b>{}</b>").format(measured(one.difference))
-    return Markup("{}<small>{}</small>").format(mean, ranged(one.bootstrap))
+def _difference(one: StudentDifference) -> Markup:
+    mean = Markup("<b>{}</b>" if one.lower else "{}").format(measured(one.difference))
+    return Markup("{}<small>{}</small>").format(mean, ranged(one.difference.interval()))
 
 
 def _cut_off(students: Sequence[StudentDiagnosis]) -> str:

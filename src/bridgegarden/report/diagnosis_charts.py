@@ -7,12 +7,12 @@ from markupsafe import Markup
 from bridgegarden.diagnostics.attribution import Share
 from bridgegarden.diagnostics.diagnosis import Findings, StudentDiagnosis
 from bridgegarden.diagnostics.exposure_bias import CurvePoint as LossPoint
-from bridgegarden.estimate import Estimate
 from bridgegarden.report.charts import WIDE, Dot, Row, dot_plot
 from bridgegarden.report.curves import Curve, CurvePoint, curve_chart
 from bridgegarden.report.diagnosis_words import measured
 from bridgegarden.report.scale import Axis, Reading, number
 from bridgegarden.report.signed_bars import SignedBar, signed_bars
+from bridgegarden.statistics import Estimate
 
 MANY = 0.25
 """Share of the texts that must reach a position for its interval to decide how far an axis reaches."""

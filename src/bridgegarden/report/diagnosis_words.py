@@ -5,10 +5,10 @@ import re
 
 from bridgegarden.diagnostics.advise import Advice, Bootstrapped
 from bridgegarden.diagnostics.diagnosis import Diagnosis, StudentDiagnosis
-from bridgegarden.diagnostics.exposure_bias import PairedDifference
+from bridgegarden.diagnostics.exposure_bias import StudentDifference
 from bridgegarden.diagnostics.kappa import Kind
-from bridgegarden.estimate import Estimate, Interval
 from bridgegarden.report.scale import number, plus_minus, span
+from bridgegarden.statistics import Estimate, Interval
 from bridgegarden.terminal import counted
 
 GLOSSARY = {
@@ -77,12 +77,12 @@ def bootstrapped(statistic: Bootstrapped, *, least: float = -math.inf, most: flo
 def bias_words(student: StudentDiagnosis) -> str:
     """Whether the student drifts, as far as the interval says; follows its name."""
     bias = student.exposure_bias
-    low, high = bias.exposure_bias.interval()
+    side = bias.exposure_bias.interval().side()
     size = f"{measured(bias.exposure_bias)} nats a text"
     fit = f"on top of {number(bias.teacher_loss.mean)} on the teacher's"
-    if low > 0:
+    if side > 0:
         return f"drifts: on its own texts it loses {size} more, {fit}."
-    if high < 0:
+    if side < 0:
         return f"loses less on its own texts than on the teacher's: {size}. They are easier for it."
     return f"does not drift as far as can be seen: {size}, {fit}; the interval holds zero."
 
@@ -125,13 +125,9 @@ def kind_words(student: StudentDiagnosis) -> str:
     )
 
 
-def difference_words(difference: PairedDifference) -> str:
+def difference_words(difference: StudentDifference) -> str:
     """Which of two students is below the other."""
-    low, high = difference.bootstrap
-    if low <= 0 <= high:
-        return "no difference to be seen"
-    lower = difference.first if high < 0 else difference.second
-    return f"{lower} is lower"
+    return f"{difference.lower} is lower" if difference.lower else "no difference to be seen"
 
 
 MEASURES = {

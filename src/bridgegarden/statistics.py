@@ -1,0 +1,436 @@
+"""How sure a number is: means, shares, differences, rank correlations, each with its interval.
+
+Means over independent units have Student's t intervals, shares of right answers that never vary the exact binomial one.
+Two systems are compared on the same units, so that what they have in common cancels: students on the same prompts by
+the mean of their differences (:class:`Estimate`), objectives on the same seeds likewise (:class:`Effect`), and where
+seeds and problems both matter by :func:`paired_difference`. What has no formula, such as a rank correlation over
+positions that come in clusters, is resampled by whole clusters (:class:`Bootstrapped`).
+"""
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from scipy.special import betaincinv, ndtri, stdtrit
+from torch import Tensor
+from torch.linalg import vecdot
+
+from bridgegarden.errors import DataError
+from bridgegarden.terminal import counted
+
+CONFIDENCE = 0.95
+"""Of every interval that does not say otherwise."""
+AT_ONCE = 1_000_000
+"""Numbers of a resampling that are in memory together."""
+Scores = Mapping[Hashable, float]
+"""Of one system trained with one seed: problem to score."""
+
+
+class Interval(NamedTuple):
+    """A two-sided confidence interval."""
+
+    low: float
+    """Lower end."""
+    high: float
+    """Upper end."""
+
+    def side(self, of: float = 0.0) -> Literal[-1, 0, 1]:
+        """Whether all of it is above (1) or below (-1) a value; 0 if it holds the value."""
+        return 1 if self.low > of else -1 if self.high < of else 0
+
+
+def corrected(confidence: float, tests: int) -> float:
+    """Confidence of each of `tests` intervals that makes all of them hold with `confidence` (Bonferroni)."""
+    return 1 - (1 - confidence) / tests
+
+
+def exact_share(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
+    r"""Where a share lies of which `n` independent draws had `successes`: the exact interval of the binomial.
+
+    .. math:: \big[ B^{-1}_{a/2}(k, n - k + 1), \; B^{-1}_{1 - a/2}(k + 1, n - k) \big]
+
+    with the quantiles B of the beta distribution and a = 1 - `confidence`. It is the one to give where all draws
+    were alike, whose sample has no spread to estimate an error from.
+
+    References:
+        Clopper and Pearson, 1934, Biometrika 26(4).
+    """
+    tail = (1 - confidence) / 2
+    low = float(betaincinv(successes, n - successes + 1, tail)) if successes else 0.0
+    high = float(betaincinv(successes + 1, n - successes, 1 - tail)) if successes < n else 1.0
+    return Interval(low, high)
+
+
+class Estimate(NamedTuple):
+    """A mean over independent units (prompts, problems, seeds: never tokens, which depend on each other)."""
+
+    mean: float
+    """The estimate."""
+    stderr: float
+    """Standard error of `mean` over the units."""
+    n: int
+    """Number of units."""
+
+    @classmethod
+    def over(cls, values: Tensor | Sequence[float]) -> "Estimate":
+        """The mean of one value per independent unit.
+
+        Raises:
+            DataError: fewer than two values, whose spread is unknown, or values that are not finite.
+        """
+        column = _column(values)
+        return cls(column.mean().item(), _stderr(column), len(column))
+
+    @classmethod
+    def ratio(cls, numerator: Tensor | Sequence[float], denominator: Tensor | Sequence[float]) -> "Estimate":
+        r"""The ratio of two means, taken over the same units.
+
+        .. math:: r = \bar a / \bar b, \qquad
+                  \mathrm{stderr}(r) = \mathrm{stderr}(a - r b) / |\bar b|
+
+        The standard error is the linearised one of a ratio estimator; it is exact in the limit of many units.
+
+        Raises:
+            DataError: as `over`; or the lengths differ, or the denominator's mean is zero.
+        """
+        above, below = _column(numerator), _column(denominator)
+        if len(above) != len(below):
+            raise DataError(f"estimate: a ratio of {len(above)} values to {len(below)}; expected one pair per unit.")
+        if below.mean() == 0:
+            raise DataError("estimate: the ratio's denominator has mean 0.")
+        ratio = (above.mean() / below.mean()).item()
+        return cls(ratio, _stderr(above - ratio * below) / below.mean().abs().item(), len(above))
+
+    def interval(self, confidence: float = CONFIDENCE) -> Interval:
+        """Where the true mean lies, from Student's t-distribution with n - 1 degrees of freedom."""
+        half = float(stdtrit(self.n - 1, 0.5 + confidence / 2)) * self.stderr
+        return Interval(self.mean - half, self.mean + half)
+
+    def share_interval(self, confidence: float = CONFIDENCE) -> Interval:
+        """The same for a share of right answers: the exact one where all of the n were right, or wrong."""
+        if self.mean in (0.0, 1.0):
+            return exact_share(round(self.mean * self.n), self.n, confidence)
+        return self.interval(confidence)
+
+
+def _column(values: Tensor | Sequence[float]) -> Tensor:
+    column = torch.as_tensor(values, dtype=torch.float64).flatten()
+    if len(column) < 2:
+        raise DataError(
+            f"estimate: got {counted(len(column), 'value')}; a standard error needs at least 2 "
+            "independent ones. Use more problems."
+        )
+    if not torch.isfinite(column).all():
+        bad = int((~torch.isfinite(column)).sum())
+        raise DataError(f"estimate: {bad} of {len(column)} values are not finite.")
+    return column
+
+
+def _stderr(column: Tensor) -> float:
+    return column.std().item() / math.sqrt(len(column))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """A mean over seeds, and what is known of it."""
+
+    mean: float | None
+    """The effect; None where the quantity does not exist (no such positions, no variation to correlate)."""
+
+    interval: Interval | None
+    """95 % t-interval over seeds; None with one seed."""
+
+    corrected: Interval | None
+    """The same, widened for the number of tests that it is one of."""
+
+    seeds: int
+    """How many."""
+
+    @classmethod
+    def over(cls, values: Sequence[float | None], *, tests: int = 1) -> "Effect":
+        """Of one value a seed, None where it does not exist, being one of `tests`."""
+        known = [value for value in values if value is not None]
+        if not known or len(known) < len(values):
+            return cls(mean=None, interval=None, corrected=None, seeds=len(values))
+        if len(known) == 1:
+            return cls(mean=known[0], interval=None, corrected=None, seeds=1)
+        estimate = Estimate.over(known)
+        widened = estimate.interval(corrected(CONFIDENCE, tests))
+        return cls(mean=estimate.mean, interval=estimate.interval(), corrected=widened, seeds=estimate.n)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedDifference:
+    """Mean score of the first system minus that of the second."""
+
+    mean: float
+    """Mean over seeds of the mean over problems."""
+    interval: Interval
+    """Where the true difference lies."""
+    confidence: float
+    """Of `interval`, in (0, 1)."""
+    seeds: int
+    """Trainings of each system. With one, the interval is about these two models, not about how they were trained."""
+    problems: int
+    """Problems of each seed; of the smallest, if they differ."""
+    wins: float
+    """Share of the (seed, problem) pairs in which the first scores higher."""
+    ties: float
+    """Share in which both score the same."""
+
+    @property
+    def verdict(self) -> Literal["first", "second"] | None:
+        """Which system is better; None if the interval holds 0."""
+        return (None, "first", "second")[self.interval.side()]
+
+    def to_dict(self) -> dict[str, float | int | str | list[float] | None]:
+        """For a JSON file."""
+        return {
+            "mean": self.mean,
+            "interval": list(self.interval),
+            "confidence": self.confidence,
+            "seeds": self.seeds,
+            "problems": self.problems,
+            "wins": self.wins,
+            "ties": self.ties,
+            "verdict": self.verdict,
+        }
+
+
+def paired_difference(
+    first: Sequence[Scores],
+    second: Sequence[Scores],
+    *,
+    confidence: float = CONFIDENCE,
+    resamples: int = 4000,
+    generator: np.random.Generator | None = None,
+) -> PairedDifference:
+    r"""Compare two systems on the same problems, trained with the same seeds.
+
+    A score depends on which problems were drawn and on which seed a model was trained with. Problems are many and are
+    resampled, every one with all its seeds, so that what two systems have in common cancels. Seeds are few: resampling
+    three of them gives intervals that are much too narrow, so a seed counts as a block with one mean, and Student's t
+    says how far such means may be from the truth.
+
+    With :math:`d_{sp}` the difference at seed s and problem p, the interval holds the central part of the distribution
+    of
+
+    .. math:: \bar d + c \, (\bar d^* - \bar d) + t_{S-1} \, \mathrm{sd}_s(\bar d_{s\cdot}) / \sqrt{S}
+
+    where :math:`\bar d^*` is the mean over resampled problems (with all their seeds), :math:`t_{S-1}` is drawn from
+    Student's distribution, and c = (Student's quantile for P - 1) / (the normal one) sqrt(P / (P - 1)) makes up for the
+    bootstrap's narrowness when problems are few. One seed has no last term; where every seed has problems of its own,
+    these are part of the spread between seeds, and there is no middle term. Where seeds do not matter the interval is
+    wider than it needs to be: with few of them one cannot know that.
+
+    Args:
+        first: scores of the first system, one mapping for each seed.
+        second: of the second system, the same seeds in the same order, on the same problems.
+        confidence: of the interval, in (0, 1).
+        resamples: of the distribution.
+        generator: draws them; None is a fixed seed, so that the same scores give the same interval.
+
+    Raises:
+        DataError: nothing to compare, other problems, scores that are not finite, or seeds that share some problems.
+
+    References:
+        Hesterberg, 2015, arXiv:1411.5279 (the factor c: expanded percentile intervals).
+    """
+    seeds = [_differences(a, b, place) for place, (a, b) in enumerate(_pairs(first, second))]
+    shared = all(seed.keys() == seeds[0].keys() for seed in seeds)
+    if not shared and len(set().union(*seeds)) < sum(map(len, seeds)):
+        raise DataError(
+            "paired difference: some seeds share some of their problems; expected the same problems for every seed, or "
+            "others for each."
+        )
+    generator = generator or np.random.default_rng(0)
+    means = np.array([np.mean(list(seed.values())) for seed in seeds])
+    draws = np.full(resamples, means.mean())
+    if shared:
+        column = np.array([[seed[problem] for problem in seeds[0]] for seed in seeds]).mean(0)
+        draws += _problem_noise(column, confidence, resamples, generator)
+    if len(seeds) > 1:
+        spread = means.std(ddof=1) / math.sqrt(len(seeds))
+        draws += spread * generator.standard_t(len(seeds) - 1, resamples)
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    every = np.array([value for seed in seeds for value in seed.values()])
+    if (every == every[0]).all() and _all_shares([*first, *second]):
+        low, high = unvaried_interval(float(every[0]), min(map(len, seeds)), confidence)
+    return PairedDifference(
+        mean=float(means.mean()),
+        interval=Interval(float(low), float(high)),
+        confidence=confidence,
+        seeds=len(seeds),
+        problems=min(map(len, seeds)),
+        wins=float((every > 0).mean()),
+        ties=float((every == 0).mean()),
+    )
+
+
+def unvaried_interval(difference: float, problems: int, confidence: float = CONFIDENCE) -> Interval:
+    """Where the difference of two shares lies if every one of `problems` had the same `difference`: -1, 0 or 1.
+
+    A resampling finds no spread there, however few the problems. But unlike ones may be as frequent as the exact
+    binomial interval of a share of which nothing was seen allows.
+    """
+    unseen = exact_share(0, problems, confidence).high
+    # An unlike problem lies one away from a tie, and as far as two from a win or a loss.
+    low = difference - unseen * (2 if difference > 0 else 1)
+    high = difference + unseen * (2 if difference < 0 else 1)
+    return Interval(max(low, -1.0), min(high, 1.0))
+
+
+def _pairs(first: Sequence[Scores], second: Sequence[Scores]) -> list[tuple[Scores, Scores]]:
+    if not first or len(first) != len(second):
+        raise DataError(
+            f"paired difference: {len(first)} seeds of the first system and {len(second)} of the second; expected the "
+            "same seeds of both, at least one."
+        )
+    return list(zip(first, second, strict=True))
+
+
+def _all_shares(scores: Sequence[Scores]) -> bool:
+    """Whether every score is 0 or 1: right or wrong."""
+    return all(value in (0.0, 1.0) for seed in scores for value in seed.values())
+
+
+def _differences(first: Scores, second: Scores, place: int) -> dict[Hashable, float]:
+    if first.keys() != second.keys():
+        lacking = len(first.keys() ^ second.keys())
+        raise DataError(
+            f"paired difference: seed number {place}: {lacking} problems have the score of one system only. Evaluate "
+            "both on the same problems (the same task, limit and version)."
+        )
+    if len(first) < 2:
+        raise DataError(f"paired difference: seed number {place}: {len(first)} problem; expected at least 2.")
+    found = {problem: float(first[problem]) - float(second[problem]) for problem in first}
+    if not all(map(math.isfinite, found.values())):
+        raise DataError(f"paired difference: seed number {place}: there are scores that are not finite.")
+    return found
+
+
+def _problem_noise(column: np.ndarray, confidence: float, resamples: int, generator: np.random.Generator) -> np.ndarray:
+    """How far the mean over resampled problems is from the mean of `column`, ``(P,)``."""
+    problems = len(column)
+    tail = (1 + confidence) / 2
+    wider = float(stdtrit(problems - 1, tail) / ndtri(tail)) * math.sqrt(problems / (problems - 1))
+    even = np.full(problems, 1 / problems)
+    rows = max(1, AT_ONCE // problems)
+    # How often each problem is in a sample with replacement.
+    parts = [
+        generator.multinomial(problems, even, min(rows, resamples - start)) @ column
+        for start in range(0, resamples, rows)
+    ]
+    means = np.concatenate(parts) / problems
+    return wider * (means - column.mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bootstrapped:
+    """A statistic with its 95% interval: Student's t times the spread over samples of units with replacement.
+
+    Not the percentiles of those samples: with 5 to 12 units that have nothing to show, they left zero 7 to 8% of the
+    time, and this interval 3 to 6%.
+    """
+
+    value: float | None
+    """None where it is not defined, as a correlation without spread is not."""
+    interval: Interval | None
+    """None where `value` is, or where resamples are mostly without a value."""
+
+    @classmethod
+    def of(cls, statistic: Callable[[Tensor], Tensor], weight: Tensor, units: int) -> "Bootstrapped":
+        """The `statistic`, which gives ``(R + 1,)`` of the ``(R + 1, N)`` `weight` of :func:`resampled`."""
+        value, *drawn = statistic(weight).tolist()
+        found = [one for one in drawn if not math.isnan(one)]
+        if math.isnan(value):
+            return cls(value=None, interval=None)
+        if units < 2 or len(found) < max(2, 0.9 * len(drawn)):
+            return cls(value=value, interval=None)
+        # A sample of n units with replacement spreads as if divided by n, the estimate of a spread divides by n - 1.
+        stderr = float(np.std(found, ddof=1)) * math.sqrt(units / (units - 1))
+        return cls(value=value, interval=Estimate(value, stderr, units).interval())
+
+
+def resampled(units: Sequence[int], generator: torch.Generator, resamples: int) -> Tensor:
+    """How often each observation is in samples of whole units with replacement.
+
+    Args:
+        units: of each of N observations, the unit it belongs to.
+        generator: on the CPU.
+        resamples: R.
+
+    Returns:
+        ``(R + 1, N)`` float64; the first row is the data as they are.
+    """
+    names, member = torch.tensor(units, dtype=torch.long).unique(return_inverse=True)
+    drawn = torch.randint(max(len(names), 1), (resamples, len(names)), generator=generator)
+    times = torch.zeros(resamples, len(names), dtype=torch.float64)
+    times.scatter_add_(1, drawn, torch.ones_like(times))
+    return torch.cat([torch.ones(1, len(names), dtype=torch.float64), times])[:, member]
+
+
+def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """``(*S,)`` means of ``(N,)`` values in samples where each counts ``(*S, N)`` times; NaN without weight."""
+    return (values * weight).sum(-1) / weight.sum(-1)
+
+
+def spearman(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
+    r"""Spearman's rank correlation of two columns, each observation counted `weight` times.
+
+    .. math:: R_i = \sum_{j: x_j < x_i} w_j + \tfrac12 \sum_{j: x_j = x_i} w_j
+
+    Ranks are mid-ranks of the weighted sample, the result is their weighted Pearson correlation: for whole weights,
+    that of a sample in which every observation is repeated so often. Values within 1e-12 of the largest magnitude of
+    each other count as equal, so that rounding makes no ranks.
+
+    Args:
+        first: ``(N,)``.
+        second: ``(N,)``.
+        weight: ``(*S, N)`` >= 0.
+
+    Returns:
+        ``(*S,)`` from -1 to 1; NaN where a column is the same wherever there is weight.
+    """
+    (one, varied), (other, also_varied) = _ranks(first, weight), _ranks(second, weight)
+    share = weight / weight.sum(-1, keepdim=True)
+    one, other = (ranks - vecdot(share, ranks)[..., None] for ranks in (one, other))
+    spread = vecdot(share, one.square()) * vecdot(share, other.square())
+    found = (vecdot(share * one, other) / spread.sqrt()).clamp(-1, 1)
+    return torch.where(varied & also_varied, found, math.nan)
+
+
+def auc(values: Tensor, above: Tensor, below: Tensor, weight: Tensor) -> Tensor:
+    """Probability that a value of `above` exceeds one of `below`, ties counting half.
+
+    Args:
+        values: ``(N,)``.
+        above: ``(N,)`` bool.
+        below: ``(N,)`` bool; no observation is in both.
+        weight: ``(*S, N)`` >= 0: how often each observation counts.
+
+    Returns:
+        ``(*S,)`` from 0 to 1; NaN where there is none of one kind.
+    """
+    upper, lower = weight * above, weight * below
+    ranks, _ = _ranks(values, upper + lower)
+    # Mann and Whitney's U: what the ranks of the upper ones sum to beyond their ranks among themselves.
+    exceeded = vecdot(upper, ranks) - upper.sum(-1).square() / 2
+    return exceeded / (upper.sum(-1) * lower.sum(-1))
+
+
+def _ranks(values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """``(*S, N)`` weighted mid-ranks, exactly equal for equal values; ``(*S,)`` whether values with weight differ."""
+    if not len(values):
+        return torch.zeros_like(weight), torch.zeros(weight.shape[:-1], dtype=torch.bool)
+    ordered, order = values.sort()
+    gap = 1e-12 * values.abs().max()
+    group = torch.cat([torch.zeros(1, dtype=torch.long), (ordered.diff() > gap).long()]).cumsum(0)
+    mass = weight.new_zeros(*weight.shape[:-1], int(group[-1]) + 1).index_add_(-1, group, weight[..., order])
+    middle = mass.cumsum(-1) - mass / 2
+    ranks = torch.empty_like(weight)
+    ranks[..., order] = middle[..., group]
+    return ranks, (mass > 0).sum(-1) > 1
