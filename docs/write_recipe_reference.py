@@ -46,6 +46,8 @@ def sections(path: str, section: type) -> Iterator[Section]:
         for part in (kind, *_parts(kind)):
             if is_dataclass(part) and isinstance(part, type):
                 yield from sections(f"{path}.{name}".lstrip("."), part)
+            for item in _items(part):
+                yield from sections(f"{path}.{name}[]".lstrip("."), item)
 
 
 def table(path: str, section: type) -> str:
@@ -112,6 +114,12 @@ def _options(function: Any) -> str:
 
 def _parts(kind: Any) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else ()
+
+
+def _items(kind: Any) -> list[type]:
+    """The sections in a list."""
+    items = get_args(kind)[:1] if get_origin(kind) is tuple else ()
+    return [part for item in items for part in (item, *_parts(item)) if is_dataclass(part) and isinstance(part, type)]
 
 
 def _type(kind: Any) -> str:

@@ -4,12 +4,14 @@ import os
 import re
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
-from bridgegarden.data import load_rows
+from bridgegarden.data import Source, load_mix, load_rows
+from bridgegarden.data.rows import shares
 from bridgegarden.errors import ConfigError, DataError
 
 ROWS = [{"prompt": f"p{n}", "completion": f"c{n}"} for n in range(4)]
@@ -198,3 +200,86 @@ def test_a_pipe_or_device_is_not_a_file_of_rows(here):
     os.mkfifo("pipe.jsonl")
     with pytest.raises(DataError, match=r"pipe\.jsonl: is neither a file nor a folder"):
         load_rows("pipe.jsonl")
+
+
+def numbered(name, count):
+    return [{"prompt": f"{name}{n}", "completion": str(n)} for n in range(count)]
+
+
+@pytest.fixture
+def sources(here):
+    write_jsonl(here / "a.jsonl", numbered("a", 40))
+    write_parquet(here / "b.parquet", numbered("b", 70))
+    return here
+
+
+def prompts(mix):
+    return [row["prompt"] for row in mix]
+
+
+def test_sources_without_weights_stand_one_behind_the_other(sources):
+    mix = load_mix([Source(path="a.jsonl"), Source(path="b.parquet")])
+    whole = [*numbered("a", 40), *numbered("b", 70)]
+    assert list(mix) == mix[:] == whole
+    assert list(load_mix([Source(path="a.jsonl"), Source(path="b.parquet")], limit=45)) == whole[:45]
+    assert list(load_mix([Source(path="a.jsonl"), Source(path="b.parquet")], limit=7)) == whole[:7]
+    assert (mix.place(39), mix.place(40)) == ("train a.jsonl, row 39", "train b.parquet, row 0")
+    assert str(mix) == "train a.jsonl 40, train b.parquet 70"
+
+
+@pytest.mark.parametrize(
+    ("totals", "weights", "given"),
+    [
+        ([30, 70], [0.3, 0.7], [30, 70]),  # in floating point 30 / 0.3 is less than 100
+        ([30, 700], [3, 7], [30, 71]),  # of 101 rows 30.3 and 70.7
+        ([10, 10], [1, 2], [5, 10]),
+        ([10, 10, 10], [1, 1, 2], [5, 5, 10]),
+        ([1, 1000], [1, 1000], [1, 1000]),
+        ([1, 400], [1, 1000], [0, 400]),  # less than half a row
+        ([30, 20], [1, 3], [7, 20]),
+        ([5, 7], [1e-3, 1e3], [0, 7]),
+        ([4], [0.1], [4]),
+    ],
+)
+def test_weights_give_the_largest_mix_without_a_row_twice(totals, weights, given):
+    assert shares(totals, weights) == given
+
+
+def test_no_source_gives_more_than_it_has_or_a_row_less_or_more_than_its_share():
+    random = np.random.default_rng(0)
+    for _ in range(500):
+        count = int(random.integers(1, 6))
+        totals, weights = random.integers(1, 60, count).tolist(), random.random(count).round(3).clip(0.001).tolist()
+        given = shares(totals, weights)
+        rows = sum(given)
+        exact = [rows * weight / sum(weights) for weight in weights]
+        assert all(abs(took - share) < 1 + 1e-9 for took, share in zip(given, exact, strict=True))
+        assert all(took <= total for took, total in zip(given, totals, strict=True))
+        assert any(took >= total - 1 for took, total in zip(given, totals, strict=True)), "more could be drawn"
+
+
+def test_weighted_sources_are_drawn_by_the_seed_and_spread_evenly(sources):
+    asked = [Source(path="a.jsonl", weight=1), Source(path="b.parquet", weight=3)]
+    mix = load_mix(asked, seed=1)
+    drawn = prompts(mix)
+    assert len(drawn) == len(set(drawn)) == 94
+    of_a = [at for at, name in enumerate(drawn) if name.startswith("a")]
+    assert len(of_a) == 24  # 23.5 of 94
+    assert max(np.diff(of_a)) <= 5
+    assert prompts(load_mix(asked, seed=1)) == drawn
+    assert prompts(load_mix(asked, seed=2)) != drawn
+    assert prompts(load_mix(asked, seed=1, limit=40)) == drawn[:40], "a limit takes the start of the mix"
+    assert [mix[at]["prompt"] for at in range(len(mix))] == drawn
+    assert all(mix.place(at).endswith(f"row {name[1:]}") for at, name in enumerate(drawn))
+    assert str(mix) == "train a.jsonl 24 of 40 (26%), train b.parquet 70 of 70 (74%)"
+
+
+def test_what_is_made_of_the_parts_is_put_in_the_order_of_the_mix(sources):
+    for weights in ((None, None), (1, 3)):
+        mix = load_mix([Source(path="a.jsonl", weight=weights[0]), Source(path="b.parquet", weight=weights[1])], seed=3)
+        assert prompts(mix.joined([part.rows for part in mix.parts])) == prompts(mix)
+    left = [mix.parts[0].rows, mix.parts[1].rows.select(range(0, 70, 7))]
+    joined = prompts(mix.joined(left))
+    assert [name for name in joined if name.startswith("a")] == left[0]["prompt"]
+    assert [name for name in joined if name.startswith("b")] == left[1]["prompt"]
+    assert max(np.diff([at for at, name in enumerate(joined) if name.startswith("b")])) <= 4

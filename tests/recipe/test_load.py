@@ -45,6 +45,14 @@ def test_a_path_is_taken_from_the_recipe_s_folder_if_something_is_there(here):
     assert recipe.student.model == "small"
 
 
+def test_paths_of_several_sources_are_taken_from_the_recipe_s_folder_too(here):
+    (here / "mine" / "rows.jsonl").touch()
+    for given in ("[rows.jsonl, other.jsonl]", "[{path: rows.jsonl}, {path: other.jsonl}]"):
+        (here / "mine" / "pair.yaml").write_text(TEXT.replace("rows.jsonl", given))
+        sources = load_recipe("mine/pair.yaml").data.sources
+        assert [source.path for source in sources] == [str(here / "mine" / "rows.jsonl"), "other.jsonl"]
+
+
 def test_a_path_that_is_not_beside_the_recipe_is_left_for_the_working_directory_or_the_hub(here):
     (here / "rows.jsonl").touch()
     assert load_recipe("mine/pair.yaml").data.train == "rows.jsonl"

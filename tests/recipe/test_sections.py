@@ -6,6 +6,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bridgegarden.data import Source
 from bridgegarden.errors import ConfigError
 from bridgegarden.recipe import (
     DataSection,
@@ -106,6 +107,20 @@ def test_a_recipe_goes_through_its_tree_and_its_text_unchanged(recipe):
     assert Recipe.from_dict(recipe.to_dict()).to_yaml() == recipe.to_yaml()
 
 
+def test_several_sources_keep_their_weights_and_splits_through_a_file():
+    given = [{"path": "a.jsonl", "weight": 2}, {"path": "hub/set", "weight": 0.5, "split": "dev"}]
+    recipe = Recipe.from_dict({**SMALLEST, "data": {"train": given, "split": "train[:9]"}})
+    assert recipe.data.sources == (
+        Source(path="a.jsonl", weight=2.0, split="train[:9]"),
+        Source(path="hub/set", weight=0.5, split="dev"),
+    )
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert yaml.safe_load(recipe.to_yaml())["data"]["train"] == given
+    plain = Recipe.from_dict({**SMALLEST, "data": {"train": ["a.jsonl", "b.jsonl"]}})
+    assert [source.path for source in plain.data.sources] == ["a.jsonl", "b.jsonl"]
+    assert yaml.safe_load(plain.to_yaml())["data"]["train"] == ["a.jsonl", "b.jsonl"]
+
+
 def test_a_recipe_is_readable_by_any_yaml_reader_and_picklable():
     recipe = Recipe.from_dict({**SMALLEST, "training": {"learning_rate": 1e-5, "run_name": "no"}})
     assert yaml.safe_load(recipe.to_yaml()) == recipe.to_dict()
@@ -195,7 +210,18 @@ def test_what_a_tree_held_can_change_without_changing_the_recipe():
         ),
         ({"data": {"train": "x", "limit": 0}}, r"^data.limit must be >= 1, got 0"),
         ({"data": {"train": "x", "eval": ""}}, r"^data.eval is empty"),
-        ({"data": {"train": ["a", "b"]}}, r"^data.train: expected text, got \['a', 'b'\]"),
+        ({"data": {"train": []}}, r"^data.train is an empty list"),
+        ({"data": {"train": 3}}, r"^data.train: expected text or a list, got 3"),
+        ({"data": {"train": {"path": "a"}}}, r"^data.train: expected text or a list, got {'path': 'a'}"),
+        ({"data": {"train": ["a", ""]}}, r"^data.train\[1\]"),
+        ({"data": {"train": ["a", 3]}}, r"^data.train\[1\]: expected text, got 3"),
+        ({"data": {"train": [{"path": "a", "wieght": 1}]}}, r"^data.train\[0\]: unknown key 'wieght'. Did you mean"),
+        ({"data": {"train": [{"weight": 1}]}}, r"^data.train\[0\]: key 'path' is missing"),
+        ({"data": {"train": [{"path": "a", "weight": 0}]}}, r"^data.train\[0\].weight must be > 0, got 0.0"),
+        ({"data": {"train": [{"path": "a", "weight": 1}, "b"]}}, r"^data.train\[1\].weight is missing"),
+        ({"data": {"train": ["a", "b"], "seed": 1}}, r"^data.seed: draws rows of sources that have weights"),
+        ({"data": {"train": "a", "seed": 1}}, r"^data.seed: draws rows of sources that have weights"),
+        ({"data": {"train": [{"path": "a", "weight": 1}], "seed": -1}}, r"^data.seed: must be >= 0, got -1"),
         ({"objective": {"temprature": 1}}, r"^objective: unknown key 'temprature'. Did you mean 'temperature'\?"),
         ({"objective": "risk_guided"}, r"^objective: expected a mapping \(key: value\), got 'risk_guided'"),
         ({"on_policy": {}}, r"^on_policy: key 'lmbda' is missing"),

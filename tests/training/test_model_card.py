@@ -9,7 +9,7 @@ from bridgegarden.training.model_card import ModelCard, Origin, code
 CARD = ModelCard(
     student=Origin(name="Qwen/Qwen2.5-3B", is_local=False, revision="abc123"),
     teacher=Origin(name="Qwen/Qwen2.5-7B-Instruct", is_local=False),
-    data=Origin(name="openai/gsm8k", is_local=False),
+    data=(Origin(name="openai/gsm8k", is_local=False),),
     rows=7473,
     fingerprint="f00d",
     objective={"preset": "entropy", "fields": "divergence=forward_kl, temperature=1.0"},
@@ -43,9 +43,16 @@ def test_the_card_names_where_the_model_comes_from_how_it_was_made_and_how_it_sc
         assert named in CARD.render()
 
 
+def test_every_source_of_the_rows_is_named():
+    origins = (*CARD.data, Origin(name="/home/somebody/rows.jsonl", is_local=True), Origin(name="a/b", is_local=False))
+    card = dataclasses.replace(CARD, data=origins)
+    assert front_matter(card)["datasets"] == ["openai/gsm8k", "a/b"]
+    assert "`openai/gsm8k`, `rows.jsonl` (local), `a/b`" in card.render()
+
+
 def test_a_local_folder_is_no_base_model_and_its_path_is_not_told():
     local = Origin(name="/home/somebody/secret/my-model", is_local=True)
-    card = dataclasses.replace(CARD, student=local, teacher=local, data=local)
+    card = dataclasses.replace(CARD, student=local, teacher=local, data=(local,))
     assert "base_model" not in front_matter(card)
     assert "datasets" not in front_matter(card)
     assert "somebody" not in card.render()
@@ -54,7 +61,7 @@ def test_a_local_folder_is_no_base_model_and_its_path_is_not_told():
 
 def test_a_hostile_name_breaks_neither_yaml_nor_markdown():
     hostile = Origin(name="x`\n---\nlicense: mit\n| <script>alert(1)</script>", is_local=False)
-    card = dataclasses.replace(CARD, student=hostile, data=hostile, training={"optim": "1 | 2\n3"})
+    card = dataclasses.replace(CARD, student=hostile, data=(hostile,), training={"optim": "1 | 2\n3"})
     assert set(front_matter(card)) == {"library_name", "pipeline_tag", "tags"}
     lines = card.render().splitlines()
     assert lines.count("---") == 2

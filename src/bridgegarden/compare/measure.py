@@ -20,7 +20,6 @@ from bridgegarden.diagnostics.rollout import RollOuts
 from bridgegarden.evaluation.lm_eval import evaluate_model, prepare_tasks
 from bridgegarden.evaluation.results import SHARES, Evaluation
 from bridgegarden.preflight import ModelFacts, ModelReference, load_facts
-from bridgegarden.run.data import columns_of
 from bridgegarden.run.diagnose_inputs import PromptSource
 from bridgegarden.run.diagnose_prompts import Prompts, read_prompts
 from bridgegarden.run.models import load_model
@@ -105,15 +104,11 @@ def read_held_out(pair: Pair, settings: CompareSettings) -> Prompts:
     Raises:
         DataError: fewer than two can be used.
     """
-    data = pair.recipe.data
-    kind, source, split = ("train", data.train, data.split)
-    if data.eval is not None:
-        kind, source, split = ("eval", data.eval, data.eval_split)
     configs = [facts.config.get_text_config() for facts in (pair.teacher, pair.student)]
     windows = [getattr(config, "max_position_embeddings", None) for config in configs]
     window = min((window for window in windows if window is not None), default=None)
     return read_prompts(
-        PromptSource(source=source, kind=kind, split=split, columns=columns_of(data)),
+        PromptSource.of_recipe(pair.recipe.data),
         pair.endings.tokenizer,
         room=None if window is None else window - settings.max_new_tokens,
         vocab_size=pair.vocab_size,

@@ -176,10 +176,12 @@ def _any_seed(beside: Path) -> bool:
 
 
 def _check_written_by_teacher(recipe: Recipe) -> None:
-    rows = load_rows(recipe.data.train, split=recipe.data.split, limit=1)
-    if WRITTEN_BY not in rows.column_names:
+    for source in recipe.data.sources:
+        rows = load_rows(source.path, split=source.split or recipe.data.split, limit=1)
+        if WRITTEN_BY in rows.column_names:
+            continue
         raise ConfigError(
-            f"--objectives seqkd: trains on answers that the teacher wrote, and rows of {recipe.data.train} do not say "
+            f"--objectives seqkd: trains on answers that the teacher wrote, and rows of {source.path} do not say "
             f"that it did (no column {WRITTEN_BY!r}). Let it answer (bridgegarden generate RECIPE), then compare with "
             "--set data.train=ANSWERS. Hard labels of this data are called sft."
         )

@@ -7,15 +7,17 @@ from bridgegarden.data.encode import vocabulary_size
 from bridgegarden.data.fingerprint import chat_template_fingerprint, dataset_fingerprint, tokenizer_fingerprint
 from bridgegarden.data.nested import RowsAsWritten
 from bridgegarden.data.read_row import RowRules
-from bridgegarden.data.rows import load_rows
+from bridgegarden.data.rows import Mix, Source, load_mix, load_rows, place
 from bridgegarden.data.tokenise import TokenisedRow, end_of_turn_ids, tokenise, tokenise_row, tokenise_stream
 
 __all__ = [
     "Columns",
     "Conversation",
     "MaskAudit",
+    "Mix",
     "RowRules",
     "RowsAsWritten",
+    "Source",
     "Span",
     "TokenisedRow",
     "audit_spans",
@@ -24,7 +26,9 @@ __all__ = [
     "conversation",
     "dataset_fingerprint",
     "end_of_turn_ids",
+    "load_mix",
     "load_rows",
+    "place",
     "prompt",
     "tokenise",
     "tokenise_row",

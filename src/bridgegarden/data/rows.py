@@ -1,4 +1,4 @@
-"""Rows from wherever they are: a file, a folder, a saved data set or the hub, as one ``datasets.Dataset``.
+"""Rows from wherever they are: a file, a folder, a saved data set or the hub; of one source, or a mix of several.
 
 Files are read here rather than by ``datasets.load_dataset``: a bad line is then reported with its file and line
 number, and nothing is copied into a cache behind the user's back.
@@ -10,11 +10,17 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
 
 from bridgegarden.data.json_rows import read_json
+from bridgegarden.data.nested import RowsAsWritten
 from bridgegarden.errors import ConfigError, DataError, foreign
 
 if TYPE_CHECKING:
@@ -28,6 +34,211 @@ PARQUET_SUFFIXES = (".parquet", ".pq")
 SUFFIXES = JSON_SUFFIXES + PARQUET_SUFFIXES
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.+-]+)?")
 SPLIT_NAMES = ("train", "validation", "valid", "val", "eval", "dev", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One of several sources of rows."""
+
+    path: str
+    """A JSONL or Parquet file, a folder, or a name on the hub, as where there is one source."""
+    weight: float | None = None
+    """Its share of the rows, > 0, relative to the weights of the others; all sources have one or none has."""
+    split: str | None = None
+    """Split of it, where it has splits; null is ``data.split``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What is taken of one source."""
+
+    name: str
+    """What to call it in messages."""
+    rows: "Dataset"
+    """The rows that are taken."""
+    numbers: Sequence[int]
+    """Their numbers in the source, in ascending order."""
+    total: int
+    """Rows that were read of the source."""
+
+    def first(self, count: int) -> "Part":
+        """The part with at most `count` of its rows."""
+        if count >= len(self.rows):
+            return self
+        return replace(self, rows=self.rows.select(range(count)), numbers=self.numbers[:count])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mix(Sequence[dict[str, Any]]):
+    """The rows of one or several sources, as Python objects."""
+
+    parts: tuple[Part, ...]
+    """In the order of the sources."""
+    weighted: bool
+    """Whether the sources are spread evenly over the mix; else they stand one behind the other."""
+
+    def __len__(self) -> int:
+        return sum(len(part.rows) for part in self.parts)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        readers = [iter(rows) for rows in self._rows]
+        for part in self._order:
+            yield next(readers[part])
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        part, row = self._find(index)
+        return self._rows[part][row]
+
+    def __str__(self) -> str:
+        """How much is taken of each source; for a person."""
+        taken = [f"{part.name} {len(part.rows):,}" for part in self.parts]
+        if not self.weighted:
+            return ", ".join(taken)
+        return ", ".join(
+            f"{told} of {part.total:,} ({len(part.rows) / len(self):.0%})"
+            for told, part in zip(taken, self.parts, strict=True)
+        )
+
+    def first(self, count: int) -> "Mix":
+        """The mix with at most `count` of its rows."""
+        taken = np.bincount(self._order[:count], minlength=len(self.parts))
+        return Mix(
+            parts=tuple(part.first(int(rows)) for part, rows in zip(self.parts, taken, strict=True)),
+            weighted=self.weighted,
+        )
+
+    def place(self, index: int) -> str:
+        """Where a row is: ``train rows.jsonl, row 3``."""
+        part, row = self._find(index)
+        return f"{self.parts[part].name}, row {self.parts[part].numbers[row]}"
+
+    def joined(self, made: "Sequence[Dataset]") -> "Dataset":
+        """What was made of each part as one data set, in the order of the mix; rows may have been left out of it."""
+        from datasets import concatenate_datasets
+
+        if len(made) == 1:
+            return made[0]
+        lengths = [len(part) for part in made]
+        first = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+        order = _order(lengths, evenly=self.weighted)
+        return concatenate_datasets(list(made)).select(first[order] + _ranks(order))
+
+    @cached_property
+    def _rows(self) -> list[RowsAsWritten]:
+        return [RowsAsWritten(part.rows) for part in self.parts]
+
+    @cached_property
+    def _order(self) -> "np.ndarray":
+        return _order([len(part.rows) for part in self.parts], evenly=self.weighted)
+
+    @cached_property
+    def _within(self) -> "np.ndarray":
+        return _ranks(self._order)
+
+    def _find(self, index: int) -> tuple[int, int]:
+        """The part that a row of the mix is of, and which of its rows it is."""
+        return int(self._order[index]), int(self._within[index])
+
+
+def load_mix(
+    sources: Sequence[Source],
+    *,
+    kind: str = "train",
+    limit: int | None = None,
+    seed: int = 0,
+    skip_bad: bool = False,
+) -> Mix:
+    """The rows of several sources.
+
+    Without weights all rows of each. With weights each source gives its share of the mix, rounded by largest
+    remainders: rows that are drawn without repetition, as many as there are until one source is used up.
+
+    Args:
+        sources: one or more; those that share no split name their own.
+        kind: what to call the rows in messages, before the name of the source.
+        limit: at most so many rows, from the start of the mix.
+        seed: decides which rows are drawn.
+        skip_bad: as in :func:`load_rows`.
+
+    Raises:
+        ConfigError: when `limit` is not positive.
+        DataError: as in :func:`load_rows`, of any source.
+    """
+    weights = [source.weight for source in sources if source.weight is not None]
+    parts = []
+    for source in sources:
+        missing = None if limit is None or weights else limit - sum(part.total for part in parts)
+        if missing == 0:
+            break
+        rows = load_rows(source.path, split=source.split or "train", limit=missing, skip_bad=skip_bad)
+        name = place(kind, source.path)
+        parts.append(Part(name=name, rows=rows, numbers=range(len(rows)), total=len(rows)))
+    if not weights:
+        return Mix(parts=tuple(parts), weighted=False)
+    drawn = []
+    random = np.random.default_rng(seed)
+    for part, count in zip(parts, shares([part.total for part in parts], weights), strict=True):
+        numbers = sorted(random.choice(part.total, count, replace=False).tolist())
+        drawn.append(replace(part, rows=part.rows.select(numbers), numbers=numbers))
+    mix = Mix(parts=tuple(drawn), weighted=True)
+    return mix if limit is None else mix.first(limit)
+
+
+def shares(totals: Sequence[int], weights: Sequence[float]) -> list[int]:
+    """How many rows each source gives to the largest mix in which `weights` hold and no row comes twice.
+
+    Args:
+        totals: rows of each source.
+        weights: of each, > 0.
+    """
+    exact = [Fraction(str(weight)) for weight in weights]  # 0.3 is three tenths, so that 30 and 70 rows make 100
+    exact = [weight / sum(exact) for weight in exact]
+    count = min(int(total / share) for total, share in zip(totals, exact, strict=True))
+
+    def fits(rows: Sequence[int]) -> bool:
+        return all(taken <= total for taken, total in zip(rows, totals, strict=True))
+
+    # Rounding may leave room for a row or two more.
+    while fits(_apportioned(count + 1, exact)):
+        count += 1
+    return _apportioned(count, exact)
+
+
+def _apportioned(count: int, exact: Sequence[Fraction]) -> list[int]:
+    """`count` as whole numbers in the ratio of `exact`, by largest remainders."""
+    given = [int(count * share) for share in exact]
+    for i in sorted(range(len(exact)), key=lambda i: given[i] - count * exact[i])[: count - sum(given)]:
+        given[i] += 1
+    return given
+
+
+def place(kind: str, source: str) -> str:
+    """What to call the rows of `source` in messages: ``train rows.jsonl``."""
+    return f"{kind} {Path(source).name if Path(source).exists() else source}"
+
+
+def _order(lengths: Sequence[int], *, evenly: bool) -> "np.ndarray":
+    """``(n,)`` the part of each row when parts of `lengths` stand one behind the other, or each is spread evenly."""
+    parts = np.repeat(np.arange(len(lengths)), lengths)
+    if not evenly:
+        return parts
+    position = np.concatenate([(np.arange(length) + 0.5) / max(length, 1) for length in lengths])
+    return parts[np.argsort(position, kind="stable")]
+
+
+def _ranks(parts: "np.ndarray") -> "np.ndarray":
+    """``(n,)`` how many rows of the same part stand before each row."""
+    ranks = np.empty(len(parts), dtype=np.int64)
+    for part in np.unique(parts):
+        of_part = parts == part
+        ranks[of_part] = np.arange(of_part.sum())
+    return ranks
 
 
 def load_rows(source: str, *, split: str = "train", limit: int | None = None, skip_bad: bool = False) -> "Dataset":

@@ -56,6 +56,9 @@ def coerce(value: Any, annotation: Any, place: str) -> Any:
         return _enum_value(value, enums[0], place)
     if len(wanted) == 1:
         return _as_one(value, wanted[0], place, _expected(members))
+    for member in wanted:
+        if _is_container_of(member, value):  # its own message says more than that no member fits
+            return _as_one(value, member, place, _expected(members))
     # The member whose type the value already has comes first, so that "1e3" stays text where text is accepted.
     wanted.sort(key=lambda member: (get_origin(member) or member) is not type(value))
     for member in wanted:
@@ -64,6 +67,14 @@ def coerce(value: Any, annotation: Any, place: str) -> Any:
         except ConfigError:
             continue
     raise _mismatch(value, _expected(members), place)
+
+
+def _is_container_of(annotation: Any, value: Any) -> bool:
+    """Whether `annotation` is the section or the list that a mapping or a list must be meant for."""
+    origin = get_origin(annotation) or annotation
+    if isinstance(value, Mapping):
+        return is_dataclass(origin)
+    return isinstance(value, (list, tuple)) and origin in (list, Sequence, tuple)
 
 
 def plain(value: Any, place: str) -> Any:

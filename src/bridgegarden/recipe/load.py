@@ -88,11 +88,21 @@ def _missing(source: str | Path, path: Path) -> ConfigError:
 def _anchor(tree: Any, folder: Path) -> None:
     for section, key in PATHS:
         part = tree.get(section) if isinstance(tree, dict) else None
-        value = part.get(key) if isinstance(part, dict) else None
-        if isinstance(part, dict) and isinstance(value, str) and value:
-            beside = folder / os.path.expanduser(value)
-            if os.path.exists(beside):  # which a name too long does not stop
-                part[key] = os.path.normpath(beside)
+        if isinstance(part, dict) and key in part:
+            part[key] = _anchored(part[key], folder)
+
+
+def _anchored(value: Any, folder: Path) -> Any:
+    """A path, or the path in each of several sources, made absolute where there is something at it in `folder`."""
+    if isinstance(value, list):
+        return [_anchored(item, folder) for item in value]
+    if isinstance(value, dict) and "path" in value:
+        return value | {"path": _anchored(value["path"], folder)}
+    if isinstance(value, str) and value:
+        beside = folder / os.path.expanduser(value)
+        if os.path.exists(beside):  # which a name too long does not stop
+            return os.path.normpath(beside)
+    return value
 
 
 def _apply(override: str, tree: dict[str, Any]) -> None:

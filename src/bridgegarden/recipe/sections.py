@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from bridgegarden.data import Source
 from bridgegarden.errors import ConfigError
 from bridgegarden.recipe.coerce import plain, section_from
 from bridgegarden.recipe.objective import build_objective
@@ -106,8 +107,12 @@ class StudentSection:
 class DataSection:
     """The rows that both models read."""
 
-    train: str
-    """A JSONL or Parquet file, a folder, or a name on the hub (``name`` or ``name:config``)."""
+    train: str | tuple[str | Source, ...]
+    """A JSONL or Parquet file, a folder, or a name on the hub (``name`` or ``name:config``); or a list of them, each
+    with a weight and a split where it needs one. Without weights they are read one behind the other. With weights each
+    gives its share: rows drawn without repetition, until one source is used up, and spread evenly over the mix."""
+    seed: int | None = None
+    """Decides which rows of sources with weights are drawn, >= 0; null is 0."""
     split: str = "train"
     """Split of `train`, where it has splits."""
     eval: str | None = None
@@ -134,7 +139,13 @@ class DataSection:
     stops. ``generate`` and ``diagnose`` skip what is no JSON, and still stop at a row without a prompt."""
 
     def __post_init__(self) -> None:
-        _require_text("data.train", self.train)
+        if isinstance(self.train, str):
+            _require_text("data.train", self.train)
+        else:
+            self._check_sources()
+        if self.seed is not None and (self.seed < 0 or not self.weighted):
+            needs = f"must be >= 0, got {self.seed}" if self.weighted else "draws rows of sources that have weights"
+            raise ConfigError(f"data.seed: {needs}; leave it out, or give the sources of data.train weights.")
         if self.eval is not None:
             _require_text("data.eval", self.eval)
         if self.chat_template is not None:
@@ -146,6 +157,34 @@ class DataSection:
             raise ConfigError(f"data: {given!r} names a column but {missing!r} does not; name both or neither.")
         if sum(name is not None for name in (self.messages, self.prompt, self.text)) > 1:
             raise ConfigError("data: of 'messages', 'prompt' and 'text' more than one is given; a row is one of them.")
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Where training rows come from, each with its split."""
+        given = (self.train,) if isinstance(self.train, str) else self.train
+        sources = [Source(path=source) if isinstance(source, str) else source for source in given]
+        return tuple(replace(source, split=source.split or self.split) for source in sources)
+
+    @property
+    def eval_sources(self) -> tuple[Source, ...]:
+        """Where evaluation rows come from; empty where there are none."""
+        return () if self.eval is None else (Source(path=self.eval, split=self.eval_split),)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether training rows are drawn by weight."""
+        return any(source.weight is not None for source in self.sources)
+
+    def _check_sources(self) -> None:
+        if not self.train:
+            raise ConfigError("data.train is an empty list; give at least one file, folder or name.")
+        for number, source in enumerate(self.sources):
+            name = f"data.train[{number}]"
+            _require_text(f"{name}.path", source.path)
+            if source.weight is None and self.weighted:
+                raise ConfigError(f"{name}.weight is missing, and other sources have one; give each source one.")
+            if source.weight is not None and not 0 < source.weight < math.inf:
+                raise ConfigError(f"{name}.weight must be > 0, got {source.weight}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -355,6 +394,8 @@ def _tree(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         items = ((f.name, getattr(value, f.name)) for f in fields(value))
         return {name: _tree(item) for name, item in items if item is not None}
+    if isinstance(value, tuple):
+        return [_tree(item) for item in value]
     return str(value) if isinstance(value, Path) else plain(value, "")
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bridgegarden.data import RowsAsWritten, TokenisedRow, load_rows, vocabulary_size
+from bridgegarden.data import Mix, RowsAsWritten, TokenisedRow, vocabulary_size
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.preflight import Endings, ModelFacts
 from bridgegarden.recipe import Recipe
-from bridgegarden.run.data import RunData, columns_of, load_data, place
+from bridgegarden.run.data import RunData, columns_of, evaluation_rows, load_data, mix_text, training_rows
 from bridgegarden.run.models import is_served
 from bridgegarden.teacher.answer_file import read_settings
 from bridgegarden.teacher.answer_signals import ADVICE, AnsweredRow, AnswerReader, Unusable
@@ -27,7 +27,7 @@ AT_LEAST = 1
 
 @dataclass(kw_only=True)
 class Answers:
-    """The rows of one answers file, and what was found in them."""
+    """The rows of one file of answers, and what was found in them."""
 
     name: str
     """What to call them in messages."""
@@ -117,11 +117,21 @@ def recipe_data(recipe: Recipe, endings: Endings, student: ModelFacts) -> RunDat
         return load_data(recipe, endings.tokenizer)
     max_length = recipe.training.arguments["max_length"]
     reader = answer_reader(recipe, endings, student, AT_LEAST)
-    parts = read_answers(recipe, reader, max_length)
+    train, evaluation = training_rows(recipe.data), evaluation_rows(recipe.data)
+    return RunData(
+        train=_usable(train, reader, max_length),
+        evaluation=None if evaluation is None else _usable(evaluation, reader, max_length),
+        mix=mix_text(train),
+    )
+
+
+def _usable(mix: Mix, reader: AnswerReader, max_length: int | None) -> "Dataset":
+    """The rows of `mix` that give a signal; a warning says which do not."""
+    parts = read_answers(mix, reader, max_length)
     for part in parts:
         if part.unusable and part.rows:
             logger.warning("%s They are left out.", part.complaint)
-    return RunData(parts[0].dataset(), parts[1].dataset() if len(parts) > 1 else None)
+    return mix.joined([part.dataset() for part in parts])
 
 
 def answer_reader(recipe: Recipe, endings: Endings, student: ModelFacts, k: int) -> AnswerReader:
@@ -136,15 +146,15 @@ def answer_reader(recipe: Recipe, endings: Endings, student: ModelFacts, k: int)
 
 
 def read_answers(
-    recipe: Recipe,
+    mix: Mix,
     reader: AnswerReader,
     max_length: int | None,
     on_row: Callable[[AnsweredRow], None] = lambda row: None,
 ) -> list[Answers]:
-    """The answers behind ``data.train``, and those behind ``data.eval`` if the recipe has it.
+    """The answers in each part of `mix`.
 
     Args:
-        recipe: with a teacher on a server.
+        mix: rows that ``generate`` wrote with the log-probabilities of a server.
         reader: reads a row.
         max_length: tokens that rows are cut to.
         on_row: gets every row that gives a signal, as it is kept; only its ids stay in memory.
@@ -152,16 +162,13 @@ def read_answers(
     Raises:
         DataError: a row is none of an answers file.
     """
-    section = recipe.data
-    sources = [("train", section.train, section.split, section.limit)]
-    if section.eval is not None:
-        sources.append(("eval", section.eval, section.eval_split, section.eval_limit))
-    found = []
-    for kind, source, split, limit in sources:
-        answers = Answers(name=place(kind, source))
-        for number, row in enumerate(RowsAsWritten(load_rows(source, split=split, limit=limit))):
-            _read(number, row, reader, max_length, answers, on_row)
+    found, first = [], 0
+    for part in mix.parts:
+        answers = Answers(name=part.name)
+        for number, row in zip(part.numbers, RowsAsWritten(part.rows), strict=True):
+            _read(first, number, row, reader, max_length, answers, on_row)
         found.append(answers)
+        first += part.total
     return found
 
 
@@ -184,6 +191,7 @@ def answer_settings(sources: Sequence[str]) -> AnswerSettings:
 
 
 def _read(
+    first: int,
     number: int,
     row: Mapping[str, object],
     reader: AnswerReader,
@@ -199,7 +207,7 @@ def _read(
     if not found.positions:
         answers.too_long += 1
         return
-    answers.add(number, found)
+    answers.add(first + number, found)
     if row.get("generated_by") is not None:
         answers.models.add(str(row["generated_by"]))
     on_row(found)

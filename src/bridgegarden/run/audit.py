@@ -3,23 +3,23 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bridgegarden.data import TokenisedRow, audit_text, load_rows, tokenise
+from bridgegarden.data import TokenisedRow, audit_text
 from bridgegarden.data.encode import Keep
 from bridgegarden.preflight import check_endings, compare_tokenizers, load_facts
 from bridgegarden.recipe import Recipe
 from bridgegarden.run.answers import AT_LEAST, answer_reader, read_answers
-from bridgegarden.run.data import place, rules_of
+from bridgegarden.run.data import mix_text, rules_of, tokenised, training_rows
 from bridgegarden.run.models import is_served, references
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 ROWS = 100
-"""How many rows are tokenised for the counts."""
+"""How many rows of a source are tokenised for the counts."""
 
 
 def audit(recipe: Recipe) -> str:
-    """The first row of the training data with what is learnt marked, counts over the first rows, and warnings.
+    """The first row of each source with what is learnt marked, counts over the first rows, and warnings.
 
     Raises:
         DataError: one of the first rows cannot be used.
@@ -28,26 +28,35 @@ def audit(recipe: Recipe) -> str:
     of_teacher, of_student = references(recipe)
     teacher, student = None if of_teacher is None else load_facts(of_teacher), load_facts(of_student)
     match, endings = compare_tokenizers(teacher, student), check_endings(teacher, student, recipe.data.chat_template)
-    section, max_length, rules = recipe.data, recipe.training.arguments["max_length"], rules_of(recipe, cut=False)
-    limit = ROWS if section.limit is None else min(section.limit, ROWS)
-    name = place("train", section.train)
+    max_length, rules = recipe.training.arguments["max_length"], rules_of(recipe, cut=False)
+    several = len(recipe.data.sources) > 1
+    mix = training_rows(recipe.data, None if several else ROWS)
+    head = replace(mix, parts=tuple(part.first(ROWS) for part in mix.parts if len(part.rows)))
     if is_served(recipe):
-        first_rows = replace(recipe, data=replace(section, limit=limit, eval=None))
-        (answers,) = read_answers(first_rows, answer_reader(recipe, endings, student, AT_LEAST), None)
-        read, tokenised = answers.total, answers.dataset()
+        reader = answer_reader(recipe, endings, student, AT_LEAST)
+        made = [answers.dataset() for answers in read_answers(head, reader, None)]
     else:
-        rows = load_rows(section.train, split=section.split, limit=limit, skip_bad=section.skip_bad_rows)
-        read, tokenised = len(rows), tokenise(rows, endings.tokenizer, rules, name=name)
+        made = tokenised(head, endings.tokenizer, rules)
+    rows, counts = [], []
+    before = 0
+    for part, data in zip(head.parts, made, strict=True):
+        first = _row(data, 0).truncated(max_length, rules.keep)
+        number = data[0]["row"] - (0 if "row" in part.rows.column_names else before)
+        rows.append(f"{part.name}, row {number}: {audit_text(first, endings.tokenizer)}")
+        of = f" of {part.name}" if several else ""
+        counts.append(f"first {len(part.rows)} rows{of}: {_counts(data, len(part.rows), max_length, rules.keep)}")
+        before += part.total
     template = "none; plain text" if endings.template_from is None else f"the {endings.template_from}'s"
     end = endings.tokenizer.convert_ids_to_tokens(endings.taught)
-    first = _row(tokenised, 0).truncated(max_length, rules.keep)
+    told = mix_text(mix)
     return "\n".join(
         [
-            f"{name}, row {tokenised[0]['row']}: {audit_text(first, endings.tokenizer)}",
+            *rows,
             "",
             f"chat template: {template}",
             f"end of turn:   {end!r} (id {endings.taught})",
-            f"first {read} rows: {_counts(tokenised, read, max_length, rules.keep)}",
+            *(() if told is None else (told,)),
+            *counts,
             *(f"warning: {warning}" for warning in endings.warnings + match.warnings),
         ]
     )

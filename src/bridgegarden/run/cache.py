@@ -90,8 +90,7 @@ def build_recipe_cache(recipe: Recipe, options: CacheOptions) -> "BuildResult | 
         if options.replace:
             remove_cache(folder)
         begin_cache(folder, spec)
-        rows = [rows for rows in data if rows is not None]
-        return fill_recipe_cache(recipe, teacher, folder, rows, spec, options, stderr_console())
+        return fill_recipe_cache(recipe, teacher, folder, list(data.by_name.values()), spec, options, stderr_console())
 
 
 def open_cache(recipe: Recipe, teacher: ModelFacts | None) -> "TeacherCache":
@@ -142,9 +141,8 @@ def check_recipe_cache(source: str, overrides: Sequence[str] = ()) -> "CheckResu
         cache = open_cache(recipe, teacher)
         cache.check_tokenizer(endings.tokenizer, _max_length(recipe))
         cache.check_objective(build_objective(recipe.objective))
-        for name, rows in recipe_data(recipe, endings, student)._asdict().items():
-            if rows is not None:
-                cache.check_rows(rows, name)
+        for name, rows in recipe_data(recipe, endings, student).by_name.items():
+            cache.check_rows(rows, name)
     return result
 
 

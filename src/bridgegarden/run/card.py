@@ -46,7 +46,10 @@ def card_text(
         teacher=Origin(name=recipe.teacher.model, is_local=False)
         if run.preflight.teacher is None
         else origin(run.preflight.teacher),
-        data=Origin(name=recipe.data.train, is_local=Path(os.path.expanduser(recipe.data.train)).exists()),
+        data=tuple(
+            Origin(name=source.path, is_local=Path(os.path.expanduser(source.path)).exists())
+            for source in recipe.data.sources
+        ),
         rows=len(run.data.train),
         fingerprint=run.data.fingerprints["train"] or "",
         objective=preset

@@ -92,6 +92,8 @@ def check_run(recipe: Recipe, folder: OutputFolder, arguments: "SFTConfig", cons
     _check_with_student(arguments, checked)
     report(console, checked)
     data = recipe_data(recipe, checked.endings, checked.student)
+    if data.mix is not None:
+        console.print(data.mix, markup=False, soft_wrap=True)
     return CheckedRun(recipe=recipe, folder=folder, arguments=arguments, lora=lora, preflight=checked, data=data)
 
 

@@ -1,9 +1,9 @@
 """The rows of a recipe, read and tokenised."""
 
-from pathlib import Path
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
-from bridgegarden.data import Columns, RowRules, dataset_fingerprint, load_rows, tokenise
+from bridgegarden.data import Columns, Mix, RowRules, dataset_fingerprint, load_mix, tokenise
 from bridgegarden.recipe import DataSection, Recipe
 
 if TYPE_CHECKING:
@@ -16,6 +16,13 @@ class RunData(NamedTuple):
 
     train: "Dataset"
     evaluation: "Dataset | None"
+    mix: str | None = None
+    """How many training rows were taken of each source; None where there is one."""
+
+    @property
+    def by_name(self) -> "dict[str, Dataset]":
+        """Those that there are, by what they are for."""
+        return {"train": self.train} | ({} if self.evaluation is None else {"evaluation": self.evaluation})
 
     @property
     def fingerprints(self) -> dict[str, str | None]:
@@ -27,11 +34,6 @@ class RunData(NamedTuple):
 def columns_of(section: DataSection) -> Columns:
     """Which columns the recipe names."""
     return Columns(prompt=section.prompt, completion=section.completion, messages=section.messages, text=section.text)
-
-
-def place(kind: str, source: str) -> str:
-    """What to call the rows of `source` in messages: ``train rows.jsonl``."""
-    return f"{kind} {Path(source).name if Path(source).exists() else source}"
 
 
 def rules_of(recipe: Recipe, *, cut: bool = True) -> RowRules:
@@ -53,11 +55,54 @@ def load_data(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> RunData:
         DataError: a row, or all of them, cannot be used.
         ModelError: the tokenizer cannot write the rows.
     """
-    section, rules = recipe.data, rules_of(recipe)
-    skip = section.skip_bad_rows
-    rows = load_rows(section.train, split=section.split, limit=section.limit, skip_bad=skip)
-    train = tokenise(rows, tokenizer, rules, name=place("train", section.train))
+    rules = rules_of(recipe)
+    mix = training_rows(recipe.data)
+    train = mix.joined(tokenised(mix, tokenizer, rules))
+    held_out = evaluation_rows(recipe.data)
+    return RunData(
+        train=train,
+        evaluation=None if held_out is None else held_out.joined(tokenised(held_out, tokenizer, rules)),
+        mix=mix_text(mix),
+    )
+
+
+def training_rows(section: DataSection, limit: int | None = None) -> Mix:
+    """The training rows of a recipe, or the first `limit` of them.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    limits = [most for most in (section.limit, limit) if most is not None]
+    return load_mix(
+        section.sources, limit=min(limits, default=None), seed=section.seed or 0, skip_bad=section.skip_bad_rows
+    )
+
+
+def evaluation_rows(section: DataSection) -> Mix | None:
+    """The evaluation rows of a recipe; None where it has none.
+
+    Raises:
+        DataError: they cannot be read.
+    """
     if section.eval is None:
-        return RunData(train, None)
-    rows = load_rows(section.eval, split=section.eval_split, limit=section.eval_limit, skip_bad=skip)
-    return RunData(train, tokenise(rows, tokenizer, rules, name=place("eval", section.eval)))
+        return None
+    return load_mix(section.eval_sources, kind="eval", limit=section.eval_limit, skip_bad=section.skip_bad_rows)
+
+
+def tokenised(mix: Mix, tokenizer: "PreTrainedTokenizerBase", rules: RowRules) -> "list[Dataset]":
+    """The rows of each part of `mix`, ready for the trainer. The column ``row`` counts on from source to source.
+
+    Raises:
+        DataError: a row, or all those of a source, cannot be used.
+        ModelError: the tokenizer cannot write the rows.
+    """
+    first = accumulate((part.total for part in mix.parts), initial=0)
+    return [
+        tokenise(part.rows, tokenizer, rules, name=part.name, numbers=part.numbers, first=before)
+        for part, before in zip(mix.parts, first, strict=False)
+    ]
+
+
+def mix_text(mix: Mix) -> str | None:
+    """A line on what is taken of each of several sources."""
+    return f"training rows: {mix}" if len(mix.parts) > 1 else None

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bridgegarden.data import Columns
+from bridgegarden.data import Columns, Source
 from bridgegarden.errors import ConfigError
 from bridgegarden.preflight import ModelReference
-from bridgegarden.recipe import Recipe, list_recipes, load_recipe
+from bridgegarden.recipe import DataSection, Recipe, list_recipes, load_recipe
 from bridgegarden.run.data import columns_of
 from bridgegarden.run.output import OutputFolder
 
@@ -45,14 +45,32 @@ class DiagnoseRequest:
 class PromptSource:
     """Where prompts are."""
 
-    source: str
-    """A file, a folder or a data set on the hub."""
+    sources: tuple[Source, ...]
+    """Files, folders or data sets on the hub."""
     kind: str
-    """What to call it in messages."""
-    split: str
-    """Which part of it."""
+    """What to call them in messages."""
     columns: Columns
     """Which columns to read."""
+    seed: int = 0
+    """Decides which rows of sources with weights are drawn."""
+    skip_bad: bool = False
+    """Whether what is no JSON is left out."""
+
+    @classmethod
+    def of_recipe(cls, data: DataSection) -> "PromptSource":
+        """The evaluation rows, or the training rows where there are none."""
+        return cls(
+            sources=data.eval_sources or data.sources,
+            kind="train" if data.eval is None else "eval",
+            columns=columns_of(data),
+            seed=data.seed or 0,
+            skip_bad=data.skip_bad_rows,
+        )
+
+    @property
+    def shown(self) -> str:
+        """The sources, for a person."""
+        return ", ".join(source.path for source in self.sources)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +135,7 @@ def _without_recipe(request: DiagnoseRequest) -> DiagnoseInputs:
     return DiagnoseInputs(
         teacher=ModelReference(role="teacher", model=request.teacher, dtype=request.dtype or "auto"),
         students=students,
-        prompts=PromptSource(source=request.prompts, kind="prompts", split=request.split, columns=request.columns),
+        prompts=_asked_for(request, request.columns),
         output=request.output or Path("runs/diagnosis") / name,
         notes=(),
     )
@@ -156,12 +174,13 @@ def _student_of(recipe: Recipe) -> tuple[tuple[str, ModelReference], str]:
 
 def _prompts_of(recipe: Recipe, request: DiagnoseRequest) -> PromptSource:
     if request.prompts is not None:
-        columns = request.columns if request.columns != Columns() else columns_of(recipe.data)
-        return PromptSource(source=request.prompts, kind="prompts", split=request.split, columns=columns)
-    data = recipe.data
-    kind = "train" if data.eval is None else "eval"
-    source, split = (data.train, data.split) if data.eval is None else (data.eval, data.eval_split)
-    return PromptSource(source=source, kind=kind, split=split, columns=columns_of(data))
+        return _asked_for(request, request.columns if request.columns != Columns() else columns_of(recipe.data))
+    return PromptSource.of_recipe(recipe.data)
+
+
+def _asked_for(request: DiagnoseRequest, columns: Columns) -> PromptSource:
+    assert request.prompts is not None
+    return PromptSource(sources=(Source(path=request.prompts, split=request.split),), kind="prompts", columns=columns)
 
 
 def _reference(text: str, request: DiagnoseRequest) -> tuple[str, ModelReference]:

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridgegarden.data import Columns, RowsAsWritten, load_rows, prompt
+from bridgegarden.data import Columns, load_mix, place, prompt
 from bridgegarden.data.encode import IGNORED, RowTokeniser
 from bridgegarden.diagnostics.diagnosis import PromptsUsed
 from bridgegarden.errors import DataError
-from bridgegarden.run.data import place
 from bridgegarden.run.diagnose_inputs import PromptSource
 from bridgegarden.terminal import counted
 
@@ -53,12 +52,11 @@ def read_prompts(
         DataError: a row has no prompt, or fewer than two prompts are left.
         ModelError: the tokenizer has no chat template and needs one.
     """
-    tokeniser, name = RowTokeniser.of(tokenizer), place(source.kind, source.source)
+    tokeniser = RowTokeniser.of(tokenizer)
     found: dict[tuple[int, ...], None] = {}
     left_out: list[str] = []
     rows, columns = _rows(source)
-    for number, row in enumerate(rows):
-        where = f"{name}, {'line' if _is_text(source) else 'row'} {number}"
+    for where, row in rows:
         ids = _ids(row, columns, tokeniser, where)
         if not ids or max(ids) >= vocab_size:
             raise DataError(f"{where}: {'an id outside the shared vocabulary' if ids else 'the prompt has no tokens'}.")
@@ -68,8 +66,8 @@ def read_prompts(
         found[ids] = None
         if len(found) == (limit or DEFAULT_LIMIT):
             break
-    _check_enough(name, len(found), left_out)
-    used = PromptsUsed(source=source.source, used=len(found), left_out=tuple(left_out), tokens=sum(map(len, found)))
+    _check_enough(source.shown, len(found), left_out)
+    used = PromptsUsed(source=source.shown, used=len(found), left_out=tuple(left_out), tokens=sum(map(len, found)))
     return Prompts(ids=tuple(found), used=used)
 
 
@@ -85,20 +83,20 @@ def _check_enough(name: str, count: int, left_out: list[str]) -> None:
     )
 
 
-def _is_text(source: PromptSource) -> bool:
-    return Path(source.source).suffix.lower() == TEXT
-
-
-def _rows(source: PromptSource) -> tuple[Iterator[Mapping[str, Any]], Columns]:
-    path = Path(source.source).expanduser()
-    if _is_text(source) and path.is_file():
+def _rows(source: PromptSource) -> tuple[Iterator[tuple[str, Mapping[str, Any]]], Columns]:
+    """Each row with where it is, and which columns of it to read."""
+    path = Path(source.sources[0].path).expanduser()
+    if len(source.sources) == 1 and path.suffix.lower() == TEXT and path.is_file():
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}).") from error
         # A line is what a user says: it gets the chat template's turn, where there is one.
-        return ({"prompt": line} for line in lines if line.strip()), Columns(prompt="prompt")
-    return iter(RowsAsWritten(load_rows(source.source, split=source.split))), source.columns
+        said = enumerate(line for line in lines if line.strip())
+        name = place(source.kind, str(path))
+        return ((f"{name}, line {n}", {"prompt": line}) for n, line in said), Columns(prompt="prompt")
+    mix = load_mix(source.sources, kind=source.kind, seed=source.seed, skip_bad=source.skip_bad)
+    return ((mix.place(n), row) for n, row in enumerate(mix)), source.columns
 
 
 def _ids(row: Mapping[str, Any], columns: Columns, tokeniser: RowTokeniser, where: str) -> tuple[int, ...]:

@@ -4,14 +4,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bridgegarden.data import RowsAsWritten, load_rows
 from bridgegarden.errors import ConfigError
 from bridgegarden.recipe import Recipe
-from bridgegarden.run.data import columns_of, place
+from bridgegarden.run.data import columns_of, training_rows
 from bridgegarden.run.models import load_model, teacher_reference, usable_device
 from bridgegarden.run.output import check_writable
 from bridgegarden.run.quiet import quiet_libraries
@@ -69,14 +68,9 @@ def generate_answers(recipe: Recipe, decoding: Decoding, options: GenerateOption
     check_answers_path(output)
     check_writable(output.parent, "output")
     with quiet_libraries(interactive=sys.stderr.isatty()):
-        limit, skip = options.limit or section.limit, section.skip_bad_rows
-        rows = load_rows(section.train, split=section.split, limit=limit, skip_bad=skip)
-        questions = Questions(
-            rows=RowsAsWritten(rows),
-            columns=columns_of(section),
-            samples=options.samples,
-            name=place("train", section.train),
-        )
+        if options.limit is not None:
+            section = replace(section, limit=options.limit)
+        questions = Questions(rows=training_rows(section), columns=columns_of(section), samples=options.samples)
         console = stderr_console()
         engine = _engine(recipe, options, console)
         with _display(console) as show:

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bridgegarden.data import Columns, Conversation, RowsAsWritten, conversation, load_rows
+from bridgegarden.data import Columns, Conversation, RowsAsWritten, conversation, load_rows, place
 from bridgegarden.errors import DataError
 from bridgegarden.evaluation.judge import judge
 from bridgegarden.evaluation.judge_question import Pair
 from bridgegarden.evaluation.judge_result import JudgeResult
-from bridgegarden.run.data import place
 from bridgegarden.run.output import check_writable, write_json, write_or_rescue
 from bridgegarden.teacher.server import Server, ServerEngine
 from bridgegarden.teacher.server_key import api_key

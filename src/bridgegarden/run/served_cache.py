@@ -9,6 +9,7 @@ from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.preflight import Endings, ModelFacts
 from bridgegarden.recipe import Recipe
 from bridgegarden.run.answers import Answers, AnswerSettings, answer_reader, answer_settings, read_answers
+from bridgegarden.run.data import evaluation_rows, training_rows
 from bridgegarden.terminal import counted
 
 if TYPE_CHECKING:
@@ -59,13 +60,14 @@ def build_served_cache(
     from bridgegarden.teacher.cache.from_answers import AnswersEngine
     from bridgegarden.teacher.cache.writer import fill_cache, remove_cache
 
-    sources = (recipe.data.train, recipe.data.eval)
-    settings = answer_settings([source for source in sources if source is not None])
+    sources = (*recipe.data.sources, *recipe.data.eval_sources)
+    settings = answer_settings([source.path for source in sources])
     _check_temperature(settings, options)
     spec = _spec(recipe, folder, student, endings, options, settings)
     engine = AnswersEngine(spec)
     reader = answer_reader(recipe, endings, student, spec.support.k)
-    answers = read_answers(recipe, reader, spec.max_length, engine.add)
+    mixes = [mix for mix in (training_rows(recipe.data), evaluation_rows(recipe.data)) if mix is not None]
+    answers = [part for mix in mixes for part in read_answers(mix, reader, spec.max_length, engine.add)]
     for part in answers:
         if part.unusable and not options.skip_unusable:
             raise DataError(f"{part.complaint} To build without them, add --skip-unusable.")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from bridgegarden.data import Columns, Conversation, prompt, with_answer
+from bridgegarden.data import Columns, Conversation, Mix, prompt, with_answer
 from bridgegarden.errors import ConfigError, DataError, ModelError
 from bridgegarden.teacher.answer_file import AnswerFile, check_can_be_written
 from bridgegarden.teacher.appended_lines import Key
@@ -108,17 +108,19 @@ class Questions:
     """Rows to be answered."""
 
     rows: Sequence[Mapping[str, Any]]
-    """A ``datasets.Dataset`` is one."""
+    """A ``datasets.Dataset`` is one; a :class:`~bridgegarden.data.Mix` says where each of its rows is."""
     columns: Columns = field(default_factory=Columns)
     """Where the prompt is, and where the answer goes."""
     samples: int = 1
     """Answers to each row, >= 1."""
-    name: str = "train"
-    """What to call the rows in messages."""
 
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise ConfigError(f"the number of samples must be >= 1, got {self.samples}.")
+
+    def place(self, number: int) -> str:
+        """What to call a row in messages."""
+        return self.rows.place(number) if isinstance(self.rows, Mix) else f"train, row {number}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,7 +299,7 @@ def _requests(questions: Questions) -> dict[Key, Request]:
     """All of them; a row that cannot be asked or kept is found before anything is generated."""
     requests: dict[Key, Request] = {}
     for number, row in enumerate(questions.rows):
-        place = f"{questions.name}, row {number}"
+        place = questions.place(number)
         chat = prompt(row, questions.columns, place=place)
         check_can_be_written(row, place)
         for sample in range(questions.samples):

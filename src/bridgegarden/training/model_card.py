@@ -40,7 +40,7 @@ class ModelCard:
 
     student: Origin
     teacher: Origin
-    data: Origin
+    data: tuple[Origin, ...]
     rows: int
     """Training rows that had something to learn."""
     fingerprint: str
@@ -74,7 +74,14 @@ class ModelCard:
             self._usage(),
             "## How it was trained",
             _table("objective", _as_code(self.objective)),
-            _table("data", {"rows from": self.data.shown, "rows": f"{self.rows:,}", "SHA-256": code(self.fingerprint)}),
+            _table(
+                "data",
+                {
+                    "rows from": ", ".join(origin.shown for origin in self.data),
+                    "rows": f"{self.rows:,}",
+                    "SHA-256": code(self.fingerprint),
+                },
+            ),
             _table("training", _as_code(self.training)),
             "## How it scores",
             "Per supervised token, in nats, at the end of training; names with `eval_` are on held-out rows. Lower "
@@ -89,8 +96,8 @@ class ModelCard:
         # The hub takes names only: a path of this machine would make the card invalid.
         if self.student.hub_name is not None:
             front |= {"base_model": self.student.hub_name, "base_model_relation": "finetune"}
-        if self.data.hub_name is not None:
-            front["datasets"] = [self.data.hub_name]
+        if names := [origin.hub_name for origin in self.data if origin.hub_name is not None]:
+            front["datasets"] = list(dict.fromkeys(names))
         return yaml.safe_dump(front | {"tags": list(self.tags)}, sort_keys=False, allow_unicode=True)
 
     def _usage(self) -> str:
