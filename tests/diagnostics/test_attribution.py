@@ -61,8 +61,11 @@ def test_the_95_per_cent_intervals_hold_the_truth_in_90_to_99_per_cent_of_runs()
 
 
 def few_draws():
-    """Few enough draws that all of them are among the largest; some at the last position, some at the one before."""
-    world = make_world(0)
+    """Few enough draws that all of them are among the largest; some at the last position, some at the one before.
+
+    The world would go on where the texts are cut.
+    """
+    world = make_world(0, horizon=HORIZON + 2)
     for seed in range(200):
         bias, got = measure(world, prompts=5, samples=2, seed=seed, budget=60)
         places = [draw.position for draw in got.largest]

@@ -103,7 +103,8 @@ def test_the_default_threshold_is_a_tenth_of_a_texts_loss():
 
 
 def test_the_last_token_before_the_horizon_costs_nothing_later():
-    world = make_world(3)
+    """Although the world would go on."""
+    world = make_world(3, horizon=HORIZON + 2)
     texts = write(world, prompts=20)
     last = [place for place in measure(world, texts, rounds=2).positions if place.position == HORIZON - 1]
     assert last

@@ -18,6 +18,11 @@ def test_a_key_depends_on_ids_and_on_what_is_supervised():
     assert len({same, *others}) == 4
 
 
+def test_keys_are_what_they_were_when_older_caches_were_written():
+    """A golden value: a change here is a change of the format's version."""
+    assert key([1, 2, 3], [-100, -100, 3]).hex() == "7afec632d56e7b853b3d85e3b2075849"
+
+
 def test_a_label_at_the_first_token_changes_nothing_since_nothing_predicts_it():
     assert key([1, 2, 3], [1, 2, 3]) == key([1, 2, 3], [-100, 2, 3])
 

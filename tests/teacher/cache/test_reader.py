@@ -1,7 +1,9 @@
 """Reading: every row its own signal, and nothing that does not fit."""
 
 import pickle
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -11,9 +13,11 @@ from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.divergences import reverse_kl
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import EntropyWeight
+from bridgegarden.teacher.cache import reader as reader_module
 from bridgegarden.teacher.cache.documents import documents_of
 from bridgegarden.teacher.cache.manifest import finished_shards
-from bridgegarden.teacher.cache.reader import SIGNAL, TeacherCache
+from bridgegarden.teacher.cache.reader import SIGNAL, TeacherCache, _Index
+from bridgegarden.teacher.cache.shard import Shard
 from bridgegarden.teacher.cache.support import Support
 from tests.teacher.cache.conftest import build, cache_rows, cache_spec
 from tests.tiny import VOCABULARY, tiny_tokenizer
@@ -37,6 +41,36 @@ def test_what_is_not_there_is_not_found(cache):
     assert document.key not in reader
     with pytest.raises(KeyError):
         reader.signals(document.key)
+
+
+def test_where_more_shards_are_read_than_may_be_open_the_one_read_longest_ago_is_closed(cache, monkeypatch):
+    reader = TeacherCache(cache)
+    first_of = {reader._place(document.key)[0]: document.key for document in documents_of(cache_rows())}
+    opened = []
+
+    def open_counted(path: Path, *args):
+        opened.append(int(path.stem))
+        return open_shard(path, *args)
+
+    open_shard = Shard.open
+    monkeypatch.setattr(Shard, "open", open_counted)
+    monkeypatch.setattr(reader_module, "OPEN_SHARDS", 2)
+    for number in (0, 1, 0, 2, 0, 1, 2):
+        reader.records(first_of[number])
+    assert opened == [0, 1, 2, 1, 2]
+
+
+def test_documents_whose_keys_begin_alike_are_told_apart():
+    keys = [b"same8byt" + bytes([end] * 8) for end in (7, 3, 9)] + [b"elsewhere" + bytes(7)]
+    index = _Index(
+        np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 16),
+        np.array([0, 0, 1, 1], np.int32),
+        np.array([0, 1, 0, 1], np.int32),
+    )
+    assert [index.find(key) for key in keys] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert index.find(b"same8byt" + bytes([8] * 8)) is None
+    assert index.find(b"\xff" * 16) is None
+    assert index.find(bytes(16)) is None
 
 
 def test_rows_that_are_missing_are_counted_and_named(cache):

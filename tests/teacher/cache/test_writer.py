@@ -17,7 +17,7 @@ from datasets import Dataset, concatenate_datasets
 
 from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.teacher.cache.check import check_cache
-from bridgegarden.teacher.cache.documents import documents_of
+from bridgegarden.teacher.cache.documents import Document, documents_of
 from bridgegarden.teacher.cache.forward import teacher_signals
 from bridgegarden.teacher.cache.info import cache_info
 from bridgegarden.teacher.cache.manifest import FORMAT, BuildTime, finished_shards
@@ -25,7 +25,7 @@ from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.record import RecordFormat
 from bridgegarden.teacher.cache.shard import Shard
 from bridgegarden.teacher.cache.support import Support
-from bridgegarden.teacher.cache.writer import build_cache, remove_cache
+from bridgegarden.teacher.cache.writer import build_cache, cut_batches, remove_cache
 from tests.teacher.cache.conftest import build, cache_rows, cache_spec, teacher, untimed
 
 
@@ -74,6 +74,31 @@ def test_equal_rows_are_asked_once(tmp_path):
     rows = cache_rows(6)
     folder = build(tmp_path / "cache", rows=concatenate_datasets([rows, rows]))
     assert len(content(folder)) == 6
+
+
+@pytest.mark.parametrize(
+    ("lengths", "cut"),
+    [
+        ([6, 6, 6], [[6, 6], [6]]),
+        ([5, 4, 3, 2], [[5, 4], [3, 2]]),
+        ([4, 4, 4, 4], [[4, 4, 4], [4]]),
+        ([13, 12, 1], [[13], [12], [1]]),
+        ([20], [[20]]),
+    ],
+)
+def test_a_batch_takes_as_many_rows_as_fit_with_their_padding_and_no_more(lengths, cut):
+    documents = [Document(ids=np.arange(n, dtype=np.int32), labels=np.arange(n), row=0) for n in lengths]
+    batches = cut_batches(documents, 12)
+    assert [[len(document.ids) for document in batch] for batch in batches] == cut
+
+
+def test_what_a_killed_build_had_half_written_is_removed(cache):
+    shards = cache / "shards"
+    (shards / ".00007.arrow.partial").write_bytes(b"half")
+    (shards / ".00007.json.partial").write_bytes(b"half")
+    before = files(cache)
+    build(cache)
+    assert before.keys() - files(cache).keys() == {".00007.arrow.partial", ".00007.json.partial"}
 
 
 def test_new_rows_are_added_and_old_ones_not_asked_again(cache, monkeypatch):
