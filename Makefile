@@ -1,4 +1,4 @@
-.PHONY: check test slow canary floor docs
+.PHONY: check test slow mutants canary floor docs
 
 check:
 	ruff check .
@@ -12,6 +12,10 @@ test:
 
 slow:
 	pytest -n logical -m slow
+
+# Small faults put into the code one by one, of which the tests should notice every one; tests/mutants.py has options.
+mutants:
+	python -m tests.mutants --sample 100
 
 # The tests in a fresh environment: with the newest of everything, and with the lowest that pyproject.toml allows.
 canary:
