@@ -1,11 +1,15 @@
 import errno
+import os
 import shutil
-from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from bridgegarden.errors import ConfigError
+from bridgegarden.errors import ConfigError, DataError, Stopped
+from bridgegarden.evaluation.kept_answers import KeptAnswers
 from bridgegarden.evaluation.lm_eval import EvaluationOptions
+from bridgegarden.files import write_whole
 from bridgegarden.quickstart import TEACHER
 from bridgegarden.run.evaluate import EvaluateTarget, evaluate_target
 
@@ -58,15 +62,116 @@ def test_a_result_that_finds_no_room_is_kept_where_there_is_some(tmp_path, monke
     output, rescued = tmp_path / "full", tmp_path / "temporary"
     rescued.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(rescued))
-    write = Path.write_text
 
-    def write_text(path, *arguments, **how):
+    def full(path, parts):
         if output in path.parents:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(path, *arguments, **how)
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write_whole(path, parts)
 
-    monkeypatch.setattr(Path, "write_text", write_text)
+    monkeypatch.setattr("bridgegarden.files.write_whole", full)
     with pytest.raises(ConfigError, match=rf"{output} cannot be written to \(No space left.* kept in {rescued}"):
         evaluate_target(EvaluateTarget(source=str(TEACHER), output=output), OPTIONS)
     (kept,) = rescued.iterdir()
     assert {path.name for path in kept.iterdir()} == {"results.json", "results.md", "problems.jsonl"}
+
+
+ARITHMETIC = EvaluationOptions(tasks=("bridgegarden_arithmetic",), limit=6, samples=1, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    output = tmp_path_factory.mktemp("uninterrupted")
+    found, _ = evaluate_target(EvaluateTarget(source=str(TEACHER), output=output), ARITHMETIC)
+    assert {path.name for path in output.iterdir()} == {"results.json", "results.md", "problems.jsonl"}
+    return found
+
+
+def end_after(answers, monkeypatch, error):
+    """Raise `error` when so many answers have come; a list of all that are asked for from now on."""
+    asked = []
+    keep = KeptAnswers.add_partial
+
+    def add_partial(self, *answer):
+        if len(asked) == answers:
+            raise error
+        asked.append(answer)
+        keep(self, *answer)
+
+    monkeypatch.setattr(KeptAnswers, "add_partial", add_partial)
+    return asked
+
+
+def greedy(found):
+    return [line for line in found.problems if line["decoding"] == "greedy"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("CUDA error: an illegal memory access")])
+def test_an_evaluation_that_ended_midway_asks_only_for_the_answers_that_are_missing(
+    error, uninterrupted, tmp_path, monkeypatch, capsys
+):
+    target = EvaluateTarget(source=str(TEACHER), output=tmp_path)
+    with monkeypatch.context() as patch:
+        end_after(5, patch, error)
+        with pytest.raises((Stopped, RuntimeError), match=r"the same command|CUDA error"):
+            evaluate_target(target, ARITHMETIC)
+    assert (tmp_path / "answers.jsonl").read_text().count("\n") == 5
+    asked = end_after(None, monkeypatch, error)
+    found, files = evaluate_target(target, ARITHMETIC)
+    assert "going on with 5 answers of an earlier run" in capsys.readouterr().err
+    assert len(asked) == 12 - 5
+    assert greedy(found) == greedy(uninterrupted)
+    assert len(found.problems) == len(uninterrupted.problems)
+    assert not files.answers.exists()
+
+
+def test_answers_of_other_weights_are_not_taken(uninterrupted, tmp_path, monkeypatch):
+    target = EvaluateTarget(source=str(TEACHER), output=tmp_path)
+    with monkeypatch.context() as patch:
+        end_after(5, patch, KeyboardInterrupt())
+        with pytest.raises(Stopped):
+            evaluate_target(target, ARITHMETIC)
+    monkeypatch.setattr("bridgegarden.run.evaluate.weights_fingerprint", lambda folder: "of others")
+    asked = end_after(None, monkeypatch, None)
+    found, _ = evaluate_target(target, ARITHMETIC)
+    assert len(asked) == 12
+    assert found.problems == uninterrupted.problems
+
+
+def test_answers_that_find_no_room_are_one_line_and_those_before_are_kept(tmp_path, monkeypatch):
+    target = EvaluateTarget(source=str(TEACHER), output=tmp_path)
+    monkeypatch.setattr("bridgegarden.evaluation.kept_answers.SECONDS_BETWEEN_WRITES", 0.0)
+    write, written = os.write, []
+
+    def full(file, data):
+        written.append(data)
+        if len(written) > 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, data)
+
+    monkeypatch.setattr("bridgegarden.files.os.write", full)
+    with pytest.raises(DataError, match=r"answers.jsonl: cannot be written \(No space"):
+        evaluate_target(target, ARITHMETIC)
+    assert (tmp_path / "answers.jsonl").read_text().count("\n") == 4
+
+
+def test_likelihoods_come_back_as_they_were(tmp_path):
+    class Weighing:
+        def set_cache_hook(self, hook):
+            self.hook = hook
+
+        def loglikelihood(self, requests, disable_tqdm=False):
+            answers = [(-0.1 - number, False) for number, _ in enumerate(requests)]
+            for request, answer in zip(requests, answers, strict=True):
+                self.hook.add_partial("loglikelihood", request.args, answer)
+            return answers
+
+        generate_until = loglikelihood_rolling = loglikelihood
+
+    asked = [SimpleNamespace(args=("2 + 2 =", f" {number}")) for number in range(3)]
+    for expected in ([(-0.1, False), (-1.1, False), (-2.1, False)],) * 2:
+        lm: Any = Weighing()
+        with KeptAnswers(tmp_path / "answers.jsonl", {}) as kept:
+            kept.attach(lm)
+            assert lm.loglikelihood(asked) == expected
+    assert kept.found == 3
+    assert (tmp_path / "answers.jsonl").read_text().count("\n") == 3

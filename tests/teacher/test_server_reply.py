@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from bridgegarden.teacher.appended_lines import line_of
+from bridgegarden.files import line_of
 from bridgegarden.teacher.foreign_values import Unfit
 from bridgegarden.teacher.generate import Answer
 from bridgegarden.teacher.server_logprobs import kept_logprobs

@@ -84,7 +84,8 @@ def evaluate_command(
 ) -> None:
     """Score a model on tasks: of RECIPE its trained student, or MODEL, a folder or a name on the hub.
 
-    Writes DIR/results.json, results.md and problems.jsonl (every answer). DIR is OUTPUT/evaluation/TASKS of a recipe,
+    Writes DIR/results.json, results.md and problems.jsonl (every answer). Answers are kept as they come: after an
+    interruption the same command goes on. DIR is OUTPUT/evaluation/TASKS of a recipe,
     else runs/evaluation/MODEL/TASKS. Needs the extra: pip install 'bridgegarden[eval]'. The tasks in offline, and
     humaneval, need no network.
     """

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from bridgegarden.data import end_of_turn_ids
 from bridgegarden.errors import ModelError
 from bridgegarden.evaluation.groups import OWN_TASKS, RUNS_CODE
+from bridgegarden.evaluation.kept_answers import KeptAnswers
 from bridgegarden.evaluation.load_tasks import SAMPLED, LoadedTask
 from bridgegarden.evaluation.progress import our_bars
 from bridgegarden.evaluation.results import Score
@@ -50,9 +51,13 @@ class Findings(NamedTuple):
 
 
 def run_tasks(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", loaded: Sequence[LoadedTask], request: Request
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    loaded: Sequence[LoadedTask],
+    request: Request,
+    kept: KeptAnswers | None = None,
 ) -> Findings:
-    """Run `loaded` on `model`.
+    """Run `loaded` on `model`, and keep its answers in `kept` as they come.
 
     Raises:
         ModelError: a prompt and the answer to it are longer than what the model can read.
@@ -63,13 +68,16 @@ def run_tasks(
 
     harness: Any = HFLM  # lm-eval's registry hides its type
     lm = harness(pretrained=model, tokenizer=tokenizer, batch_size=request.batch_size)
+    if kept is not None:
+        kept.attach(lm)
     for item in loaded:
         for task in item.tasks:
             _prepare(task, lm, request, own=item.name in OWN_TASKS)
     devices = [] if model.device.type == "cpu" else [model.device]
     # What lm-eval prints is which batch size it found.
     with contextlib.redirect_stdout(sys.stderr), our_bars(), torch.random.fork_rng(devices):
-        torch.manual_seed(request.seed)
+        # What was drawn for other problems is not to be drawn again for those that are left.
+        torch.manual_seed(request.seed + (kept.found if kept is not None else 0))
         try:
             # Not `simple_evaluate`: it also seeds everything and spends seconds on describing the machine.
             results = evaluate(

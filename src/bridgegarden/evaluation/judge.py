@@ -22,7 +22,8 @@ from bridgegarden.evaluation.judge_question import (
     read_verdict,
 )
 from bridgegarden.evaluation.judge_result import Judged, JudgeResult
-from bridgegarden.teacher.appended_lines import AppendedLines, Key
+from bridgegarden.files import AppendedLines
+from bridgegarden.teacher.answer_file import Key
 from bridgegarden.teacher.generate import GIVE_UP_AFTER, Answer, Decoding, Engine, Outcome, Request
 
 ROUNDS = 3

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from bridgegarden.evaluation.harness import Findings, Request
+    from bridgegarden.evaluation.kept_answers import KeptAnswers
     from bridgegarden.evaluation.load_tasks import LoadedTask
 
 BATCH_ON_CPU = 16
@@ -98,6 +99,7 @@ def evaluate_model(
     *,
     name: str,
     prepared: PreparedTasks | None = None,
+    kept: "KeptAnswers | None" = None,
 ) -> Evaluation:
     """Run tasks on a model that is in memory, on the device where it is.
 
@@ -107,6 +109,7 @@ def evaluate_model(
         options: which tasks, and how.
         name: what to call the model.
         prepared: of :func:`prepare_tasks` with the same `options`, for one model only; None does it here.
+        kept: where its answers are kept as they come, and those of an earlier run are taken from; None keeps none.
 
     Raises:
         ConfigError, DataError: as :func:`prepare_tasks`.
@@ -123,7 +126,7 @@ def evaluate_model(
         for chat in (True, False):
             part = [task for task in loaded if _as_chat(task.name, tokenizer, options) == chat]
             if part:
-                found.append(run_tasks(model, tokenizer, part, _request(model, options, chat)))
+                found.append(run_tasks(model, tokenizer, part, _request(model, options, chat), kept))
     scores = [score for findings in found for score in findings.scores]
     scores.sort(key=lambda score: chosen.tasks.index(score.part_of or score.task))
     return Evaluation(

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bridgegarden.files import partial, sync_folder, write_json
+
 STATE = "trainer_state.json"
 SEAL = "seal.json"
 PREFIX = "checkpoint-"
@@ -31,14 +33,8 @@ class Fault(NamedTuple):
 def seal(checkpoint: Path) -> None:
     """Put every file of a whole checkpoint on the disk for good, and write down what each holds."""
     files = {str(path.relative_to(checkpoint)): _contents(path, sync=True) for path in _files(checkpoint)}
-    part = checkpoint / f".{SEAL}.partial"
-    with part.open("w", encoding="utf-8") as file:
-        json.dump({"files": files}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, checkpoint / SEAL)
-    for folder in (checkpoint, checkpoint.parent):
-        _sync_folder(folder)
+    write_json(checkpoint / SEAL, {"files": files})
+    sync_folder(checkpoint.parent)
 
 
 def fault_of(checkpoint: Path) -> Fault | None:
@@ -104,7 +100,7 @@ def put_aside_in(folder: Path) -> list[Path]:
 
 def _files(checkpoint: Path) -> Iterator[Path]:
     for path in sorted(checkpoint.rglob("*")):
-        if path.is_file() and path.name not in (SEAL, f".{SEAL}.partial"):
+        if path.is_file() and path.name not in (SEAL, partial(Path(SEAL)).name):
             yield path
 
 
@@ -149,11 +145,3 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-
-
-def _sync_folder(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -12,13 +12,14 @@ from bridgegarden.data import end_of_turn_ids
 from bridgegarden.data.pieces import TokenTexts
 from bridgegarden.diagnostics.diagnose import diagnose
 from bridgegarden.diagnostics.diagnosis import Diagnosis, DiagnosisSettings, ModelUsed
+from bridgegarden.files import write_json
 from bridgegarden.preflight import ModelFacts, ModelReference, check_endings, compare_tokenizers, load_facts
 from bridgegarden.report.diagnosis import write_diagnosis
 from bridgegarden.run.diagnose_display import DiagnoseDisplay
 from bridgegarden.run.diagnose_inputs import DiagnoseInputs, DiagnoseRequest, resolve
 from bridgegarden.run.diagnose_prompts import Prompts, read_prompts
 from bridgegarden.run.models import load_model, usable_device
-from bridgegarden.run.output import check_writable, write_json, write_or_rescue
+from bridgegarden.run.output import check_writable, write_or_rescue
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import now, package_versions
 from bridgegarden.terminal import counted

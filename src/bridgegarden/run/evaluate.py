@@ -1,22 +1,30 @@
 """A recipe or a model to its scores: what ``bridgegarden evaluate`` does."""
 
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bridgegarden.errors import ConfigError
-from bridgegarden.evaluation.lm_eval import EvaluationOptions, evaluate_model, prepare_tasks
+from bridgegarden.data import tokenizer_fingerprint
+from bridgegarden.errors import ConfigError, Stopped
+from bridgegarden.evaluation.kept_answers import KeptAnswers
+from bridgegarden.evaluation.lm_eval import EvaluationOptions, PreparedTasks, evaluate_model, prepare_tasks
 from bridgegarden.evaluation.results import Evaluation
-from bridgegarden.preflight import ModelReference, load_facts
+from bridgegarden.files import write_json, write_text
+from bridgegarden.preflight import ModelFacts, ModelReference, load_facts
 from bridgegarden.recipe import list_recipes, load_recipe
 from bridgegarden.run.commit import git_commit
 from bridgegarden.run.models import load_model, usable_device
-from bridgegarden.run.output import OutputFolder, check_writable, write_json, write_or_rescue, write_text
+from bridgegarden.run.output import OutputFolder, check_writable, write_or_rescue
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import now, package_versions
+from bridgegarden.teacher.cache.weights import weights_fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +54,11 @@ class EvaluationFiles(NamedTuple):
         return self.folder / "results.json"
 
     @property
+    def answers(self) -> Path:
+        """The model's answers while they come; gone once the result is there."""
+        return self.folder / "answers.jsonl"
+
+    @property
     def page(self) -> Path:
         """The same to read."""
         return self.folder / "results.md"
@@ -59,13 +72,16 @@ class EvaluationFiles(NamedTuple):
 def evaluate_target(target: EvaluateTarget, options: EvaluationOptions) -> tuple[Evaluation, EvaluationFiles]:
     """Evaluate a model and write what was found.
 
+    Answers are on disk as they come: after whatever ended a run, the same call asks only for those that are missing.
+
     Raises:
         ConfigError: no such recipe, it is not trained yet, or a setting or task cannot be used; or the result could
             only be written elsewhere.
         DataError: a data set cannot be had.
         ModelError: the model cannot be loaded, or does not fit a task.
+        Stopped: interrupted.
     """
-    from bridgegarden.terminal import stderr_console
+    from bridgegarden.terminal import counted, stderr_console
 
     model_name, folder = _locate(target)
     files = EvaluationFiles((target.output or folder / _label(options.tasks)).expanduser())
@@ -78,11 +94,45 @@ def evaluate_target(target: EvaluateTarget, options: EvaluationOptions) -> tuple
         console.print(f"loading model {model_name}", markup=False, soft_wrap=True)
         model = load_model(facts)
         model.to(device)  # pyright: ignore[reportArgumentType]
-        found = evaluate_model(model, facts.tokenizer, options, name=model_name, prepared=prepared)
-    settings = {**found.settings, "commit": facts.commit, "packages": package_versions(), "git_commit": git_commit()}
-    found = replace(found, settings={**settings, "date": now()})
-    write_or_rescue(files.folder, lambda folder: _write(EvaluationFiles(folder), found))
+        with KeptAnswers(files.answers, _deciding(facts, device, options)) as kept:
+            if kept.found:
+                console.print(f"going on with {counted(kept.found, 'answer')} of an earlier run", soft_wrap=True)
+            found = _evaluated(model, facts, options, prepared, kept)
+            settings = {"commit": facts.commit, "packages": package_versions(), "git_commit": git_commit()}
+            found = replace(found, settings={**found.settings, **settings, "date": now()})
+            write_or_rescue(files.folder, lambda folder: _write(EvaluationFiles(folder), found))
+            kept.remove()
     return found, files
+
+
+def _evaluated(
+    model: "PreTrainedModel",
+    facts: ModelFacts,
+    options: EvaluationOptions,
+    prepared: PreparedTasks,
+    kept: KeptAnswers,
+) -> Evaluation:
+    name = facts.reference.model
+    try:
+        return evaluate_model(model, facts.tokenizer, options, name=name, prepared=prepared, kept=kept)
+    except KeyboardInterrupt:
+        words = "interrupted. The answers so far are kept; the same command goes on."
+        raise Stopped(signal.SIGINT, words) from None
+
+
+def _deciding(facts: ModelFacts, device: str, options: EvaluationOptions) -> dict[str, Any]:
+    """What a model's answer depends on beside the question."""
+    folder = Path(facts.reference.location) if facts.reference.is_local else None
+    packages = package_versions()
+    return {
+        "weights": facts.commit if folder is None else weights_fingerprint(folder),
+        "config": facts.config.to_json_string(use_diff=False),
+        "tokenizer": tokenizer_fingerprint(facts.tokenizer),
+        "dtype": str(facts.dtype),
+        "device": device.partition(":")[0],
+        "seed": options.seed,
+        "packages": {name: packages.get(name) for name in ("torch", "transformers", "tokenizers", "lm-eval")},
+    }
 
 
 def _locate(target: EvaluateTarget) -> tuple[str, Path]:

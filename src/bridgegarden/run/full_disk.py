@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from bridgegarden.errors import ConfigError
+from bridgegarden.files import partial
 from bridgegarden.run.checkpoints import SEAL, checkpoints_in
-from bridgegarden.run.output import OutputFolder, partial
+from bridgegarden.run.output import OutputFolder
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SIGNS = {

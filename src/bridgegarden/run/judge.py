@@ -11,7 +11,8 @@ from bridgegarden.errors import DataError
 from bridgegarden.evaluation.judge import judge
 from bridgegarden.evaluation.judge_question import Pair
 from bridgegarden.evaluation.judge_result import JudgeResult
-from bridgegarden.run.output import check_writable, write_json, write_or_rescue
+from bridgegarden.files import write_json
+from bridgegarden.run.output import check_writable, write_or_rescue
 from bridgegarden.teacher.server import Server, ServerEngine
 from bridgegarden.teacher.server_key import api_key
 

@@ -1,6 +1,5 @@
 """The output folder of a run: what is in it, when it may be written to, and from where a run goes on."""
 
-import json
 import os
 import shutil
 import tempfile
@@ -12,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from bridgegarden.errors import ConfigError
+from bridgegarden.files import partial, write_json, write_text
 from bridgegarden.recipe import Recipe
 from bridgegarden.recipe.plain_yaml import read_yaml, read_yaml_file
 from bridgegarden.run.checkpoints import Fault, checkpoints_in, fault_of
@@ -242,22 +242,6 @@ def check_writable(folder: Path, place: str) -> None:
             f"{place}: nothing can be written to {there}{beneath} ({error.strerror}). Give another folder"
             f"{' (--set output=FOLDER)' if place == 'output' else ''}, or make that one writable."
         ) from error
-
-
-def partial(path: Path) -> Path:
-    """Where `path` is written before it is whole: beside it, so that it can be renamed."""
-    return path.with_name(f".{path.name}.partial")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    partial(path).write_text(text, encoding="utf-8")
-    os.replace(partial(path), path)
-
-
-def write_json(path: Path, tree: Mapping[str, Any]) -> None:
-    """:func:`write_text` of JSON."""
-    write_text(path, json.dumps(tree, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def _flat(tree: Any, place: str = "") -> dict[str, Any]:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bridgegarden.files import partial
 from bridgegarden.preflight import Preflight
 from bridgegarden.run.checkpoints import checkpoints_in, put_aside_in
 from bridgegarden.run.models import load_model
-from bridgegarden.run.output import OutputFolder, partial
+from bridgegarden.run.output import OutputFolder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

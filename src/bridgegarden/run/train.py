@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridgegarden.errors import ConfigError, Stopped
+from bridgegarden.files import write_json
 from bridgegarden.recipe import FreeRunningSection, Recipe
 from bridgegarden.run.cache import open_cache
 from bridgegarden.run.card import card_text
@@ -21,7 +22,7 @@ from bridgegarden.run.full_disk import full_disk_is_one_line
 from bridgegarden.run.hub import HubTarget, hub_target, push
 from bridgegarden.run.lock import RunLock
 from bridgegarden.run.models import is_done_teaching, load_model, usable_device
-from bridgegarden.run.output import OutputFolder, write_json
+from bridgegarden.run.output import OutputFolder
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import continued_record, finished_record, run_record
 from bridgegarden.run.rehearsal import rehearse

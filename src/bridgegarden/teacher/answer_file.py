@@ -11,10 +11,10 @@ import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bridgegarden.errors import ConfigError, DataError
-from bridgegarden.teacher.appended_lines import AppendedLines, Key, key_of, line_of, partial_of, write_whole
+from bridgegarden.files import AppendedLines, line_of, partial, write_json, write_whole
 from bridgegarden.teacher.foreign_values import Unfit, mapping, number, shown, whole
 
 MAY_GROW = "max_new_tokens"
@@ -24,6 +24,15 @@ BESIDE = ("errors", "truncated", "settings")
 LONGEST_NAME = 255
 """Bytes that file systems take."""
 LARGEST_COUNT = 2**63 - 1
+
+
+class Key(NamedTuple):
+    """What an answer answers."""
+
+    row: int
+    """Number of the row in its data set, from 0."""
+    sample: int
+    """Which of several answers to it, from 0."""
 
 
 class AnswerFile:
@@ -97,7 +106,7 @@ class AnswerFile:
 
     def sort(self) -> None:
         """Bring the answers into the order of the rows, however often the run was resumed."""
-        self._answers.sort()
+        self._answers.sort(key_of)
 
     def _apply(self, settings: Mapping[str, Any]) -> None:
         if self._settings_path.exists():
@@ -106,13 +115,20 @@ class AnswerFile:
             if settings[MAY_GROW] > before[MAY_GROW]:
                 # Before the settings: if the two are torn apart, this is done again, not left out.
                 self.truncated_path.unlink(missing_ok=True)
-        write_whole(self._settings_path, [json.dumps(dict(settings), indent=2).encode() + b"\n"])
+        write_json(self._settings_path, settings)
         if self.keep_truncated and self.truncated_path.exists():
             there = {key_of(record, self.path, line) for line, record in self._answers.records()}
             aside = AppendedLines(self.truncated_path)
             self._answers.append([r for n, r in aside.records() if key_of(r, aside.path, n) not in there])
             aside.close()
             self.truncated_path.unlink()
+
+
+def key_of(record: Mapping[str, Any], path: Path, number: int) -> Key:
+    row, sample = record.get("row"), record.get("sample")
+    if type(row) is not int or type(sample) is not int:
+        raise DataError(f"{path}:{number}: has no whole numbers 'row' and 'sample', so it was not generated here.")
+    return Key(row, sample)
 
 
 def check_can_be_written(row: Mapping[str, Any], place: str) -> None:
@@ -137,7 +153,7 @@ def check_answers_path(path: Path) -> None:
         ConfigError: it, or what would lie beside it, is no file; it was not written here; or no file can be made there.
     """
     files = (path, *_beside(path))
-    longest = max(len(os.fsencode(partial_of(file).name)) for file in files)
+    longest = max(len(os.fsencode(partial(file).name)) for file in files)
     if longest > LONGEST_NAME:
         raise ConfigError(
             f"{path.parent}: the name for the answers is {longest - LONGEST_NAME} bytes too long, since those of the "

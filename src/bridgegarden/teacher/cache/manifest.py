@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bridgegarden.errors import ConfigError, DataError
+from bridgegarden.files import write_json
 from bridgegarden.teacher.cache.schema import read_as, read_json
 from bridgegarden.teacher.cache.spec import CacheSpec
 
@@ -203,37 +203,9 @@ def writing(folder: Path, path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_json(path: Path, tree: Mapping[str, Any]) -> None:
-    """A file that is there whole or not at all, also after a power failure."""
-    write_atomically(path, (json.dumps(tree, indent=2) + "\n").encode())
-
-
 def write_record(shard: Path, record: ShardRecord) -> None:
     """Declare the file `shard` finished."""
     write_json(shard.with_suffix(".json"), asdict(record))
-
-
-def partial(path: Path) -> Path:
-    """Where `path` is written before it is whole."""
-    return path.with_name(f".{path.name}.partial")
-
-
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write under a temporary name, to the disk, then rename. Nothing is left behind if that fails."""
-    try:
-        with partial(path).open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial(path), path)
-    except BaseException:
-        partial(path).unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _is_manifest(tree: Any) -> bool:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bridgegarden.errors import ConfigError, DataError
+from bridgegarden.files import partial
 from bridgegarden.teacher.cache.aside import drop_copies_aside
 from bridgegarden.teacher.cache.check import file_sha256
 from bridgegarden.teacher.cache.lock import build_lock
 from bridgegarden.teacher.cache.manifest import (
     ShardRecord,
     finished_shards,
-    partial,
     read_spec,
     remove_command,
     shards_without_record,

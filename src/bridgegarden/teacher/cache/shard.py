@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bridgegarden.errors import DataError
+from bridgegarden.files import write_whole
 from bridgegarden.teacher.cache.aside import drop_copies_aside
 from bridgegarden.teacher.cache.documents import KEY_BYTES
-from bridgegarden.teacher.cache.manifest import ShardRecord, remove_command, write_atomically, write_record, writing
+from bridgegarden.teacher.cache.manifest import ShardRecord, remove_command, write_record, writing
 from bridgegarden.teacher.cache.record import DamagedRecords, RecordFormat, Signals
 
 SCHEMA = pa.schema([("key", pa.binary(KEY_BYTES)), ("positions", pa.int32()), ("records", pa.large_binary())])
@@ -69,7 +70,7 @@ def write_shard(
         cpu_seconds=cpu_seconds,
     )
     with writing(path.parent.parent, path):
-        write_atomically(path, content)
+        write_whole(path, [content])
         write_record(path, record)
     drop_copies_aside(path)
     return record

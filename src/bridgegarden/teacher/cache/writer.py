@@ -11,6 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from bridgegarden.errors import ConfigError
+from bridgegarden.files import partial
 from bridgegarden.teacher.cache.aside import HALF_WRITTEN, OWN_FILE, put_aside
 from bridgegarden.teacher.cache.documents import Document, documents_of
 from bridgegarden.teacher.cache.forward import WorkingTeacher
@@ -21,7 +22,6 @@ from bridgegarden.teacher.cache.manifest import (
     elsewhere,
     finished_shards,
     is_cache,
-    partial,
     read_spec,
     shard_files,
     shards_without_record,

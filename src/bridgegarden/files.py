@@ -1,26 +1,20 @@
-"""JSON lines that several runs add to, one process at a time, and that a crash cannot spoil."""
+"""Files that no crash and no full disk can spoil: whole or not there at all, or JSON lines that only grow.
+
+Whatever a user finds on disk, but for the weights and checkpoints that other libraries write, is written here.
+"""
 
 import errno
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import date, time
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from bridgegarden.errors import ConfigError, DataError
-
-
-class Key(NamedTuple):
-    """What an answer answers."""
-
-    row: int
-    """Number of the row in its data set, from 0."""
-    sample: int
-    """Which of several answers to it, from 0."""
 
 
 class AppendedLines:
@@ -70,13 +64,13 @@ class AppendedLines:
                 f"{self.path}: cannot be written ({error.strerror}). What was there is whole.{full}"
             ) from error
 
-    def sort(self) -> None:
-        """By row and sample. Line by line: a large file does not fit in memory."""
-        places: list[tuple[Key, int, int]] = []
+    def sort(self, key: Callable[[Mapping[str, Any], Path, int], tuple[int, int]]) -> None:
+        """By `key` of a record, its file and its line. Line by line: a large file does not fit in memory."""
+        places: list[tuple[tuple[int, int], int, int]] = []
         offset = 0
         with self.path.open("rb") as file:
             for number, raw in enumerate(file, start=1):
-                places.append((key_of(_parse(raw, self.path, number), self.path, number), offset, len(raw)))
+                places.append((key(_parse(raw, self.path, number), self.path, number), offset, len(raw)))
                 offset += len(raw)
             ordered = sorted(places)
             if ordered != places:
@@ -111,13 +105,6 @@ class AppendedLines:
             os.ftruncate(self._file, end)
 
 
-def key_of(record: Mapping[str, Any], path: Path, number: int) -> Key:
-    row, sample = record.get("row"), record.get("sample")
-    if type(row) is not int or type(sample) is not int:
-        raise DataError(f"{path}:{number}: has no whole numbers 'row' and 'sample', so it was not generated here.")
-    return Key(row, sample)
-
-
 def line_of(record: Mapping[str, Any]) -> bytes:
     return json.dumps(record, ensure_ascii=False, allow_nan=False, default=_as_text).encode() + b"\n"
 
@@ -145,23 +132,50 @@ def _parse(raw: bytes, path: Path, number: int) -> dict[str, Any]:
     return record
 
 
-def partial_of(path: Path) -> Path:
-    """What `path` is called while it is written."""
+def partial(path: Path) -> Path:
+    """Where `path` is written before it is whole: beside it, so that it can be renamed."""
     return path.with_name(f".{path.name}.partial")
 
 
-def write_whole(path: Path, parts: Iterable[bytes]) -> None:
-    """A file that is there whole or not at all."""
-    partial = partial_of(path)
+def write_whole(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Write a file that is there whole or not at all, also after a power failure; nothing else is left behind.
+
+    Raises:
+        OSError: it cannot be written; names `path`. What was there before is as it was.
+    """
+    unfinished = partial(path)
     try:
-        partial.unlink(missing_ok=True)
-        with partial.open("xb") as file:  # whatever else may lie there is not written through
+        unfinished.unlink(missing_ok=True)
+        with unfinished.open("xb") as file:  # whatever else may lie there is not written through
             for part in parts:
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        os.replace(unfinished, path)
+        sync_folder(path.parent)
     except OSError as error:
-        with suppress(OSError):  # which was the trouble
-            partial.unlink()
-        raise DataError(f"{path}: cannot be written ({error.strerror}).") from error
+        error.filename = os.fspath(path)
+        raise
+    finally:
+        with suppress(OSError):  # which may have been the trouble
+            unfinished.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """:func:`write_whole` of text. What UTF-8 cannot say (half an emoji, bytes of a file's name) is escaped, as JSON
+    does."""
+    write_whole(path, [text.encode("utf-8", errors="backslashreplace")])
+
+
+def write_json(path: Path, tree: Mapping[str, Any]) -> None:
+    """:func:`write_text` of JSON."""
+    write_text(path, json.dumps(tree, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in `folder` on the disk for good."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
