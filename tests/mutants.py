@@ -125,7 +125,7 @@ def work(todo: list[Mutant], tree: Path, seconds: dict[str, float]) -> int:
             for mutant in todo:
                 found = outcome(mutant, tree, seconds)
                 with KEPT.open("a") as file:
-                    file.write(json.dumps({"key": key(mutant), "outcome": found}) + "\n")
+                    file.write(json.dumps({"key": key(mutant), "outcome": found, "mutant": mutant}) + "\n")
             os._exit(0)
         finally:
             os._exit(BROKEN)

@@ -150,7 +150,7 @@ class HybridObjective:
         has_soft, has_hard = ~(weight <= 0), ~(weight >= 1)
         soft = self._soft(signal, student, has_soft)
         target_logit = _without_gradient_unless(has_hard, student.target_logit)
-        hard = _without_gradient_unless(has_hard, student.log_normaliser) - target_logit
+        hard = student.log_normaliser - target_logit
         mask = torch.ones_like(hard, dtype=torch.bool)
         if self.risk_alpha > 0 and next_log_normaliser is not None and has_next is not None:
             # The value of the next position is known only if the sequence really goes on with the hard target.

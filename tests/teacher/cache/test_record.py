@@ -101,6 +101,14 @@ def test_a_tie_does_not_hide_the_argmax():
     assert (after.argmax == before.argmax).all()
 
 
+def test_a_token_within_half_a_level_of_the_likeliest_does_not_hide_it():
+    values = torch.zeros(2, 270)
+    values[:, 200] = 5.0
+    values[:, 3] = 5.0 - 1e-6
+    before, after = round_trip(cache_spec(), values)
+    assert before.argmax.tolist() == after.argmax.tolist() == [200, 200]
+
+
 def test_impossible_tokens_stay_impossible_and_very_unlikely_ones_possible():
     values = logits(20)
     values[:, 10] = -torch.inf
