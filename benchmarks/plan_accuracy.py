@@ -46,11 +46,10 @@ from transformers import (
 )
 
 from bridgegarden.plan import Machine, Plan, machine_of, plan_recipe
-from bridgegarden.preflight import ModelFacts, check_endings, load_facts
+from bridgegarden.preflight import ModelFacts
 from bridgegarden.recipe import Recipe, build_lora_config, build_objective, build_sft_config, load_recipe
-from bridgegarden.run.answers import recipe_data
 from bridgegarden.run.cache import CacheOptions, build_recipe_cache
-from bridgegarden.run.models import references
+from bridgegarden.run.teacher import recipe_pair, teacher_of
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.training.trainer import HybridDistillationTrainer
@@ -183,22 +182,19 @@ def random_model(facts: ModelFacts, seed: int) -> Any:
 
 def build_cache_of(recipe: Recipe) -> None:
     """The teacher's weights are needed on disk for it."""
-    for seed, facts in enumerate(_facts(recipe), start=1):
+    pair = recipe_pair(recipe, weights=False)
+    assert pair.teacher is not None
+    for seed, facts in enumerate((pair.teacher, pair.student), start=1):
         random_model(facts, seed).save_pretrained(facts.reference.location)
     build_recipe_cache(recipe, CacheOptions(top_k=64))
 
 
-def _facts(recipe: Recipe) -> tuple[ModelFacts, ModelFacts]:
-    teacher, student = references(recipe)
-    assert teacher is not None
-    return load_facts(teacher, weights=False), load_facts(student, weights=False)
-
-
 def trainer_of(recipe: Recipe, device: str, steps: int) -> Callable[[], HybridDistillationTrainer]:
     """What makes the models and a trainer of them; everything else has been read."""
-    teacher, student = _facts(recipe)
-    endings = check_endings(teacher, student)
-    data = recipe_data(recipe, endings, student)
+    pair = recipe_pair(recipe, weights=False)
+    teacher, student, endings = pair.teacher, pair.student, pair.endings
+    assert teacher is not None
+    data = teacher_of(recipe).rows(pair)
     section = recipe.training
     if device == "cpu":
         section = dataclasses.replace(section, arguments={**section.arguments, "use_cpu": True})

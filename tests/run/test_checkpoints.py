@@ -195,7 +195,7 @@ def test_a_byte_of_the_log_that_is_no_text_costs_its_line_alone(recipe, whole, i
 
 
 def test_a_second_run_in_the_same_folder_is_refused(interrupted, recipe):
-    from bridgegarden.run.lock import RunLock
+    from bridgegarden.run.output import RunLock
 
     lock = recipe.output / "checkpoints" / ".lock"
 
@@ -211,7 +211,7 @@ def test_a_second_run_in_the_same_folder_is_refused(interrupted, recipe):
 
 
 def test_workers_that_outlive_a_killed_run_do_not_keep_the_next_one_out(tmp_path):
-    from bridgegarden.run.lock import RunLock
+    from bridgegarden.run.output import RunLock
 
     with RunLock(tmp_path / ".lock") as held:
         held.acquire()

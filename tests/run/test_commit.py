@@ -3,7 +3,7 @@ import subprocess
 
 import pytest
 
-from bridgegarden.run.commit import git_commit
+from bridgegarden.run.record import git_commit
 
 
 def git(folder, *arguments):

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from bridgegarden.cli.main import cli
 from bridgegarden.errors import Stopped
 from bridgegarden.run import train
-from bridgegarden.run.stopping import StopSignals
+from bridgegarden.run.train import StopSignals
 from bridgegarden.training.trainer import HybridDistillationTrainer
 from tests.run.killed import metrics, weights
 

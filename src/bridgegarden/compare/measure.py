@@ -20,8 +20,7 @@ from bridgegarden.diagnostics.rollout import RollOuts
 from bridgegarden.evaluation.lm_eval import evaluate_model, prepare_tasks
 from bridgegarden.evaluation.results import SHARES, Evaluation
 from bridgegarden.preflight import ModelFacts, ModelReference, load_facts
-from bridgegarden.run.diagnose_inputs import PromptSource
-from bridgegarden.run.diagnose_prompts import Prompts, read_prompts
+from bridgegarden.run.diagnose_inputs import Prompts, PromptSource, read_prompts
 from bridgegarden.run.models import load_model
 
 if TYPE_CHECKING:

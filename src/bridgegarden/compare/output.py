@@ -109,7 +109,7 @@ def run_key(pair: Pair, recipe: Recipe, settings: CompareSettings) -> str:
         "recipe": tree,
         "content": pair.fingerprints,
         "student": student_fingerprint(recipe, recipe.training.arguments["seed"]),
-        "cached": recipe.teacher.cache is not None,
+        "cached": recipe.teacher.is_cached,
         "measuring": settings.measuring,
         "versions": dict(deciding_versions()),
     }

@@ -12,15 +12,14 @@ import numpy as np
 from bridgegarden.compare.rows import ComparedRow
 from bridgegarden.data import load_rows
 from bridgegarden.errors import ConfigError
-from bridgegarden.preflight import Endings, ModelFacts, check_endings, check_positions, compare_tokenizers, load_facts
+from bridgegarden.preflight import Endings, ModelFacts
 from bridgegarden.recipe import Recipe
-from bridgegarden.run.answers import recipe_data
-from bridgegarden.run.models import references
+from bridgegarden.run.teacher import recipe_pair, student_reference, teacher_of
 from bridgegarden.teacher.cache.documents import Document, documents_of
 from bridgegarden.teacher.cache.weights import weights_fingerprint
 
 if TYPE_CHECKING:
-    from bridgegarden.run.data import RunData
+    from bridgegarden.run.rows import RunData
 
 SEED = "{seed}"
 """In ``student.model``: stands for the seed, so that each has a student of its own."""
@@ -105,7 +104,7 @@ def check_recipe(recipe: Recipe, rows: Sequence[ComparedRow]) -> None:
             "compare: trains one student after the other on one device, and was started as one of "
             f"{os.environ['WORLD_SIZE']} processes. Start it without accelerate launch or torchrun."
         )
-    if recipe.teacher.server is not None:
+    if not recipe.teacher.judges_any_text:
         raise ConfigError(
             "teacher.server: a server does not give its distribution at what students write, which on-policy "
             "objectives and exposure bias need. Compare with a teacher.model of this machine."
@@ -128,20 +127,18 @@ def check_pair(recipe: Recipe, seeds: Sequence[int]) -> tuple[Pair, "RunData"]:
         ModelError: the models cannot be used, or not with each other.
         DataError: a row cannot be used.
     """
-    of_teacher, of_student = references(seeded(recipe, seeds[0]))
-    assert of_teacher is not None  # `check_recipe` refuses a server
-    teacher, student = load_facts(of_teacher), load_facts(of_student)
-    for facts in (teacher, student):
-        check_positions(facts, recipe.training.arguments["max_length"])
-    match, endings = compare_tokenizers(teacher, student), check_endings(teacher, student, recipe.data.chat_template)
-    data = recipe_data(recipe, endings, student)
+    checked = recipe_pair(seeded(recipe, seeds[0]))
+    data = teacher_of(recipe).rows(checked)
+    teacher = checked.teacher
+    assert teacher is not None  # `check_recipe` refuses a server
+    of_teacher = teacher.reference
     weights = weights_fingerprint(Path(of_teacher.location)) if of_teacher.is_local else teacher.commit
     pair = Pair(
         recipe=recipe,
         teacher=teacher,
-        student=student,
-        endings=endings,
-        vocab_size=match.vocab_size,
+        student=checked.student,
+        endings=checked.endings,
+        vocab_size=checked.match.vocab_size,
         counts=RowCounts.of(data),
         fingerprints={**data.fingerprints, "teacher": weights},
     )
@@ -165,7 +162,7 @@ def seeded(recipe: Recipe, seed: int) -> Recipe:
 
 def student_fingerprint(recipe: Recipe, seed: int) -> str:
     """Which weights the student of `seed` begins with: of a folder its content, of a name on the hub that name."""
-    _, student = references(seeded(recipe, seed))
+    student = student_reference(seeded(recipe, seed))
     if not student.is_local:
         return f"{student.model}@{student.revision}"
     return weights_fingerprint(Path(student.location))

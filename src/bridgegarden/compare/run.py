@@ -23,10 +23,9 @@ from bridgegarden.jobs.kept import deciding_versions
 from bridgegarden.jobs.workers import Tell, one_thread, work
 from bridgegarden.preflight.meta import meta_model, parameter_count
 from bridgegarden.recipe import Recipe, build_objective, describe_objective, load_recipe
-from bridgegarden.run.commit import git_commit
 from bridgegarden.run.output import check_writable
 from bridgegarden.run.quiet import quiet_libraries
-from bridgegarden.run.record import now
+from bridgegarden.run.record import git_commit, now
 from bridgegarden.terminal import counted, plain_console
 
 if TYPE_CHECKING:
@@ -169,9 +168,9 @@ def check_student(recipe: Recipe, seed: int) -> None:
         ModelError: there is none.
     """
     from bridgegarden.preflight import load_facts
-    from bridgegarden.run.models import references
+    from bridgegarden.run.teacher import student_reference
 
-    load_facts(references(seeded(recipe, seed))[1])
+    load_facts(student_reference(seeded(recipe, seed)))
 
 
 def _all_runs(jobs: Sequence[Job], console: "Console", workers: int) -> tuple[CompareRun, ...]:

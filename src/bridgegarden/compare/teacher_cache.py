@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 def fill_cache(pair: Pair, jobs: Sequence[Job], folder: CompareFolder, console: "Console") -> CacheCost | None:
     """Fill the teacher's cache with what it lacks, if a training reads it; and what that cost."""
-    from bridgegarden.run.cache import CacheOptions, build_recipe_cache, cache_folder
+    from bridgegarden.run.cache import CacheOptions, build_recipe_cache
+    from bridgegarden.run.teacher import cache_folder
     from bridgegarden.teacher.cache.manifest import BuildTime, finished_shards
     from bridgegarden.teacher.cache.writer import BuildResult
 
-    cached = [job for job in jobs if job.recipe.teacher.cache is not None]
+    cached = [job for job in jobs if job.recipe.teacher.is_cached]
     if not cached:
         return None
     todo = [job for job in cached if job.folder.finished_run(job.row, job.seed, job.key) is None]

@@ -16,7 +16,7 @@ from bridgegarden.compare.pair import Pair, seeded
 from bridgegarden.compare.result import Spent
 from bridgegarden.compare.rows import ComparedRow
 from bridgegarden.recipe import Recipe, TrainingSection
-from bridgegarden.run.summary import TrainSummary
+from bridgegarden.run.record import TrainSummary
 from bridgegarden.run.train import train
 from bridgegarden.training.on_policy import OnPolicy
 

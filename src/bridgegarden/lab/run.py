@@ -16,9 +16,8 @@ from bridgegarden.lab.objectives import ALL_OBJECTIVES
 from bridgegarden.lab.output import LabFolder, run_key
 from bridgegarden.lab.result import LabResult, LabRun, Training
 from bridgegarden.lab.settings import REGIMES, STUDENTS, Arm, LabSettings, LlamaSize
-from bridgegarden.run.commit import git_commit
 from bridgegarden.run.quiet import quiet_libraries
-from bridgegarden.run.record import now
+from bridgegarden.run.record import git_commit, now
 from bridgegarden.terminal import counted
 
 if TYPE_CHECKING:

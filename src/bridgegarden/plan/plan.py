@@ -14,16 +14,15 @@ from bridgegarden.plan.machine import Machine
 from bridgegarden.plan.memory import MemoryPlanner, Moment, Setup
 from bridgegarden.plan.rows import Rows
 from bridgegarden.plan.work import Schedule, Work, cache_work, training_work
-from bridgegarden.preflight import ModelFacts, check_endings, check_positions, compare_tokenizers, load_facts
+from bridgegarden.preflight import ModelFacts
 from bridgegarden.recipe import Recipe, build_lora_config, build_objective, build_sft_config
-from bridgegarden.run.answers import recipe_data
-from bridgegarden.run.models import references
 from bridgegarden.run.quiet import quiet_libraries
+from bridgegarden.run.teacher import recipe_pair, teacher_of
 
 if TYPE_CHECKING:
     import torch
 
-    from bridgegarden.run.data import RunData
+    from bridgegarden.run.rows import RunData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,15 +121,9 @@ def plan_recipe(recipe: Recipe, machine: Machine, name: str = "recipe") -> Plan:
         DataError: a row cannot be used.
     """
     with quiet_libraries(interactive=sys.stderr.isatty()):
-        of_teacher, of_student = references(recipe)
-        teacher = None if of_teacher is None else load_facts(of_teacher, weights=False)
-        student = load_facts(of_student, weights=False)
-        for facts in (teacher, student):
-            check_positions(facts, recipe.training.arguments["max_length"])
-        compare_tokenizers(teacher, student)
-        endings = check_endings(teacher, student, recipe.data.chat_template)
-        data = recipe_data(recipe, endings, student)
-        return _plan(recipe, machine, name, teacher, student, data, vocabulary_size(endings.tokenizer))
+        pair = recipe_pair(recipe, weights=False)
+        data = teacher_of(recipe).rows(pair)
+        return _plan(recipe, machine, name, pair.teacher, pair.student, data, vocabulary_size(pair.endings.tokenizer))
 
 
 def _plan(
@@ -146,7 +139,7 @@ def _plan(
     packing = bool(arguments.packing)
     single = Rows.of(data.train)
     rows = single.packed(arguments.max_length) if packing else single
-    asked = teacher if recipe.teacher.cache is None else None
+    asked = teacher if recipe.teacher.reads_batches else None
     setup = _setup(recipe, machine, arguments, rows, teacher, student)
     planner = MemoryPlanner(machine)
     schedule = Schedule.of(arguments, rows.count, machine.processes)
@@ -171,7 +164,7 @@ def _plan(
         work=work,
         moments=moments,
         cache=None if recipe.on_policy is not None else _cache(recipe, teacher, [single, *held_out], vocabulary),
-        uses_cache=recipe.teacher.cache is not None,
+        uses_cache=recipe.teacher.is_cached,
         advice=(),
     )
     if plan.fits:
@@ -196,7 +189,7 @@ def _setup(
     teacher: ModelFacts | None,
     student: ModelFacts,
 ) -> Setup:
-    asked = teacher if recipe.teacher.cache is None else None
+    asked = teacher if recipe.teacher.reads_batches else None
     on_policy = recipe.on_policy if recipe.on_policy is not None and recipe.on_policy.lmbda > 0 else None
     extra = 0 if on_policy is None else on_policy.max_new_tokens
     return Setup(

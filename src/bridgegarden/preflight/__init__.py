@@ -23,9 +23,11 @@ __all__ = [
     "MemoryEstimate",
     "ModelFacts",
     "ModelReference",
+    "Pair",
     "Preflight",
     "TokenizerMatch",
     "check_endings",
+    "check_pair",
     "check_positions",
     "compare_tokenizers",
     "estimate_memory",
@@ -36,8 +38,8 @@ __all__ = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preflight:
-    """A pair of models that can be distilled."""
+class Pair:
+    """A teacher and a student that fit each other."""
 
     teacher: ModelFacts | None
     """None where it is on a server, and nothing is known of it but what it said."""
@@ -46,12 +48,11 @@ class Preflight:
     """How the tokenizers compare."""
     endings: Endings
     """The tokenizer and chat template to train with, and where a turn ends."""
-    memory: MemoryEstimate
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What may go wrong, each with what to do, the gravest first."""
-        return self.endings.warnings + self.match.warnings + self.memory.warnings + self._precision_warnings()
+        return self.endings.warnings + self.match.warnings
 
     @property
     def summary(self) -> str:
@@ -65,6 +66,17 @@ class Preflight:
         end = self.endings.tokenizer.convert_ids_to_tokens(self.endings.taught)
         return f"{relation}, {count} tokens; {template}, a turn ends with {end!r}"
 
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight(Pair):
+    """A pair of models that can be distilled, with what that takes."""
+
+    memory: MemoryEstimate
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return super().warnings + self.memory.warnings + self._precision_warnings()
+
     def _precision_warnings(self) -> tuple[str, ...]:
         """Updates of a usual size vanish in 8 bits of mantissa."""
         dtype = str(self.student.dtype).removeprefix("torch.")
@@ -74,6 +86,38 @@ class Preflight:
             f"the student's weights are trained in {dtype}, in which updates below about 1/256 of a weight are rounded "
             "away. Set student.dtype: float32 (bfloat16 autocast keeps it fast), or train adapters.",
         )
+
+
+def check_pair(
+    teacher: ModelReference | None,
+    student: ModelReference,
+    *,
+    max_length: int | None = None,
+    chat_template: str | None = None,
+    weights: bool = True,
+) -> Pair:
+    """Check that `teacher` can teach `student`, from configurations and tokenizers alone.
+
+    Args:
+        teacher: the model that is imitated; None where it is on a server, so that it is cached.
+        student: the model that is trained.
+        max_length: tokens of a row at most; None if rows are not cut.
+        chat_template: a file with the chat template to use; None is the student's, or else the teacher's.
+        weights: whether the files of weights have to be there.
+
+    Raises:
+        ModelError: a model cannot be used, or not on rows of that length, or their tokenizers differ.
+    """
+    of_teacher = None if teacher is None else load_facts(teacher, weights=weights)
+    of_student = load_facts(student, weights=weights)
+    for facts in (of_teacher, of_student):
+        check_positions(facts, max_length)
+    return Pair(
+        teacher=of_teacher,
+        student=of_student,
+        match=compare_tokenizers(of_teacher, of_student),
+        endings=check_endings(of_teacher, of_student, chat_template),
+    )
 
 
 def preflight(
@@ -104,24 +148,17 @@ def preflight(
     Raises:
         ModelError: a model cannot be used, or not on rows of that length, or their tokenizers differ.
     """
-    teacher_facts, student_facts = None if teacher is None else load_facts(teacher), load_facts(student)
-    for facts in (None if teacher_cached else teacher_facts, student_facts):
+    pair = check_pair(teacher, student, max_length=max_length, chat_template=chat_template)
+    for facts in (None if teacher_cached else pair.teacher, pair.student):
         if facts is not None:
             check_quantised(facts)
-    for facts in (teacher_facts, student_facts):
-        check_positions(facts, max_length)
-    return Preflight(
-        teacher=teacher_facts,
-        student=student_facts,
-        match=compare_tokenizers(teacher_facts, student_facts),
-        endings=check_endings(teacher_facts, student_facts, chat_template),
-        memory=estimate_memory(
-            teacher_facts,
-            student_facts,
-            positions=positions,
-            lora=lora,
-            use_cpu=use_cpu,
-            teacher_cached=teacher_cached,
-            top_k=top_k,
-        ),
+    memory = estimate_memory(
+        pair.teacher,
+        pair.student,
+        positions=positions,
+        lora=lora,
+        use_cpu=use_cpu,
+        teacher_cached=teacher_cached,
+        top_k=top_k,
     )
+    return Preflight(teacher=pair.teacher, student=pair.student, match=pair.match, endings=pair.endings, memory=memory)

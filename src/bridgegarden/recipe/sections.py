@@ -23,6 +23,10 @@ LONGEST_PATH, LONGEST_NAME = 4000, 255
 
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 
+TeacherKind = Literal["live", "cached", "answers", "server"]
+"""A model in memory; one that has read the rows before, so that its cache is read; a server whose answers are in a
+cache with their log-probabilities; a server of which only its answers are known."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSection:
@@ -43,6 +47,28 @@ class TeacherSection:
     server: str | None = None
     """OpenAI-compatible server on which the teacher is called `model`: ``generate`` asks it. With a `cache`, which
     ``cache build`` makes of the log-probabilities in its answers, ``train`` needs nothing more of it."""
+
+    @property
+    def kind(self) -> TeacherKind:
+        """What it is, and so what can be asked of it."""
+        if self.server is None:
+            return "live" if self.cache is None else "cached"
+        return "server" if self.cache is None else "answers"
+
+    @property
+    def judges_any_text(self) -> bool:
+        """Whether its weights are on this machine, so that it can be asked about what a student writes."""
+        return self.kind in ("live", "cached")
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether what it says of the rows is read from disk."""
+        return self.kind in ("cached", "answers")
+
+    @property
+    def reads_batches(self) -> bool:
+        """Whether its weights run beside the student at every step."""
+        return self.kind == "live"
 
     def __post_init__(self) -> None:
         _require_text("teacher.model", self.model)
@@ -291,7 +317,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self._check_free_running()
-        if self.data.skip_bad_rows and self.teacher.server is not None:
+        if self.data.skip_bad_rows and not self.teacher.judges_any_text:
             raise ConfigError(
                 "data.skip_bad_rows: answers of teacher.server are rows of its own; leave skip_bad_rows out. `cache "
                 "build --skip-unusable` leaves out those without a signal."
@@ -304,7 +330,7 @@ class Recipe:
         arguments = self.training.arguments
         check_on_policy(
             self.on_policy,
-            cached=self.teacher.cache is not None or self.teacher.server is not None,
+            cached=not self.teacher.reads_batches,
             data_labels=build_objective(self.objective).learns_data_tokens,
             packed=bool(arguments.get("packing") or arguments.get("padding_free")),
         )
@@ -315,7 +341,7 @@ class Recipe:
             return
         if self.data.eval is None:
             raise ConfigError("free_running: its prompts are those of the evaluation rows; set data.eval.")
-        if self.teacher.server is not None:
+        if not self.teacher.judges_any_text:
             raise ConfigError(
                 "free_running: a server does not give its distribution at what the student writes. Leave it out, and "
                 "diagnose saved models with `bridgegarden diagnose --teacher FOLDER`."

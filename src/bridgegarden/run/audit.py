@@ -5,11 +5,9 @@ from typing import TYPE_CHECKING
 
 from bridgegarden.data import TokenisedRow, audit_text
 from bridgegarden.data.encode import Keep
-from bridgegarden.preflight import check_endings, compare_tokenizers, load_facts
 from bridgegarden.recipe import Recipe
-from bridgegarden.run.answers import AT_LEAST, answer_reader, read_answers
-from bridgegarden.run.data import mix_text, rules_of, tokenised, training_rows
-from bridgegarden.run.models import is_served, references
+from bridgegarden.run.rows import mix_text, rules_of, training_rows
+from bridgegarden.run.teacher import recipe_pair, teacher_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,18 +23,13 @@ def audit(recipe: Recipe) -> str:
         DataError: one of the first rows cannot be used.
         ModelError: the models do not fit together.
     """
-    of_teacher, of_student = references(recipe)
-    teacher, student = None if of_teacher is None else load_facts(of_teacher), load_facts(of_student)
-    match, endings = compare_tokenizers(teacher, student), check_endings(teacher, student, recipe.data.chat_template)
+    teacher, pair = teacher_of(recipe), recipe_pair(recipe)
+    endings = pair.endings
     max_length, rules = recipe.training.arguments["max_length"], rules_of(recipe, cut=False)
     several = len(recipe.data.sources) > 1
     mix = training_rows(recipe.data, None if several else ROWS)
     head = replace(mix, parts=tuple(part.first(ROWS) for part in mix.parts if len(part.rows)))
-    if is_served(recipe):
-        reader = answer_reader(recipe, endings, student, AT_LEAST)
-        made = [answers.dataset() for answers in read_answers(head, reader, None)]
-    else:
-        made = tokenised(head, endings.tokenizer, rules)
+    made = teacher.tokenised(head, pair, rules)
     rows, counts = [], []
     before = 0
     for part, data in zip(head.parts, made, strict=True):
@@ -57,7 +50,7 @@ def audit(recipe: Recipe) -> str:
             f"end of turn:   {end!r} (id {endings.taught})",
             *(() if told is None else (told,)),
             *counts,
-            *(f"warning: {warning}" for warning in endings.warnings + match.warnings),
+            *(f"warning: {warning}" for warning in pair.warnings),
         ]
     )
 

@@ -3,25 +3,38 @@
 import dataclasses
 import os
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from bridgegarden.data import chat_template_fingerprint, tokenizer_fingerprint, vocabulary_size
-from bridgegarden.errors import ConfigError
-from bridgegarden.preflight import Endings, ModelFacts, check_endings, check_positions, compare_tokenizers, load_facts
+from bridgegarden.errors import ConfigError, DataError
+from bridgegarden.preflight import Endings, ModelFacts, Pair
 from bridgegarden.recipe import Recipe, build_objective, load_recipe
-from bridgegarden.run.answers import recipe_data
-from bridgegarden.run.cache_engine import check_engine, fill_recipe_cache
-from bridgegarden.run.models import references, usable_device
+from bridgegarden.run.models import load_model, usable_device
 from bridgegarden.run.output import check_writable
 from bridgegarden.run.quiet import quiet_libraries
-from bridgegarden.run.served_cache import ServedBuild, build_served_cache, open_served_cache
+from bridgegarden.run.rows import (
+    Answers,
+    AnswerSettings,
+    answer_reader,
+    answer_settings,
+    evaluation_rows,
+    read_answers,
+    training_rows,
+)
+from bridgegarden.run.teacher import AnsweringServer, CachedModel, cache_folder, identity, recipe_pair, teacher_of
+from bridgegarden.terminal import TimeLeft, counted
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+    from rich.console import Console
+    from transformers import PreTrainedModel
+
     from bridgegarden.teacher.cache.check import CheckResult
-    from bridgegarden.teacher.cache.reader import TeacherCache
     from bridgegarden.teacher.cache.spec import CacheSpec
     from bridgegarden.teacher.cache.support import Support
     from bridgegarden.teacher.cache.writer import BuildResult
@@ -79,45 +92,23 @@ def build_recipe_cache(recipe: Recipe, options: CacheOptions) -> "BuildResult | 
         check_writable(folder, "teacher.cache")
     usable_device(recipe.teacher.device, "teacher.device")
     with quiet_libraries(interactive=sys.stderr.isatty()):
-        teacher, student, endings = _checked_pair(recipe)
+        source = teacher_of(recipe)
+        pair = recipe_pair(recipe)
         if options.limit is not None:
             recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, limit=options.limit))
-        if teacher is None:
-            return build_served_cache(recipe, folder, student, endings, options)
+            source = teacher_of(recipe)
+        if isinstance(source, AnsweringServer):
+            return build_served_cache(recipe, folder, pair, options)
+        assert pair.teacher is not None
         _refuse_what_is_for_answers(options)
-        spec = _spec(recipe, teacher, endings, options)
-        data = recipe_data(recipe, endings, student)
+        spec = _spec(recipe, pair.teacher, pair.endings, options)
+        data = source.rows(pair)
         if options.replace:
             remove_cache(folder)
         begin_cache(folder, spec)
-        return fill_recipe_cache(recipe, teacher, folder, list(data.by_name.values()), spec, options, stderr_console())
-
-
-def open_cache(recipe: Recipe, teacher: ModelFacts | None) -> "TeacherCache":
-    """The cache that `recipe` trains from, if it is what `teacher` said; None for one on a server.
-
-    Raises:
-        ConfigError: there is none, or it is of another version or kind.
-        ModelError: it is another teacher's.
-    """
-    from bridgegarden.teacher.cache.manifest import replace_command
-    from bridgegarden.teacher.cache.reader import TeacherCache
-
-    if teacher is None:
-        return open_served_cache(recipe, cache_folder(recipe))
-    cache = TeacherCache(cache_folder(recipe))
-    expected = dataclasses.replace(cache.spec, **_identity(teacher))
-    differences = cache.spec.differences(expected)
-    advice = replace_command(cache.folder, cache.spec)
-    if differences:
-        raise teacher.reference.error(f"the cache {cache.folder} is another teacher's: {differences}. {advice}")
-    top_k = recipe.teacher.top_k
-    if top_k is not None and top_k != cache.spec.support.k:
-        raise ConfigError(
-            f"teacher.top_k is {top_k}, but the cache {cache.folder} keeps {cache.spec.support}. Leave teacher.top_k "
-            f"out, or build anew. {replace_command(cache.folder)}"
+        return fill_recipe_cache(
+            recipe, pair.teacher, folder, list(data.by_name.values()), spec, options, stderr_console()
         )
-    return cache
 
 
 def check_recipe_cache(source: str, overrides: Sequence[str] = ()) -> "CheckResult":
@@ -137,11 +128,12 @@ def check_recipe_cache(source: str, overrides: Sequence[str] = ()) -> "CheckResu
     recipe = load_recipe(source, overrides)
     result = check_cache(cache_folder(recipe))
     with quiet_libraries(interactive=sys.stderr.isatty()):
-        teacher, student, endings = _checked_pair(recipe)
-        cache = open_cache(recipe, teacher)
-        cache.check_tokenizer(endings.tokenizer, _max_length(recipe))
+        teacher, pair = teacher_of(recipe), recipe_pair(recipe)
+        assert isinstance(teacher, CachedModel | AnsweringServer)  # the recipe names a cache
+        cache = teacher.cache(pair)
+        cache.check_tokenizer(pair.endings.tokenizer, _max_length(recipe))
         cache.check_objective(build_objective(recipe.objective))
-        for name, rows in recipe_data(recipe, endings, student).by_name.items():
+        for name, rows in teacher.rows(pair).by_name.items():
             cache.check_rows(rows, name)
     return result
 
@@ -155,28 +147,8 @@ def find_cache(source: str, overrides: Sequence[str] = ()) -> Path:
     return cache_folder(load_recipe(source, overrides)) if _is_recipe(source) else Path(os.path.expanduser(source))
 
 
-def cache_folder(recipe: Recipe) -> Path:
-    """Where the recipe's cache is.
-
-    Raises:
-        ConfigError: it names none.
-    """
-    if recipe.teacher.cache is None:
-        raise ConfigError("teacher.cache: the recipe names no folder for it; add one, or --set teacher.cache=FOLDER.")
-    return Path(os.path.expanduser(recipe.teacher.cache))
-
-
 def _is_recipe(source: str) -> bool:
     return not Path(os.path.expanduser(source)).is_dir()
-
-
-def _checked_pair(recipe: Recipe) -> tuple[ModelFacts | None, ModelFacts, Endings]:
-    of_teacher, of_student = references(recipe)
-    teacher, student = None if of_teacher is None else load_facts(of_teacher), load_facts(of_student)
-    for facts in (teacher, student):
-        check_positions(facts, _max_length(recipe))
-    compare_tokenizers(teacher, student)
-    return teacher, student, check_endings(teacher, student, recipe.data.chat_template)
 
 
 def _refuse_what_is_for_answers(options: CacheOptions) -> None:
@@ -200,7 +172,7 @@ def _spec(recipe: Recipe, teacher: ModelFacts, endings: Endings, options: CacheO
     if there is not None and set(exponents) <= set(there.exponents):
         exponents = there.exponents
     return CacheSpec(
-        **_identity(teacher),
+        **identity(teacher),
         tokenizer=tokenizer_fingerprint(endings.tokenizer),
         chat_template=chat_template_fingerprint(endings.tokenizer),
         max_length=_max_length(recipe),
@@ -227,13 +199,231 @@ def _support(recipe: Recipe, options: CacheOptions, there: "CacheSpec | None") -
     return Support(kind="topk", k=k or DEFAULT_TOP_K)
 
 
-def _identity(teacher: ModelFacts) -> dict[str, Any]:
-    from bridgegarden.teacher.cache.weights import weights_fingerprint
+def check_engine(recipe: Recipe, options: CacheOptions) -> None:
+    """Make sure that the engine can run, before anything is read.
 
-    reference = teacher.reference
-    return {
-        "teacher": reference.model,
-        "revision": None if reference.is_local else teacher.stored_revision,
-        "weights": weights_fingerprint(Path(reference.location)) if reference.is_local else None,
-        "dtype": str(teacher.dtype).removeprefix("torch."),
-    }
+    Raises:
+        ConfigError: Ray is not installed, or a setting does not go with the engine.
+    """
+    if options.engine == "local":
+        if options.actors is not None:
+            raise ConfigError("cache: --actors goes with --engine ray; without it there is one teacher.")
+        return
+    from bridgegarden.teacher.cache.ray_session import check_ray
+
+    if not recipe.teacher.judges_any_text:
+        raise ConfigError("cache: --engine ray is for teachers that run here, and teacher.server's does not.")
+    device = recipe.teacher.device
+    if device is not None and device.startswith("cuda:"):
+        raise ConfigError(
+            f"teacher.device: {device!r} is one device, and --engine ray gives each actor a GPU of its own. Leave it "
+            "out, or say cuda or cpu."
+        )
+    check_ray()
+
+
+def fill_recipe_cache(
+    recipe: Recipe,
+    teacher: ModelFacts,
+    folder: Path,
+    data: Sequence["Dataset"],
+    spec: "CacheSpec",
+    options: CacheOptions,
+    console: "Console",
+) -> "BuildResult":
+    """Load the teacher, as often as the engine needs it, and fill the cache in `folder`.
+
+    Raises:
+        ConfigError: the cache cannot be built there, or the engine cannot run.
+        ModelError: the teacher cannot be used.
+    """
+    from bridgegarden.teacher.cache.ray_engine import build_cache_with_ray
+    from bridgegarden.teacher.cache.writer import build_cache
+
+    on_cpu = bool(recipe.training.arguments.get("use_cpu"))
+    load = partial(load_teacher, teacher, recipe.teacher.device or ("cpu" if on_cpu else None))
+    name = recipe.teacher.model
+    if options.engine == "local":
+        console.print(f"loading teacher {name}", markup=False, soft_wrap=True)
+        fill = partial(build_cache, folder, load())
+    else:
+        console.print(f"starting Ray, whose actors load teacher {name}", markup=False, soft_wrap=True)
+        use_gpus = not on_cpu and recipe.teacher.device != "cpu"
+        fill = partial(build_cache_with_ray, folder, load, actors=options.actors, use_gpus=use_gpus)
+    with BuildDisplay(console) as display:
+        return fill(data, spec, part=options.part, batch_tokens=options.batch_tokens, on_progress=display)
+
+
+def load_teacher(teacher: ModelFacts, device: str | None) -> "PreTrainedModel":
+    """The teacher on `device`; None is a GPU if this process may use one."""
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return load_model(teacher).to(device)  # pyright: ignore[reportArgumentType]
+
+
+SECONDS_BETWEEN_LINES = 10.0
+"""How often progress is told where there is no terminal."""
+
+
+class BuildDisplay:
+    """A bar with the time left on a terminal; elsewhere a plain line now and then.
+
+    Called with the positions done and all there are. A context manager, since a build may end by an exception.
+    """
+
+    def __init__(self, console: "Console") -> None:
+        """
+        Args:
+            console: where to.
+        """
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.console = console
+        self.interactive = console.file.isatty() and not console.is_dumb_terminal
+        columns = (
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+        )
+        self._bar = Progress(TextColumn("positions"), *columns, console=console)
+        self._task = self._bar.add_task("positions", total=None, left="")
+        self._told = time.monotonic()
+        self._clock = TimeLeft(0)
+
+    def __enter__(self) -> "BuildDisplay":
+        if self.interactive:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.interactive:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        self._clock.total = total
+        self._clock.update(done)
+        self._bar.update(self._task, completed=done, total=total, left=self._clock.text())
+        now = time.monotonic()
+        if not self.interactive and now - self._told >= SECONDS_BETWEEN_LINES:
+            self._told = now
+            left = self._clock.text()
+            self.console.print(f"{done:,} of {total:,} positions{left and ', ' + left}", soft_wrap=True)
+
+
+AS_IT_IS = (0.0, 1.0)
+"""Sampling temperatures at which no server that is known of returns other log-probabilities than those of
+temperature 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedBuild:
+    """What a build from answers did."""
+
+    built: "BuildResult"
+    answers: tuple[Answers, ...]
+
+    def __str__(self) -> str:
+        """For a person: a line on what was added, and one on each thing that a server did not say."""
+        built = self.built
+        kept = f", {built.kept:,} were there" if built.kept else ""
+        size = f"{built.bytes / max(built.positions, 1):.1f} bytes each, {built.bytes:,} in all"
+        lines = [
+            f"{built.folder}: {counted(built.documents, 'row')} added{kept}; {built.positions:,} positions, {size}"
+        ]
+        lines += [f"left out: {part.complaint}" for part in self.answers if part.unusable]
+        if ends := sum(part.ends_alone for part in self.answers):
+            lines.append(f"{ends:,} ends of turn without log-probabilities: the hard label stands there alone")
+        if unnamed := sum(part.unnamed for part in self.answers):
+            lines.append(f"{unnamed:,} positions with listed tokens that cannot be told apart: they are in the tail")
+        if floored := sum(part.floored for part in self.answers):
+            lines.append(f"{floored:,} positions whose listed tokens have all of the mass: the tail is 1e-7 there")
+        return "\n".join(lines)
+
+
+def build_served_cache(recipe: Recipe, folder: Path, pair: Pair, options: CacheOptions) -> ServedBuild:
+    """Keep the log-probabilities in the answers of `recipe` as the signals of its teacher; nobody is asked.
+
+    Raises:
+        ConfigError: an option has no meaning here, or the folder holds something else.
+        DataError: rows give no signal, and leaving them out was not asked for.
+    """
+    from bridgegarden.teacher.cache.from_answers import AnswersEngine
+    from bridgegarden.teacher.cache.writer import fill_cache, remove_cache
+
+    sources = (*recipe.data.sources, *recipe.data.eval_sources)
+    settings = answer_settings([source.path for source in sources])
+    _check_temperature(settings, options)
+    spec = _served_spec(recipe, folder, pair, options, settings)
+    engine = AnswersEngine(spec)
+    reader = answer_reader(recipe, pair, spec.support.k)
+    mixes = [mix for mix in (training_rows(recipe.data), evaluation_rows(recipe.data)) if mix is not None]
+    answers = [part for mix in mixes for part in read_answers(mix, reader, spec.max_length, engine.add)]
+    for part in answers:
+        if part.unusable and not options.skip_unusable:
+            raise DataError(f"{part.complaint} To build without them, add --skip-unusable.")
+    spec = replace(spec, revision=_revision(recipe, answers))
+    datasets = [part.dataset() for part in answers]
+    if options.replace:
+        remove_cache(folder)
+    return ServedBuild(built=fill_cache(folder, engine, datasets, spec, part=options.part), answers=tuple(answers))
+
+
+def _check_temperature(settings: AnswerSettings, options: CacheOptions) -> None:
+    if settings.temperature in AS_IT_IS or options.raw_logprobs:
+        return
+    raise ConfigError(
+        f"the answers were sampled at temperature {settings.temperature:g}, and some servers (SGLang, old versions of "
+        "vLLM) return log-probabilities at the temperature that they sample at, from which those at temperature 1 "
+        "cannot be found. If this one returns them at temperature 1 whatever it samples at (vLLM unless told "
+        "otherwise, llama.cpp), add --raw-logprobs; else generate at temperature 1, or greedily."
+    )
+
+
+def _served_spec(
+    recipe: Recipe,
+    folder: Path,
+    pair: Pair,
+    options: CacheOptions,
+    settings: AnswerSettings,
+) -> "CacheSpec":
+    """What is kept; without an option as in the cache that is there, or all that is listed."""
+    from bridgegarden.teacher.cache.manifest import MANIFEST, read_spec
+    from bridgegarden.teacher.cache.spec import DEFAULT_BITS, CacheSpec, Served
+    from bridgegarden.teacher.cache.support import Support
+
+    if options.samples is not None or options.mass is not None:
+        raise ConfigError("cache: --samples and --mass need the whole distribution, which a server does not give.")
+    there = read_spec(folder) if (folder / MANIFEST).exists() and not options.replace else None
+    k = options.top_k or (settings.top_logprobs if there is None else there.support.k)
+    if k > settings.top_logprobs:
+        raise ConfigError(f"cache: {k} tokens a position are to be kept, and the answers list {settings.top_logprobs}.")
+    vocab_size = min(vocabulary_size(pair.endings.tokenizer), pair.student.width)
+    return CacheSpec(
+        teacher=recipe.teacher.model,
+        revision=None,
+        weights=None,
+        dtype="unknown",
+        tokenizer=tokenizer_fingerprint(pair.endings.tokenizer),
+        chat_template=chat_template_fingerprint(pair.endings.tokenizer),
+        max_length=recipe.training.arguments["max_length"],
+        vocab_size=vocab_size,
+        teacher_width=vocab_size,
+        support=Support(kind="topk", k=k),
+        exponents=(),
+        bits=options.bits or (DEFAULT_BITS if there is None else there.bits),  # pyright: ignore[reportArgumentType]
+        served=Served(temperature=settings.temperature),
+    )
+
+
+def _revision(recipe: Recipe, answers: list[Answers]) -> str | None:
+    """What the server calls the model, where that says more than what it was asked for."""
+    models = set[str]().union(*(part.models for part in answers))
+    if len(models) > 1:
+        raise ConfigError(
+            f"the answers come from several models ({', '.join(sorted(models))}), and a cache holds one teacher's. "
+            "Keep the rows of one of them (column generated_by)."
+        )
+    model = next(iter(models), None)
+    return None if model == recipe.teacher.model else model

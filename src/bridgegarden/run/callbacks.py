@@ -9,7 +9,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from bridgegarden.errors import Stopped
 from bridgegarden.run.checkpoints import PREFIX, seal
-from bridgegarden.run.stopping import StopSignals
+from bridgegarden.run.train import StopSignals
 
 
 class SealCheckpoints(TrainerCallback):

@@ -7,10 +7,9 @@ from bridgegarden.errors import ConfigError
 from bridgegarden.preflight import Preflight, preflight
 from bridgegarden.recipe import Recipe, build_lora_config, build_objective, build_sft_config, describe_objective
 from bridgegarden.registry import quoted
-from bridgegarden.run.answers import recipe_data
-from bridgegarden.run.data import RunData
-from bridgegarden.run.models import references
 from bridgegarden.run.output import OutputFolder
+from bridgegarden.run.rows import RunData
+from bridgegarden.run.teacher import student_reference, teacher_of
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -78,9 +77,11 @@ def check_run(recipe: Recipe, folder: OutputFolder, arguments: "SFTConfig", cons
     # What the student writes comes on top of a prompt that may be as long as a row.
     written = 0 if recipe.on_policy is None else recipe.on_policy.max_new_tokens
     positions = arguments.per_device_train_batch_size * ((arguments.max_length or DEFAULT_LENGTH) + written)
-    cached = recipe.teacher.cache is not None and recipe.free_running is None
+    teacher = teacher_of(recipe)
+    cached = recipe.teacher.is_cached and recipe.free_running is None
     checked = preflight(
-        *references(recipe),
+        teacher.reference,
+        student_reference(recipe),
         positions=positions,
         max_length=arguments.max_length,
         lora=lora,
@@ -91,7 +92,7 @@ def check_run(recipe: Recipe, folder: OutputFolder, arguments: "SFTConfig", cons
     )
     _check_with_student(arguments, checked)
     report(console, checked)
-    data = recipe_data(recipe, checked.endings, checked.student)
+    data = teacher.rows(checked)
     if data.mix is not None:
         console.print(data.mix, markup=False, soft_wrap=True)
     return CheckedRun(recipe=recipe, folder=folder, arguments=arguments, lora=lora, preflight=checked, data=data)
@@ -130,7 +131,7 @@ def training_arguments(recipe: Recipe, folder: OutputFolder) -> "SFTConfig":
         arguments.save_total_limit = 2
     if arguments.device.type == "cpu":
         arguments.dataloader_pin_memory = False
-    elif recipe.teacher.cache is not None and "dataloader_num_workers" not in recipe.training.arguments:
+    elif recipe.teacher.is_cached and "dataloader_num_workers" not in recipe.training.arguments:
         # Signals are read and decoded while the GPU computes. On a CPU workers would only take its cores.
         arguments.dataloader_num_workers = PREFETCHING_WORKERS
     if arguments.n_gpu > 1:

@@ -2,10 +2,15 @@
 
 import platform
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.text import Text
 
 from bridgegarden.causal_lm_policy import CausalLMPolicy
 from bridgegarden.data import end_of_turn_ids
@@ -15,14 +20,12 @@ from bridgegarden.diagnostics.diagnosis import Diagnosis, DiagnosisSettings, Mod
 from bridgegarden.files import write_json
 from bridgegarden.preflight import ModelFacts, ModelReference, check_endings, compare_tokenizers, load_facts
 from bridgegarden.report.diagnosis import write_diagnosis
-from bridgegarden.run.diagnose_display import DiagnoseDisplay
-from bridgegarden.run.diagnose_inputs import DiagnoseInputs, DiagnoseRequest, resolve
-from bridgegarden.run.diagnose_prompts import Prompts, read_prompts
+from bridgegarden.run.diagnose_inputs import DiagnoseInputs, DiagnoseRequest, Prompts, read_prompts, resolve
 from bridgegarden.run.models import load_model, usable_device
 from bridgegarden.run.output import check_writable, write_or_rescue
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import now, package_versions
-from bridgegarden.terminal import counted
+from bridgegarden.terminal import TimeLeft, counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -197,3 +200,70 @@ def _used(name: str, facts: ModelFacts, policy: CausalLMPolicy) -> ModelUsed:
         parameters=policy.model.num_parameters(),
         dtype=str(policy.model.dtype).removeprefix("torch."),
     )
+
+
+EVERY = 10.0
+"""Seconds between lines where there is no terminal."""
+
+
+class DiagnoseDisplay:
+    """A bar on a terminal, plain lines elsewhere; a :class:`~bridgegarden.diagnostics.diagnose.Watcher`.
+
+    A context manager. A phase that takes fewer tokens than were expected counts as whole once the next one begins.
+    """
+
+    def __init__(self, console: Console, total: int) -> None:
+        """
+        Args:
+            console: where to.
+            total: tokens of all phases, as far as is known.
+        """
+        self.console, self.total = console, max(total, 1)
+        self.interactive = console.is_terminal and not console.is_dumb_terminal
+        self._phase, self._planned, self._done, self._before = "", 0, 0, 0
+        self._spoke = time.monotonic()
+        self._clock = TimeLeft(self.total)
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
+            console=console,
+            transient=True,
+            disable=not self.interactive,
+        )
+        self._task = self._bar.add_task("", total=self.total, left="")
+
+    def __enter__(self) -> "DiagnoseDisplay":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def begin(self, phase: str, tokens: int) -> None:
+        """A phase begins, which will take about so many tokens."""
+        self._before += self._planned
+        self._phase, self._planned, self._done = phase, tokens, 0
+        self._show(force=True)
+
+    def advance(self, tokens: int) -> None:
+        """So many tokens more are done."""
+        self._done += tokens
+        self._show(force=False)
+
+    @property
+    def share(self) -> float:
+        """How much of everything is done, from 0 to 1."""
+        return min((self._before + min(self._done, self._planned)) / self.total, 1.0)
+
+    def _show(self, *, force: bool) -> None:
+        self._clock.update(self.share * self.total)
+        left = self._clock.text()
+        self._bar.update(self._task, description=self._phase, completed=self.share * self.total, left=left)
+        now = time.monotonic()
+        if self.interactive or (not force and now - self._spoke < EVERY):
+            return
+        self._spoke = now
+        at = f"{self._done:,} of {self._planned:,} tokens" if self._done else f"up to {self._planned:,} tokens"
+        self.console.print(Text(f"[{self.share:4.0%}] {self._phase}: {at}{left and ', ' + left}"), soft_wrap=True)

@@ -16,11 +16,10 @@ from bridgegarden.evaluation.results import Evaluation
 from bridgegarden.files import write_json, write_text
 from bridgegarden.preflight import ModelFacts, ModelReference, load_facts
 from bridgegarden.recipe import list_recipes, load_recipe
-from bridgegarden.run.commit import git_commit
 from bridgegarden.run.models import load_model, usable_device
 from bridgegarden.run.output import OutputFolder, check_writable, write_or_rescue
 from bridgegarden.run.quiet import quiet_libraries
-from bridgegarden.run.record import now, package_versions
+from bridgegarden.run.record import git_commit, now, package_versions
 from bridgegarden.teacher.cache.weights import weights_fingerprint
 
 if TYPE_CHECKING:

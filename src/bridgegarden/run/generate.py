@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.recipe import Recipe
-from bridgegarden.run.data import columns_of, training_rows
-from bridgegarden.run.models import load_model, teacher_reference, usable_device
+from bridgegarden.run.models import load_model, usable_device
 from bridgegarden.run.output import check_writable
 from bridgegarden.run.quiet import quiet_libraries
+from bridgegarden.run.rows import columns_of, training_rows
+from bridgegarden.run.teacher import LiveModel
 from bridgegarden.teacher.answer_file import check_answers_path
 from bridgegarden.teacher.generate import (
     Decoding,
@@ -108,7 +109,7 @@ def _engine(recipe: Recipe, options: GenerateOptions, console: "Console") -> Eng
     from bridgegarden.teacher.local_generation import LocalEngine
 
     device = usable_device(recipe.teacher.device, "teacher.device")
-    facts = load_facts(teacher_reference(recipe))
+    facts = load_facts(LiveModel(recipe).reference)
     console.print(f"loading teacher {facts.reference.model}", markup=False, soft_wrap=True)
     model = load_model(facts)
     model.to(device)  # pyright: ignore[reportArgumentType]

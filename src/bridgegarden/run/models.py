@@ -4,57 +4,12 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from bridgegarden.errors import ConfigError, ModelError, foreign
-from bridgegarden.preflight import ModelFacts, ModelReference
-from bridgegarden.recipe import Recipe, build_objective
+from bridgegarden.preflight import ModelFacts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SHOWN = 4
-
-
-def references(recipe: Recipe) -> tuple[ModelReference | None, ModelReference]:
-    """Teacher and student of a recipe. A teacher on a server that has said all that is learnt is None.
-
-    Raises:
-        ConfigError: as in :func:`teacher_reference`.
-    """
-    student, eos_token = recipe.student, recipe.training.arguments.get("eos_token")
-    return (
-        None if is_served(recipe) or is_done_teaching(recipe) else teacher_reference(recipe),
-        ModelReference(
-            role="student", model=student.model, revision=student.revision, dtype=student.dtype, eos_token=eos_token
-        ),
-    )
-
-
-def is_served(recipe: Recipe) -> bool:
-    """Whether the signals are those of a server's answers."""
-    return recipe.teacher.server is not None and recipe.teacher.cache is not None
-
-
-def is_done_teaching(recipe: Recipe) -> bool:
-    """Whether all that is learnt of a server's teacher is its answers, which are the data: as hard labels alone."""
-    teacher = recipe.teacher
-    return teacher.server is not None and teacher.cache is None and build_objective(recipe.objective).learns_data_alone
-
-
-def teacher_reference(recipe: Recipe) -> ModelReference:
-    """The teacher of a recipe, on this machine.
-
-    Raises:
-        ConfigError: it is on a server.
-    """
-    teacher = recipe.teacher
-    if teacher.server is not None:
-        raise ConfigError(
-            "teacher.server: a server does not give the distributions that training needs, but its answers may hold "
-            "enough of them. Let it write some (bridgegarden generate RECIPE --top-logprobs 20) and keep what they "
-            "hold (bridgegarden cache build RECIPE --set data.train=ANSWERS --set teacher.cache=FOLDER); learn answers "
-            "without log-probabilities as hard labels (--set data.train=ANSWERS --set objective.preset=hard --set "
-            "objective.hard_target=data); or train with a teacher.model of this machine, without teacher.server."
-        )
-    return ModelReference(role="teacher", model=teacher.model, revision=teacher.revision, dtype=teacher.dtype)
 
 
 def load_model(facts: ModelFacts, *, spread: bool = False) -> "PreTrainedModel":

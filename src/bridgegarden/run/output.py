@@ -1,9 +1,12 @@
 """The output folder of a run: what is in it, when it may be written to, and from where a run goes on."""
 
+import errno
+import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -14,7 +17,7 @@ from bridgegarden.errors import ConfigError
 from bridgegarden.files import partial, write_json, write_text
 from bridgegarden.recipe import Recipe
 from bridgegarden.recipe.plain_yaml import read_yaml, read_yaml_file
-from bridgegarden.run.checkpoints import Fault, checkpoints_in, fault_of
+from bridgegarden.run.checkpoints import SEAL, Fault, checkpoints_in, fault_of
 from bridgegarden.teacher.cache.schema import read_json
 
 KEYS_SHOWN = 6
@@ -255,3 +258,114 @@ def _flat(tree: Any, place: str = "") -> dict[str, Any]:
 
 def _shown(leaves: Mapping[str, Any], key: str) -> str:
     return repr(leaves[key]) if key in leaves else "not set"
+
+
+NOT_SUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What file systems without locks answer."""
+
+
+class RunLock:
+    """Held by the process that writes to a folder; the system itself releases what a killed one held.
+
+    A record lock belongs to the process and not to what it forks: the workers of its data loader, which live on for
+    some seconds after it was killed, do not keep the next attempt out.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """
+        Args:
+            path: the file that is locked; made when its folder is there.
+        """
+        self.path = path
+        self._file: int | None = None
+
+    def acquire(self) -> None:
+        """Hold the folder, if it exists; a second time does nothing.
+
+        Raises:
+            ConfigError: another run holds it.
+        """
+        if self._file is not None or not self.path.parent.is_dir():
+            return
+        try:
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise ConfigError(f"output: {self.path} cannot be written ({error.strerror}).") from error
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(file)
+            if error.errno in NOT_SUPPORTED:
+                return
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            raise ConfigError(
+                f"output: another run is at work in {self.path.parent.parent}; wait for it, or set another output "
+                "(--set output=FOLDER)."
+            ) from None
+        self._file = file
+
+    def release(self) -> None:
+        """Let others in."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def __enter__(self) -> "RunLock":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SIGNS = {
+    **{os.strerror(number): os.strerror(number) for number in FULL},
+    "PytorchStreamWriter failed writing": "PyTorch could write only a part of a file",
+    "unexpected pos": "PyTorch could write only a part of a file",
+}
+"""What the messages of safetensors and PyTorch, which carry no error number, are known by, and what they mean."""
+
+
+@contextmanager
+def full_disk_is_one_line(folder: OutputFolder, *, is_main: bool) -> Iterator[None]:
+    """Whatever the libraries raise when nothing more can be written under `folder` becomes a :class:`ConfigError`.
+
+    The checkpoint or model that was being written is removed; earlier checkpoints stay.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = _reason(error)
+        if reason is None:
+            raise
+        if is_main:
+            _remove_unfinished(folder)
+        checkpoint, _ = folder.usable_checkpoint()
+        onwards = "begins anew" if checkpoint is None else f"goes on from {checkpoint.name}"
+        raise ConfigError(
+            f"output: nothing more can be written to {folder.path} ({reason}). Make room on its disk (training."
+            f"save_total_limit says how many checkpoints are kept), and run the same command again: it {onwards}."
+        ) from error
+
+
+def _remove_unfinished(folder: OutputFolder) -> None:
+    for checkpoint in checkpoints_in(folder.checkpoints)[:1]:
+        if not (checkpoint / SEAL).exists():
+            shutil.rmtree(checkpoint, ignore_errors=True)
+    for name in (folder.model, folder.adapter):
+        shutil.rmtree(partial(name), ignore_errors=True)
+
+
+def _reason(error: BaseException | None) -> str | None:
+    """Why nothing can be written; None where that is not what `error` says."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return os.strerror(error.errno)
+        for sign, meaning in SIGNS.items():
+            if sign in str(error):
+                return meaning
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,21 +1,131 @@
 """``run.json``: what a run depended on, so that it can be understood and repeated."""
 
+import io
+import os
 import platform
+import re
+import stat
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bridgegarden.data import chat_template_fingerprint
 from bridgegarden.errors import ConfigError
+from bridgegarden.preflight import ModelFacts
 from bridgegarden.run.checked import CheckedRun
 from bridgegarden.run.checkpoints import step_of
-from bridgegarden.run.commit import git_commit
 from bridgegarden.run.output import OutputFolder
-from bridgegarden.run.summary import TrainSummary
+from bridgegarden.terminal import counted
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from bridgegarden.training.cost import Cost
+
+TERMS = (
+    "loss",
+    "soft_loss",
+    "hard_loss",
+    "risk_loss",
+    "soft_weight",
+    "teacher_entropy",
+    "student_entropy",
+    "captured_mass",
+)
+"""Rows of the table, by the trainer's names."""
+
+FREE_RUNNING = ("free_running_loss", "free_running_loss_stderr", "exposure_bias", "exposure_bias_stderr")
+"""What was measured on the student's own texts, nats a text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSummary:
+    """A finished run."""
+
+    steps: int
+    """Optimiser steps, those before a resumption included."""
+    training: Mapping[str, float]
+    """Means per supervised position of the last steps that were logged together."""
+    evaluation: Mapping[str, float]
+    """The same on held-out rows, by the trained model; empty without any."""
+    free_running: Mapping[str, float]
+    """`FREE_RUNNING` of the trained model; empty where the recipe does not ask for it."""
+    tokens_per_second: float | None
+    """Tokens that the student read, the median over logs; None if nothing was logged."""
+    wall_seconds: float
+    """From reading the recipe to the saved model."""
+    peak_memory: int
+    """Bytes: of the GPU that trained, or of this process where there was none."""
+    cost: "Cost"
+    """Tokens and seconds by phase, those before a resumption included."""
+    model: Path
+    """The trained student, as a folder that ``from_pretrained`` loads."""
+    output: Path
+    """The folder with everything about the run."""
+    is_main: bool = True
+    """Whether this is the process that speaks for all of a distributed run."""
+
+    def table(self) -> "Table":
+        """For the terminal."""
+        from rich import box
+        from rich.table import Table
+
+        from bridgegarden.preflight.memory import gigabytes
+        from bridgegarden.terminal import duration
+
+        table = Table(
+            title=f"Trained {counted(self.steps, 'step')}",
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+        )
+        table.add_column("per supervised token, nats")
+        table.add_column("training, last log", justify="right")
+        if self.evaluation:
+            table.add_column("evaluation", justify="right")
+        for term in TERMS:
+            if term in self.training or term in self.evaluation:
+                row = [_number(values.get(term)) for values in (self.training, self.evaluation)]
+                table.add_row(term, *row[: len(table.columns) - 1])
+        speed = "" if self.tokens_per_second is None else f"{self.tokens_per_second:,.0f} tokens/s, "
+        table.caption = f"{speed}{duration(self.wall_seconds)} in all, peak memory {gigabytes(self.peak_memory)}"
+        table.caption_justify, table.caption_style = "left", ""
+        return table
+
+    def _tokens(self) -> str:
+        """What was worked on, in one line."""
+        cost = self.cost
+        written = f", {cost.generated_tokens:,} written by the student" if cost.answers else ""
+        return (
+            f"Tokens: {cost.student_tokens:,} through the student, {cost.teacher_tokens:,} through the teacher{written}"
+        )
+
+    def __str__(self) -> str:
+        """The table and where the model is, as plain text."""
+        from rich.console import Console
+
+        text = io.StringIO()
+        Console(file=text, width=100, force_terminal=False, color_system=None).print(self.table())
+        lines = [line.rstrip() for line in text.getvalue().splitlines()]
+        return "\n".join([*lines, *self._own_texts(), self._tokens(), f"The student is in {self.model}"])
+
+    def _own_texts(self) -> list[str]:
+        if not self.free_running:
+            return []
+        loss, loss_error, bias, bias_error = (self.free_running[name] for name in FREE_RUNNING)
+        return [
+            f"On texts of its own the student loses {loss:.4g} nats a text (standard error {loss_error:.2g}), "
+            f"{bias:+.4g} ({bias_error:.2g}) against the teacher's texts"
+        ]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
 
 PACKAGES = (
     "bridgegarden",
@@ -136,3 +246,125 @@ def package_versions() -> dict[str, str]:
 def now() -> str:
     """The time, for a file."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+LONGEST_CHAIN = 5
+"""References that name each other, as git follows them."""
+LARGEST = 1 << 26
+"""Bytes of one of git's files. A repository of a million references packs them into about as many."""
+
+
+def git_commit() -> str | None:
+    """The commit of the working directory; None outside a repository, before the first commit, and where references are
+    kept in another form than files (``reftable``)."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        return None
+    for folder in (here, *here.parents):
+        git = _git_folder(folder)
+        if git is not None:
+            return _commit(git)
+    return None
+
+
+def _git_folder(folder: Path) -> Path | None:
+    """Where the repository of a working tree is kept: in ``.git``, or where that file says (worktrees, submodules)."""
+    git = folder / ".git"
+    if git.is_dir():
+        return git
+    text = _content(git)
+    return None if text is None or not text.startswith("gitdir:") else folder / text.removeprefix("gitdir:").strip()
+
+
+def _commit(git: Path) -> str | None:
+    # A worktree has a HEAD of its own and shares the references.
+    shared = git / (_content(git / "commondir") or "").strip()
+    name = "HEAD"
+    for _ in range(LONGEST_CHAIN):
+        found = (_content(git / name) or _content(shared / name) or _packed(shared, name)).strip()
+        if HASH.fullmatch(found):
+            return found
+        name = found.removeprefix("ref:").strip()
+        if not found.startswith("ref:") or not name.startswith("refs/") or ".." in name:
+            return None
+    return None
+
+
+def _packed(git: Path, name: str) -> str:
+    """The commit of a reference in the file that holds many; empty where it is not there."""
+    for line in (_content(git / "packed-refs") or "").splitlines():
+        commit, _, packed = line.partition(" ")
+        if packed == name:
+            return commit
+    return ""
+
+
+def _content(path: Path) -> str | None:
+    """Of an ordinary file: a pipe would keep us waiting, and a device has no end."""
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            facts = os.fstat(file.fileno())
+            if not stat.S_ISREG(facts.st_mode) or facts.st_size > LARGEST:
+                return None
+            return file.read(LARGEST).decode("utf-8", "replace")
+    except (OSError, ValueError):  # also a path with a null character
+        return None
+
+
+ARGUMENTS = (
+    "max_steps",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "optim",
+    "weight_decay",
+    "max_grad_norm",
+    "max_length",
+    "packing",
+    "bf16",
+    "fp16",
+    "seed",
+)
+"""The training arguments that shape the result."""
+
+
+def card_text(
+    run: CheckedRun, training: Mapping[str, float], evaluation: Mapping[str, float], repo: str | None = None
+) -> str:
+    """README.md of the model that `run` trained, given its last metrics, and its name on the hub if it gets one."""
+    from bridgegarden.training.model_card import ModelCard, Origin
+
+    def origin(facts: ModelFacts) -> Origin:
+        reference = facts.reference
+        return Origin(name=reference.model, is_local=reference.is_local, revision=facts.stored_revision)
+
+    recipe, endings = run.recipe, run.preflight.endings
+    preset = {} if recipe.objective.preset is None else {"preset": recipe.objective.preset}
+    arguments = run.arguments.to_dict()
+    return ModelCard(
+        student=origin(run.preflight.student),
+        teacher=Origin(name=recipe.teacher.model, is_local=False)
+        if run.preflight.teacher is None
+        else origin(run.preflight.teacher),
+        data=tuple(
+            Origin(name=source.path, is_local=Path(os.path.expanduser(source.path)).exists())
+            for source in recipe.data.sources
+        ),
+        rows=len(run.data.train),
+        fingerprint=run.data.fingerprints["train"] or "",
+        objective=preset
+        | {"fields": run.objective_text}
+        | ({} if run.on_policy_text is None else {"on-policy": run.on_policy_text}),
+        training={name: arguments[name] for name in ARGUMENTS if arguments.get(name) is not None},
+        metrics=dict(training) | {f"eval_{name}": value for name, value in evaluation.items()},
+        versions=package_versions(),
+        end_of_turn=str(endings.tokenizer.convert_ids_to_tokens(endings.taught)),
+        has_chat_template=endings.template_from is not None,
+        adapter=run.lora is not None,
+        repo=repo,
+    ).render()

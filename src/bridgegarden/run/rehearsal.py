@@ -18,11 +18,11 @@ from bridgegarden.recipe import Recipe, TrainingSection
 from bridgegarden.recipe.training import DEFAULTS
 from bridgegarden.registry import quoted
 from bridgegarden.run.checked import training_arguments
-from bridgegarden.run.hub import hub_target
 from bridgegarden.run.models import usable_device
 from bridgegarden.run.output import OutputFolder, check_writable
 from bridgegarden.run.quiet import quiet_libraries
-from bridgegarden.run.summary import FREE_RUNNING, TERMS
+from bridgegarden.run.record import FREE_RUNNING, TERMS
+from bridgegarden.run.save import hub_target
 from bridgegarden.training.check_arguments import check_arguments
 from bridgegarden.training.prepare import withheld
 

@@ -3,44 +3,100 @@
 import json
 import os
 import pickle
+import signal
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from bridgegarden.errors import ConfigError, Stopped
 from bridgegarden.files import write_json
 from bridgegarden.recipe import FreeRunningSection, Recipe
-from bridgegarden.run.cache import open_cache
-from bridgegarden.run.card import card_text
 from bridgegarden.run.checked import CheckedRun, check_run, training_arguments
 from bridgegarden.run.checkpoints import checkpoints_in, put_aside
-from bridgegarden.run.full_disk import full_disk_is_one_line
-from bridgegarden.run.hub import HubTarget, hub_target, push
-from bridgegarden.run.lock import RunLock
-from bridgegarden.run.models import is_done_teaching, load_model, usable_device
-from bridgegarden.run.output import OutputFolder
+from bridgegarden.run.models import load_model, usable_device
+from bridgegarden.run.output import OutputFolder, RunLock, full_disk_is_one_line
 from bridgegarden.run.quiet import quiet_libraries
-from bridgegarden.run.record import continued_record, finished_record, run_record
+from bridgegarden.run.record import (
+    FREE_RUNNING,
+    TERMS,
+    TrainSummary,
+    card_text,
+    continued_record,
+    finished_record,
+    run_record,
+)
 from bridgegarden.run.rehearsal import rehearse
-from bridgegarden.run.save import publish_trained, remove_checkpoints, save_trained, set_generation_stops
-from bridgegarden.run.stopping import StopSignals
-from bridgegarden.run.summary import FREE_RUNNING, TERMS, TrainSummary
-from bridgegarden.terminal import counted
+from bridgegarden.run.save import (
+    HubTarget,
+    hub_target,
+    publish_trained,
+    push,
+    remove_checkpoints,
+    save_trained,
+    set_generation_stops,
+)
+from bridgegarden.run.teacher import teacher_of
 
 if TYPE_CHECKING:
     from rich.console import Console
     from transformers import TrainerCallback
     from trl.trainer.sft_config import SFTConfig
 
-    from bridgegarden.teacher.protocol import Teacher
     from bridgegarden.training.trainer import HybridDistillationTrainer
 
 TENSORBOARD = "TENSORBOARD_LOGGING_DIR"
 """What transformers reads where TensorBoard's files are to lie, when a trainer is made."""
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopSignals:
+    """While held, SIGINT and SIGTERM end the run in order; from a thread, signals are left as they are.
+
+    Where a step is being trained, the first one only asks (:attr:`asked`): the step is finished and saved. Elsewhere,
+    and the second time, :class:`~bridgegarden.errors.Stopped` is raised at once.
+    """
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+        """The signal that asked for the end."""
+        self.can_wait = False
+        """Whether somebody looks at :attr:`asked`."""
+        self.speaks = True
+        """Whether this process tells the user."""
+        self._process = os.getpid()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._arrived) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _arrived(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a worker of the data loader, which ends with its parent
+        if not self.can_wait or self.asked is not None:
+            raise Stopped(number)
+        self.asked = number
+        if self.speaks:
+            # Not through a console, whose lock the interrupted code may hold.
+            name = signal.Signals(number).name
+            with suppress(OSError):  # stderr may have gone away
+                os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, _SAID.format(name).encode())
+
+
+_SAID = "{}: finishing this step and saving it. Once more to stop at once.\n"
 
 
 def train(
@@ -208,7 +264,7 @@ def _trainer(run: CheckedRun, console: "Console") -> "HybridDistillationTrainer"
 
     from bridgegarden.training.trainer import HybridDistillationTrainer
 
-    teacher = _teacher(run, console)
+    teacher = teacher_of(run.recipe).signals(run.preflight, lambda line: console.print(Text(line), soft_wrap=True))
     console.print(Text(f"loading student {run.recipe.student.model}"), soft_wrap=True)
     student = load_model(run.preflight.student, spread=True)
     # Before training, so that the trainer can save checkpoints.
@@ -255,8 +311,8 @@ def _watch(
     from bridgegarden.training.exposure_bias_callback import ExposureBiasCallback
 
     teacher = None
-    if run.recipe.teacher.cache is not None:
-        assert run.preflight.teacher is not None  # one on a server is refused
+    if run.recipe.teacher.kind == "cached":
+        assert run.preflight.teacher is not None
         console.print(
             Text(f"loading teacher {run.recipe.teacher.model}, which judges the student's own texts"), soft_wrap=True
         )
@@ -273,27 +329,6 @@ def _watch(
             max_new_tokens=section.max_new_tokens,
         )
     )
-
-
-def _teacher(run: CheckedRun, console: "Console") -> "Teacher":
-    from rich.text import Text
-
-    from bridgegarden.teacher.data_tokens import DataTokens
-    from bridgegarden.teacher.live import LiveTeacher
-
-    section = run.recipe.teacher
-    if section.cache is not None:
-        cache = open_cache(run.recipe, run.preflight.teacher)
-        console.print(
-            Text(f"reading teacher {section.model} from {cache.folder} ({counted(len(cache), 'row')})"), soft_wrap=True
-        )
-        return cache
-    if is_done_teaching(run.recipe):
-        console.print("no teacher is loaded: the hard labels of the data are all that is learnt", soft_wrap=True)
-        return DataTokens(run.preflight.student.width)
-    assert run.preflight.teacher is not None  # another one on a server is cached
-    console.print(Text(f"loading teacher {section.model}"), soft_wrap=True)
-    return LiveTeacher(load_model(run.preflight.teacher), top_k=section.top_k, device=section.device)
 
 
 def _fit(

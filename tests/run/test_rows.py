@@ -9,9 +9,8 @@ from bridgegarden.cli.main import cli
 from bridgegarden.errors import DataError
 from bridgegarden.recipe import load_recipe
 from bridgegarden.run import audit
-from bridgegarden.run.data import load_data
-from bridgegarden.run.diagnose_inputs import PromptSource
-from bridgegarden.run.diagnose_prompts import read_prompts
+from bridgegarden.run.diagnose_inputs import PromptSource, read_prompts
+from bridgegarden.run.teacher import recipe_pair, teacher_of
 from tests.tiny import tiny_tokenizer
 
 OWN_SHAPE = [
@@ -40,17 +39,20 @@ def run(*arguments):
     return CliRunner().invoke(cli, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
+def rows_of(recipe):
+    return teacher_of(recipe).rows(recipe_pair(recipe))
+
+
 def test_several_files_give_the_rows_of_each_file_alone_in_their_order(mixed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    tokenizer = tiny_tokenizer()
-    both = load_data(load_recipe(mixed), tokenizer)
-    alone = [load_data(load_recipe(mixed, [f"data.train={name}.jsonl"]), tokenizer) for name in ("train", "chats")]
+    both = rows_of(load_recipe(mixed))
+    alone = [rows_of(load_recipe(mixed, [f"data.train={name}.jsonl"])) for name in ("train", "chats")]
     assert both.train["input_ids"] == [ids for data in alone for ids in data.train["input_ids"]]
     assert both.train["labels"] == [ids for data in alone for ids in data.train["labels"]]
     assert both.train["row"] == list(range(50))
     assert both.mix == "training rows: train train.jsonl 30, train chats.jsonl 20"
     assert alone[0].mix is None
-    weighted = load_data(load_recipe(mixed, [WEIGHTED]), tokenizer)
+    weighted = rows_of(load_recipe(mixed, [WEIGHTED]))
     rows = weighted.train["row"]
     assert len(rows) == len(set(rows)) == 27
     assert sum(row >= 30 for row in rows) == 20
@@ -61,7 +63,7 @@ def test_a_bad_row_is_named_by_its_file(mixed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "chats.jsonl").write_text(json.dumps(OWN_SHAPE[0]) + '\n{"messages": []}')
     with pytest.raises(DataError, match=r"train chats\.jsonl, row 1"):
-        load_data(load_recipe(mixed), tiny_tokenizer())
+        rows_of(load_recipe(mixed))
 
 
 def test_an_audit_shows_a_row_of_each_source_and_the_shares(mixed, tmp_path, monkeypatch):

@@ -1,24 +1,114 @@
-"""A server's answers as rows to train on: exactly the token ids that the teacher wrote."""
+"""The rows of a recipe as token ids and labels: of files, or of a server's answers, in the ids that it wrote."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from bridgegarden.data import Mix, RowsAsWritten, TokenisedRow, vocabulary_size
+from bridgegarden.data import (
+    Columns,
+    Mix,
+    RowRules,
+    RowsAsWritten,
+    TokenisedRow,
+    dataset_fingerprint,
+    load_mix,
+    tokenise,
+    vocabulary_size,
+)
 from bridgegarden.errors import ConfigError, DataError
-from bridgegarden.preflight import Endings, ModelFacts
-from bridgegarden.recipe import Recipe
-from bridgegarden.run.data import RunData, columns_of, evaluation_rows, load_data, mix_text, training_rows
-from bridgegarden.run.models import is_served
+from bridgegarden.preflight import Pair
+from bridgegarden.recipe import DataSection, Recipe
 from bridgegarden.teacher.answer_file import read_settings
 from bridgegarden.teacher.answer_signals import ADVICE, AnsweredRow, AnswerReader, Unusable
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+
+class RunData(NamedTuple):
+    """Token ids and labels."""
+
+    train: "Dataset"
+    evaluation: "Dataset | None"
+    mix: str | None = None
+    """How many training rows were taken of each source; None where there is one."""
+
+    @property
+    def by_name(self) -> "dict[str, Dataset]":
+        """Those that there are, by what they are for."""
+        return {"train": self.train} | ({} if self.evaluation is None else {"evaluation": self.evaluation})
+
+    @property
+    def fingerprints(self) -> dict[str, str | None]:
+        """Hashes of the content, by name."""
+        held_out = None if self.evaluation is None else dataset_fingerprint(self.evaluation)
+        return {"train": dataset_fingerprint(self.train), "eval": held_out}
+
+
+def columns_of(section: DataSection) -> Columns:
+    """Which columns the recipe names."""
+    return Columns(prompt=section.prompt, completion=section.completion, messages=section.messages, text=section.text)
+
+
+def rules_of(recipe: Recipe, *, cut: bool = True) -> RowRules:
+    """How the rows of a recipe are read; without `cut` none is cut."""
+    arguments = recipe.training.arguments
+    return RowRules(
+        columns=columns_of(recipe.data),
+        max_length=arguments["max_length"] if cut else None,
+        keep="end" if arguments.get("truncation_mode") == "keep_end" else "start",
+        ends_with=arguments.get("eos_token"),
+        skip_bad=recipe.data.skip_bad_rows,
+    )
+
+
+def training_rows(section: DataSection, limit: int | None = None) -> Mix:
+    """The training rows of a recipe, or the first `limit` of them.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    limits = [most for most in (section.limit, limit) if most is not None]
+    return load_mix(
+        section.sources, limit=min(limits, default=None), seed=section.seed or 0, skip_bad=section.skip_bad_rows
+    )
+
+
+def evaluation_rows(section: DataSection) -> Mix | None:
+    """The evaluation rows of a recipe; None where it has none.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    if section.eval is None:
+        return None
+    return load_mix(section.eval_sources, kind="eval", limit=section.eval_limit, skip_bad=section.skip_bad_rows)
+
+
+def tokenised(mix: Mix, tokenizer: "PreTrainedTokenizerBase", rules: RowRules) -> "list[Dataset]":
+    """The rows of each part of `mix`, ready for the trainer. The column ``row`` counts on from source to source.
+
+    Raises:
+        DataError: a row, or all those of a source, cannot be used.
+        ModelError: the tokenizer cannot write the rows.
+    """
+    first = accumulate((part.total for part in mix.parts), initial=0)
+    return [
+        tokenise(part.rows, tokenizer, rules, name=part.name, numbers=part.numbers, first=before)
+        for part, before in zip(mix.parts, first, strict=False)
+    ]
+
+
+def mix_text(mix: Mix) -> str | None:
+    """A line on what is taken of each of several sources."""
+    return f"training rows: {mix}" if len(mix.parts) > 1 else None
+
 
 ROWS_NAMED = 5
 AT_LEAST = 1
@@ -104,42 +194,25 @@ class AnswerSettings:
     """Listed tokens a position."""
 
 
-def recipe_data(recipe: Recipe, endings: Endings, student: ModelFacts) -> RunData:
-    """All rows of a recipe, ready for the trainer.
-
-    With a teacher on a server they are answers, in its own tokens; rows without a signal are left out with a warning.
+def usable_answers(recipe: Recipe, mix: Mix, pair: Pair, max_length: int | None) -> "list[Dataset]":
+    """The rows of each part of `mix` that give a signal, ready for the trainer; a warning says which do not.
 
     Raises:
-        DataError: a row, or all of them, cannot be used.
-        ModelError: the tokenizer cannot write the rows.
+        DataError: a row is none of an answers file, or none gives a signal.
     """
-    if not is_served(recipe):
-        return load_data(recipe, endings.tokenizer)
-    max_length = recipe.training.arguments["max_length"]
-    reader = answer_reader(recipe, endings, student, AT_LEAST)
-    train, evaluation = training_rows(recipe.data), evaluation_rows(recipe.data)
-    return RunData(
-        train=_usable(train, reader, max_length),
-        evaluation=None if evaluation is None else _usable(evaluation, reader, max_length),
-        mix=mix_text(train),
-    )
-
-
-def _usable(mix: Mix, reader: AnswerReader, max_length: int | None) -> "Dataset":
-    """The rows of `mix` that give a signal; a warning says which do not."""
-    parts = read_answers(mix, reader, max_length)
+    parts = read_answers(mix, answer_reader(recipe, pair, AT_LEAST), max_length)
     for part in parts:
         if part.unusable and part.rows:
             logger.warning("%s They are left out.", part.complaint)
-    return mix.joined([part.dataset() for part in parts])
+    return [part.dataset() for part in parts]
 
 
-def answer_reader(recipe: Recipe, endings: Endings, student: ModelFacts, k: int) -> AnswerReader:
+def answer_reader(recipe: Recipe, pair: Pair, k: int) -> AnswerReader:
     """What reads the answers of `recipe`, keeping `k` tokens a position."""
     return AnswerReader(
-        tokenizer=endings.tokenizer,
-        stops=endings.stops,
-        vocab_size=min(vocabulary_size(endings.tokenizer), student.width),
+        tokenizer=pair.endings.tokenizer,
+        stops=pair.endings.stops,
+        vocab_size=min(vocabulary_size(pair.endings.tokenizer), pair.student.width),
         k=k,
         columns=columns_of(recipe.data),
     )
