@@ -17,13 +17,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
-
 from bridgegarden.data.json_rows import read_json
 from bridgegarden.data.nested import RowsAsWritten
 from bridgegarden.errors import ConfigError, DataError, foreign
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
     from datasets import Dataset
 
@@ -107,6 +106,8 @@ class Mix(Sequence[dict[str, Any]]):
 
     def first(self, count: int) -> "Mix":
         """The mix with at most `count` of its rows."""
+        import numpy as np
+
         taken = np.bincount(self._order[:count], minlength=len(self.parts))
         return Mix(
             parts=tuple(part.first(int(rows)) for part, rows in zip(self.parts, taken, strict=True)),
@@ -120,6 +121,7 @@ class Mix(Sequence[dict[str, Any]]):
 
     def joined(self, made: "Sequence[Dataset]") -> "Dataset":
         """What was made of each part as one data set, in the order of the mix; rows may have been left out of it."""
+        import numpy as np
         from datasets import concatenate_datasets
 
         if len(made) == 1:
@@ -170,6 +172,8 @@ def load_mix(
         ConfigError: when `limit` is not positive.
         DataError: as in :func:`load_rows`, of any source.
     """
+    import numpy as np
+
     weights = [source.weight for source in sources if source.weight is not None]
     parts = []
     for source in sources:
@@ -225,6 +229,8 @@ def place(kind: str, source: str) -> str:
 
 def _order(lengths: Sequence[int], *, evenly: bool) -> "np.ndarray":
     """``(n,)`` the part of each row when parts of `lengths` stand one behind the other, or each is spread evenly."""
+    import numpy as np
+
     parts = np.repeat(np.arange(len(lengths)), lengths)
     if not evenly:
         return parts
@@ -234,6 +240,8 @@ def _order(lengths: Sequence[int], *, evenly: bool) -> "np.ndarray":
 
 def _ranks(parts: "np.ndarray") -> "np.ndarray":
     """``(n,)`` how many rows of the same part stand before each row."""
+    import numpy as np
+
     ranks = np.empty(len(parts), dtype=np.int64)
     for part in np.unique(parts):
         of_part = parts == part
