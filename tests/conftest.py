@@ -1,5 +1,6 @@
 """Every test: no network, one thread, nothing read from or written to the user's caches."""
 
+import gc
 import os
 import tempfile
 
@@ -20,6 +21,12 @@ from hypothesis import settings  # noqa: E402
 # The same examples on every machine, and no failure because a machine is slow.
 settings.register_profile("reproducible", derandomize=True, deadline=None, database=None)
 settings.load_profile("reproducible")
+
+
+def pytest_collection_finish() -> None:
+    """Trainers collect garbage all the time; what was imported is none, and to look through it takes a third of a run."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

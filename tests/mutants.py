@@ -4,7 +4,7 @@
 test file that mirrors the mutated one and then, unless that has failed, the other tests of its folder, and prints those
 that all passed. A mutant costs seconds, not a new interpreter: torch and its like are imported once, and each mutant's
 tests run in a fork of that process, in a copy of the tree. What was found is kept in ``build/mutants.jsonl`` until the
-mutated file or the tests of its folder change, so a run that was stopped goes on where it was.
+mutated file changes or, of one that was not noticed, the tests: a run that was stopped goes on where it was.
 
 A mutant is noticed where a test fails, or where tests take ten times as long as without it. Those in ``mutants.toml``
 do what the code does, and are not counted.
@@ -15,7 +15,6 @@ import gc
 import hashlib
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -33,6 +32,7 @@ SOURCE = Path("src/bridgegarden")
 PACKAGES = ("objective", "exact", "diagnostics", "teacher/cache")
 KEPT = ROOT / "build" / "mutants.jsonl"
 EQUIVALENT = Path(__file__).with_suffix(".toml")
+NOTICED = ("failed", "timeout")
 PASSED, BROKEN, LATE = (0, 5), 70, -signal.SIGALRM
 """Exit codes: no test failed (5: a file has slow ones only), it did not come to any test, it took too long."""
 
@@ -53,9 +53,14 @@ def digest(path: Path) -> str:
 
 
 def key(mutant: Mutant) -> str:
-    """Of the mutant and of all that decides whether it is noticed."""
-    parts = (mutant, digest(ROOT / mutant.path), digest(ROOT / tests_of(mutant.path)[-1]))
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+    """Of the mutant and of the file that it is one of."""
+    return hashlib.sha256(repr((mutant, digest(ROOT / mutant.path))).encode()).hexdigest()
+
+
+def kept() -> dict[str, str]:
+    """What was found before, by the mutant's key: its `outcome`."""
+    lines = KEPT.read_text().splitlines() if KEPT.exists() else []
+    return {one["key"]: one["found"] for one in map(json.loads, lines)}
 
 
 def run_tests(tree: Path, tests: str, limit: float) -> int:
@@ -87,14 +92,19 @@ def run_tests(tree: Path, tests: str, limit: float) -> int:
 
 
 def outcome(mutant: Mutant, tree: Path, seconds: dict[str, float]) -> str:
-    """``failed``, ``timeout`` or ``survived``."""
+    """One of `NOTICED`, or the tests that did not notice it."""
     file = tree / mutant.path
     whole = file.read_bytes()
     file.write_bytes(mutant.apply(whole))
     codes = (run_tests(tree, tests, 20 + 10 * seconds[tests]) for tests in tests_of(mutant.path))
     failed = next((code for code in codes if code not in PASSED), None)
     file.write_bytes(whole)
-    return "survived" if failed is None else "timeout" if failed == LATE else "failed"
+    return survival(mutant) if failed is None else NOTICED[failed == LATE]
+
+
+def survival(mutant: Mutant) -> str:
+    """The outcome of a mutant that was not noticed, as long as the tests are these."""
+    return digest(ROOT / tests_of(mutant.path)[-1])
 
 
 def baseline(tree: Path, tests: set[str]) -> dict[str, float]:
@@ -125,17 +135,11 @@ def work(todo: list[Mutant], tree: Path, seconds: dict[str, float]) -> int:
             for mutant in todo:
                 found = outcome(mutant, tree, seconds)
                 with KEPT.open("a") as file:
-                    file.write(json.dumps({"key": key(mutant), "outcome": found, "mutant": mutant}) + "\n")
+                    file.write(json.dumps({"key": key(mutant), "found": found, "mutant": mutant}) + "\n")
             os._exit(0)
         finally:
             os._exit(BROKEN)
     return worker
-
-
-def kept() -> dict[str, str]:
-    """What was found before, by the mutant's key."""
-    lines = KEPT.read_text().splitlines() if KEPT.exists() else []
-    return {one["key"]: one["outcome"] for one in map(json.loads, lines)}
 
 
 def difference(mutant: Mutant) -> tuple[str, str]:
@@ -148,7 +152,9 @@ def chosen(package: str, sample: int | None, seed: int) -> list[Mutant]:
     path = SOURCE / package
     files = sorted((ROOT / path).rglob("*.py")) if (ROOT / path).is_dir() else [ROOT / path]
     every = [one for file in files for one in Source(str(file.relative_to(ROOT)), file.read_bytes()).mutants()]
-    drawn = random.Random(seed).sample(every, min(sample or len(every), len(every)))
+    # By what they change: a change elsewhere leaves the sample as it is.
+    every.sort(key=lambda one: hashlib.sha256(repr((seed, one.path, *difference(one))).encode()).digest())
+    drawn = every[: sample or len(every)]
     different = [one for one in drawn if (one.path, *difference(one)) not in known]
     print(
         f"{package}: {len(drawn)} of {len(every)} mutants, {len(drawn) - len(different)} of them equivalent", flush=True
@@ -166,7 +172,7 @@ def main() -> None:
     given = parser.parse_args()
     mutants = {package: chosen(package, given.sample, given.seed) for package in given.packages}
     before = kept()
-    todo = [one for drawn in mutants.values() for one in drawn if key(one) not in before]
+    todo = [one for drawn in mutants.values() for one in drawn if before.get(key(one)) not in (*NOTICED, survival(one))]
     KEPT.parent.mkdir(exist_ok=True)
     # What takes long to import and is never mutated, before the forks; the first sets how many threads torch takes.
     for name in ("tests.conftest", "beartype", "datasets", "peft", "pytest", "scipy.stats", "transformers", "trl"):
@@ -181,11 +187,11 @@ def main() -> None:
     after = kept()
     for drawn in mutants.values():
         for one in sorted(drawn):
-            if after[key(one)] == "survived":
+            if after[key(one)] not in NOTICED:
                 print(f"{one.path}:{one.line}", *difference(one), sep="\n    ")
     for package, drawn in mutants.items():
         found = [after[key(one)] for one in drawn]
-        noticed = len(found) - found.count("survived")
+        noticed = sum(one in NOTICED for one in found)
         share = noticed / max(len(found), 1)
         print(f"{package}: {noticed} of {len(found)} noticed ({share:.1%}), {found.count('timeout')} of them by time")
 

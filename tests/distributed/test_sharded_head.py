@@ -4,6 +4,7 @@ import pytest
 
 from tests.distributed.sharded_cases import cases
 
+pytestmark = pytest.mark.slow
 CASES = cases()
 TOLERANCE = {"float32": 2e-6, "autocast": 2e-2, "policy": 5e-2}
 """Relative, of loss and gradient. In 16 bits the two halves of a batch round otherwise than the whole."""

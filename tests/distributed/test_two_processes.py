@@ -7,6 +7,7 @@ import torch
 
 from tests.distributed.trainer_cases import cases, prepare, run_recipe, train, weights
 
+pytestmark = pytest.mark.slow
 NAMES = [name for sharding in ("ddp", "fsdp") for name in cases(sharding)]
 
 
