@@ -45,6 +45,10 @@ def test_defaults_and_reserved_names_are_fields_that_exist():
         ({"max_steps": -7}, r"training.max_steps must be at least 1, got -7"),
         ({"num_train_epochs": 0}, r"training.num_train_epochs must be above 0, got 0"),
         ({"num_train_epochs": -1, "max_steps": -1}, r"training.num_train_epochs must be above 0, got -1"),
+        ({"gradient_accumulation_steps": 0}, r"training.gradient_accumulation_steps must be at least 1, got 0"),
+        ({"max_length": 1}, r"training.max_length must be at least 2, got 1"),
+        ({"seed": -1}, r"training.seed must be in \[0, 4294967295\], got -1"),
+        ({"log_level": "evil"}, r"training.log_level: unknown value 'evil'\. .*Known: critical, debug"),
         ({"output_dir": "x"}, r"training.output_dir cannot be set: set output instead"),
         ({"hub_token": "hf_x"}, r"training.hub_token cannot be set: .* no secret"),
         ({"trust_remote_code": True}, r"training.trust_remote_code cannot be set: code from the hub is never run"),
@@ -59,6 +63,26 @@ def test_a_reserved_name_is_not_offered_as_what_was_meant():
     with pytest.raises(ConfigError) as caught:
         TrainingSection(arguments={"output_di": "x"})
     assert "output_dir" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "place"),
+    [
+        ({"warmup_steps": -1.0, "seed": 3}, r"training\.warmup_steps: -1\.0"),
+        ({"accelerator_config": {"evil": 1}}, r"training\.accelerator_config: \{'evil': 1\}"),
+        ({"debug": "evil"}, r"training\.debug: 'evil'"),
+        ({"logging_steps": 0}, r"training\.logging_steps: 0\.0"),
+        ({"pad_to_multiple_of": "evil"}, r"training\.pad_to_multiple_of: 'evil'"),
+        (
+            {"save_strategy": "steps", "eval_strategy": "epoch", "load_best_model_at_end": True, "use_cpu": True},
+            r"training\.load_best_model_at_end: True",
+        ),
+        ({"debug": "evil", "warmup_steps": -1.0}, r"training\.(debug|warmup_steps): ('evil'|-1\.0)"),
+    ],
+)
+def test_a_value_that_trl_refuses_is_said_with_its_key(arguments, place, tmp_path):
+    with pytest.raises(ConfigError, match=f"^{place} cannot be trained with: .* Change it, or leave it out"):
+        build_sft_config(TrainingSection(arguments=arguments), tmp_path)
 
 
 def test_the_configuration_holds_the_arguments_and_where_to_write(tmp_path):
@@ -129,7 +153,7 @@ def test_early_stopping_leaves_what_the_recipe_says_of_the_best_model(tmp_path):
 
 def test_a_combination_that_trl_refuses_is_the_user_s_error(tmp_path):
     arguments = {"use_cpu": True, "load_best_model_at_end": True, "save_strategy": "epoch", "eval_strategy": "no"}
-    with pytest.raises(ConfigError, match=r"^training: .*load_best_model_at_end"):
+    with pytest.raises(ConfigError, match=r"^training\.load_best_model_at_end: "):
         build_sft_config(TrainingSection(arguments=arguments), tmp_path)
 
 

@@ -14,11 +14,11 @@ from bridgegarden.recipe.training import RESERVED, _sft_fields
 from bridgegarden.run import check_settings, train
 
 REFUSED = {
-    "per_device_train_batch_size": 0,
+    "neftune_noise_alpha": -1.0,
     "learning_rate": -1.0,
     "optim": "adamw_bnb_8bit",
     "lr_scheduler_type": "warmup_stable_decay",
-    "gradient_accumulation_steps": 0,
+    "optim_args": "evil",
     "activation_offloading": True,
     "dataloader_persistent_workers": True,
     "save_strategy": "best",

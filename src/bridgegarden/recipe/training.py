@@ -1,7 +1,7 @@
 """The recipe's ``training`` section and TRL's ``SFTConfig``: which fields, which defaults, which are not the user's."""
 
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from bridgegarden.errors import ConfigError, foreign
 from bridgegarden.recipe.coerce import coerce
-from bridgegarden.registry import unknown_name
+from bridgegarden.registry import quoted, unknown_name
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -79,10 +79,22 @@ MEASURED_ON_OWN_TEXTS = ("free_running_loss", "exposure_bias", "teacher_forced_l
 """What it measures besides where the recipe has a section ``free_running``."""
 
 
-RANGES: Mapping[str, tuple[int, int]] = MappingProxyType(
-    {"seed": (0, 2**32 - 1), "data_seed": (0, 2**32 - 1), "dataloader_num_workers": (0, 256)}
+RANGES: Mapping[str, tuple[int, int | None]] = MappingProxyType(
+    {
+        "seed": (0, 2**32 - 1),
+        "data_seed": (0, 2**32 - 1),
+        "dataloader_num_workers": (0, 256),
+        "per_device_train_batch_size": (1, None),
+        "per_device_eval_batch_size": (1, None),
+        "gradient_accumulation_steps": (1, None),
+        "eval_accumulation_steps": (1, None),
+        # A token to read and one to learn.
+        "max_length": (2, None),
+        "pad_to_multiple_of": (1, None),
+    }
 )
-"""Whole numbers that ``SFTConfig`` takes and that fail, or take the machine down, only later."""
+"""Whole numbers that ``SFTConfig`` takes and that fail, or take the machine down, only later; None is no limit."""
+NOTHING = object()
 BY_EPOCHS = -1
 """The number of steps with which transformers trains for epochs."""
 
@@ -103,8 +115,12 @@ def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: coerce(value, known[name], f"training.{name}") for name, value in arguments.items()}
     for name, (least, most) in RANGES.items():
         value = given.get(name)
-        if value is not None and not least <= value <= most:
-            raise ConfigError(f"training.{name} must be in [{least}, {most}], got {value}.")
+        if isinstance(value, int) and (value < least or (most is not None and value > most)):
+            expected = f"at least {least}" if most is None else f"in [{least}, {most}]"
+            raise ConfigError(f"training.{name} must be {expected}, got {value}.")
+    for name, known_values in _choices().items():
+        if given.get(name) is not None and given[name] not in known_values:
+            raise unknown_name(given[name], known_values, field=f"training.{name}", kind="value")
     _check_that_something_is_trained({**DEFAULTS, **given})
     return {**DEFAULTS, **given}
 
@@ -160,8 +176,45 @@ def build_sft_config(
         old = name.replace("activation", "gradient")
         if name in _sft_fields() and old in arguments:
             arguments[name] = arguments.pop(old)
-    with foreign(lambda words: ConfigError(f"training: {words}.")):
-        return SFTConfig(output_dir=str(output_dir), **arguments)
+    try:
+        with foreign(Refused):
+            return SFTConfig(output_dir=str(output_dir), **arguments)
+    except Refused as refused:
+
+        def built(section: "TrainingSection") -> object:
+            return build_sft_config(section, output_dir, evaluate=evaluate, select_by=select_by)
+
+        raise blamed(section, str(refused), built) from refused
+
+
+class Refused(ConfigError):
+    """Settings that a library refuses, in its words."""
+
+
+def blamed(section: "TrainingSection", words: str, tried: Callable[["TrainingSection"], object]) -> ConfigError:
+    """The error for settings that a library refuses: names those without any one of which it would not.
+
+    Args:
+        section: with which it does.
+        words: the library's.
+        tried: raises a :class:`ConfigError` where it refuses a section.
+    """
+    given = {key: value for key, value in section.arguments.items() if DEFAULTS.get(key, NOTHING) != value}
+    guilty: list[str] = []
+    for key in given:
+        kept = {name: value for name, value in section.arguments.items() if name != key}
+        try:
+            tried(replace(section, arguments=kept))
+        except ConfigError:
+            continue
+        guilty.append(key)
+    if not guilty:
+        return _first_refused_alone(section, given, tried) or ConfigError(
+            f"training: these settings cannot be trained with: {words}."
+        )
+    place = " and ".join(f"training.{key}" for key in guilty)
+    values = " and ".join(quoted(given[key]) for key in guilty)
+    return ConfigError(f"{place}: {values} cannot be trained with: {words}. Change it, or leave it out.")
 
 
 def _selecting(arguments: Mapping[str, Any], selection: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,6 +246,21 @@ def build_lora_config(section: "LoraSection") -> "LoraConfig":
     )
 
 
+def _first_refused_alone(
+    section: "TrainingSection", given: Mapping[str, Any], tried: Callable[["TrainingSection"], object]
+) -> ConfigError | None:
+    """Of several settings that are refused, each for reasons of its own, the error of the first."""
+    for key, value in given.items() if len(given) > 1 else ():
+        alone = replace(section, arguments={key: value})
+        try:
+            tried(alone)
+        except Refused as refused:
+            return blamed(alone, str(refused), tried)
+        except ConfigError as error:
+            return error
+    return None
+
+
 @cache
 def _sft_fields() -> dict[str, Any]:
     """Names and types of the fields of ``SFTConfig``."""
@@ -200,3 +268,11 @@ def _sft_fields() -> dict[str, Any]:
 
     hints = get_type_hints(SFTConfig)
     return {f.name: hints[f.name] for f in fields(SFTConfig) if f.init}
+
+
+@cache
+def _choices() -> dict[str, tuple[str, ...]]:
+    """The texts that fields of ``SFTConfig`` may hold, where it says which."""
+    from trl.trainer.sft_config import SFTConfig
+
+    return {f.name: tuple(f.metadata["choices"]) for f in fields(SFTConfig) if "choices" in f.metadata}

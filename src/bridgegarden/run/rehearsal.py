@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from bridgegarden.errors import ConfigError, foreign
 from bridgegarden.recipe import Recipe, TrainingSection
-from bridgegarden.recipe.training import DEFAULTS
-from bridgegarden.registry import quoted
+from bridgegarden.recipe.training import Refused, blamed
 from bridgegarden.run.checked import training_arguments
 from bridgegarden.run.models import usable_device
 from bridgegarden.run.output import OutputFolder, check_writable
@@ -36,7 +35,6 @@ STEPS = 2
 LETTERS = "abcdefghijkl"
 WORKERS = 1
 """Processes that read rows ahead here, where a run has that many or more."""
-NOTHING = object()
 OF_THE_MODEL = ("eos_token", "pad_token", "router_aux_loss_coef")
 """Settings that only the student itself can be tried with."""
 
@@ -82,16 +80,17 @@ def rehearse(recipe: Recipe, arguments: "SFTConfig") -> None:
     check_arguments(arguments, {})
     try:
         _try_out(recipe, arguments)
-    except _Refused as refused:
-        raise _blamed(recipe, str(refused)) from refused
+    except Refused as refused:
 
+        def tried(section: TrainingSection) -> None:
+            without = dataclasses.replace(recipe, training=section)
+            _try_out(without, training_arguments(without, OutputFolder(recipe.output)))
 
-class _Refused(ConfigError):
-    """In a library's words."""
+        raise blamed(recipe.training, str(refused), tried) from refused
 
 
 def _try_out(recipe: Recipe, arguments: "SFTConfig") -> None:
-    with tempfile.TemporaryDirectory(prefix="bridgegarden-rehearsal-") as folder, _undisturbed(), foreign(_Refused):
+    with tempfile.TemporaryDirectory(prefix="bridgegarden-rehearsal-") as folder, _undisturbed(), foreign(Refused):
         if arguments.torch_compile:
             import torch
 
@@ -99,25 +98,6 @@ def _try_out(recipe: Recipe, arguments: "SFTConfig") -> None:
             backend, mode = arguments.torch_compile_backend, arguments.torch_compile_mode
             torch.compile(torch.nn.Identity(), backend="inductor" if backend is None else backend, mode=mode)
         _trainer(_arguments(arguments, folder), evaluates=recipe.data.eval is not None).train()
-
-
-def _blamed(recipe: Recipe, words: str) -> ConfigError:
-    """The error, with the settings without any one of which there would be none."""
-    given = {key: value for key, value in recipe.training.arguments.items() if DEFAULTS.get(key, NOTHING) != value}
-    guilty: list[str] = []
-    for key in given:
-        kept = {name: value for name, value in recipe.training.arguments.items() if name != key}
-        try:
-            without = dataclasses.replace(recipe, training=TrainingSection(arguments=kept))
-            _try_out(without, training_arguments(without, OutputFolder(recipe.output)))
-        except ConfigError:
-            continue
-        guilty.append(key)
-    if not guilty:
-        return ConfigError(f"training: these settings cannot be trained with: {words}.")
-    place = " and ".join(f"training.{key}" for key in guilty)
-    values = " and ".join(quoted(given[key]) for key in guilty)
-    return ConfigError(f"{place}: {values} cannot be trained with: {words}. Change it, or leave it out.")
 
 
 def _arguments(arguments: "SFTConfig", folder: str) -> "SFTConfig":
