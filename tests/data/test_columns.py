@@ -111,6 +111,8 @@ def test_what_a_row_gives_its_chat_template_is_an_object_of_the_templates_own_va
         ("{", "is a string but not valid JSON"),
         ([1], "is a list; expected an object."),
         ({"tokenize": True}, "sets 'tokenize', which is not the template's own variable."),
+        ({"messages": []}, "sets 'messages', which is not the template's own variable."),
+        ({"documents": "d"}, "has 'documents', which must be a list of objects."),
     ):
         with pytest.raises(DataError, match=f"'chat_template_kwargs' {complaint}"):
             conversation({"messages": CHAT, "chat_template_kwargs": given}, Columns(), place=PLACE)

@@ -23,6 +23,27 @@ def learnt(row, tokenizer):
     return tokenizer.decode([label for label in row.labels if label != -100])
 
 
+def test_an_answer_that_was_cut_off_is_learnt_without_an_end(plain, chatml, llama3, caplog):
+    for tokenizer, row, want in (
+        (plain, {"prompt": "abc", "completion": " def"}, " def"),
+        (plain, {"text": "abc"}, "abc"),
+        (chatml, {"prompt": "abc", "completion": " def"}, " def"),
+        (chatml, {"prompt": PROMPT, "completion": COMPLETION}, "words"),
+        (chatml, {"messages": PROMPT + COMPLETION}, "world<|im_end|>words"),
+        (llama3, {"messages": PROMPT + COMPLETION}, "world<|eot_id|>words"),
+    ):
+        ended, open_ended = read(row, tokenizer), read({**row, "finish_reason": "length"}, tokenizer)
+        assert learnt(open_ended, tokenizer) == want
+        assert open_ended.input_ids == ended.input_ids[: len(open_ended.input_ids)]
+        assert read({**row, "finish_reason": "stop"}, tokenizer) == ended
+        everything = read({**row, "finish_reason": "length"}, tokenizer, completion_only=False)
+        assert everything.labels == everything.input_ids == open_ended.input_ids
+    reader = RowReader(plain, RowRules(), "train")
+    reader.read({"prompt": "abc", "completion": " def", "finish_reason": "length"}, "row 0")
+    reader.report()
+    assert "train: answers that were cut off when they were written (finish_reason: length): 1" in caplog.text
+
+
 def test_without_completion_only_the_prompt_is_learnt_too(plain, chatml):
     for tokenizer, row in (
         (plain, {"prompt": "abc", "completion": " def"}),

@@ -118,6 +118,36 @@ def test_the_templates_own_objection_is_passed_on(gemma):
         list(chat_format(gemma).segments(read(messages), place="train, row 5"))
 
 
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("{{ 1 + 'a' }}", "unsupported operand"),
+        ("{{ messages.nothing.more }}", "has no attribute 'nothing'"),
+        ("{{ 1 // 0 }}", "division"),
+        ("{% if %}", "Expected an expression"),
+        ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "recursion"),
+    ],
+)
+def test_any_error_that_a_template_ends_in_is_its_refusal(chatml, source, words):
+    chatml.chat_template = source
+    with pytest.raises(ModelError, match=rf"its chat template refuses a question and an answer \(.*{words}"):
+        chat_format(chatml)
+
+
+def test_an_error_beside_the_template_is_not_read_as_its_refusal(chatml, monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise TypeError("takes no such argument")
+
+    for place in (
+        "bridgegarden.data.render._both_names",
+        "transformers.utils.chat_template_utils._plain_template_data",
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, broken)
+            with pytest.raises(TypeError, match="takes no such argument"):
+                chat_format(chatml)
+
+
 def test_a_stop_token_that_also_closes_the_conversation_is_learnt_once(phi):
     phi.chat_template = phi.chat_template.replace("eos_token", "'<|end|>'")
     cuts = list(chat_format(phi).segments(read(TWO_TURNS), place="row"))

@@ -26,7 +26,10 @@ FOREIGN_ROLES = {
     "function": "tool",
     "observation": "tool",
 }
-TEMPLATE_ARGUMENTS = ("tools", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message")
+TEMPLATE_ARGUMENTS = (
+    *("messages", "conversations", "tools", "chat_template", "tokenize", "add_generation_prompt"),
+    *("continue_final_message", "return_assistant_tokens_mask"),
+)
 """What a row must not set beside the chat template's own variables."""
 
 
@@ -292,6 +295,9 @@ def _variables(row: Mapping[str, Any], place: str) -> Mapping[str, Any]:
     for name in variables:
         if name in TEMPLATE_ARGUMENTS:
             raise DataError(f"{place}: 'chat_template_kwargs' sets {name!r}, which is not the template's own variable.")
+    documents = variables.get("documents", [])
+    if not _is_list(documents) or not all(isinstance(document, Mapping) for document in documents):
+        raise DataError(f"{place}: 'chat_template_kwargs' has 'documents', which must be a list of objects.")
     return dict(variables)
 
 

@@ -128,6 +128,12 @@ class RowTokeniser:
             before = segment
         return TokenisedRow(input_ids=ids, labels=labels)
 
+    def unended(self, row: TokenisedRow) -> TokenisedRow:
+        """`row` without the token that ends its last answer, and what follows it."""
+        ends = {_eos_id(self.tokenizer), *(() if self.format is None else self.format.stop_ids)}
+        last = max(at for at, label in enumerate(row.labels) if label in ends)
+        return TokenisedRow(input_ids=row.input_ids[:last], labels=row.labels[:last])
+
     def prompt(self, chat: Conversation, place: str) -> list[int]:
         """The ids after which the assistant speaks: those of :meth:`row` before what is learnt.
 

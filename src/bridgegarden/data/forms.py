@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from bridgegarden.data.chat import REASONING, Conversation, Message, reasoning_of
-from bridgegarden.data.render import render, template_errors
+from bridgegarden.data.render import TemplateRefusal, render
 from bridgegarden.data.said import unsaid
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def written(
     handed = forms.handed(messages)
     try:
         return render(handed, tokenizer, template=template, generation_prompt=generation_prompt).text
-    except template_errors():
+    except TemplateRefusal:
         return None
 
 

@@ -20,6 +20,10 @@ logger = logging.getLogger(__name__)
 MASKS = ("completion_mask", "assistant_masks")
 """Columns of ones where a token that was made elsewhere is to be learnt, as TRL calls them."""
 
+FINISH_REASON, CUT_OFF = "finish_reason", "length"
+"""Column and value by which a row says that its answer was cut off, as OpenAI's servers say it and ``generate`` keeps
+it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowRules:
@@ -67,7 +71,7 @@ class RowReader:
             name: what to call the data in messages: a split, a file.
         """
         self.tokenizer, self.rules, self.name = tokenizer, rules, name
-        self._told_of_everything = False
+        self._told_of_everything, self._cut_off = False, 0
         self._format: ChatFormat | None = None
 
     def read(self, row: Mapping[str, Any], place: str) -> TokenisedRow:
@@ -92,10 +96,19 @@ class RowReader:
             chat = conversation({"text": text}, Columns(text="text"), place=place)
         else:
             chat = conversation(row, rules.columns, place=place)
-        return self._new(chat, place)
+        made = self._new(chat, place)
+        if row.get(FINISH_REASON) != CUT_OFF:
+            return made
+        self._cut_off += 1
+        return self._tokeniser.unended(made)
 
     def report(self) -> None:
         """Say what was noticed of the rows so far."""
+        if self._cut_off:
+            logger.warning(
+                "%s: answers that were cut off when they were written (%s: %s): %d; they are learnt without an end.",
+                *(self.name, FINISH_REASON, CUT_OFF, self._cut_off),
+            )
         if self._format is None:
             return
         for opening, count in self._format.opened_otherwise.items():

@@ -1,7 +1,9 @@
 """A chat template run on messages: the text it writes, the marks in it, and what it raises."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bridgegarden.data.chat import REASONING, Message, reasoning_of
@@ -12,6 +14,13 @@ if TYPE_CHECKING:
 FIXED_DATE = "26 Jul 2024"
 """Llama 3's templates print today's date unless given one, and ids must not depend on the day. Llama 3.1's default."""
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+class TemplateRefusal(Exception):
+    """A chat template does not like its input, or is itself no good; the error that it raised is the cause.
+
+    It is a program of whoever made the model, run in Jinja's sandbox: any error of Python may come out of it.
+    """
 
 
 class Rendered(NamedTuple):
@@ -31,7 +40,7 @@ def render(
     generation_prompt: bool = False,
     variables: Mapping[str, Any] | None = None,
 ) -> Rendered:
-    """`messages` as a chat template writes them; whatever the template raises is passed on.
+    """`messages` as a chat template writes them.
 
     Args:
         messages: in order.
@@ -40,20 +49,24 @@ def render(
         tools: JSON schemas.
         generation_prompt: whether the text goes on up to where the assistant is to speak.
         variables: the template's own variables, such as ``enable_thinking``.
+
+    Raises:
+        TemplateRefusal: whatever the template raises.
     """
     # Not apply_chat_template, which gives marks only as a mask over tokens of the whole text.
     from transformers.utils.chat_template_utils import render_jinja_template
 
     listed = None if tools is None else list(tools)
     source = template or tokenizer.get_chat_template(tools=listed)
-    texts, marks = render_jinja_template(
-        [[_both_names(message) for message in messages]],
-        tools=listed,  # pyright: ignore[reportArgumentType]  list is invariant
-        chat_template=source,
-        return_assistant_tokens_mask=has_marks(source),
-        add_generation_prompt=generation_prompt,
-        **{**tokenizer.special_tokens_map, "date_string": FIXED_DATE, **(variables or {})},
-    )
+    with _refusals():
+        texts, marks = render_jinja_template(
+            [[_both_names(message) for message in messages]],
+            tools=listed,  # pyright: ignore[reportArgumentType]  list is invariant
+            chat_template=source,
+            return_assistant_tokens_mask=has_marks(source),
+            add_generation_prompt=generation_prompt,
+            **{**tokenizer.special_tokens_map, "date_string": FIXED_DATE, **(variables or {})},
+        )
     text = texts[0]
     assert isinstance(text, str)
     spans = [(int(start), int(end)) for found in marks for start, end in found]
@@ -73,8 +86,10 @@ def training_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     from trl.chat_template_utils import get_training_chat_template
 
     try:
-        return get_training_chat_template(tokenizer)
-    except template_errors():  # a ValueError, where TRL does not know the template
+        with _refusals():
+            return get_training_chat_template(tokenizer)
+    # TRL raises a ValueError where it does not know the template, a KeyError where there are several with no default.
+    except (TemplateRefusal, ValueError, KeyError):
         return None
 
 
@@ -91,26 +106,23 @@ def agreement(one: str, other: str) -> int:
     return low
 
 
-def template_errors() -> tuple[type[Exception], ...]:
-    """What a chat template raises when it does not like its input, or is itself no good.
+def _said(error: BaseException) -> str:
+    """What a template's error says, on one line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    kind = "not enough memory" if isinstance(error, MemoryError) else lines[0]
+    return kind[:200].rstrip(" .:")
 
-    It is a program of whoever made the model, run in Jinja's sandbox: any error of Python may come out of it.
-    """
-    from jinja2 import TemplateError
 
-    return (
-        TemplateError,
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        LookupError,
-        MemoryError,
-        NameError,
-        RuntimeError,
-        SyntaxError,
-        TypeError,
-        ValueError,
-    )
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Whatever is raised under Jinja's eyes becomes a :class:`TemplateRefusal`; other errors are nobody's refusal."""
+    try:
+        yield
+    except Exception as error:
+        modules = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
+        if isinstance(error, MemoryError) or any(module.partition(".")[0] == "jinja2" for module in modules):
+            raise TemplateRefusal(_said(error)) from error
+        raise
 
 
 def _both_names(message: Message) -> Message:

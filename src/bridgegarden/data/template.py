@@ -27,7 +27,7 @@ from bridgegarden.data.forms import (
     message_forms,
     written,
 )
-from bridgegarden.data.render import Rendered, agreement, has_marks, render, template_errors, training_template
+from bridgegarden.data.render import Rendered, TemplateRefusal, agreement, has_marks, render, training_template
 from bridgegarden.data.said import unsaid
 from bridgegarden.errors import DataError, ModelError
 
@@ -275,10 +275,10 @@ class ChatFormat:
                 generation_prompt=generation_prompt,
                 variables=chat.variables,
             )
-        except template_errors() as error:
+        except TemplateRefusal as error:
             roles = ", ".join(message["role"] for message in messages)
             raise DataError(
-                f"{place}: the chat template refuses the roles {roles} ({said(error)}). "
+                f"{place}: the chat template refuses the roles {roles} ({error}). "
                 "Reorder or merge the messages to what the model was trained on."
             ) from error
 
@@ -347,8 +347,8 @@ def _refusal(tokenizer: "PreTrainedTokenizerBase", template: str | None, forms: 
     name = name_of(tokenizer)
     try:
         text = render(forms.handed([ASKED, ANSWERED]), tokenizer, template=template).text
-    except template_errors() as error:
-        return ModelError(f"{name}: its chat template refuses a question and an answer ({said(error)}).")
+    except TemplateRefusal as error:
+        return ModelError(f"{name}: its chat template refuses a question and an answer ({error}).")
     return ModelError(
         f"{name}: its chat template does not write what the assistant answers; of a question and the answer {ANSWER!r} "
         f"it makes {text[:100]!r}."
@@ -416,10 +416,3 @@ def _source(tokenizer: "PreTrainedTokenizerBase", chat: Conversation | None = No
 def name_of(tokenizer: "PreTrainedTokenizerBase") -> str:
     """What to call `tokenizer` in messages."""
     return f"tokenizer {tokenizer.name_or_path or type(tokenizer).__name__}"
-
-
-def said(error: Exception) -> str:
-    """What a template's error says, on one line."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    kind = "not enough memory" if isinstance(error, MemoryError) else lines[0]
-    return kind[:200].rstrip(" .:")

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from bridgegarden.data.forms import ANSWERED, ASKED, FOUND, TOOL, called
-from bridgegarden.data.render import render, template_errors
+from bridgegarden.data.render import TemplateRefusal, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,10 +46,9 @@ def _try_template(tokenizer: "PreTrainedTokenizerBase") -> None:
             for generation_prompt in (False, True):
                 try:
                     render(messages, tokenizer, tools=tools, generation_prompt=generation_prompt)
-                except MemoryError:
-                    raise
-                except template_errors():  # said later, by whoever needs the template
-                    continue
+                except TemplateRefusal as refusal:  # said later, by whoever needs the template
+                    if isinstance(refusal.__cause__, MemoryError):
+                        raise refusal.__cause__ from refusal
 
 
 def _try_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:

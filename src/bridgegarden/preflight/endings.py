@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bridgegarden.data import end_of_turn_ids
-from bridgegarden.data.render import render, template_errors
+from bridgegarden.data.render import TemplateRefusal, render
 from bridgegarden.data.template import chat_format
 from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.preflight.bounded import fault_of_template
@@ -151,7 +151,7 @@ def _end_warnings(student: ModelFacts, tokenizer: "PreTrainedTokenizerBase", tau
 def _rendered(probe: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase") -> str:
     try:
         return render(probe, tokenizer).text
-    except template_errors() as error:
+    except TemplateRefusal as error:
         return f"an error ({error})"
 
 
