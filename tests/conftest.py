@@ -24,7 +24,7 @@ settings.load_profile("reproducible")
 
 
 def pytest_collection_finish() -> None:
-    """Trainers collect garbage all the time; what was imported is none, and to look through it takes a third of a run."""
+    """Trainers collect garbage often. What was imported is none, and looking through it took a third of the time."""
     gc.collect()
     gc.freeze()
 

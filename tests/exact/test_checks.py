@@ -17,6 +17,12 @@ def test_all_checks_pass_and_name_every_world():
     assert all(any(check.name.startswith(world) for check in results) for world in WORLDS)
 
 
+def test_random_processes_are_of_every_size_from_the_smallest_to_the_largest():
+    processes = [checks.random_case(seed).process for seed in range(60)]
+    sizes = [(len(process.table), process.vocab_size, process.horizon) for process in processes]
+    assert [set(of) for of in zip(*sizes, strict=True)] == [set(range(2, 8)), {2, 3}, set(range(1, 6))]
+
+
 def test_a_wrong_solution_fails_the_identities():
     case = checks.random_case(3)
     cost = replace(case.solution.cost, values=tuple(value + 1e-6 for value in case.solution.cost.values))

@@ -197,6 +197,24 @@ def test_adaptive_kl_without_mu_is_the_mean_of_the_two_divergences():
 
 
 @pytest.mark.parametrize(
+    ("alpha", "beta", "cell"),
+    [
+        (0.0, 0.0, lambda p, q: 0.5 * math.log(p / q) ** 2),
+        (1.0, 0.0, lambda p, q: p * math.log(p / q) - p + q),
+        (-0.7, 0.0, lambda p, q: (p**-0.7 * math.log((p / q) ** -0.7) - p**-0.7 + q**-0.7) / 0.7**2),
+        (0.0, 0.4, lambda p, q: (q**0.4 * math.log((q / p) ** 0.4) - q**0.4 + p**0.4) / 0.4**2),
+        (0.5, -0.5, lambda p, q: ((p / q) ** 0.5 - 1 - 0.5 * math.log(p / q)) / 0.5**2),
+    ],
+)
+def test_alpha_beta_at_its_limits_is_the_sum_of_the_limits_formula(alpha, beta, cell):
+    teacher, student = random_pair()
+    sides = zip(teacher.exp().tolist(), student.exp().tolist(), strict=True)
+    expected = [sum(cell(p, q) for p, q in zip(*rows, strict=True)) for rows in sides]
+    got = alpha_beta(teacher, student, alpha=alpha, beta=beta)
+    torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
     ("alpha", "beta", "limit"),
     [
         (1.0, 0.0, forward_kl),
