@@ -23,6 +23,7 @@ def recipe(write_recipe, tmp_path):
     return write_recipe(teacher={"cache": str(tmp_path / "cache")})
 
 
+@pytest.mark.slow
 def test_the_command_starts_ray_by_itself_writes_the_same_files_and_prints_the_result_alone(recipe, tmp_path):
     command = [sys.executable, "-m", "bridgegarden", "cache", "build", recipe, "--engine", "ray", "--actors", "2"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)

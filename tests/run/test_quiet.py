@@ -183,10 +183,10 @@ rows = CompareSettings(objectives=("soft", "on_policy:soft"), seeds=(0, 1), base
     prompts=2, samples=1, max_new_tokens=8)
 compare("recipe.yaml", rows, command="typed", output=Path("compared"), console=silent, workers=2)
 """
-IN_PLACE_AND_IN_WORKERS = [ON_A_PAIR, pytest.param(IN_WORKERS, marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize("commands", IN_PLACE_AND_IN_WORKERS, ids=["in place", "in workers"])
+@pytest.mark.slow
+@pytest.mark.parametrize("commands", [ON_A_PAIR, IN_WORKERS], ids=["in place", "in workers"])
 def test_no_command_lets_a_library_speak(commands, write_recipe, tmp_path):
     write_recipe("qwen2")  # with tied weights
     (tmp_path / "child.py").write_text(CHILD)

@@ -21,6 +21,7 @@ from bridgegarden.teacher.cache.support import Support
 from tests.teacher.cache.conftest import build, cache_rows, cache_spec, teacher, untimed
 from tests.tiny import save_tiny
 
+pytestmark = pytest.mark.slow
 SIZES = {"shard_positions": 40, "batch_tokens": 60}
 """Several shards of several batches."""
 
