@@ -68,7 +68,7 @@ arguments = st.fixed_dictionaries(
     {},
     optional={
         "learning_rate": st.floats(1e-9, 1),
-        "max_steps": st.integers(-1, 10**6),
+        "max_steps": st.just(-1) | st.integers(1, 10**6),
         "report_to": st.sampled_from(["none", ["tensorboard", "wandb"]]),
         "run_name": texts,
         "lr_scheduler_type": st.sampled_from(["linear", "cosine"]),
