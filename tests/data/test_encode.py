@@ -1,7 +1,10 @@
+import random
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import GenerationConfig
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from bridgegarden.data import Columns, conversation, end_of_turn_ids, prompt, tokenise_row
 from bridgegarden.data.encode import RowTokeniser
@@ -151,6 +154,59 @@ def test_sentencepiece_text_is_kept_whole_too(sentencepiece, prompt, completion)
     row = tokenise_row(read({"prompt": prompt, "completion": completion}), sentencepiece)
     whole = sentencepiece.decode([*sentencepiece(prompt + completion)["input_ids"], sentencepiece.eos_token_id])
     assert sentencepiece.decode(row.input_ids) == whole
+
+
+WORDS = ("Two plus two", "is four,", "the capital of France", "Paris!", "\n", "user", "12345", "naïve", "家\t")
+
+
+def long_text(seed, size=30_000):
+    draw = random.Random(seed)
+    return " ".join(draw.choice(WORDS) for _ in range(size // 8))
+
+
+@pytest.mark.parametrize("shape", ["text", "completion", "prompt", "message"])
+@pytest.mark.parametrize("name", ["plain", "chatml", "llama3", "phi", "sentencepiece", "words"])
+def test_of_a_long_text_the_beginning_is_what_all_of_it_begins_with(name, shape, request):
+    tokenizer = request.getfixturevalue(name)
+    if shape == "message" and tokenizer.chat_template is None:
+        pytest.skip("has no chat template")
+    for seed, room in enumerate((2, 17, 128)):
+        text = long_text(seed)
+        row = {
+            "text": {"text": text},
+            "completion": {"prompt": "Go on.", "completion": text},
+            "prompt": {"prompt": text, "completion": "Paris"},
+            "message": {"messages": [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": text}]},
+        }[shape]
+        whole = tokenise_row(read(row), tokenizer)
+        part = RowTokeniser.of(tokenizer).row(read(row), "row", room=room)
+        assert room < len(part.input_ids) < room + 60 < len(whole.input_ids)
+        assert part.truncated(room) == whole.truncated(room)
+
+
+def test_of_a_long_text_only_the_beginning_is_encoded(plain, monkeypatch):
+    encoded = []
+    call = type(plain).__call__
+
+    def counted(self, text, **options):
+        encoded.append(len(text))
+        return call(self, text, **options)
+
+    monkeypatch.setattr(type(plain), "__call__", counted)
+    text = long_text(0, 1_000_000)
+    RowTokeniser.of(plain).row(read({"text": text}), "row", room=128)
+    assert sum(encoded) < len(text) / 10
+
+
+def test_digits_that_are_grouped_from_the_end_of_a_number_are_encoded_whole():
+    words = ["<eos>", "<unk>", "1", "2", "12", "21", "121", "212"]
+    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\d{1,3}(?=(\d{3})*$)"), "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", unk_token="<unk>")
+    for digits in (9000, 9001, 9002):
+        row = read({"text": ("12" * 5000)[:digits]})
+        whole = tokenise_row(row, tokenizer)
+        assert RowTokeniser.of(tokenizer).row(row, "row", room=8).truncated(8) == whole.truncated(8)
 
 
 def test_the_first_token_of_a_row_is_never_learnt(plain):

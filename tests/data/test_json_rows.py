@@ -137,6 +137,27 @@ def test_items_of_an_array_are_skipped_too_and_a_file_of_bad_rows_alone_is_refus
         read_json(path, skip_bad=True)
 
 
+@pytest.mark.parametrize("bad", ["{", '{"a": "three"}', '{"a": NaN}', f'{{"a": {"9" * 5000}}}'])
+def test_a_bad_line_names_the_setting_that_leaves_it_out_where_there_is_one(tmp_path, bad):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"a": 1}}\n{bad}\n')
+    with pytest.raises(DataError, match=r":2: .*[^.]\. Mend it, or set data\.skip_bad_rows: true") as error:
+        read_json(path, skip_bad=False)
+    assert "\n" not in str(error.value)
+    with pytest.raises(DataError, match=r":2: ") as error:
+        read_json(path)
+    assert "skip_bad_rows" not in str(error.value)
+    assert len(read_json(path, skip_bad=True)) == 1
+
+
+def test_damage_to_an_array_names_no_setting_since_it_has_no_rows_to_leave_out(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text('[{"a": 1}, {"a": ]')
+    with pytest.raises(DataError, match=r"not valid JSON") as error:
+        read_json(path, skip_bad=False)
+    assert "skip_bad_rows" not in str(error.value)
+
+
 def test_a_limit_counts_the_rows_that_are_kept(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{\n{"a": 1}\n{\n{"a": 2}\n{"a": 3}\n')

@@ -10,7 +10,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from bridgegarden.data import Columns, conversation, end_of_turn_ids, tokenise_row
-from bridgegarden.data.template import chat_format
+from bridgegarden.data.encode import RowTokeniser
+from bridgegarden.data.render import render
+from bridgegarden.data.template import MANY, chat_format
 from bridgegarden.errors import DataError
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
@@ -201,6 +203,48 @@ def test_what_a_family_can_write_trains(name, kinds, published):
 )
 def test_the_end_of_a_turn_is_the_templates_own(name, ends, published):
     assert chat_format(published(name)).ends == ends
+
+
+LONG = [
+    message
+    for number in range(MANY)
+    for message in (user(f"ask{number}"), answer(f"say{number} " + "word " * (number % 7)))
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_beginning_of_a_row_is_what_the_whole_row_begins_with(name, published):
+    reader = RowTokeniser.of(published(name))
+    for messages in (KINDS["two turns"][0], KINDS["tools"][0], LONG[:6]):
+        try:
+            whole = reader.row(row_of(messages), "row 7")
+        except DataError:
+            continue
+        size = len(whole.input_ids)
+        for room in (9, size // 2, size - 1, size):
+            part = reader.row(row_of(messages), "row 7", room=room)
+            assert part.truncated(room) == whole.truncated(room)
+            assert part.goes_on == (size > room)
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen3", "gptoss", "phi3"])
+def test_so_it_is_of_a_row_of_very_many_turns(name, published):
+    reader, row = RowTokeniser.of(published(name)), row_of(LONG[: MANY + 4])
+    whole = reader.row(row, "row 7")
+    for room in (9, 300, len(whole.input_ids)):
+        assert reader.row(row, "row 7", room=room).truncated(room) == whole.truncated(room)
+
+
+def test_a_long_conversation_is_rendered_only_as_far_as_it_is_kept(published, monkeypatch):
+    reader, rendered = RowTokeniser.of(published("llama3")), []
+
+    def counted(messages, *arguments, **options):
+        rendered.append(len(messages))
+        return render(messages, *arguments, **options)
+
+    monkeypatch.setattr("bridgegarden.data.template.render", counted)
+    reader.row(row_of(LONG), "row 7", room=300)
+    assert sum(rendered) < 3 * len(LONG)
 
 
 def test_a_turn_that_others_follow_does_not_teach_a_token_that_ends_no_turn(published):

@@ -1,5 +1,6 @@
 """One conversation to token ids and labels: what the student reads, and what it is to learn."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -16,6 +17,9 @@ ANCHORS = ("\n", "a")
 """Texts that seldom merge with what follows them; see `_ids_after`."""
 SEAM = 64
 """How many characters before a seam may have a say in how the text after it is encoded."""
+CHARACTERS, AT_LEAST, MARGIN = 12, 4104, 64
+"""Of a text that will be cut so much is encoded: characters a token, characters at least (twelves, see `_beginning`),
+tokens beyond the cut."""
 
 
 Keep = Literal["start", "end"]
@@ -36,6 +40,8 @@ class TokenisedRow:
     input_ids: list[int]
     labels: list[int]
     """As long as `input_ids` and not shifted: the id itself where it is to be learnt, -100 elsewhere."""
+    goes_on: bool = False
+    """Whether this is only the beginning of a row, which ends with tokens to learn."""
 
     @property
     def supervised(self) -> int:
@@ -110,23 +116,41 @@ class RowTokeniser:
     def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "RowTokeniser":
         return cls(tokenizer=tokenizer, format=None if tokenizer.chat_template is None else chat_format(tokenizer))
 
-    def row(self, chat: Conversation, place: str) -> TokenisedRow:
-        """As :func:`tokenise_row`."""
+    def row(self, chat: Conversation, place: str, *, room: int | None = None) -> TokenisedRow:
+        """As :func:`tokenise_row`.
+
+        Args:
+            chat: the row.
+            place: where it stands, for messages.
+            room: tokens that are kept in the end. Of a row that is much longer only its beginning is made, more than
+                `room` tokens, so that what is cut takes neither time nor memory; None makes all of it.
+        """
         if chat.form == "document":
-            return self._document_row(chat, place)
+            return self._document_row(chat, place, room)
         if chat.form == "text" or (chat.form == "pair" and self.format is None):
-            return self._text_row(chat, place)
+            return self._text_row(chat, place, room)
         chat_writer = self.format or chat_format(self.tokenizer)  # the latter says why there is none
         self._check_not_rendered(chat, chat_writer, place)
+        return chat_writer.write(chat, lambda segments: self._joined(segments, room), place=place)
+
+    def _joined(self, segments: Iterator[Segment], room: int | None) -> TokenisedRow:
         ids: list[int] = []
         labels: list[int] = []
-        before = Segment("", False)
-        for segment in chat_writer.segments(chat, place=place):
-            new = _ids_after(before.text, segment.text, self.tokenizer)
+        before = ""
+        for segment in segments:
+            new = self._after(before, segment.text, None if room is None else room - len(ids))
             ids += new
             labels += new if segment.supervised else [IGNORED] * len(new)
-            before = segment
+            if room is not None and len(ids) > room:
+                return TokenisedRow(input_ids=ids, labels=labels, goes_on=True)
+            before = segment.text
         return TokenisedRow(input_ids=ids, labels=labels)
+
+    def _after(self, before: str, text: str, room: int | None) -> list[int]:
+        return _beginning(lambda part: _ids_after(before, part, self.tokenizer), text, room)
+
+    def _prompt(self, text: str, room: int | None) -> list[int]:
+        return _beginning(lambda part: _prompt_ids(part, self.tokenizer), text, room)
 
     def unended(self, row: TokenisedRow) -> TokenisedRow:
         """`row` without the token that ends its last answer, and what follows it."""
@@ -156,7 +180,7 @@ class RowTokeniser:
                 "(data.prompt, data.completion): the texts are then taken as they stand."
             )
 
-    def _text_row(self, chat: Conversation, place: str) -> TokenisedRow:
+    def _text_row(self, chat: Conversation, place: str, room: int | None) -> TokenisedRow:
         prompt, completion = (message["content"] for message in chat.messages)
         eos, eos_id = self._end_of_text()
         completion = completion.removesuffix(eos)
@@ -164,17 +188,17 @@ class RowTokeniser:
             raise DataError(f"{place}: the completion is only the token {eos!r}; expected the text to learn.")
         if eos in completion:
             raise DataError(f"{place}: the completion holds the end-of-text token {eos!r} before its end.")
-        before = _prompt_ids(prompt, self.tokenizer)
-        after = [*_ids_after(prompt, completion, self.tokenizer), eos_id]
+        before = self._prompt(prompt, room)
+        after = [*self._after(prompt, completion, None if room is None else max(room - len(before), 0)), eos_id]
         return TokenisedRow(input_ids=before + after, labels=[IGNORED] * len(before) + after)
 
-    def _document_row(self, chat: Conversation, place: str) -> TokenisedRow:
+    def _document_row(self, chat: Conversation, place: str, room: int | None) -> TokenisedRow:
         """Text as TRL takes it: with what the tokenizer puts before, and one end-of-text token after."""
         text: str = chat.messages[0]["content"]
         eos, eos_id = self._end_of_text()
         if not text.removesuffix(eos):
             raise DataError(f"{place}: the text is only the token {eos!r}; expected the text to learn.")
-        ids = [*_prompt_ids(text.removesuffix(eos), self.tokenizer), eos_id]
+        ids = [*self._prompt(text.removesuffix(eos), room), eos_id]
         return TokenisedRow(input_ids=ids, labels=list(ids))
 
     def _end_of_text(self) -> tuple[str, int]:
@@ -185,6 +209,24 @@ class RowTokeniser:
                 "stop. Set tokenizer.eos_token."
             )
         return eos, eos_id
+
+
+def _beginning(encode: Callable[[str], list[int]], text: str, room: int | None) -> list[int]:
+    """``encode(text)``; of a text that has far more than `room` tokens, the first of them, one more than `room`.
+
+    A part of the text does, if the tokens in question are those of a part twice as long, too: then they do not depend
+    on where it was cut, as those of a number do whose digits are grouped from its end. One cut is at a multiple of
+    twelve characters and the other one behind such, so that groups of two, three or four never agree by chance.
+    """
+    if room is None:
+        return encode(text)
+    size = CHARACTERS * room + AT_LEAST
+    while 2 * size + 1 < len(text):
+        part = encode(text[:size])
+        if len(part) > room + MARGIN and part[: room + 1] == encode(text[: 2 * size + 1])[: room + 1]:
+            return part[: room + 1]
+        size *= 4
+    return encode(text)
 
 
 def _encode(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 EXCERPT = 60
 NAMED = 5
 """Rows that are named of those that are skipped."""
+SKIP = "Mend it, or set data.skip_bad_rows: true to leave out such rows."
 DEEPEST = 50
 """Levels of nesting in a row. Arrow itself stops at 64."""
 
@@ -28,7 +29,7 @@ class _Row(NamedTuple):
     fields: dict[str, Any]
 
 
-def read_json(path: Path, limit: int | None = None, *, skip_bad: bool = False) -> "Dataset":
+def read_json(path: Path, limit: int | None = None, *, skip_bad: bool | None = None) -> "Dataset":
     """The objects of a file: one a line, or one array of them.
 
     A byte-order mark and blank lines are skipped. Refused, because each is a sign of damage: text that is not
@@ -38,7 +39,7 @@ def read_json(path: Path, limit: int | None = None, *, skip_bad: bool = False) -
         path: of the file.
         limit: at most so many rows.
         skip_bad: leave out rows that cannot be read, with a warning that counts and names them. An array of which the
-            JSON itself is damaged has no rows to skip.
+            JSON itself is damaged has no rows to skip. None stops as False does, for a caller with no such setting.
 
     Raises:
         DataError: names ``file:line``.
@@ -51,7 +52,7 @@ def read_json(path: Path, limit: int | None = None, *, skip_bad: bool = False) -
     for row in found:
         if isinstance(row, DataError):
             if not skip_bad:
-                raise row
+                raise row if skip_bad is None else _skippable(row)
             skipped.append(row)
             continue
         rows.append(row)
@@ -65,12 +66,16 @@ def read_json(path: Path, limit: int | None = None, *, skip_bad: bool = False) -
             dataset = _to_dataset(rows)
         except _RowOfAnotherTypeError as error:
             if not skip_bad:
-                raise DataError(str(error)) from error
+                raise (DataError(str(error)) if skip_bad is None else _skippable(error)) from error
             skipped.append(error)
             del rows[error.index]
     if skipped:
         logger.warning(skipped_text(str(path), list(map(str, skipped)), len(rows) + len(skipped)))
     return dataset
+
+
+def _skippable(error: DataError) -> DataError:
+    return DataError(f"{str(error).rstrip('.')}. {SKIP}")
 
 
 def skipped_text(name: str, reasons: Sequence[str], total: int) -> str:

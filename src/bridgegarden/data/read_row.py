@@ -75,7 +75,7 @@ class RowReader:
         self._format: ChatFormat | None = None
 
     def read(self, row: Mapping[str, Any], place: str) -> TokenisedRow:
-        """`row` as ids and labels, not yet cut.
+        """`row` as ids and labels, not yet cut; of one that is far longer than what is kept, the beginning.
 
         Raises:
             DataError: it cannot be used; begins with `place`.
@@ -140,7 +140,7 @@ class RowReader:
             chat = replace(chat, learn_from=0)
         if chat.form in ("chat", "pair"):
             self._check_end()
-        made = self._tokeniser.row(chat, place)
+        made = self._tokeniser.row(chat, place, room=rules.max_length if rules.keep == "start" else None)
         return replace(made, labels=list(made.input_ids)) if rules.learns_everything else made
 
     def _check_end(self) -> None:

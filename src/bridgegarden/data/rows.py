@@ -154,7 +154,7 @@ def load_mix(
     kind: str = "train",
     limit: int | None = None,
     seed: int = 0,
-    skip_bad: bool = False,
+    skip_bad: bool | None = None,
 ) -> Mix:
     """The rows of several sources.
 
@@ -249,7 +249,9 @@ def _ranks(parts: "np.ndarray") -> "np.ndarray":
     return ranks
 
 
-def load_rows(source: str, *, split: str = "train", limit: int | None = None, skip_bad: bool = False) -> "Dataset":
+def load_rows(
+    source: str, *, split: str = "train", limit: int | None = None, skip_bad: bool | None = None
+) -> "Dataset":
     """The rows of `source`, in order.
 
     Args:
@@ -258,7 +260,8 @@ def load_rows(source: str, *, split: str = "train", limit: int | None = None, sk
         split: which part of a hub or saved data set. In a folder whose files are named after splits
             (``train.jsonl``, ``test-00000-of-00002.parquet``) it picks those files; a single file has no splits.
         limit: at most so many rows, from the start.
-        skip_bad: leave out rows of JSON files that cannot be read, with a warning that counts and names them.
+        skip_bad: leave out rows of JSON files that cannot be read, with a warning that counts and names them. False
+            says where one stops that this could be set, None does not.
 
     Raises:
         ConfigError: when `limit` is not positive.
@@ -282,7 +285,7 @@ def load_rows(source: str, *, split: str = "train", limit: int | None = None, sk
     return rows if limit is None or len(rows) <= limit else rows.select(range(limit))
 
 
-def _from_file(path: Path, limit: int | None, skip_bad: bool) -> "Dataset":
+def _from_file(path: Path, limit: int | None, skip_bad: bool | None) -> "Dataset":
     if path.suffix.lower() in JSON_SUFFIXES:
         try:
             return read_json(path, limit, skip_bad=skip_bad)
@@ -321,7 +324,7 @@ def _known_kinds(table: "pa.Table", path: Path) -> "pa.Table":
     return table
 
 
-def _from_folder(path: Path, split: str, limit: int | None, skip_bad: bool) -> "Dataset":
+def _from_folder(path: Path, split: str, limit: int | None, skip_bad: bool | None) -> "Dataset":
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return _from_saved(path, split)
     files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in SUFFIXES)
@@ -344,7 +347,7 @@ def _of_split(files: Sequence[Path], folder: Path, split: str) -> list[Path]:
     return chosen
 
 
-def _concatenate(files: Sequence[Path], limit: int | None, skip_bad: bool) -> "Dataset":
+def _concatenate(files: Sequence[Path], limit: int | None, skip_bad: bool | None) -> "Dataset":
     from datasets import concatenate_datasets
 
     parts: list[Dataset] = []

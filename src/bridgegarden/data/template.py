@@ -9,9 +9,9 @@ of them; where TRL has a variant for training that does, and marks them, that on
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from bridgegarden.data.chat import Conversation, Message
 from bridgegarden.data.forms import (
@@ -40,6 +40,9 @@ ADVICE = (
 )
 
 
+MANY = 100
+"""Messages up to which all of a conversation is cut and checked, however much of it is needed."""
+Taken = TypeVar("Taken")
 LOST = (
     "Write it into the message's content as the model is to say it, take it out of the row, or use a template that "
     "writes it (data.chat_template)."
@@ -102,10 +105,18 @@ class ChatFormat:
         return "strftime_now" in template and "date_string" not in template
 
     def segments(self, chat: Conversation, *, place: str) -> Iterator[Segment]:
-        """`chat` as text, cut where the assistant begins and ceases to speak; context and speech alternate.
+        """All that :meth:`write` makes."""
+        return iter(self.write(chat, list, place=place))
+
+    def write(self, chat: Conversation, take: Callable[[Iterator[Segment]], Taken], *, place: str) -> Taken:
+        """What `take` makes of `chat` as text, cut where the assistant begins and ceases to speak; context and speech
+        alternate.
 
         Each speech ends with the token that ends a turn, and contains all that the message says. What follows the last
         one (often a newline) is left out: the model is never asked to write it.
+
+        Cutting takes time that grows with the square of the turns. So of a conversation of very many, what `take` does
+        not ask for is neither cut nor checked. `take` may be called twice.
 
         Raises:
             DataError: when the template refuses the conversation, leaves out part of what is to be learnt, or writes
@@ -113,16 +124,16 @@ class ChatFormat:
                 the model sees each time it speaks.
         """
         if self._marks(chat):
-            return iter(self._marked(chat, place))
+            return take(iter(self._marked(chat, place)))
         if self.in_training is None:
-            return self._cut(chat, place)
+            return take(self._cut(chat, place))
         try:
-            return iter(list(self._cut(chat, place)))
+            return take(self._cut(chat, place))
         except DataError:
-            segments = self.in_training.segments(chat, place=place)
+            taken = self.in_training.write(chat, take, place=place)
         self.opened_otherwise.update(self.in_training.opened_otherwise)
         self.in_training.opened_otherwise.clear()
-        return segments
+        return taken
 
     def prompt(self, chat: Conversation, *, place: str) -> str:
         """All of `chat` as text, up to where the assistant begins to speak.
@@ -138,7 +149,11 @@ class ChatFormat:
         return has_marks(self.template or _source(self.tokenizer, chat))
 
     def _cut(self, chat: Conversation, place: str) -> Iterator[Segment]:
-        """By rendering each turn with what came before it."""
+        """By rendering each turn with what came before it; of not too many turns, all of them at once."""
+        cuts = self._each_cut(chat, place)
+        return cuts if len(chat.messages) > MANY else iter(list(cuts))
+
+    def _each_cut(self, chat: Conversation, place: str) -> Iterator[Segment]:
         chat = replace(chat, messages=self.forms.with_arguments(chat))
         whole = self._render(chat, len(chat.messages), place).text
         done = 0

@@ -152,7 +152,7 @@ class _Kept:
             return
         if len(row.input_ids) < len(whole.input_ids):
             self.cut.append(place)
-            self.endless += whole.labels[-1] != IGNORED and self.rules.keep == "start"
+            self.endless += (whole.goes_on or whole.labels[-1] != IGNORED) and self.rules.keep == "start"
         self.rows.append(row)
         self.numbers.append(number)
         if len(self.rows) == ROWS_PER_CHUNK:

@@ -60,8 +60,8 @@ class PromptSource:
     """Which columns to read."""
     seed: int = 0
     """Decides which rows of sources with weights are drawn."""
-    skip_bad: bool = False
-    """Whether what is no JSON is left out."""
+    skip_bad: bool | None = None
+    """Whether what is no JSON is left out; None where nothing says so."""
 
     @classmethod
     def of_recipe(cls, data: DataSection) -> "PromptSource":
