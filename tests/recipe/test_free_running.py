@@ -86,5 +86,7 @@ def test_the_checkpoint_with_the_least_value_is_kept_one_for_every_evaluation(tm
 
 
 def test_checkpoints_at_other_times_than_evaluations_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"^training: .*save.* strategy"):
+    with pytest.raises(
+        ConfigError, match=r"^training\.eval_strategy and training\.save_strategy: .*save and eval strategy"
+    ):
         sft(tmp_path, eval_strategy="steps", eval_steps=5, save_strategy="epoch")

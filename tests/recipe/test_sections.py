@@ -18,7 +18,7 @@ from bridgegarden.recipe import (
     TrainingSection,
 )
 from bridgegarden.recipe.plain_yaml import read_yaml
-from bridgegarden.recipe.sections import EarlyStoppingSection
+from bridgegarden.recipe.training import EarlyStoppingSection
 from bridgegarden.training.on_policy import OnPolicy
 
 SMALLEST = {"teacher": {"model": "t"}, "student": {"model": "s"}, "data": {"train": "rows.jsonl"}, "output": "runs/x"}

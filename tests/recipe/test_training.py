@@ -6,8 +6,7 @@ from trl.trainer.sft_config import SFTConfig
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.recipe import LoraSection, TrainingSection, build_lora_config, build_sft_config
-from bridgegarden.recipe.sections import EarlyStoppingSection
-from bridgegarden.recipe.training import DEFAULTS, RESERVED, checked_arguments
+from bridgegarden.recipe.training import DEFAULTS, RESERVED, EarlyStoppingSection, checked_arguments
 
 
 def test_defaults_fill_what_is_left_out_and_only_that():

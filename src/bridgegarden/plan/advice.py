@@ -8,7 +8,7 @@ from typing import Any
 from bridgegarden.plan.memory import MemoryPlanner, Setup
 from bridgegarden.plan.rows import Rows
 from bridgegarden.recipe import build_lora_config
-from bridgegarden.recipe.sections import LoraSection
+from bridgegarden.recipe.training import LoraSection
 
 TOP_K = 64
 

@@ -1,19 +1,16 @@
 """Recipes: YAML files that describe a whole distillation run, and the dataclasses they become."""
 
 from bridgegarden.recipe.load import load_recipe
-from bridgegarden.recipe.objective import build_objective, describe_objective
+from bridgegarden.recipe.objective import ObjectiveSection, build_objective, describe_objective
 from bridgegarden.recipe.sections import (
     DataSection,
     FreeRunningSection,
-    LoraSection,
-    ObjectiveSection,
     Recipe,
     StudentSection,
     TeacherSection,
-    TrainingSection,
 )
 from bridgegarden.recipe.shipped import describe_recipe, list_recipes, read_recipe_text
-from bridgegarden.recipe.training import build_lora_config, build_sft_config
+from bridgegarden.recipe.training import LoraSection, TrainingSection, build_lora_config, build_sft_config
 
 __all__ = [
     "DataSection",

@@ -210,3 +210,13 @@ def _shown(value: Any) -> str:
 
 def _join(place: str, key: str) -> str:
     return f"{place}.{key}" if place else key
+
+
+def require_positive(place: str, value: int | None) -> None:
+    """Refuse a count below 1; None is no limit.
+
+    Raises:
+        ConfigError: names `place`.
+    """
+    if value is not None and value < 1:
+        raise ConfigError(f"{place} must be >= 1, got {value}.")

@@ -2,10 +2,10 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.recipe.coerce import coerce, section_from
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from bridgegarden.objective.divergences import Divergence
     from bridgegarden.objective.hybrid import HybridObjective
     from bridgegarden.objective.soft_weight import SoftWeight
-    from bridgegarden.recipe.sections import ObjectiveSection
 
 OPTION_RANGES: Mapping[tuple[str, str], tuple[float, float]] = MappingProxyType(
     {
@@ -28,6 +27,31 @@ OPTION_RANGES: Mapping[tuple[str, str], tuple[float, float]] = MappingProxyType(
     }
 )
 """Divergence options that are not free, with both ends included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSection:
+    """What is minimised: a preset, then any field that differs from it. Null is the preset's value."""
+
+    preset: str | None = None
+    """``hard``, ``soft``, ``static``, ``confidence``, ``entropy``, ``curriculum`` or ``risk_guided``."""
+    divergence: str | None = None
+    """The soft loss, by its name in :mod:`bridgegarden.objective.divergences`."""
+    divergence_options: Mapping[str, Any] | None = None
+    """Options of `divergence`, such as ``{skew: 0.1}``."""
+    soft_weight: float | str | Mapping[str, Any] | None = None
+    """A number in [0, 1], the name of a rule, or a rule with its fields, such as ``{rule: entropy, kind: power}``."""
+    kd_ratio: float | None = None
+    """The usual name of a soft weight that is a number."""
+    hard_target: Literal["teacher_argmax", "data"] | None = None
+    """The hard label: the teacher's likeliest token, or the token in the data."""
+    temperature: float | None = None
+    """Loss temperature, > 0. Not the temperature of sampling."""
+    risk_alpha: float | None = None
+    """Weight of the risk term, >= 0."""
+
+    def __post_init__(self) -> None:
+        build_objective(self)
 
 
 def build_objective(section: "ObjectiveSection") -> "HybridObjective":

@@ -8,15 +8,19 @@ from typing import Any, Literal
 
 from bridgegarden.data import Source
 from bridgegarden.errors import ConfigError
-from bridgegarden.recipe.coerce import plain, section_from
-from bridgegarden.recipe.objective import build_objective
+from bridgegarden.recipe.coerce import plain, require_positive, section_from
+from bridgegarden.recipe.objective import ObjectiveSection, build_objective
 from bridgegarden.recipe.plain_yaml import write_yaml
-from bridgegarden.recipe.training import MEASURED, MEASURED_ON_OWN_TEXTS, checked_arguments
+from bridgegarden.recipe.training import (
+    MEASURED,
+    MEASURED_ON_OWN_TEXTS,
+    EarlyStoppingSection,
+    LoraSection,
+    TrainingSection,
+)
 from bridgegarden.registry import check_temperature, unknown_name
 from bridgegarden.teacher.server_key import check_url
 from bridgegarden.training.on_policy import OnPolicy, check_on_policy
-
-LARGEST_RANK = 65_536
 
 LONGEST_PATH, LONGEST_NAME = 4000, 255
 """Bytes of a path and of a name in it that file systems take."""
@@ -72,7 +76,7 @@ class TeacherSection:
 
     def __post_init__(self) -> None:
         _require_text("teacher.model", self.model)
-        _require_positive("teacher.top_k", self.top_k)
+        require_positive("teacher.top_k", self.top_k)
         if self.cache is not None:
             _require_text("teacher.cache", self.cache)
         self._check_server()
@@ -85,31 +89,6 @@ class TeacherSection:
         for name in ("revision", "device", "top_k"):
             if getattr(self, name) is not None:
                 raise ConfigError(f"teacher.{name}: does not go with teacher.server; leave one of them out.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraSection:
-    """Low-rank adapters on the student; the fields are those of ``peft.LoraConfig``."""
-
-    r: int = 16
-    """Rank, >= 1."""
-    lora_alpha: float = 32.0
-    """Scale of the update, > 0; it is divided by the rank."""
-    lora_dropout: float = 0.0
-    """Dropout on the adapters' input, in [0, 1)."""
-    target_modules: str | tuple[str, ...] = "all-linear"
-    """Which modules get adapters: ``all-linear``, a pattern, or names."""
-
-    def __post_init__(self) -> None:
-        _require_positive("student.lora.r", self.r)
-        if self.r > LARGEST_RANK:
-            raise ConfigError(f"student.lora.r must be <= {LARGEST_RANK}, got {self.r}; no layer has so many columns.")
-        if not self.lora_alpha > 0:
-            raise ConfigError(f"student.lora.lora_alpha must be > 0, got {self.lora_alpha}.")
-        if not 0 <= self.lora_dropout < 1:
-            raise ConfigError(f"student.lora.lora_dropout must be in [0, 1), got {self.lora_dropout}.")
-        if not self.target_modules:
-            raise ConfigError("student.lora.target_modules is empty; name modules, or leave it out for all-linear.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,8 +155,8 @@ class DataSection:
             _require_text("data.eval", self.eval)
         if self.chat_template is not None:
             _require_text("data.chat_template", self.chat_template)
-        _require_positive("data.limit", self.limit)
-        _require_positive("data.eval_limit", self.eval_limit)
+        require_positive("data.limit", self.limit)
+        require_positive("data.eval_limit", self.eval_limit)
         if (self.prompt is None) != (self.completion is None):
             given, missing = ("prompt", "completion") if self.completion is None else ("completion", "prompt")
             raise ConfigError(f"data: {given!r} names a column but {missing!r} does not; name both or neither.")
@@ -214,60 +193,6 @@ class DataSection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveSection:
-    """What is minimised: a preset, then any field that differs from it. Null is the preset's value."""
-
-    preset: str | None = None
-    """``hard``, ``soft``, ``static``, ``confidence``, ``entropy``, ``curriculum`` or ``risk_guided``."""
-    divergence: str | None = None
-    """The soft loss, by its name in :mod:`bridgegarden.objective.divergences`."""
-    divergence_options: Mapping[str, Any] | None = None
-    """Options of `divergence`, such as ``{skew: 0.1}``."""
-    soft_weight: float | str | Mapping[str, Any] | None = None
-    """A number in [0, 1], the name of a rule, or a rule with its fields, such as ``{rule: entropy, kind: power}``."""
-    kd_ratio: float | None = None
-    """The usual name of a soft weight that is a number."""
-    hard_target: Literal["teacher_argmax", "data"] | None = None
-    """The hard label: the teacher's likeliest token, or the token in the data."""
-    temperature: float | None = None
-    """Loss temperature, > 0. Not the temperature of sampling."""
-    risk_alpha: float | None = None
-    """Weight of the risk term, >= 0."""
-
-    def __post_init__(self) -> None:
-        build_objective(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EarlyStoppingSection:
-    """Training ends when evaluations stop getting better, and the best checkpoint is kept: by
-    ``training.metric_for_best_model`` (the evaluation loss), or by ``free_running.select_by``."""
-
-    patience: int = 3
-    """Evaluations in a row without a gain after which training ends, >= 1."""
-    threshold: float = 0.0
-    """A gain is better than the best so far by more than this, >= 0."""
-
-    def __post_init__(self) -> None:
-        _require_positive("training.early_stopping.patience", self.patience)
-        if not 0 <= self.threshold < math.inf:
-            raise ConfigError(f"training.early_stopping.threshold must be >= 0, got {self.threshold}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSection:
-    """Any field of ``trl.SFTConfig``; what is left out has a default suited to distillation."""
-
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Names and values; :data:`bridgegarden.recipe.training.DEFAULTS` fill the gaps."""
-    early_stopping: EarlyStoppingSection | None = None
-    """When training ends before its last step; null is never. ``{}`` takes the defaults."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "arguments", checked_arguments(self.arguments))
-
-
-@dataclass(frozen=True, kw_only=True)
 class FreeRunningSection:
     """What the student loses on its own texts while it is trained, on prompts of `data.eval`; measured at every
     evaluation."""
@@ -287,7 +212,7 @@ class FreeRunningSection:
     """Of the texts, >= 0."""
 
     def __post_init__(self) -> None:
-        _require_positive("free_running.every", self.every)
+        require_positive("free_running.every", self.every)
         for name, least in (("prompts", 2), ("samples", 1), ("max_new_tokens", 1)):
             if not getattr(self, name) >= least:
                 raise ConfigError(f"free_running.{name} must be >= {least}, got {getattr(self, name)}.")
@@ -430,8 +355,3 @@ def _require_text(place: str, value: str) -> None:
         raise ConfigError(f"{place} is empty; give a name or a path.")
     if len(value.encode()) > LONGEST_PATH or max(len(part.encode()) for part in value.split("/")) > LONGEST_NAME:
         raise ConfigError(f"{place} is longer than any name or path: {value[:60]!r}...")
-
-
-def _require_positive(place: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise ConfigError(f"{place} must be >= 1, got {value}.")

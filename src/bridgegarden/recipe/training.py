@@ -1,21 +1,20 @@
 """The recipe's ``training`` section and TRL's ``SFTConfig``: which fields, which defaults, which are not the user's."""
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from bridgegarden.errors import ConfigError, foreign
-from bridgegarden.recipe.coerce import coerce
+from bridgegarden.recipe.coerce import coerce, require_positive
 from bridgegarden.registry import quoted, unknown_name
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from trl.trainer.sft_config import SFTConfig
-
-    from bridgegarden.recipe.sections import LoraSection, TrainingSection
 
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {
@@ -97,6 +96,63 @@ RANGES: Mapping[str, tuple[int, int | None]] = MappingProxyType(
 NOTHING = object()
 BY_EPOCHS = -1
 """The number of steps with which transformers trains for epochs."""
+
+
+LARGEST_RANK = 65_536
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSection:
+    """Low-rank adapters on the student; the fields are those of ``peft.LoraConfig``."""
+
+    r: int = 16
+    """Rank, >= 1."""
+    lora_alpha: float = 32.0
+    """Scale of the update, > 0; it is divided by the rank."""
+    lora_dropout: float = 0.0
+    """Dropout on the adapters' input, in [0, 1)."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """Which modules get adapters: ``all-linear``, a pattern, or names."""
+
+    def __post_init__(self) -> None:
+        require_positive("student.lora.r", self.r)
+        if self.r > LARGEST_RANK:
+            raise ConfigError(f"student.lora.r must be <= {LARGEST_RANK}, got {self.r}; no layer has so many columns.")
+        if not self.lora_alpha > 0:
+            raise ConfigError(f"student.lora.lora_alpha must be > 0, got {self.lora_alpha}.")
+        if not 0 <= self.lora_dropout < 1:
+            raise ConfigError(f"student.lora.lora_dropout must be in [0, 1), got {self.lora_dropout}.")
+        if not self.target_modules:
+            raise ConfigError("student.lora.target_modules is empty; name modules, or leave it out for all-linear.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStoppingSection:
+    """Training ends when evaluations stop getting better, and the best checkpoint is kept: by
+    ``training.metric_for_best_model`` (the evaluation loss), or by ``free_running.select_by``."""
+
+    patience: int = 3
+    """Evaluations in a row without a gain after which training ends, >= 1."""
+    threshold: float = 0.0
+    """A gain is better than the best so far by more than this, >= 0."""
+
+    def __post_init__(self) -> None:
+        require_positive("training.early_stopping.patience", self.patience)
+        if not 0 <= self.threshold < math.inf:
+            raise ConfigError(f"training.early_stopping.threshold must be >= 0, got {self.threshold}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSection:
+    """Any field of ``trl.SFTConfig``; what is left out has a default suited to distillation."""
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Names and values; :data:`bridgegarden.recipe.training.DEFAULTS` fill the gaps."""
+    early_stopping: EarlyStoppingSection | None = None
+    """When training ends before its last step; null is never. ``{}`` takes the defaults."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "arguments", checked_arguments(self.arguments))
 
 
 def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:

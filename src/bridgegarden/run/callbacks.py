@@ -8,8 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import IntervalStrategy
 
 from bridgegarden.errors import Stopped
-from bridgegarden.run.checkpoints import PREFIX, seal
-from bridgegarden.run.train import StopSignals
+from bridgegarden.run.checkpoints import PREFIX, StopSignals, seal
 
 
 class SealCheckpoints(TrainerCallback):

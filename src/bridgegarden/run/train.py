@@ -3,22 +3,19 @@
 import json
 import os
 import pickle
-import signal
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from bridgegarden.errors import ConfigError, Stopped
 from bridgegarden.files import write_json
 from bridgegarden.recipe import FreeRunningSection, Recipe
 from bridgegarden.run.checked import CheckedRun, check_run, training_arguments
-from bridgegarden.run.checkpoints import checkpoints_in, put_aside
+from bridgegarden.run.checkpoints import StopSignals, checkpoints_in, put_aside
 from bridgegarden.run.models import load_model, usable_device
 from bridgegarden.run.output import OutputFolder, RunLock, full_disk_is_one_line
 from bridgegarden.run.quiet import quiet_libraries
@@ -52,51 +49,6 @@ if TYPE_CHECKING:
 
 TENSORBOARD = "TENSORBOARD_LOGGING_DIR"
 """What transformers reads where TensorBoard's files are to lie, when a trainer is made."""
-
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class StopSignals:
-    """While held, SIGINT and SIGTERM end the run in order; from a thread, signals are left as they are.
-
-    Where a step is being trained, the first one only asks (:attr:`asked`): the step is finished and saved. Elsewhere,
-    and the second time, :class:`~bridgegarden.errors.Stopped` is raised at once.
-    """
-
-    def __init__(self) -> None:
-        self.asked: int | None = None
-        """The signal that asked for the end."""
-        self.can_wait = False
-        """Whether somebody looks at :attr:`asked`."""
-        self.speaks = True
-        """Whether this process tells the user."""
-        self._process = os.getpid()
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._arrived) for number in SIGNALS}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _arrived(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:
-            return  # a worker of the data loader, which ends with its parent
-        if not self.can_wait or self.asked is not None:
-            raise Stopped(number)
-        self.asked = number
-        if self.speaks:
-            # Not through a console, whose lock the interrupted code may hold.
-            name = signal.Signals(number).name
-            with suppress(OSError):  # stderr may have gone away
-                os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, _SAID.format(name).encode())
-
-
-_SAID = "{}: finishing this step and saving it. Once more to stop at once.\n"
 
 
 def train(

@@ -1,46 +1,43 @@
 """What the trainer has added up since it last logged: kept with a checkpoint, so that a resumed run logs the same."""
 
 import json
-import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import Any
 
 from bridgegarden.training.cost import Cost
 
-if TYPE_CHECKING:
-    from bridgegarden.training.trainer import HybridDistillationTrainer
+
+@dataclass(frozen=True, kw_only=True)
+class LogWindow:
+    """The sums of one process."""
+
+    loss_sum: float
+    """Of the losses since the last log."""
+    loss_sum_logged: float
+    """Of those before."""
+    last_logged_step: int
+    terms: list[float] | None
+    """Of the terms of the loss, as ``TermSums`` lists them; None where there are none."""
+    cost_logged: Cost
+    """What had been spent at the last log."""
+    seconds: float | None
+    """Since the last log; None before the first step."""
+
+    def save(self, checkpoint: Path, process: int) -> None:
+        """Write it beside the rest of `checkpoint`."""
+        _path(checkpoint, process).write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def load(cls, checkpoint: Path, process: int) -> "LogWindow | None":
+        """What :meth:`save` wrote; None in a checkpoint that was written without it."""
+        path = _path(checkpoint, process)
+        if not path.is_file():
+            return None
+        window: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        cost = Cost(**window.pop("cost_logged"))
+        return cls(cost_logged=cost, **window)
 
 
-def save_log_window(trainer: "HybridDistillationTrainer", checkpoint: Path) -> None:
-    """Write the sums of this process beside the rest of `checkpoint`."""
-    window = {
-        "loss_sum": trainer._tr_loss.item(),
-        "loss_sum_logged": trainer._total_loss_scalar,
-        "last_logged_step": trainer._globalstep_last_logged,
-        "terms": trainer._terms["train"].tolist(),
-        "cost_logged": asdict(trainer._costs.logged),
-        "seconds": None if trainer._clock is None else time.perf_counter() - trainer._clock,
-    }
-    _path(trainer, checkpoint).write_text(json.dumps(window), encoding="utf-8")
-
-
-def restore_log_window(trainer: "HybridDistillationTrainer", checkpoint: Path) -> None:
-    """Take up the sums where `checkpoint` left them; one that was written without them begins with none."""
-    path = _path(trainer, checkpoint)
-    if not path.is_file():
-        return
-    window: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    trainer._tr_loss = torch.tensor(window["loss_sum"], device=trainer.args.device)
-    trainer._total_loss_scalar = window["loss_sum_logged"]
-    trainer._globalstep_last_logged = window["last_logged_step"]
-    trainer._terms["train"].restore(window["terms"], trainer.args.device)
-    trainer._costs.logged = Cost(**window["cost_logged"])
-    if window["seconds"] is not None:
-        trainer._clock = time.perf_counter() - window["seconds"]
-
-
-def _path(trainer: "HybridDistillationTrainer", checkpoint: Path) -> Path:
-    return checkpoint / f"log_window_{trainer.args.process_index}.json"
+def _path(checkpoint: Path, process: int) -> Path:
+    return checkpoint / f"log_window_{process}.json"

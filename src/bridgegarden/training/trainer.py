@@ -34,7 +34,7 @@ from bridgegarden.training.collator import ROW, RowCollator
 from bridgegarden.training.cost import Cost, CostLedger
 from bridgegarden.training.even_rows import evened
 from bridgegarden.training.launch import check_launch, check_same_teacher
-from bridgegarden.training.log_window import restore_log_window, save_log_window
+from bridgegarden.training.log_window import LogWindow
 from bridgegarden.training.non_finite import check_finite_weights, non_finite_gradient, non_finite_loss
 from bridgegarden.training.on_policy import OnPolicy, check_on_policy
 from bridgegarden.training.prepare import check_data_arguments, check_prepared, prepare, row_rules, withheld
@@ -372,12 +372,28 @@ class HybridDistillationTrainer(SFTTrainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        save_log_window(self, Path(output_dir))
+        window = LogWindow(
+            loss_sum=self._tr_loss.item(),
+            loss_sum_logged=self._total_loss_scalar,
+            last_logged_step=self._globalstep_last_logged,
+            terms=self._terms["train"].tolist(),
+            cost_logged=self._costs.logged,
+            seconds=None if self._clock is None else time.perf_counter() - self._clock,
+        )
+        window.save(Path(output_dir), self.args.process_index)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
-        if checkpoint is not None:
-            restore_log_window(self, Path(checkpoint))
+        window = None if checkpoint is None else LogWindow.load(Path(checkpoint), self.args.process_index)
+        if window is None:
+            return
+        self._tr_loss = torch.tensor(window.loss_sum, device=self.args.device)
+        self._total_loss_scalar = window.loss_sum_logged
+        self._globalstep_last_logged = window.last_logged_step
+        self._terms["train"].restore(window.terms, self.args.device)
+        self._costs.logged = window.cost_logged
+        if window.seconds is not None:
+            self._clock = time.perf_counter() - window.seconds
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # The trainer would train one step more when it is resumed from a last step that does not end an epoch, or was
