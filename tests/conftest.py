@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 import tempfile
 
 _home = tempfile.TemporaryDirectory(prefix="bridgegarden-tests-", ignore_cleanup_errors=True)
@@ -23,10 +24,17 @@ settings.register_profile("reproducible", derandomize=True, deadline=None, datab
 settings.load_profile("reproducible")
 
 
-def pytest_collection_finish() -> None:
+_frozen = 0
+"""How many modules there were when the collector was last told of them."""
+
+
+def pytest_runtest_logfinish() -> None:
     """Trainers collect garbage often. What was imported is none, and looking through it took a third of the time."""
-    gc.collect()
-    gc.freeze()
+    global _frozen
+    if len(sys.modules) > _frozen + 50:
+        _frozen = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

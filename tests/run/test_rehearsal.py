@@ -1,3 +1,4 @@
+import gc
 import os
 import random
 from contextlib import suppress
@@ -12,6 +13,7 @@ from bridgegarden.errors import BridgegardenError, ConfigError
 from bridgegarden.recipe import Recipe, load_recipe
 from bridgegarden.recipe.training import RESERVED, _sft_fields
 from bridgegarden.run import check_settings, train
+from bridgegarden.run.rehearsal import _undisturbed
 
 REFUSED = {
     "neftune_noise_alpha": -1.0,
@@ -139,3 +141,17 @@ def test_what_a_rehearsal_accepts_is_trained_with_and_the_rest_is_one_line(write
             recipe = replace(changed(load_recipe(path), **{name: value}), output=tmp_path / f"out{number}")
             check_settings(recipe)
             train(recipe)
+
+
+def test_what_the_process_itself_keeps_from_the_collector_stays_kept(monkeypatch):
+    gc.freeze()
+    with _undisturbed():
+        pass
+    assert gc.get_freeze_count() > 0
+    called = []
+    monkeypatch.setattr(gc, "get_freeze_count", lambda: 0)
+    monkeypatch.setattr(gc, "freeze", lambda: called.append("freeze"))
+    monkeypatch.setattr(gc, "unfreeze", lambda: called.append("unfreeze"))
+    with _undisturbed():
+        assert called == ["freeze"]
+    assert called == ["freeze", "unfreeze"]

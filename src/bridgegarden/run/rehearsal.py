@@ -193,14 +193,18 @@ def _undisturbed() -> Iterator[None]:
     python, arrays, verbosity = random.getstate(), numpy.random.get_state(), transformers_logging.get_verbosity()
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
-    # A trainer collects garbage at its end: not among all that is loaded, which takes longer than the rest.
-    gc.freeze()
+    # A trainer collects garbage at its end: not among all that is loaded, which takes longer than the rest. What the
+    # process keeps from the collector itself could not be told apart afterwards.
+    freezes = gc.get_freeze_count() == 0
+    if freezes:
+        gc.freeze()
     try:
         with warnings.catch_warnings(), torch.random.fork_rng():
             warnings.simplefilter("ignore")
             yield
     finally:
-        gc.unfreeze()
+        if freezes:
+            gc.unfreeze()
         logging.disable(disabled)
         transformers_logging.set_verbosity(verbosity)
         random.setstate(python)
