@@ -18,6 +18,25 @@ def test_what_is_no_size_is_refused_with_an_example(text):
         parse_size(text)
 
 
+@pytest.mark.parametrize(
+    ("given", "option"),
+    [
+        ({"gpus": 10**30}, r"--gpus must be from 1 to 1e\+06, got a number of 31 digits"),
+        ({"gpus": 10**400}, r"--gpus must be from 1 to 1e\+06, got a number of 401 digits"),
+        ({"memory": "9" * 400 + "GiB"}, "--memory must be from 1 to"),
+        ({"flops": float("nan")}, r"--flops must be from 1 to 1e\+30, got nan"),
+        ({"flops": float("inf")}, "--flops must be from 1"),
+        ({"flops": 1e-300}, "--flops must be from 1"),
+        ({"utilisation": float("nan")}, "--utilisation must be from 0.0001 to 1, got nan"),
+        ({"utilisation": 1e-320}, "--utilisation must be from 0.0001"),
+    ],
+)
+def test_a_machine_beyond_all_machines_is_refused_in_one_line(given, option):
+    with pytest.raises(ConfigError, match=option) as error:
+        machine_of(**{"gpus": 1, **given})
+    assert len(str(error.value)) < 120
+
+
 def test_a_number_of_gpus_alone_means_h100s():
     machine = machine_of(gpus=4)
     assert (machine.name, machine.processes, machine.memory, machine.flops) == ("H100", 4, 80 * 2**30, 989e12)

@@ -67,6 +67,23 @@ def test_steps_and_tokens_are_those_of_the_rows(recipe_file):
     assert plan.work.tokens > alone.work.tokens
 
 
+@pytest.mark.parametrize(
+    ("override", "refusal"),
+    [
+        (
+            "training.per_device_train_batch_size=1000000000000000000",
+            "batch_size: .* rows of 16 tokens",
+        ),
+        ("on_policy={lmbda: 0.5, max_new_tokens: 1000000000000000000}", "written ones .on_policy.max_new_tokens."),
+        ("training.num_train_epochs=1e300", r"num_train_epochs: 1e\+300 epochs of 12 rows are too many"),
+        ("training.num_train_epochs=1e308", r"num_train_epochs: 1e\+308 epochs of 12 rows are too many"),
+    ],
+)
+def test_what_is_beyond_all_counting_is_refused_in_one_line(recipe_file, override, refusal):
+    with pytest.raises(ConfigError, match=refusal):
+        planned(recipe_file, override)
+
+
 def test_operations_are_three_forwards_of_the_student_and_one_of_the_teacher(recipe_file):
     plan = planned(recipe_file, "training.per_device_train_batch_size=1", "data.limit=1", "training.max_steps=5")
     length, positions = plan.work.tokens / 5, plan.work.positions / 5

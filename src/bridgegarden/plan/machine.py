@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from types import MappingProxyType
 from typing import Literal
 
@@ -30,6 +31,17 @@ UTILISATION = 0.4
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
+_BOUNDS = MappingProxyType(
+    {
+        "--gpus": (1, 10**6),
+        "--memory": (1, 2**60),
+        "--flops": (1, 1e30),
+        "--utilisation": (1e-4, 1),
+    }
+)
+"""What can be planned with: far beyond any machine, and small enough that every number of a plan is finite."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Machine:
     """Equal devices, a process on each."""
@@ -48,6 +60,12 @@ class Machine:
     states."""
     gpu: bool = True
     """Whether the devices are GPUs, so that training is in bfloat16 autocast unless the recipe says otherwise."""
+
+    def __post_init__(self) -> None:
+        given = (self.processes, self.memory, self.flops, self.utilisation)
+        for (option, (low, high)), value in zip(_BOUNDS.items(), given, strict=True):
+            if value is not None and not low <= value <= high:  # NaN is not, either
+                raise ConfigError(f"{option} must be from {low:g} to {high:g}, got {_short(value)}.")
 
     @property
     def usable(self) -> int:
@@ -100,12 +118,18 @@ def parse_size(text: str) -> int:
     Raises:
         ConfigError: it is none of these.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", text, re.IGNORECASE)
+    found = re.fullmatch(r"\s*(\d{1,1000}(?:\.\d{1,1000})?)\s*([kmgt]?i?)b?\s*", text, re.IGNORECASE)
     unit = None if found is None else _UNITS.get(found[2].lower())
-    size = 0 if found is None or unit is None else int(float(found[1]) * unit)
+    size = 0 if found is None or unit is None else int(Fraction(found[1]) * unit)
     if size <= 0:
         raise ConfigError(f"--memory: {text!r} is not a size; expected such as 80GiB, 80GB or 24G.")
     return size
+
+
+def _short(value: float) -> str:
+    """A number of any size, for a message."""
+    text = str(value)
+    return text if len(text) <= 20 else f"a number of {len(text)} digits"
 
 
 def gibibytes(count: float) -> str:

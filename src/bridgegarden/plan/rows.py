@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bridgegarden.errors import ConfigError
 from bridgegarden.preflight.activations import Batch
 from bridgegarden.teacher.cache.documents import documents_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+MOST_TOKENS = 2**26
+"""Tokens of a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +64,18 @@ class Rows:
         Args:
             rows: of a batch.
             extra: tokens that the student may write on top.
+
+        Raises:
+            ConfigError: the batch is beyond any memory, and beyond what its tensors' sizes can be counted with.
         """
         chosen = slice(-min(rows, self.count), None)
         longest = int(self.lengths[-1])
+        if rows * (longest + extra) > MOST_TOKENS:
+            written = f" and {extra:,} written ones (on_policy.max_new_tokens)" if extra else ""
+            raise ConfigError(
+                f"training.per_device_train_batch_size: {rows:,} rows of {longest:,} tokens{written} are more than the "
+                f"{MOST_TOKENS:,} tokens that a batch can be planned with, and than any device can hold."
+            )
         return Batch(
             rows=rows,
             length=longest + extra,

@@ -5,12 +5,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bridgegarden.errors import ConfigError
 from bridgegarden.plan.rows import Rows
 from bridgegarden.preflight.flops import ForwardFlops, forward_flops, forwards_a_training_step
 
 if TYPE_CHECKING:
     from bridgegarden.preflight import ModelFacts
     from bridgegarden.training.on_policy import OnPolicy
+
+
+MOST_ROWS = 2**53
+"""Rows read in a run, up to which they can be counted one by one in floating point."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +41,14 @@ class Schedule:
             rows = float(steps * batch * accumulation * processes)
         else:
             batches = math.ceil(count / (batch * processes))
-            steps = math.ceil(arguments.num_train_epochs * max(1, math.ceil(batches / accumulation)))
-            rows = arguments.num_train_epochs * count
+            epochs = arguments.num_train_epochs
+            if epochs * count > MOST_ROWS:
+                raise ConfigError(
+                    f"training.num_train_epochs: {epochs:g} epochs of {count:,} rows are too many to plan with; at "
+                    f"most {MOST_ROWS:,} rows are."
+                )
+            steps = math.ceil(epochs * max(1, math.ceil(batches / accumulation)))
+            rows = epochs * count
         return cls(batch=batch, accumulation=accumulation, processes=processes, steps=steps, rows_read=rows)
 
 
