@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from bridgegarden.diagnostics.advise import advise, more_tokens
+from bridgegarden.diagnostics.advise import RuleScore, _decide, advise, more_tokens
 from bridgegarden.diagnostics.kappa import KappaResult, Kind, PositionKappa
-from bridgegarden.statistics import Estimate, Interval
+from bridgegarden.statistics import Bootstrapped, Estimate, Interval
 
 VOCABULARY = 100
 
@@ -94,8 +94,22 @@ def test_no_relation_and_few_positions_are_rarely_taken_for_evidence():
 
 def test_few_prompts_are_not_enough_however_many_positions_they_have():
     got = advice(planted(lambda unsure, rng: 1 - unsure, prompts=4, each=100))
-    assert got.recommended is None
+    assert (got.recommended, got.either, got.more_tokens) == (None, False, None)
     assert "positions of 4 prompts" in got.reason
+
+
+def test_one_rule_that_may_yet_be_useful_keeps_the_question_open():
+    none = Bootstrapped(value=None, interval=None)
+
+    def score(rule, value, low, high):
+        spearman = Bootstrapped(value=value, interval=Interval(low, high))
+        return RuleScore(rule=rule, mean_weight=0.5, spearman=spearman, auc=none, separation=none, gain=none)
+
+    useless, open_yet = score("confidence", 0.1, -0.05, 0.25), score("entropy", -0.1, -0.3, 0.1)
+    assert _decide((useless, useless), none, 20, 1000)[0] == "static"
+    recommended, either, reason, more = _decide((useless, open_yet), none, 20, 1000)
+    assert (recommended, either, more) == (None, False, 3000)
+    assert "the rank correlation of the entropy rule with kappa is -0.10, but anything in" in reason
 
 
 def test_with_the_tokens_asked_for_the_relation_is_found():

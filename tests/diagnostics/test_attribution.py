@@ -167,6 +167,7 @@ def test_a_budget_below_one_draw_a_text_says_what_is_enough():
 def test_the_largest_draws_come_first_and_name_both_tokens():
     world = make_world(0)
     bias, got = measure(world)
+    assert len(got.largest) == 20
     costs = [draw.cost for draw in got.largest]
     assert costs == sorted(costs, reverse=True)
     for draw in got.largest:

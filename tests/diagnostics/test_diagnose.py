@@ -188,11 +188,23 @@ def test_a_budget_too_small_says_what_is_enough_and_that_much_is():
     assert least_budget(found.students[0].exposure_bias, small_settings()) == enough
 
 
+LEAST = {
+    **{"samples": 1, "temperature": 0, "max_new_tokens": 1, "budget": 1, "rounds": 2, "top": 1, "shown": 0},
+    "max_rows": 1,
+}
+
+
+def test_every_setting_may_be_the_least_that_makes_sense():
+    DiagnosisSettings(**LEAST)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"samples": 0}, "diagnosis.samples must be >= 1, got 0"),
-        ({"rounds": 1}, "diagnosis.rounds must be >= 2, got 1"),
+        *(
+            ({name: least - 1}, f"diagnosis.{name} must be >= {least}, got {least - 1}")
+            for name, least in LEAST.items()
+        ),
         ({"positions": "best"}, "diagnosis.positions must be 'all', 'random' or 'uncertain', got 'best'"),
         ({"divergence": "forward"}, "diagnosis.divergence: unknown name 'forward'"),
         ({"divergence": "alpha_beta"}, "alpha_beta needs two exponents"),

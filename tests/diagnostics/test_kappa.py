@@ -98,8 +98,8 @@ def test_kinds_follow_the_interval_and_the_threshold():
 
 def test_the_default_threshold_is_a_tenth_of_a_texts_loss():
     world = make_world(0)
-    texts = write(world)
-    assert measure(world, texts, rounds=2).threshold == pytest.approx(0.1 * texts.losses.sum().item() / 6)
+    texts = write(world, prompts=9)
+    assert measure(world, texts, rounds=2).threshold == pytest.approx(0.1 * texts.losses.sum().item() / 9)
 
 
 def test_the_last_token_before_the_horizon_costs_nothing_later():
@@ -180,6 +180,11 @@ def test_the_result_is_plain_json():
     first = document["positions"][0]
     assert first["kind"] in ("bridge", "garden", "undecided")
     assert set(first["actions"][0]) == {"token", "teacher_prob", "student_prob", "kappa"}
+
+
+def test_every_setting_may_be_the_least_that_makes_sense():
+    least = {"budget": 1, "rounds": 2, "top": 1, "max_rows": 1, "temperature": 0}
+    assert KappaSettings(**least).continuations == 2 * (2 + 2)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Roll-outs of language models, against a full forward of every prefix."""
 
+import math
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from bridgegarden.causal_lm_policy import CausalLMPolicy
 from bridgegarden.diagnostics.attribution import attribute
 from bridgegarden.diagnostics.exposure_bias import exposure_bias
 from bridgegarden.diagnostics.kappa import KappaSettings, measure_kappa
-from bridgegarden.diagnostics.rollout import read_texts, roll_out
+from bridgegarden.diagnostics.rollout import entropy, read_texts, roll_out
 from bridgegarden.errors import ConfigError, DataError
 from tests.diagnostics.worlds import make_world
 from tests.tiny import tiny_model
@@ -75,6 +77,11 @@ def test_models_are_as_far_apart_as_at_the_temperature_of_the_texts(temperature)
     p, q = ((part / temperature).softmax(-1) for part in logp)
     distance = 0.5 * (p - q).abs().sum()
     assert found.total_variation[0, 0, 0].item() == pytest.approx(distance.item(), rel=1e-4)
+
+
+def test_impossible_tokens_add_nothing_to_the_entropy():
+    logp = torch.tensor([[0.5, 0.0, 0.5], [0.0, 1.0, 0.0]]).log()
+    torch.testing.assert_close(entropy(logp), torch.tensor([math.log(2), 0.0]))
 
 
 def test_reading_what_was_written_gives_the_same_numbers():

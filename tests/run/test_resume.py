@@ -63,11 +63,12 @@ def assert_same(recipe: Recipe, whole: Recipe) -> None:
     assert metrics(recipe.output) == metrics(whole.output)
 
 
+@SLOW
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(recipe, whole):
     train_and_kill(recipe, whole, kills=2, seed=1)
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize("cached", [False, True], ids=["live teacher", "cached teacher, two workers"])
 def test_twenty_kills_change_no_bit(recipe, cached, capsys):
     recipe = from_cache(recipe) if cached else recipe
@@ -101,13 +102,15 @@ def train_and_kill(recipe: Recipe, whole: Recipe, *, kills: int, seed: int) -> t
     ("target", "method", "call", "after"),
     [
         pytest.param(PreTrainedModel, "save_pretrained", 2, True, id="of a checkpoint only the weights", marks=SLOW),
-        pytest.param(torch, "save", 8, True, id="of a checkpoint weights and optimiser"),
+        pytest.param(torch, "save", 8, True, id="of a checkpoint weights and optimiser", marks=SLOW),
         pytest.param(TrainerState, "save_to_json", 2, False, id="all but what makes it whole", marks=SLOW),
         pytest.param(TrainerState, "save_to_json", 2, True, id="before the seal"),
         pytest.param(OutputFolder, "begin", 1, True, id="before the first step", marks=SLOW),
         pytest.param(HybridDistillationTrainer, "prediction_step", 2, False, id="in an evaluation", marks=SLOW),
-        pytest.param(HybridDistillationTrainer, "evaluate", 2, True, id="between evaluation and checkpoint"),
-        pytest.param(HybridDistillationTrainer, "save_model", 6, True, id="the final model is written"),
+        pytest.param(
+            HybridDistillationTrainer, "evaluate", 2, True, id="between evaluation and checkpoint", marks=SLOW
+        ),
+        pytest.param(HybridDistillationTrainer, "save_model", 6, True, id="the final model is written", marks=SLOW),
         pytest.param(OutputFolder, "publish", 1, False, id="before it gets its name", marks=SLOW),
         pytest.param(OutputFolder, "publish", 1, True, id="after it got its name"),
     ],

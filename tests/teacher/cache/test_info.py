@@ -25,7 +25,10 @@ def test_numbers_are_those_of_all_positions(tmp_path, support):
     assert info.bridge_like == np.mean(np.exp(np.concatenate([s.max_logp for s in signals])) > 0.9)
     edges = [*ENTROPY_EDGES, np.inf]
     assert list(info.entropy_histogram) == np.histogram(entropy.clip(0), edges)[0].tolist()
-    assert json.loads(json.dumps(info.to_dict()))["bytes_per_position"] == info.bytes / info.positions
+    document = json.loads(json.dumps(info.to_dict()))
+    assert document["bytes_per_position"] == info.bytes / info.positions
+    assert [bin["from"] for bin in document["entropy_histogram"]] == list(ENTROPY_EDGES)
+    assert [bin["positions"] for bin in document["entropy_histogram"]] == list(info.entropy_histogram)
 
 
 def test_text_says_what_a_person_asks(cache):

@@ -6,7 +6,7 @@ import torch
 
 from bridgegarden.objective.support import TeacherSignal
 from bridgegarden.teacher.cache.forward import signal_arrays
-from bridgegarden.teacher.cache.record import RecordFormat
+from bridgegarden.teacher.cache.record import DamagedRecords, RecordFormat
 from bridgegarden.teacher.cache.support import Support
 from tests.teacher.cache.conftest import cache_spec
 
@@ -146,6 +146,39 @@ def test_layout_on_disk_is_what_the_documentation_says():
         "label_logp": ("float32", (), 44),
         "span": ("float16", (), 48),
     }
+
+
+@pytest.mark.parametrize(("bits", "last"), [(8, 254), (16, 65534)])
+def test_the_least_likely_token_has_the_last_level_and_an_empty_slot_the_code_after_it(bits, last):
+    """A golden value: a change here is a change of the format's version."""
+    layout = RecordFormat(cache_spec(Support(kind="mass", k=16, mass=0.99), bits=bits))
+    values = torch.full((1, 270), -torch.inf)
+    values[0, :3] = torch.tensor([3.0, 1.0, 2.0])
+    signal = layout.spec.support.signal(
+        values, vocab_size=layout.spec.vocab_size, exponents=layout.spec.stored_exponents, generator=None
+    )
+    (record,) = layout.encode(signal_arrays(signal, signal.max_logp, layout.spec))
+    assert record["codes"][:3].tolist() == [0, last, round(last / 2**0.5)]
+    assert set(record["codes"][3:].tolist()) == {last + 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("log_tail", 1.1), ("entropy", -1.1), ("entropy", 100.1), ("max_logp", -100.1), ("max_logp", 1.1)),
+        *(("label_logp", 1.1), ("span", -1.0), ("span", 200.5), ("entropy", np.nan)),
+    ],
+)
+def test_a_number_that_no_teacher_says_is_damage(name, value):
+    layout = RecordFormat(cache_spec())
+    signal = layout.spec.support.signal(
+        logits(3), vocab_size=layout.spec.vocab_size, exponents=layout.spec.stored_exponents, generator=None
+    )
+    records = layout.encode(signal_arrays(signal, signal.max_logp, layout.spec))
+    layout.check(records)
+    records[name][1] = value
+    with pytest.raises(DamagedRecords, match=name):
+        layout.check(records)
 
 
 def test_the_divergence_of_decoded_from_exact_is_small():

@@ -14,6 +14,21 @@ def test_a_spec_comes_back_from_json(support):
     assert CacheSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
+@pytest.mark.parametrize(
+    ("most", "beyond"),
+    [
+        ({"vocab_size": 2**24, "teacher_width": 2**24}, {"vocab_size": 2**24 + 1, "teacher_width": 2**24 + 1}),
+        ({"teacher_width": 2**31 - 1}, {"teacher_width": 2**31}),
+        ({"max_length": 1}, {"max_length": 0}),
+        ({"vocab_size": 1}, {"vocab_size": 0}),
+    ],
+)
+def test_the_largest_and_the_smallest_cache_are_allowed_and_nothing_beyond(most, beyond):
+    cache_spec(**most)
+    with pytest.raises(ConfigError, match=str(next(iter(beyond.values())))):
+        cache_spec(**beyond)
+
+
 def test_defaults_are_kept_beside_what_is_needed():
     assert exponents_with_defaults((0.25, 0.5)) == (0.1, 0.25, 0.5)
 

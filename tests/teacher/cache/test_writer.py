@@ -18,7 +18,7 @@ from datasets import Dataset, concatenate_datasets
 from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.teacher.cache.check import check_cache
 from bridgegarden.teacher.cache.documents import Document, documents_of
-from bridgegarden.teacher.cache.forward import teacher_signals
+from bridgegarden.teacher.cache.forward import WorkingTeacher, teacher_signals
 from bridgegarden.teacher.cache.info import cache_info
 from bridgegarden.teacher.cache.manifest import FORMAT, BuildTime, finished_shards
 from bridgegarden.teacher.cache.reader import TeacherCache
@@ -99,6 +99,10 @@ def test_what_a_killed_build_had_half_written_is_removed(cache):
     before = files(cache)
     build(cache)
     assert before.keys() - files(cache).keys() == {".00007.arrow.partial", ".00007.json.partial"}
+
+
+def test_a_teacher_that_was_not_asked_has_taken_no_time():
+    assert WorkingTeacher(teacher(), RecordFormat(cache_spec())).seconds == 0
 
 
 def test_new_rows_are_added_and_old_ones_not_asked_again(cache, monkeypatch):
