@@ -9,7 +9,7 @@ import yaml
 from rich.console import Console
 
 from bridgegarden.compare import measure, train_one
-from bridgegarden.compare.flops import PairFlops, expected_work, steps_of
+from bridgegarden.compare.flops import PairFlops, Work, expected_work, steps_of
 from bridgegarden.compare.output import CompareFolder, run_key
 from bridgegarden.compare.pair import check_pair, check_recipe, placed, seeded
 from bridgegarden.compare.result import CompareResult
@@ -18,6 +18,7 @@ from bridgegarden.compare.run import compare
 from bridgegarden.compare.settings import CompareSettings, default_baseline
 from bridgegarden.compare.train_one import run_recipe
 from bridgegarden.errors import ConfigError, ModelError, NonFiniteError
+from bridgegarden.plan import machine_of, plan_recipe
 from bridgegarden.recipe import load_recipe
 from tests.tiny import save_tiny, tiny_model
 
@@ -207,6 +208,15 @@ def test_a_students_name_may_hold_the_seed(source):
     assert seeded(recipe, 1).student.model == str(source.parent / "student-1")
     with pytest.raises(ModelError, match="student-7"):
         run(source, source.parent / "out", replace(SETTINGS, seeds=(0, 7)))
+
+
+@pytest.mark.parametrize("overrides", [[], ["student.lora={r: 4}"], ["training.gradient_checkpointing=true"]])
+def test_a_training_costs_in_a_comparison_what_it_costs_in_its_plan(source, overrides):
+    recipe = placed(load_recipe(source, overrides), str(source))
+    planned = plan_recipe(seeded(recipe, 0), machine_of(gpus=1)).work
+    work = Work(student_tokens=planned.tokens, student_positions=planned.positions)
+    pair, _ = check_pair(recipe, [0])
+    assert PairFlops.of(pair).training(work) == pytest.approx(planned.flops["student"], rel=0.01)
 
 
 def test_with_equal_operations_on_policy_takes_as_many_steps_as_fit(source):

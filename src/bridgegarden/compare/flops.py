@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from bridgegarden.compare.pair import Pair
 from bridgegarden.compare.rows import ComparedRow
-from bridgegarden.preflight.flops import ForwardFlops, forward_flops, forwards_a_training_step
+from bridgegarden.plan.work import StepFlops
+from bridgegarden.preflight.flops import ForwardFlops, forward_flops
+from bridgegarden.recipe import build_lora_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +33,10 @@ class PairFlops:
 
     teacher: ForwardFlops
     student: ForwardFlops
+    learning: StepFlops
+    """Of the student, forward and backward."""
     context: float
     """Tokens that a token attends to, on average."""
-    forwards: float
-    """Forwards that a training step of the student amounts to."""
 
     @classmethod
     def of(cls, pair: Pair) -> "PairFlops":
@@ -43,20 +45,24 @@ class PairFlops:
         Raises:
             ModelError: a model has layers whose operations cannot be counted.
         """
-        checkpointing = bool(pair.recipe.training.arguments.get("gradient_checkpointing"))
+        lora = pair.recipe.student.lora
+        learning = StepFlops.of(
+            pair.student,
+            lora=None if lora is None else build_lora_config(lora),
+            gradient_checkpointing=bool(pair.recipe.training.arguments.get("gradient_checkpointing")),
+        )
         return cls(
             teacher=forward_flops(pair.teacher.config),
-            student=forward_flops(pair.student.config),
+            student=learning.forward,
+            learning=learning,
             context=(pair.counts.tokens + 1) / 2,
-            forwards=forwards_a_training_step(
-                gradient_checkpointing=checkpointing, frozen=pair.recipe.student.lora is not None
-            ),
         )
 
     def training(self, work: Work) -> float:
         """Operations of a training."""
         student = self.student.layers(self.context)
-        learnt = self.forwards * student * work.student_tokens + 3 * self.student.head * work.student_positions
+        learning = self.learning
+        learnt = learning.layers(self.context) * work.student_tokens + learning.head * work.student_positions
         written = student * (work.prompt_tokens + work.generated_tokens) + self.student.head * work.generated_tokens
         return learnt + written + self._asked(work.teacher_tokens, work.teacher_positions)
 

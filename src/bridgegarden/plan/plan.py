@@ -150,7 +150,7 @@ def _plan(
         rows,
         schedule,
         gradient_checkpointing=setup.gradient_checkpointing,
-        frozen=setup.lora is not None,
+        lora=setup.lora,
         on_policy=recipe.on_policy,
     )
     held_out = [] if data.evaluation is None else [Rows.of(data.evaluation)]

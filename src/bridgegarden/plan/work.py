@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 from bridgegarden.errors import ConfigError
 from bridgegarden.plan.rows import Rows
 from bridgegarden.preflight.flops import ForwardFlops, forward_flops, forwards_a_training_step
+from bridgegarden.preflight.memory import trained_parameters
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
+
     from bridgegarden.preflight import ModelFacts
     from bridgegarden.training.on_policy import OnPolicy
 
@@ -71,6 +74,58 @@ class Work:
         return sum(self.flops.values())
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepFlops:
+    """What a student's training step costs, forward and backward, by what the cost depends on.
+
+    A product has two more in the backward: the gradients of both its sides. That of a weight that is not trained is
+    left out; the two sides of attention's products are activations, whose gradients are needed in any case.
+    """
+
+    forward: ForwardFlops
+    adapters: float
+    """Operations a token in the adapters' forward: twice their weights. 0 where all weights are trained."""
+    gradient_checkpointing: bool
+    frozen: bool
+    """Whether adapters are trained, and neither the weights under them nor the head are."""
+
+    @classmethod
+    def of(cls, student: "ModelFacts", *, lora: "LoraConfig | None", gradient_checkpointing: bool) -> "StepFlops":
+        """Of a student.
+
+        Args:
+            student: the model that is trained.
+            lora: its adapters; None where all weights are trained.
+            gradient_checkpointing: whether the layers are computed again in the backward.
+
+        Raises:
+            ConfigError: the adapters fit no layer.
+            ModelError: it has layers whose operations cannot be counted.
+        """
+        return cls(
+            forward=forward_flops(student.config),
+            adapters=0.0 if lora is None else 2.0 * trained_parameters(student, lora)[0],
+            gradient_checkpointing=gradient_checkpointing,
+            frozen=lora is not None,
+        )
+
+    def layers(self, context: float) -> float:
+        """Operations for one token in all layers.
+
+        Args:
+            context: keys that it attends to; see :meth:`ForwardFlops.layers`.
+        """
+        trained = forwards_a_training_step(gradient_checkpointing=self.gradient_checkpointing)
+        weights = forwards_a_training_step(gradient_checkpointing=self.gradient_checkpointing, frozen=self.frozen)
+        attention = self.forward.layers(context) - self.forward.weights
+        return weights * self.forward.weights + trained * (attention + self.adapters)
+
+    @property
+    def head(self) -> float:
+        """Operations of the vocabulary projection and its gradients at one position. It is never computed again."""
+        return forwards_a_training_step(frozen=self.frozen) * self.forward.head
+
+
 def training_work(
     student: "ModelFacts",
     teacher: "ModelFacts | None",
@@ -78,7 +133,7 @@ def training_work(
     schedule: Schedule,
     *,
     gradient_checkpointing: bool,
-    frozen: bool,
+    lora: "LoraConfig | None",
     on_policy: "OnPolicy | None",
 ) -> Work:
     """What training takes; what a cache or an evaluation takes is not in it.
@@ -89,7 +144,7 @@ def training_work(
         rows: of the data, packed if they are.
         schedule: how often they are read.
         gradient_checkpointing: whether the layers are computed again in the backward.
-        frozen: whether adapters are trained, and the weights under them are not.
+        lora: adapters that are trained in place of all weights.
         on_policy: which batches the student answers itself.
 
     Raises:
@@ -97,22 +152,16 @@ def training_work(
     """
     once = rows.padded_mean(schedule.batch, lambda length: length)
     tokens, positions = schedule.rows_read * once, schedule.rows_read * rows.positions / rows.count
-    ours = forward_flops(student.config)
-    all_weights = forwards_a_training_step(gradient_checkpointing=gradient_checkpointing, frozen=frozen)
-    scores = forwards_a_training_step(gradient_checkpointing=gradient_checkpointing)
-
-    def student_row(length: float) -> float:
-        attention = ours.layers((length + 1) / 2) - ours.weights
-        return length * (all_weights * ours.weights + scores * attention)
-
+    ours = StepFlops.of(student, lora=lora, gradient_checkpointing=gradient_checkpointing)
     flops: dict[str, float] = {}
     if teacher is not None:
         flops["teacher"] = _read(forward_flops(teacher.config), rows, schedule, positions)
-    student_layers = schedule.rows_read * rows.padded_mean(schedule.batch, student_row)
-    # The gradients of head and hidden states; only the latter where the head is not trained.
-    flops["student"] = student_layers + (2 if frozen else 3) * ours.head * positions
+    row = rows.padded_mean(schedule.batch, lambda length: length * ours.layers((length + 1) / 2))
+    flops["student"] = schedule.rows_read * row + ours.head * positions
     if on_policy is not None and on_policy.lmbda > 0:
-        flops["student's own texts"] = on_policy.lmbda * _written(ours, rows, schedule, on_policy.max_new_tokens)
+        flops["student's own texts"] = on_policy.lmbda * _written(
+            ours.forward, rows, schedule, on_policy.max_new_tokens
+        )
     return Work(
         tokens=tokens,
         positions=positions,

@@ -1,0 +1,77 @@
+"""The formulas beside what a step of real training is counted to take."""
+
+import pytest
+import torch
+from datasets import Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from trl.trainer.sft_config import SFTConfig
+
+from bridgegarden.objective.hybrid import HybridObjective
+from bridgegarden.plan.work import StepFlops
+from bridgegarden.preflight import ModelReference, load_facts
+from bridgegarden.preflight.flops import forward_flops
+from bridgegarden.recipe import build_lora_config
+from bridgegarden.recipe.sections import LoraSection
+from bridgegarden.training.trainer import HybridDistillationTrainer
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+
+ROWS, TOKENS, LEARNT = 4, 48, 24
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Facts of a teacher and a student whose heads take about as much as their layers."""
+    facts = []
+    for role, hidden in (("teacher", 32), ("student", 64)):
+        model = tiny_model("llama", vocab_size=1024, hidden_size=hidden, layers=4)
+        folder = save_tiny(tmp_path / role, model, tiny_tokenizer())
+        facts.append(load_facts(ModelReference(role="model", model=str(folder), dtype="float32")))
+    return facts
+
+
+def counted(student, teacher, lora, tmp_path, checkpointing):
+    """Operations of a step, as PyTorch counts them, of a trainer on eager attention, which hides nothing from it."""
+    ids = torch.randint(0, 250, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0)).tolist()
+    rows = [{"input_ids": row, "labels": [-100] * (TOKENS - LEARNT) + row[-LEARNT:]} for row in ids]
+    trainer = HybridDistillationTrainer(
+        model=student,
+        teacher=teacher,
+        objective=HybridObjective(),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tiny_tokenizer(),
+        peft_config=lora,
+        args=SFTConfig(
+            output_dir=str(tmp_path / "trainer"),
+            max_steps=1,
+            per_device_train_batch_size=ROWS,
+            report_to=[],
+            save_strategy="no",
+            bf16=False,
+            gradient_checkpointing=checkpointing,
+            use_cpu=True,
+            disable_tqdm=True,
+        ),
+    )
+    addmm = {torch.ops.aten.addmm_: lambda added, left, right, *_, **__: 2 * left[0] * left[1] * right[1]}
+    with FlopCounterMode(display=False, custom_mapping=addmm) as counter:
+        trainer.train()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("adapters", [None, 4, 16])
+def test_a_step_takes_what_it_is_counted_to_take(adapters, checkpointing, pair, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    teacher, student = (
+        AutoModelForCausalLM.from_pretrained(facts.reference.model, attn_implementation="eager") for facts in pair
+    )
+    lora = None if adapters is None else build_lora_config(LoraSection(r=adapters, lora_alpha=adapters))
+    step = StepFlops.of(pair[1], lora=lora, gradient_checkpointing=checkpointing)
+    asked = forward_flops(pair[0].config)
+    # Eager attention computes what the causal mask hides, so every token attends to all.
+    expected = ROWS * TOKENS * (step.layers(TOKENS) + asked.layers(TOKENS))
+    expected += ROWS * LEARNT * (step.head + asked.head)
+    got = counted(student, teacher, lora, tmp_path, checkpointing)
+    # Checkpointing leaves out each layer's last product; the first layer's input gets no gradient under adapters.
+    assert got == pytest.approx(expected, rel=0.04 if checkpointing else 0.02)
