@@ -1,3 +1,4 @@
+import errno
 import json
 
 import pytest
@@ -22,3 +23,15 @@ def test_what_a_dead_builder_here_left_does_not_hold_anybody_up(tmp_path, left):
     with build_lock(tmp_path):
         assert json.loads((tmp_path / LOCK).read_text())["pid"] > 0
     assert (tmp_path / LOCK).read_text() == ""
+
+
+def test_a_lock_that_finds_no_room_is_named(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    with (
+        pytest.raises(ConfigError, match=rf"{LOCK} cannot be written: no space left on the disk"),
+        build_lock(tmp_path),
+    ):
+        pass

@@ -35,7 +35,8 @@ def build_lock(folder: Path) -> Iterator[None]:
         holder = _holder(file)
         if holder and holder.get("host") != socket.gethostname():
             raise _held(folder, holder, f" If it no longer runs, remove {path}.")
-        _write(file, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
+        with writing(folder, path):
+            _write(file, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
         try:
             yield
         finally:
