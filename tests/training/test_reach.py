@@ -10,6 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from bridgegarden.errors import ConfigError, DataError, ModelError
 from bridgegarden.objective.hybrid import HybridObjective, hybrid_loss_from_logits
+from bridgegarden.training.reach import check_loaded
 from tests.architectures import tiny_architecture
 from tests.tiny import VOCABULARY, tiny_model
 from tests.training.conftest import token_rows
@@ -33,6 +34,17 @@ def rows_of(*lengths: int, token: int = 7) -> Dataset:
 def test_a_row_longer_than_a_table_of_positions_is_named(make_trainer, role):
     with pytest.raises(DataError, match=rf"train data, row 2: has 20 tokens, but the {role}, GPT2.*a table of 16"):
         make_trainer(**{role: learned_positions(16)}, train=rows_of(16, 3, 20, 17))
+
+
+def test_a_student_whose_weights_have_no_numbers_is_refused_where_it_would_be_probed(make_trainer):
+    with torch.device("meta"):
+        student = tiny_model("llama", 264)
+    with pytest.raises(ModelError, match=r"^student Llama.*: on the meta device.* Load it"):
+        make_trainer(student=student)
+    with pytest.raises(ModelError, match="on the meta device"):
+        check_loaded(student, {"LOCAL_RANK": "0"})
+    check_loaded(student, {"LOCAL_RANK": "1"})
+    check_loaded(tiny_model("llama", 264), {})
 
 
 def test_held_out_rows_are_looked_at_too(make_trainer):

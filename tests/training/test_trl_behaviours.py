@@ -1,5 +1,6 @@
 """What people do with TRL's ``SFTTrainer``, done with ours: it works, or is refused in one line that says why."""
 
+import json
 import math
 import re
 from dataclasses import fields
@@ -404,3 +405,21 @@ def test_a_checkpoint_is_gone_on_from(tmp_path):
         assert torch.equal(ours, theirs)
     logged = [trainer.state.log_history[-2]["num_tokens"] for trainer in (whole, resumed)]
     assert logged[0] == logged[1]
+
+
+def test_a_checkpoint_whose_log_window_has_other_sums_is_gone_on_from_with_a_word(tmp_path, caplog):
+    config = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2, "logging_steps": 2}
+    whole = trainer_of(tmp_path, config=config)
+    whole.train()
+    checkpoint = tmp_path / "trainer" / "checkpoint-1"
+    window = json.loads((checkpoint / "log_window_0.json").read_text())
+    window["terms"].pop()
+    (checkpoint / "log_window_0.json").write_text(json.dumps(window))
+    resumed = trainer_of(tmp_path, config=config)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert "checkpoint-1: written by another version, which logged other terms" in caplog.text
+    for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    first, line = (trainer.state.log_history[-2] for trainer in (whole, resumed))
+    assert line["loss"] == first["loss"]
+    assert line["supervised_tokens"] == first["supervised_tokens"] / 2

@@ -47,8 +47,9 @@ def check_data_arguments(args: SFTConfig, kwargs: Mapping[str, Any], columns: Co
         for name in ("pad_token", "pad_to_multiple_of"):
             if getattr(args, name) is not None:
                 raise ConfigError(f"training.{name}: is up to data_collator; leave out one or the other.")
-    asked: Any = args.dataset_kwargs or {}
-    unknown = [key for key in asked if key != SKIP] if isinstance(asked, Mapping) else [asked]
+    # Text that was no JSON object is still text.
+    asked = args.dataset_kwargs if isinstance(args.dataset_kwargs, Mapping) else {args.dataset_kwargs or SKIP: False}
+    unknown = [key for key in asked if key != SKIP]
     if unknown:
         raise ConfigError(f"training.dataset_kwargs: got {unknown[0]!r}; expected nothing but {{{SKIP!r}: True}}.")
     if not asked.get(SKIP):

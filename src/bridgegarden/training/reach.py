@@ -1,5 +1,6 @@
 """What student and teacher can read: probed before the first step, and held against the data."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -86,6 +87,19 @@ class Reach:
         return self.positions is not None and longest > self.positions
 
 
+def check_loaded(student: nn.Module, environment: Mapping[str, str] = os.environ) -> None:
+    """Make sure that the first process of a machine has the weights of the student; under FSDP it may hand them on.
+
+    Raises:
+        ModelError: it has not, so that there is nothing to probe, and nothing to train.
+    """
+    if int(environment.get("LOCAL_RANK") or 0) == 0 and any(parameter.is_meta for parameter in student.parameters()):
+        raise ModelError(
+            f"student {architecture(language_model_in(student))}: on the meta device, where weights have no numbers. "
+            "Load it (from_pretrained) where no such device is set, and whole (no offloading by device_map)."
+        )
+
+
 def check_models(
     student: nn.Module,
     teacher: PreTrainedModel | None,
@@ -114,7 +128,7 @@ def check_models(
         raise ConfigError(
             f"training.gradient_checkpointing: {architecture(inner)} does not support it. Set it to false."
         )
-    # Under FSDP one process of a machine may hold the weights for all until training begins: nothing here to probe.
+    # Under FSDP the first process of a machine may hold the weights for all until training begins, and probes them.
     if inner.device.type != "meta":
         check_causal_lm(inner)
     models = {"student": inner} | ({} if teacher is None else {"teacher": teacher})

@@ -8,6 +8,9 @@ from torch import Tensor
 from bridgegarden.objective.fused import FusedLoss
 
 _NAMES = ("loss", "soft_loss", "hard_loss", "risk_loss", "soft_weight", "teacher_entropy", "captured_mass")
+"""Terms, each of which has a sum over positions."""
+_COUNTS = ("positions", "with_risk", "student_entropy", "student_hits", "measured", "tokens")
+"""What is counted behind them."""
 
 
 class TermSums:
@@ -54,9 +57,11 @@ class TermSums:
         """The sums as plain numbers, None when there are none; nothing is forgotten."""
         return None if self._sums is None else self._sums.tolist()
 
-    def restore(self, sums: list[float] | None, device: torch.device) -> None:
-        """Go on from what :meth:`tolist` gave."""
-        self._sums = None if sums is None else torch.tensor(sums, dtype=torch.float64, device=device)
+    def restore(self, sums: list[float] | None, device: torch.device) -> bool:
+        """Go on from what :meth:`tolist` gave; False, and from nothing, where those are other sums than these."""
+        known = sums is None or len(sums) == len(_NAMES) + len(_COUNTS)
+        self._sums = None if sums is None or not known else torch.tensor(sums, dtype=torch.float64, device=device)
+        return known
 
 
 def term_means(sums: Tensor) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """TRL's supervised fine-tuning trainer with the hybrid objective in place of its loss."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from copy import copy
@@ -38,12 +39,15 @@ from bridgegarden.training.log_window import LogWindow
 from bridgegarden.training.non_finite import check_finite_weights, non_finite_gradient, non_finite_loss
 from bridgegarden.training.on_policy import OnPolicy, check_on_policy
 from bridgegarden.training.prepare import check_data_arguments, check_prepared, prepare, row_rules, withheld
-from bridgegarden.training.reach import check_models
+from bridgegarden.training.reach import check_loaded, check_models
 from bridgegarden.training.student_writer import StudentWriter
 from bridgegarden.training.terms import TermSums, term_means
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+
+logger = logging.getLogger(__name__)
 
 
 class HybridDistillationTrainer(SFTTrainer):
@@ -102,6 +106,8 @@ class HybridDistillationTrainer(SFTTrainer):
         check_arguments(args, kwargs)
         if args is not None:
             check_data_arguments(args, kwargs, columns)
+        if isinstance(model, nn.Module):
+            check_loaded(model)
         self.objective = objective if objective is not None else HybridObjective()
         self.teacher = _as_teacher(teacher, model, adapters=kwargs.get("peft_config") is not None)
         cache = self.teacher if isinstance(self.teacher, TeacherCache) else None
@@ -390,7 +396,12 @@ class HybridDistillationTrainer(SFTTrainer):
         self._tr_loss = torch.tensor(window.loss_sum, device=self.args.device)
         self._total_loss_scalar = window.loss_sum_logged
         self._globalstep_last_logged = window.last_logged_step
-        self._terms["train"].restore(window.terms, self.args.device)
+        if not self._terms["train"].restore(window.terms, self.args.device):
+            logger.warning(
+                "%s: written by another version, which logged other terms; the first line that is logged now has those "
+                "of the steps from here on. Training goes on as it would have.",
+                checkpoint,
+            )
         self._costs.logged = window.cost_logged
         if window.seconds is not None:
             self._clock = time.perf_counter() - window.seconds
