@@ -149,14 +149,17 @@ def difference(mutant: Mutant) -> tuple[str, str]:
 
 def chosen(package: str, sample: int | None, seed: int) -> list[Mutant]:
     """The mutants of a folder or file below the package that are to be tried."""
-    known = {(one["file"], one["line"], one["mutant"]) for one in tomllib.loads(EQUIVALENT.read_text())["equivalent"]}
+    listed = tomllib.loads(EQUIVALENT.read_text())["equivalent"]
+    known = {(one["file"], one["within"], one["line"], one["mutant"]) for one in listed}
     path = SOURCE / package
     files = sorted((ROOT / path).rglob("*.py")) if (ROOT / path).is_dir() else [ROOT / path]
     every = [one for file in files for one in Source(str(file.relative_to(ROOT)), file.read_bytes()).mutants()]
     # By what they change: a change elsewhere leaves the sample as it is.
     every.sort(key=lambda one: hashlib.sha256(repr((seed, one.path, *difference(one))).encode()).digest())
     drawn = every[: sample or len(every)]
-    different = [one for one in drawn if (one.path, *difference(one)) not in known]
+    different = [
+        one for one in drawn if (one.path, one.within((ROOT / one.path).read_bytes()), *difference(one)) not in known
+    ]
     print(
         f"{package}: {len(drawn)} of {len(every)} mutants, {len(drawn) - len(different)} of them equivalent", flush=True
     )

@@ -6,6 +6,7 @@ errors say, annotations, decorators and assertions are not mutated.
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
@@ -42,6 +43,12 @@ class Mutant(NamedTuple):
         end = self.line + self.old.count("\n")
         sides = before[self.line - 1 : end], after[self.line - 1 : end + len(after) - len(before)]
         return tuple(" ".join(line.strip() for line in lines) for lines in sides)
+
+    def within(self, text: bytes) -> str:
+        """The function or class of the file that it is in, or nothing."""
+        lines = text[: self.start].decode().splitlines()
+        found = (re.match(r"(?:def|class) (\w+)", line) for line in reversed(lines))
+        return next((match[1] for match in found if match), "")
 
 
 class Source:

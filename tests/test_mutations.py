@@ -54,6 +54,11 @@ def test_a_difference_is_told_by_its_lines():
     ]
 
 
+def test_a_mutant_knows_the_function_or_class_that_it_is_in():
+    source = b"a = 1\n\ndef f():\n    return 2\n\nclass C:\n    def g(self):\n        return 3\n"
+    assert [one.within(source) for one in Source("file.py", source).mutants()] == ["", "f", "C"]
+
+
 def test_mutants_of_the_mutator_can_be_read():
     text = Path(mutations.__file__).read_bytes()
     mutants = Source("mutations.py", text).mutants()
