@@ -164,6 +164,14 @@ def test_micro_batches_of_different_lengths_give_the_gradient_of_the_joined_batc
         torch.testing.assert_close(torch.autograd.grad(torch.stack(parts).sum(), weight)[0], expected)
 
 
+def test_the_mean_over_one_supervised_position_is_its_loss():
+    student, teacher, labels = batch(rows=1)
+    labels[0, :-1] = X
+    loss = hybrid_loss_from_logits(student, teacher, labels, HybridObjective.preset("static"))
+    assert loss.mask.sum() == 1
+    torch.testing.assert_close(loss.mean(), loss.total.sum())
+
+
 def test_batch_order_and_padding_change_nothing():
     student, teacher, labels = batch()
     objective = HybridObjective.preset("risk_guided")
