@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from bridgegarden.compare.report import write_report
+from bridgegarden.compare.report import report_page
 from bridgegarden.compare.result import CompareRun
 from tests.chromium import chromium, needs_chromium
 from tests.compare.made_up import made_up_result
@@ -13,7 +13,7 @@ EVIL = '</script><img src=x onerror="document.title=1"><b>'
 
 
 def text_of(result, tmp_path: Path) -> str:
-    return write_report(result, tmp_path / "report.html").read_text(encoding="utf-8")
+    return report_page(result).write(tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -56,7 +56,7 @@ def test_names_from_outside_cannot_become_markup(tmp_path):
 
 @needs_chromium
 def test_the_page_asks_nothing_of_the_network_and_fits_a_telephone(tmp_path):
-    path = write_report(RESULT, tmp_path / "report.html")
+    path = report_page(RESULT).write(tmp_path / "report.html")
     with chromium() as browser:
         browser.look(390, 900)
         browser.open(path)

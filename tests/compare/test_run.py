@@ -96,8 +96,8 @@ def test_a_finished_comparison_leaves_numbers_tables_and_a_page(finished):
     assert {found["quantity"] for found in tree["differences"]} == {"teacher_loss", "student_loss", "exposure_bias"}
     assert [(made.objective, made.seed) for made in result.runs] == [("soft", 0), ("soft", 1), ("gkd", 0), ("gkd", 1)]
     assert "GKD" in folder.report.read_text()
-    assert "GKD" in folder.tables.read_text()
-    assert folder.table.read_text().startswith("objective,label")
+    assert "GKD" in (folder.path / "tables.md").read_text()
+    assert (folder.path / "objectives.csv").read_text().startswith("objective,label")
     assert not (folder.path / "INCOMPLETE").exists()
     assert (folder.path / "runs" / "gkd-seed1" / "model" / "config.json").is_file()
 
@@ -199,7 +199,7 @@ def test_a_loss_that_is_not_finite_fails_its_training_and_no_other(source, train
     result, folder = run(source, tmp_path)
     assert [(made.objective, made.seed) for made in result.failures] == [("gkd", 1)]
     assert set(result.runs_of("gkd")) == {0}
-    assert "GKD failed with seed 1: step 2: the loss is nan" in folder.tables.read_text()
+    assert "GKD failed with seed 1: step 2: the loss is nan" in (folder.path / "tables.md").read_text()
     assert CompareResult.from_dict(json.loads(folder.result.read_text())) == result
 
 

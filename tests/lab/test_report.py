@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from bridgegarden.lab.objectives import OBJECTIVES
-from bridgegarden.lab.report import write_report
+from bridgegarden.lab.report import report_page
 from bridgegarden.lab.report_charts import optimum, roles_of, sweep_weights
 from bridgegarden.lab.result import Measured
 from tests.lab.made_up import made_up_result
@@ -15,7 +15,7 @@ EVIL = "<script>document.title=1</script>"
 
 
 def text_of(result, tmp_path) -> str:
-    return write_report(result, tmp_path / "report.html").read_text(encoding="utf-8")
+    return report_page(result).write(tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def no_bridges(world: str, regime: str, objective: str, seed: int, measured: Measured) -> Measured:

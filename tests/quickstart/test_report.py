@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bridgegarden.lab.objectives import OBJECTIVES
-from bridgegarden.quickstart.report import write_report
+from bridgegarden.quickstart.report import report_page
 from tests.chromium import Browser, chromium, needs_chromium
 from tests.quickstart.made_up import WORDS, made_up_result
 
@@ -18,7 +18,7 @@ CARD = "document.getElementById('card')"
 
 
 def text_of(result, tmp_path: Path) -> str:
-    return write_report(result, tmp_path / "report.html").read_text(encoding="utf-8")
+    return report_page(result).write(tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("result", "units"), [(ONE, "1,000 problems of the only seed"), (THREE, "3 seeds")])
@@ -94,7 +94,7 @@ def shown(browser: Browser) -> str | None:
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("result", [ONE, THREE])
 def test_a_browser_has_nothing_to_complain_of_and_fetches_nothing(result, dark, browser, tmp_path):
-    page = write_report(result, tmp_path / "report.html")
+    page = report_page(result).write(tmp_path / "report.html")
     browser.look(1100, 900, dark=dark)
     browser.open(page)
     assert browser.logged == []
@@ -105,7 +105,7 @@ def test_a_browser_has_nothing_to_complain_of_and_fetches_nothing(result, dark, 
 @pytest.mark.parametrize("width", [320, 390, 768, 1400])
 def test_the_page_never_scrolls_sideways(width, browser, tmp_path):
     browser.look(width, 800)
-    browser.open(write_report(THREE, tmp_path / "report.html"))
+    browser.open(report_page(THREE).write(tmp_path / "report.html"))
     assert browser.run("document.documentElement.scrollWidth") == width
     assert browser.run("[...document.querySelectorAll('.chart')].filter(c => c.clientWidth).length") == 3
 
@@ -113,7 +113,7 @@ def test_the_page_never_scrolls_sideways(width, browser, tmp_path):
 @needs_chromium
 def test_pointing_at_a_token_shows_what_everyone_expected(browser, tmp_path):
     browser.look(1100, 900)
-    browser.open(write_report(ONE, tmp_path / "report.html"))
+    browser.open(report_page(ONE).write(tmp_path / "report.html"))
     assert shown(browser) is None
     browser.point(".text .token:nth-of-type(5)")
     card = shown(browser)
@@ -130,7 +130,7 @@ def test_pointing_at_a_token_shows_what_everyone_expected(browser, tmp_path):
 @needs_chromium
 def test_a_tap_shows_the_card_and_leaves_the_token_in_sight(browser, tmp_path):
     browser.look(390, 700)
-    browser.open(write_report(THREE, tmp_path / "report.html"))
+    browser.open(report_page(THREE).write(tmp_path / "report.html"))
     browser.tap(".text .token:nth-of-type(20)")
     assert shown(browser).startswith("4\n")
     foot = browser.run("document.querySelector('.text .token.open').getBoundingClientRect().bottom")
@@ -142,7 +142,7 @@ def test_a_tap_shows_the_card_and_leaves_the_token_in_sight(browser, tmp_path):
 @needs_chromium
 def test_arrow_keys_walk_from_token_to_token(browser, tmp_path):
     browser.look(1100, 900)
-    browser.open(write_report(ONE, tmp_path / "report.html"))
+    browser.open(report_page(ONE).write(tmp_path / "report.html"))
     browser.run("document.querySelector('.text .token').focus()")
     assert shown(browser).startswith("let\n")
     browser.press("ArrowRight")
@@ -156,7 +156,7 @@ def test_arrow_keys_walk_from_token_to_token(browser, tmp_path):
 @needs_chromium
 def test_the_tab_key_reaches_every_point_of_the_first_chart(browser, tmp_path):
     browser.look(1100, 900)
-    browser.open(write_report(ONE, tmp_path / "report.html"))
+    browser.open(report_page(ONE).write(tmp_path / "report.html"))
     browser.run("document.querySelector('.wide .mark').focus()")
     assert shown(browser).startswith("hard (argmax)\n")
     assert "right answers, sampled: 8" in shown(browser)
@@ -170,7 +170,7 @@ def test_the_tab_key_reaches_every_point_of_the_first_chart(browser, tmp_path):
 @needs_chromium
 def test_the_switch_repaints_the_answer_and_changes_the_legend(browser, tmp_path):
     browser.look(1100, 900)
-    browser.open(write_report(ONE, tmp_path / "report.html"))
+    browser.open(report_page(ONE).write(tmp_path / "report.html"))
     paint = "[...document.querySelectorAll('.text .token')].map(t => getComputedStyle(t).backgroundColor)"
     legend = "[...document.querySelectorAll('.key-row')].filter(k => k.offsetHeight).map(k => k.innerText).join()"
     by_role = browser.run(paint)
@@ -187,7 +187,7 @@ def test_the_switch_repaints_the_answer_and_changes_the_legend(browser, tmp_path
 @needs_chromium
 def test_a_token_that_looks_like_markup_stays_text(browser, tmp_path):
     browser.look(1100, 900)
-    browser.open(write_report(made_up_result(words=[*WORDS, (EVIL, "garden")]), tmp_path / "report.html"))
+    browser.open(report_page(made_up_result(words=[*WORDS, (EVIL, "garden")])).write(tmp_path / "report.html"))
     browser.point(".text .token:last-of-type")
     assert EVIL.replace(" ", "␣") in shown(browser)
     assert browser.run("document.querySelector('.text .token:last-of-type').textContent") == EVIL
@@ -198,7 +198,7 @@ def test_a_token_that_looks_like_markup_stays_text(browser, tmp_path):
 
 @needs_chromium
 def test_it_prints(browser, tmp_path):
-    browser.open(write_report(THREE, tmp_path / "report.html"))
+    browser.open(report_page(THREE).write(tmp_path / "report.html"))
     browser.pdf(tmp_path / "report.pdf")
     pages = re.findall(rb"/Type\s*/Page\b", (tmp_path / "report.pdf").read_bytes())
     assert 3 <= len(pages) <= 8

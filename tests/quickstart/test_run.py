@@ -177,8 +177,8 @@ def test_an_earlier_result_outlives_an_interrupted_run_that_is_marked(trained, t
 @pytest.mark.parametrize("broken", ["", "{}", '{"key": 3', "[]", '{"key": "KEY", "run": {}}'])
 def test_a_damaged_record_is_not_a_finished_training(tmp_path, broken):
     folder = QuickstartFolder(tmp_path)
-    folder.begin(resume=True)
     folder.student("hard", 0).mkdir(parents=True)
+    folder.run("hard", 0).parent.mkdir()
     folder.run("hard", 0).write_text(broken.replace("KEY", "key"))
     assert folder.finished_run("hard", 0, "key") is None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from bridgegarden.compare.flops import PairFlops, steps_of
 from bridgegarden.compare.output import CompareFolder, run_key
 from bridgegarden.compare.pair import Pair
+from bridgegarden.compare.result import CompareRun
 from bridgegarden.compare.rows import DATA_ROWS, ComparedRow
 from bridgegarden.compare.settings import CompareSettings
 from bridgegarden.recipe import Recipe
@@ -41,6 +42,10 @@ class Job:
     def units(self) -> int:
         """Work, in training steps on fixed data; measuring costs about as much as a third of a training."""
         return self.steps * self.weight + max(1, self.steps // 3)
+
+    def kept(self) -> CompareRun | None:
+        """What an earlier run found with everything as it is here."""
+        return self.folder.finished_run(self.row, self.seed, self.key)
 
     @property
     def weight(self) -> int:

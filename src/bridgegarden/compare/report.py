@@ -1,7 +1,5 @@
 """The comparison as one HTML page."""
 
-from pathlib import Path
-
 from markupsafe import Markup
 
 from bridgegarden.compare.findings import QUALITIES, entropy_kept, qualities
@@ -17,7 +15,7 @@ from bridgegarden.compare.tables import (
 )
 from bridgegarden.compare.words import sentences
 from bridgegarden.report.charts import responsive
-from bridgegarden.report.page import Page, Section, details, figure, table, terms, write_page
+from bridgegarden.report.page import Page, Section, details, figure, table, terms
 
 GLOSSARY = {
     "hard label": "One token as the target: the teacher's likeliest, or (SFT, SeqKD) the one in the data.",
@@ -37,16 +35,6 @@ GLOSSARY = {
         "of them and much time."
     ),
 }
-
-
-def write_report(result: CompareResult, path: Path) -> Path:
-    """Write the page that shows `result` to `path`, whole or not at all.
-
-    Raises:
-        DataError: a number in `result` is not finite.
-        OSError: the folder cannot be written to.
-    """
-    return write_page(report_page(result).render(), path)
 
 
 def report_page(result: CompareResult) -> Page:

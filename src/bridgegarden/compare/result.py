@@ -1,10 +1,11 @@
 """What a comparison found: plain data, written to and read from JSON."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from bridgegarden.compare.settings import CompareSettings
+from bridgegarden.study.kept import Plain
 
 Quantity = str
 """``greedy``, ``sampled``, ``teacher_loss``, ``student_loss`` or ``exposure_bias``."""
@@ -121,7 +122,7 @@ class PairInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareResult:
+class CompareResult(Plain):
     """Everything that tables and report show."""
 
     settings: CompareSettings
@@ -163,35 +164,3 @@ class CompareResult:
     def runs_of(self, objective: str) -> dict[int, CompareRun]:
         """By seed, those that did not fail."""
         return {run.seed: run for run in self.runs if run.objective == objective and run.failure is None}
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        tree = {**asdict(self), "settings": self.settings.to_dict()}
-        del tree["memo"]
-        return tree
-
-    @classmethod
-    def from_dict(cls, tree: Mapping[str, Any]) -> "CompareResult":
-        """The inverse of `to_dict`; what else a ``result.json`` holds is made from these."""
-        cache = tree["cache"]
-        own = {name: tree[name] for name in ("recipe", "versions", "commit", "command", "started", "seconds")}
-        return cls(
-            **own,
-            settings=CompareSettings.from_dict(tree["settings"]),
-            pair=PairInfo(**tree["pair"]),
-            rows={name: RowInfo(**row) for name, row in tree["rows"].items()},
-            runs=tuple(run_from_tree(run) for run in tree["runs"]),
-            cache=None if cache is None else CacheCost(**cache),
-        )
-
-
-def run_from_tree(tree: Mapping[str, Any]) -> CompareRun:
-    """The inverse of `asdict`."""
-    spent, measured = tree["spent"], tree["measured"]
-    return CompareRun(
-        **{
-            **tree,
-            "spent": None if spent is None else Spent(**spent),
-            "measured": None if measured is None else Measured(**measured),
-        }
-    )

@@ -3,38 +3,33 @@
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bridgegarden.compare.display import told
 from bridgegarden.compare.flops import PairFlops
 from bridgegarden.compare.job import Job, make_jobs
-from bridgegarden.compare.output import CompareFolder
+from bridgegarden.compare.output import CompareFolder, Trained
 from bridgegarden.compare.pair import SEED, Pair, check_pair, check_recipe, placed, seeded
 from bridgegarden.compare.result import CompareResult, CompareRun, PairInfo, RowInfo
 from bridgegarden.compare.rows import DATA_ROWS, ComparedRow, compared_rows
 from bridgegarden.compare.settings import CompareSettings
 from bridgegarden.compare.teacher_cache import fill_cache
 from bridgegarden.errors import NonFiniteError
-from bridgegarden.jobs.display import JobsDisplay
-from bridgegarden.jobs.interrupts import terminated_as_interrupted
-from bridgegarden.jobs.kept import deciding_versions
-from bridgegarden.jobs.workers import Tell, one_thread, work
 from bridgegarden.preflight.meta import meta_model, parameter_count
 from bridgegarden.recipe import Recipe, build_objective, describe_objective, load_recipe
 from bridgegarden.run.output import check_writable
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import git_commit, now
+from bridgegarden.study.kept import deciding_versions
+from bridgegarden.study.run import run_jobs, steps_told, studying
+from bridgegarden.study.workers import Tell, one_thread
 from bridgegarden.terminal import counted, plain_console
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from bridgegarden.compare.measure import Meter
-
-TELL_EVERY = 10
-"""Steps between two signs of life from a training."""
 
 
 def compare(
@@ -76,7 +71,7 @@ def compare(
     check_recipe(recipe, rows)
     folder = CompareFolder(output or recipe.output / "compare")
     check_writable(folder.path, "output")
-    with terminated_as_interrupted(), quiet_libraries(interactive=console.is_terminal):
+    with studying(console):
         with one_thread():
             pair = _check(recipe, rows, settings, console)
         folder.begin()
@@ -97,7 +92,7 @@ def compare(
             started=started,
             seconds=time.perf_counter() - began,
         )
-        folder.finish(result)
+        folder.save(result)
     return result, folder
 
 
@@ -105,28 +100,25 @@ def run_one(job: Job, tell: Tell) -> CompareRun:
     """Train and measure one student, and keep the numbers in the job's folder."""
     from bridgegarden.compare.train_one import train_one
 
-    def on_step(step: int) -> None:
-        if step % TELL_EVERY == 0:
-            tell(job.name, step * job.weight)
-
     with quiet_libraries(interactive=False):
         meter = _meter(job.base, job.settings)
         trained = job.folder.finished_training(job.row, job.seed, job.key)
         if trained is None:
             try:
-                summary, spent = train_one(job.recipe, meter.pair, PairFlops.of(meter.pair), on_step=on_step)
+                summary, spent = train_one(
+                    job.recipe, meter.pair, PairFlops.of(meter.pair), on_step=steps_told(job, tell, weight=job.weight)
+                )
             except NonFiniteError as error:
                 failed = CompareRun(
                     objective=job.row.name, seed=job.seed, spent=None, measured=None, failure=str(error)
                 )
                 job.folder.save_run(job.row, failed, job.key, keep_model=True)
                 return failed
-            trained = spent, dict(summary.evaluation)
-            job.folder.save_training(job.row, job.seed, *trained, job.key)
+            trained = Trained(spent, dict(summary.evaluation))
+            job.folder.save_training(job.row, job.seed, trained, job.key)
         tell(job.name, job.steps * job.weight)
-        spent, held_out = trained
-        measured = meter.measure(job.recipe.output / "model", held_out)
-        run = CompareRun(objective=job.row.name, seed=job.seed, spent=spent, measured=measured)
+        measured = meter.measure(job.recipe.output / "model", trained.held_out)
+        run = CompareRun(objective=job.row.name, seed=job.seed, spent=trained.spent, measured=measured)
         job.folder.save_run(job.row, run, job.key, keep_model=job.settings.keep_models)
     return run
 
@@ -174,19 +166,7 @@ def check_student(recipe: Recipe, seed: int) -> None:
 
 
 def _all_runs(jobs: Sequence[Job], console: "Console", workers: int) -> tuple[CompareRun, ...]:
-    before = {job.name: job.folder.finished_run(job.row, job.seed, job.key) for job in jobs}
-    found: dict[str, CompareRun] = {name: run for name, run in before.items() if run is not None}
-    if found:
-        console.print(f"{len(found)} of {len(jobs)} trainings were finished before and are kept")
-    todo = [job for job in jobs if job.name not in found]
-    if todo:
-        console.print(f"{counted(len(todo), 'student')} to train, {min(workers, len(todo))} at a time")
-    with JobsDisplay(console, sum(job.units for job in todo)) as display:
-        # Closed at once on an interrupt, which ends the workers.
-        with closing(work(run_one, todo, workers=workers, tell=display.advance)) as finished:
-            for job, run in finished:
-                found[job.name] = run
-                display.finished(job.name, job.units, told(job, run))
+    found = run_jobs(run_one, jobs, console, workers=workers, told=told)
     order = {name: place for place, name in enumerate(jobs[0].settings.objectives)}
     return tuple(found[job.name] for job in sorted(jobs, key=lambda job: (order[job.row.name], job.seed)))
 

@@ -1,18 +1,18 @@
 """What a comparison depends on beside its recipe."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.evaluation.lm_eval import EvaluationOptions
 from bridgegarden.registry import lookup
+from bridgegarden.study.kept import Plain
 
 Budget = Literal["steps", "compute"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareSettings:
+class CompareSettings(Plain):
     """How objectives are compared."""
 
     objectives: tuple[str, ...]
@@ -47,18 +47,6 @@ class CompareSettings:
         """What decides how a student is measured."""
         tree = self.to_dict()
         return {name: tree[name] for name in ("evaluation", "prompts", "samples", "max_new_tokens")}
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return {**asdict(self), "objectives": list(self.objectives), "seeds": list(self.seeds)}
-
-    @classmethod
-    def from_dict(cls, tree: Mapping[str, Any]) -> "CompareSettings":
-        """The inverse of `to_dict`."""
-        options = tree["evaluation"]
-        evaluation = None if options is None else EvaluationOptions(**{**options, "tasks": tuple(options["tasks"])})
-        lists = {name: tuple(tree[name]) for name in ("objectives", "seeds")}
-        return cls(**{**tree, **lists, "evaluation": evaluation})
 
 
 def default_baseline(objectives: tuple[str, ...]) -> str:

@@ -25,7 +25,7 @@ def fill_cache(pair: Pair, jobs: Sequence[Job], folder: CompareFolder, console: 
     cached = [job for job in jobs if job.recipe.teacher.is_cached]
     if not cached:
         return None
-    todo = [job for job in cached if job.folder.finished_run(job.row, job.seed, job.key) is None]
+    todo = [job for job in cached if job.kept() is None]
     if todo:
         recipe = seeded(pair.recipe, jobs[0].seed)
         teacher = dataclasses.replace(recipe.teacher, cache=todo[0].recipe.teacher.cache)

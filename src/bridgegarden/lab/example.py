@@ -1,8 +1,8 @@
 """One example answer, looked at token by token with what is exactly true at each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -83,11 +83,6 @@ def view_example(solution: ExactSolution, world: World, prompt: Sequence[int]) -
     return ExampleView(prompt=world.decode(prompt), tokens=views)
 
 
-def example_from_tree(tree: Mapping[str, Any]) -> ExampleView:
-    """An example from what JSON has of it."""
-    return ExampleView(**{**tree, "tokens": tuple(_token(token) for token in tree["tokens"])})
-
-
 def likeliest_text(solution: ExactSolution, prob: Tensor) -> list[int]:
     """The text of the likeliest token at each position, its end token included."""
     unrolled = solution.unrolled
@@ -123,7 +118,3 @@ def _view_token(solution: ExactSolution, world: World, before: Sequence[int], to
             for action in on_script[order].tolist()
         ),
     )
-
-
-def _token(tree: Mapping[str, Any]) -> TokenView:
-    return TokenView(**{**tree, "actions": tuple(ActionView(**action) for action in tree["actions"])})

@@ -1,7 +1,6 @@
 """The lab's result as one HTML page."""
 
 from collections import Counter
-from pathlib import Path
 
 from markupsafe import Markup
 
@@ -23,7 +22,7 @@ from bridgegarden.lab.result import LabResult
 from bridgegarden.lab.settings import REGIMES
 from bridgegarden.lab.tables import effect_rows, mean_rows, verdict_rows
 from bridgegarden.report.charts import responsive
-from bridgegarden.report.page import Page, Section, details, figure, table, terms, write_page
+from bridgegarden.report.page import Page, Section, details, figure, table, terms
 
 GLOSSARY = {
     "hard label": "One token as the target: the teacher's likeliest (argmax), or the one in the data.",
@@ -42,16 +41,6 @@ GLOSSARY = {
     "off script": "Answers that leave every text the world can produce.",
     "variety kept": "Entropy of the student over entropy of the teacher, at the Gardens of the teacher's answers.",
 }
-
-
-def write_report(result: LabResult, path: Path) -> Path:
-    """Write the page that shows `result` to `path`, whole or not at all.
-
-    Raises:
-        DataError: a number in `result` is not finite.
-        OSError: the folder cannot be written to.
-    """
-    return write_page(report_page(result).render(), path)
 
 
 def report_page(result: LabResult) -> Page:

@@ -1,12 +1,11 @@
 """What a run of the lab found, ready for a table, a report, or JSON."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from bridgegarden.lab.example import ExampleView, RoleName, example_from_tree
+from bridgegarden.lab.example import ExampleView, RoleName
 from bridgegarden.lab.settings import LabSettings
-from bridgegarden.statistics import Estimate, Interval
+from bridgegarden.study.kept import Plain
 
 ByRole = Mapping[str, float]
 """A value for each :data:`RoleName`."""
@@ -160,7 +159,7 @@ class LabRun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabResult:
+class LabResult(Plain):
     """Everything that tables and report show."""
 
     settings: LabSettings
@@ -206,48 +205,3 @@ class LabResult:
     def values(self, world: str, regime: str, objective: str, quantity: Callable[[Measured], float]) -> list[float]:
         """`quantity` of each seed."""
         return [quantity(run.measured) for run in self.runs_of(world, regime, objective)]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return to_tree(self)
-
-    @classmethod
-    def from_dict(cls, tree: Mapping[str, Any]) -> "LabResult":
-        """The inverse of `to_dict`; what else a ``result.json`` holds is made from these."""
-        own = {field.name: tree[field.name] for field in fields(cls)}
-        runs = tuple(run_from_tree(run) for run in tree["runs"])
-        return cls(**{**own, "settings": LabSettings.from_dict(tree["settings"]), "runs": runs})
-
-
-def to_tree(value: Any) -> Any:
-    """Dataclasses, estimates and intervals as mappings, tuples as lists: what JSON can say."""
-    if isinstance(value, LabSettings):
-        return value.to_dict()
-    if isinstance(value, (Estimate, Interval)):
-        return value._asdict()
-    if is_dataclass(value):
-        return {field.name: to_tree(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {name: to_tree(item) for name, item in value.items()}
-    return [to_tree(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def run_from_tree(tree: Mapping[str, Any]) -> LabRun:
-    """The inverse of `to_tree`."""
-    measured: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in tree["measured"].items()
-    }
-    for name in ("kappa_all", "kappa_choices"):
-        measured[name] = Correlations(**measured[name])
-    training: dict[str, Any] = {
-        **tree["training"],
-        "validation": tuple((step, loss) for step, loss in tree["training"]["validation"]),
-    }
-    return LabRun(
-        **{
-            **tree,
-            "measured": Measured(**measured),
-            "training": Training(**training),
-            "example": example_from_tree(tree["example"]),
-        }
-    )

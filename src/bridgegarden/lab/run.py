@@ -1,32 +1,26 @@
 """``bridgegarden lab run``: train and measure a student for every world, arm and seed, and judge the claims."""
 
 import time
-from contextlib import closing
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from bridgegarden.exact.world import WORLDS, World
-from bridgegarden.jobs.display import JobsDisplay
-from bridgegarden.jobs.interrupts import terminated_as_interrupted
-from bridgegarden.jobs.kept import deciding_versions
-from bridgegarden.jobs.workers import MOST, Tell, available_processors, work
 from bridgegarden.lab.objectives import ALL_OBJECTIVES
 from bridgegarden.lab.output import LabFolder, run_key
 from bridgegarden.lab.result import LabResult, LabRun, Training
 from bridgegarden.lab.settings import REGIMES, STUDENTS, Arm, LabSettings, LlamaSize
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import git_commit, now
-from bridgegarden.terminal import counted
+from bridgegarden.study.kept import deciding_versions
+from bridgegarden.study.run import run_jobs, steps_told, studying
+from bridgegarden.study.workers import MOST, Tell, available_processors
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from bridgegarden.lab.data import LabData
-
-TELL_EVERY = 25
-"""Steps between two signs of life from a training."""
 
 MEASURING = 100
 """What measuring a student costs, in training steps, for the progress bar."""
@@ -62,6 +56,15 @@ class Job:
         world, size = world_of(self.world, self.arm.regime), size_of(self.world, self.arm.regime)
         return run_key(world, size, self.arm, self.seed, self.settings)
 
+    @property
+    def units(self) -> int:
+        """All its work, in training steps."""
+        return self.settings.steps + MEASURING
+
+    def kept(self) -> LabRun | None:
+        """What an earlier run found with everything as it is here."""
+        return self.folder.finished_run(self.world, self.arm, self.seed, self.key)
+
 
 def lab(
     output: Path,
@@ -92,7 +95,7 @@ def lab(
     began, started = time.perf_counter(), now()
     console = console or stderr_console()
     folder = LabFolder(output)
-    with terminated_as_interrupted(), quiet_libraries(interactive=console.is_terminal):
+    with studying(console):
         folder.begin()
         runs = _all_runs(settings, folder, console, workers or min(available_processors(), MOST))
         result = LabResult(
@@ -104,7 +107,7 @@ def lab(
             started=started,
             seconds=time.perf_counter() - began,
         )
-        folder.finish(result)
+        folder.save(result)
     return result
 
 
@@ -130,15 +133,13 @@ def run_one(job: Job, tell: Tell) -> LabRun:
     from bridgegarden.lab.measure import measured, solve_tests
     from bridgegarden.lab.student import train_student
 
-    def on_step(step: int) -> None:
-        if step % TELL_EVERY == 0:
-            tell(job.name, step)
-
     settings = job.settings
     with quiet_libraries(interactive=False):
         data = _data(job.world, job.arm.regime, job.seed, settings)
         objective = ALL_OBJECTIVES[job.arm.objective].build()
-        trained = train_student(objective, size_of(job.world, job.arm.regime), job.seed, settings, data, on_step)
+        trained = train_student(
+            objective, size_of(job.world, job.arm.regime), job.seed, settings, data, steps_told(job, tell)
+        )
         tell(job.name, settings.steps)
         cpu = time.process_time()
         solved = solve_tests(trained.model, data)
@@ -170,20 +171,7 @@ def _all_runs(settings: LabSettings, folder: LabFolder, console: "Console", work
         for seed in settings.seeds
         for arm in arms_in(world, settings)
     ]
-    before = {job.name: folder.finished_run(job.world, job.arm, job.seed, job.key) for job in jobs}
-    found: dict[str, LabRun] = {name: run for name, run in before.items() if run is not None}
-    if found:
-        console.print(f"{len(found)} of {len(jobs)} trainings were finished before and are kept")
-    todo = [job for job in jobs if job.name not in found]
-    if todo:
-        console.print(f"{counted(len(todo), 'student')} to train, {min(workers, len(todo))} at a time")
-    units = settings.steps + MEASURING
-    with JobsDisplay(console, units * len(todo)) as display:
-        # Closed at once on an interrupt, which ends the workers.
-        with closing(work(run_one, todo, workers=workers, tell=display.advance)) as finished:
-            for job, run in finished:
-                found[job.name] = run
-                display.finished(job.name, units, _told(job, run))
+    found = run_jobs(run_one, jobs, console, workers=workers, told=_told)
     ordered = sorted(jobs, key=lambda job: (settings.worlds.index(job.world), *_place(job)))
     return tuple(found[job.name] for job in ordered)
 

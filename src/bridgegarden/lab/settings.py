@@ -1,13 +1,14 @@
 """What a run of the lab depends on: worlds, regimes, objectives, seeds, and how students are trained and measured."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.lab.objectives import LAMBDAS, OBJECTIVES
 from bridgegarden.registry import lookup
+from bridgegarden.study.kept import Plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ class Arm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabSettings:
+class LabSettings(Plain):
     """Everything the numbers depend on besides the worlds' own sizes and the versions of the libraries."""
 
     worlds: tuple[str, ...]
@@ -164,13 +165,3 @@ class LabSettings:
             swept = [name for name in SWEPT_OBJECTIVES if name in self.objectives]
             arms += [Arm(regime=regime, objective=name) for regime in others for name in swept]
         return tuple(arms)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, tree: Mapping[str, Any]) -> "LabSettings":
-        """The inverse of `to_dict`."""
-        listed = {name: tuple(tree[name]) for name in ("worlds", "objectives", "seeds")}
-        return cls(**{**tree, **listed})

@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import Console, RenderableType
 from rich.table import Table
 
-from bridgegarden.jobs.display import JobsDisplay
 from bridgegarden.quickstart.result import Measured, ObjectiveRun, QuickstartResult
 from bridgegarden.report.scale import share_parts
 from bridgegarden.statistics import Estimate, Interval
@@ -27,33 +25,18 @@ ROOMY = 118
 SHARES = ("accuracy_sampled", "accuracy_greedy", "diversity")
 
 
-class QuickstartDisplay(JobsDisplay):
-    """The bar, and on a terminal a row for each finished training."""
+def told(run: ObjectiveRun) -> str:
+    """One finished training on one line."""
+    found = run.measured
+    return (
+        f"{_named(run)}: {100 * found.accuracy_sampled.mean:.1f} % right when sampling, "
+        f"{100 * found.diversity.mean:.1f} % of the variety kept"
+    )
 
-    def __init__(self, console: Console, total: int) -> None:
-        """
-        Args:
-            console: where to; a terminal gets a live display, anything else plain lines.
-            total: units of work in all.
-        """
-        self._rows: list[ObjectiveRun] = []
-        super().__init__(console, total)
 
-    def trained(self, name: str, units: int, run: ObjectiveRun) -> None:
-        """A training and its measurement are done; `units` is all the work it had."""
-        self._rows.append(run)
-        found = run.measured
-        self.finished(
-            name,
-            units,
-            f"{run.label}, seed {run.seed}: {100 * found.accuracy_sampled.mean:.1f} % right when sampling, "
-            f"{100 * found.diversity.mean:.1f} % of the variety kept",
-        )
-
-    def above(self) -> RenderableType | None:
-        """The trainings so far."""
-        rows = [(_named(run), run.measured) for run in self._rows]
-        return measured_table(rows, self.console.width) if rows else None
+def runs_table(runs: Sequence[ObjectiveRun], width: int) -> Table:
+    """The trainings so far, for a terminal of `width` columns."""
+    return measured_table([(_named(run), run.measured) for run in runs], width)
 
 
 def measured_table(rows: Sequence[tuple[str, Measured]], width: int) -> Table:

@@ -1,7 +1,5 @@
 """The quickstart's result as one HTML page."""
 
-from pathlib import Path
-
 from markupsafe import Markup
 
 from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
@@ -14,7 +12,7 @@ from bridgegarden.quickstart.report_words import GLOSSARY, interval_words
 from bridgegarden.quickstart.result import QuickstartResult
 from bridgegarden.quickstart.verdict import finding
 from bridgegarden.report.charts import responsive
-from bridgegarden.report.page import Page, Section, figure, table, terms, write_page
+from bridgegarden.report.page import Page, Section, figure, table, terms
 from bridgegarden.report.scale import number, plus_minus
 from bridgegarden.statistics import Estimate, Interval
 
@@ -28,16 +26,6 @@ COLUMNS = {
     "exposure_bias": "exposure bias",
 }
 """Fields of `Measured` in the table, with their heads."""
-
-
-def write_report(result: QuickstartResult, path: Path) -> Path:
-    """Write the page that shows `result` to `path`, whole or not at all.
-
-    Raises:
-        DataError: a number in `result` is not finite.
-        OSError: the folder cannot be written to.
-    """
-    return write_page(report_page(result).render(), path)
 
 
 def report_page(result: QuickstartResult) -> Page:

@@ -1,11 +1,12 @@
 """What a run of the quickstart found: plain data, written to and read from JSON."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from bridgegarden.quickstart.settings import QuickstartSettings
 from bridgegarden.statistics import Estimate, Interval
+from bridgegarden.study.kept import Plain
 
 TopTokens = tuple[tuple[str, float], ...]
 """Likeliest tokens and their probabilities, in falling order."""
@@ -128,7 +129,7 @@ class Summary(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuickstartResult:
+class QuickstartResult(Plain):
     """Everything that the table and the report show."""
 
     settings: QuickstartSettings
@@ -187,55 +188,3 @@ class QuickstartResult:
             # No student was right, or wrong, once: the problems say how rare that may still be.
             interval = estimates[0].share_interval()
         return Summary(estimate.mean, interval, estimate.stderr, estimate.n, units)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return to_tree(self)
-
-    @classmethod
-    def from_dict(cls, tree: Mapping[str, Any]) -> "QuickstartResult":
-        """The inverse of `to_dict`."""
-        return cls(
-            **{
-                **tree,
-                "settings": QuickstartSettings.from_dict(tree["settings"]),
-                "runs": tuple(run_from_tree(run) for run in tree["runs"]),
-                "teacher": measured_from_tree(tree["teacher"]),
-                "answer": answer_from_tree(tree["answer"]),
-            }
-        )
-
-
-def to_tree(value: Any) -> Any:
-    """Dataclasses and estimates as mappings, tuples as lists: what JSON can say."""
-    if isinstance(value, Estimate):
-        return value._asdict()
-    if is_dataclass(value):
-        return {field.name: to_tree(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {name: to_tree(item) for name, item in value.items()}
-    return [to_tree(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def measured_from_tree(tree: Mapping[str, Any]) -> Measured:
-    """The inverse of `to_tree`."""
-    return Measured(**{name: Estimate(**estimate) for name, estimate in tree.items()})
-
-
-def run_from_tree(tree: Mapping[str, Any]) -> ObjectiveRun:
-    """The inverse of `to_tree`."""
-    return ObjectiveRun(**{**tree, "measured": measured_from_tree(tree["measured"])})
-
-
-def answer_from_tree(tree: Mapping[str, Any]) -> AnswerView:
-    """The inverse of `to_tree`."""
-    return AnswerView(**{**tree, "tokens": tuple(_token_from_tree(token) for token in tree["tokens"])})
-
-
-def _token_from_tree(tree: Mapping[str, Any]) -> TokenView:
-    tops = {objective: _top(top) for objective, top in tree["student_tops"].items()}
-    return TokenView(**{**tree, "teacher_top": _top(tree["teacher_top"]), "student_tops": tops})
-
-
-def _top(pairs: list[list[Any]]) -> TopTokens:
-    return tuple((token, probability) for token, probability in pairs)

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,17 +9,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bridgegarden.jobs.interrupts import terminated_as_interrupted
-from bridgegarden.jobs.kept import deciding_versions
-from bridgegarden.jobs.workers import MOST, Tell, available_processors, one_thread, work
 from bridgegarden.lab.objectives import OBJECTIVES
-from bridgegarden.quickstart.display import QuickstartDisplay
+from bridgegarden.quickstart.display import runs_table, told
 from bridgegarden.quickstart.output import QuickstartFolder, run_key
 from bridgegarden.quickstart.result import AnswerView, Measured, ObjectiveRun, QuickstartResult
 from bridgegarden.quickstart.settings import QuickstartSettings
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import now
-from bridgegarden.terminal import counted
+from bridgegarden.study.kept import deciding_versions
+from bridgegarden.study.run import run_jobs, steps_told, studying
+from bridgegarden.study.workers import MOST, Tell, available_processors, one_thread
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,9 +30,6 @@ if TYPE_CHECKING:
 
 FULL_SEEDS = 3
 """Seeds for each objective with `full`: enough for an interval over seeds that says something."""
-
-TELL_EVERY = 10
-"""Steps between two signs of life from a training."""
 
 MEASURING = 60
 """What measuring a student costs, in training steps, for the progress bar."""
@@ -65,6 +60,15 @@ class Job:
     def key(self) -> str:
         """Of everything the numbers depend on."""
         return run_key(self.objective, self.seed, self.settings)
+
+    @property
+    def units(self) -> int:
+        """All its work, in training steps."""
+        return self.settings.steps + MEASURING
+
+    def kept(self) -> ObjectiveRun | None:
+        """What an earlier run found with everything as it is here."""
+        return self.folder.finished_run(self.objective, self.seed, self.key)
 
 
 def plan(*, full: bool = False, seed: int = 0) -> QuickstartSettings:
@@ -105,8 +109,10 @@ def quickstart(
     settings = settings or plan(full=full, seed=seed)
     console = console or stderr_console()
     folder = QuickstartFolder(output)
-    with terminated_as_interrupted(), quiet_libraries(interactive=console.is_terminal):
-        folder.begin(resume=full)
+    with studying(console):
+        folder.begin()
+        if not full:
+            folder.forget()
         runs = _all_runs(settings, folder, console, workers or min(available_processors(), MOST), resume=full)
         with one_thread():
             teacher, answer = _look_at_teacher_and_answer(settings, folder)
@@ -121,7 +127,7 @@ def quickstart(
             seconds=time.perf_counter() - began,
             full=full,
         )
-        folder.finish(result)
+        folder.save(result)
     return result
 
 
@@ -132,15 +138,11 @@ def run_one(job: Job, tell: Tell) -> ObjectiveRun:
     from bridgegarden.quickstart.student import train_student
     from bridgegarden.teacher.cache.reader import TeacherCache
 
-    def on_step(step: int) -> None:
-        if step % TELL_EVERY == 0:
-            tell(job.name, step)
-
     objective, settings = OBJECTIVES[job.objective], job.settings
     with quiet_libraries(interactive=False):
         signals = TeacherCache(job.folder.signals(job.seed))
         rows = _rows(settings.train_problems, job.seed)
-        trained = train_student(objective, job.seed, settings, rows, signals, on_step)
+        trained = train_student(objective, job.seed, settings, rows, signals, steps_told(job, tell))
         tell(job.name, settings.steps)
         measured = examine(trained.model, _held_out(settings.test_problems, job.seed)).measured()
         run = ObjectiveRun(
@@ -168,35 +170,28 @@ def _all_runs(
         for seed in settings.seeds
         for objective in settings.objectives
     ]
-    found: dict[str, ObjectiveRun] = {}
-    if resume:
-        kept = {job.name: folder.finished_run(job.objective, job.seed, job.key) for job in jobs}
-        found = {name: run for name, run in kept.items() if run is not None}
-        if found:
-            console.print(f"{len(found)} of {len(jobs)} trainings were finished before and are kept")
-    todo = [job for job in jobs if job.name not in found]
-    if todo:
-        console.print(f"{counted(len(todo), 'student')} to train, {min(workers, len(todo))} at a time")
-        _ask_the_teacher(settings, folder, list(dict.fromkeys(job.seed for job in todo)), console)
-    units = settings.steps + MEASURING
-    with QuickstartDisplay(console, units * len(todo)) as display:
-        # Closed at once on an interrupt, which ends the workers.
-        with closing(work(run_one, todo, workers=workers, tell=display.advance)) as finished:
-            for job, run in finished:
-                found[job.name] = run
-                display.trained(job.name, units, run)
+    found = run_jobs(
+        run_one,
+        jobs,
+        console,
+        workers=workers,
+        told=lambda _, run: told(run),
+        resume=resume,
+        prepare=lambda todo: _ask_the_teacher(settings, folder, todo, console),
+        above=lambda runs: runs_table(runs, console.width),
+    )
     order = {objective: place for place, objective in enumerate(settings.objectives)}
     return tuple(sorted(found.values(), key=lambda run: (order[run.objective], settings.seeds.index(run.seed))))
 
 
 def _ask_the_teacher(
-    settings: QuickstartSettings, folder: QuickstartFolder, seeds: Sequence[int], console: "Console"
+    settings: QuickstartSettings, folder: QuickstartFolder, jobs: Sequence[Job], console: "Console"
 ) -> None:
-    """Once for all students of each of `seeds`; what an earlier run kept is not asked again."""
+    """Once for all students of each seed; what an earlier run kept is not asked again."""
     from bridgegarden.quickstart.signals import keep_signals
     from bridgegarden.quickstart.student import load_tokenizer
 
-    for seed in seeds:
+    for seed in dict.fromkeys(job.seed for job in jobs):
         with console.status("asking the teacher"), one_thread():
             rows = _rows(settings.train_problems, seed)
             built = keep_signals(folder.signals(seed), rows, _teacher(), load_tokenizer())

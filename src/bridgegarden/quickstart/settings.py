@@ -1,19 +1,18 @@
 """What a run of the quickstart depends on. `--full` compares all of the lab's `OBJECTIVES`."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.lab.objectives import OBJECTIVES
 from bridgegarden.registry import lookup
+from bridgegarden.study.kept import Plain
 
 DEFAULT_OBJECTIVES = ("hard", "soft", "static", "confidence", "entropy")
 """What runs without `--full`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuickstartSettings:
+class QuickstartSettings(Plain):
     """Everything the numbers depend on besides the packaged teacher and the versions of the libraries."""
 
     objectives: tuple[str, ...] = DEFAULT_OBJECTIVES
@@ -49,12 +48,3 @@ class QuickstartSettings:
                 raise ConfigError(f"quickstart.{name} must be >= {least}, got {getattr(self, name)}.")
         if not self.learning_rate > 0:
             raise ConfigError(f"quickstart.learning_rate must be > 0, got {self.learning_rate}.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, tree: Mapping[str, Any]) -> "QuickstartSettings":
-        """The inverse of `to_dict`."""
-        return cls(**{**tree, "objectives": tuple(tree["objectives"]), "seeds": tuple(tree["seeds"])})

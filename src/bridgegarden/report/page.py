@@ -70,6 +70,15 @@ class Page:
             )
         )
 
+    def write(self, path: Path) -> Path:
+        """Write the page to `path`, whole or not at all.
+
+        Raises:
+            ValueError: a number is not finite.
+            OSError: the folder cannot be written to.
+        """
+        return write_page(self.render(), path)
+
 
 def embedded_json(tree: Mapping[str, Any]) -> Markup:
     """JSON that no HTML parser can mistake for markup, whatever strings are in it.

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from bridgegarden.errors import ConfigError, DataError
-from bridgegarden.jobs.workers import work
-from tests.jobs.examples import fail_on_one, killed, threads
+from bridgegarden.study.workers import work
+from tests.study.examples import fail_on_one, killed, threads
 
 
 def test_one_worker_is_this_process_and_uses_one_thread():

@@ -1,4 +1,4 @@
-"""Jobs spread over processes of one thread each, none of which outlives the one that asked."""
+"""Jobs spread over processes of one thread each, none of which outlives the one that asked; how all are ended."""
 
 import multiprocessing
 import os
@@ -16,7 +16,6 @@ from typing import TypeVar
 import torch
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.jobs.interrupts import interrupts_wait
 
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
@@ -125,3 +124,43 @@ def _pass_on(told: Queue, tell: Tell) -> None:
             tell(*told.get_nowait())
         except queue.Empty:
             return
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM ends the run as Ctrl-C does, workers included; from a thread, signals are left as they are."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """SIGINT and SIGTERM are acted on at the end.
+
+    A process that is being started reads from its parent what to run; were the parent interrupted just then, the child
+    would say so with a traceback of its own.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
