@@ -106,14 +106,15 @@ def test_a_horizon_that_cuts_texts_gives_a_state_several_nodes():
 
 
 def test_an_infinite_loss_where_the_teacher_never_comes_is_the_cost_of_going_there_alone():
-    only_first = torch.tensor([[0.0, -torch.inf]], dtype=torch.float64).expand(4, 2)
-    following = torch.tensor([[1, 2], [3, 3], [3, 3], [3, 3]])
-    process = TabularProcess(only_first, following, torch.tensor([False, False, False, True]), horizon=3)
-    student = torch.tensor([[0.25, 0.75], [0.5, 0.5], [0.0, 1.0], [0.5, 0.5]], dtype=torch.float64).log()
+    only_first = torch.tensor([[0.0, -torch.inf]], dtype=torch.float64).expand(5, 2)
+    following = torch.tensor([[1, 1], [2, 3], [4, 4], [4, 4], [4, 4]])
+    process = TabularProcess(only_first, following, torch.arange(5) == 4, horizon=4)
+    student = torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.5, 0.5], [0.0, 1.0], [0.5, 0.5]], dtype=torch.float64).log()
     solution = exact.solve(process, student)
-    assert solution.teacher_loss == pytest.approx(math.log(4) + math.log(2))
+    assert solution.teacher_loss == pytest.approx(math.log(2) + math.log(4) + math.log(2))
     assert solution.exposure_bias == math.inf
-    assert solution.kappa[solution.node_of(())].tolist() == [0.0, math.inf]
+    assert solution.q[solution.node_of(())].tolist() == pytest.approx([math.log(8)] * 2)
+    assert solution.kappa[solution.node_of((0,))].tolist() == [0.0, math.inf]
 
 
 def test_a_state_near_the_horizon_is_split_only_where_a_token_of_it_is_cut():

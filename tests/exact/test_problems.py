@@ -1,5 +1,6 @@
 """Numbered problems and their splits."""
 
+from hashlib import sha256
 from math import prod
 
 import pytest
@@ -30,6 +31,12 @@ def test_splits_have_their_shares_and_depend_on_content_alone():
     for split, share in SPLIT_SHARES.items():
         assert abs(found.count(split) / 50 - share) < 2.5
     assert found == [split_of(("problem", number)) for number in range(5000)]
+
+
+def test_a_problem_s_split_is_that_of_the_hundredth_its_content_falls_into():
+    for number in range(500):
+        hundredth = int.from_bytes(sha256(repr(number).encode()).digest()[:8]) % 100
+        assert split_of(number) == ("train" if hundredth < 80 else "validation" if hundredth < 90 else "test")
 
 
 def drawn(n, seed, split="train", count=500):

@@ -96,3 +96,8 @@ def test_prefixes_are_counted_apart_where_states_are_merged():
 
 def _seeded(seed):
     return torch.Generator().manual_seed(seed)
+
+
+def test_a_token_that_cannot_come_is_not_drawn_by_the_smallest_number(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.zeros(shape, dtype=torch.float64))
+    assert sample(Fork(), torch.Generator()) == [PLEASE, LEFT, END]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from bridgegarden.errors import ConfigError
 from bridgegarden.exact.process import Role, prefixes_by_length, reachable_states, role, sample, trace
 from bridgegarden.exact.tasks.control import ControlWorld, Request
 from bridgegarden.exact.vocabulary import END, UNKNOWN
@@ -55,3 +56,16 @@ def test_any_text_on_script_succeeds_and_no_other():
 def test_the_prompt_names_person_tone_hour_and_topic():
     prompt = WORLD.prompt(Request(person=0, topic=1, tone=2, hour=7), torch.Generator().manual_seed(0))
     assert prompt.endswith("Ida warmly at 7 about the garden.")
+
+
+MOST = {"people": 8, "topics": 8, "tones": 4, "hours": 24, "sentences": 6, "wordings": 4, "prompt_wordings": 3}
+
+
+@pytest.mark.parametrize("size", MOST)
+def test_every_size_goes_from_one_to_what_there_are_words_for(size):
+    for number in (1, MOST[size]):
+        world = ControlWorld(**{size: number})
+        assert UNKNOWN not in world.encode(world.prompt(world.problems(1, 0)[0], torch.Generator()))
+    for number in (0, MOST[size] + 1):
+        with pytest.raises(ConfigError, match=f"{size}.*{number}"):
+            ControlWorld(**{size: number})
