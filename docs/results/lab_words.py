@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from bridgegarden.lab.findings import CONTROL, ClaimSummary, Finding, Verdict, difference
-from bridgegarden.lab.objectives import ALL_OBJECTIVES, HYBRIDS
 from bridgegarden.lab.report_charts import CHOICES, optimum, roles_of, sweep_weights
 from bridgegarden.lab.result import LabResult, Measured
 from bridgegarden.lab.settings import REGIMES
 from bridgegarden.lab.tables import label, markdown_table
 from bridgegarden.report.scale import number, span
 from bridgegarden.statistics import Effect
+from bridgegarden.study.arms import ALL_OBJECTIVES, HYBRIDS
 
 Quantity = Callable[[Measured], float]
 PURE = tuple(name for name, objective in ALL_OBJECTIVES.items() if objective.pure)

@@ -22,14 +22,14 @@ import torch
 from bridgegarden.exact.problems import Split
 from bridgegarden.exact.process import sample
 from bridgegarden.exact.tasks.arithmetic import END, ArithmeticWorld, make_problems
-from bridgegarden.lab.models import new_llama
-from bridgegarden.lab.objectives import OBJECTIVES
 from bridgegarden.quickstart import TEACHER
 from bridgegarden.quickstart.models import STUDENT_SIZE
 from bridgegarden.quickstart.settings import QuickstartSettings
 from bridgegarden.quickstart.signals import keep_signals
 from bridgegarden.quickstart.student import load_teacher, load_tokenizer, train_student, training_rows
 from bridgegarden.run.quiet import quiet_libraries
+from bridgegarden.study.arms import OBJECTIVES
+from bridgegarden.study.students import new_llama
 from bridgegarden.study.workers import one_thread
 from bridgegarden.teacher.cache.reader import TeacherCache
 

@@ -9,8 +9,8 @@ from bridgegarden.cli.main import cli
 from bridgegarden.exact import checks
 from bridgegarden.exact.world import WORLDS
 from bridgegarden.lab import run as run_module
-from bridgegarden.lab.objectives import OBJECTIVES
 from bridgegarden.lab.settings import LabSettings
+from bridgegarden.study.arms import OBJECTIVES
 from tests.lab.made_up import made_up_result
 
 

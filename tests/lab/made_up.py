@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from bridgegarden.lab.example import ActionView, ExampleView, TokenView
-from bridgegarden.lab.objectives import ALL_OBJECTIVES
 from bridgegarden.lab.result import Correlations, LabResult, LabRun, Measured, Training
 from bridgegarden.lab.settings import LabSettings
+from bridgegarden.study.arms import ALL_OBJECTIVES
 
 SHAPES = {
     "hard": (31.0, 2.5, 0.93, 0.0, 0.02),

@@ -9,9 +9,9 @@ from scipy import stats
 
 from bridgegarden.lab.claims import CLAIMS
 from bridgegarden.lab.findings import Verdict, difference, findings, judge, summaries
-from bridgegarden.lab.objectives import HYBRIDS
 from bridgegarden.lab.result import LabResult
 from bridgegarden.statistics import Interval
+from bridgegarden.study.arms import HYBRIDS
 from bridgegarden.study.kept import to_tree
 from tests.lab.made_up import made_up_result
 

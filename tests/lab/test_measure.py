@@ -11,10 +11,10 @@ from bridgegarden.exact.world import WORLDS
 from bridgegarden.lab.data import draw_data
 from bridgegarden.lab.example import view_example
 from bridgegarden.lab.measure import measured, solve_tests
-from bridgegarden.lab.objectives import ALL_OBJECTIVES
-from bridgegarden.lab.settings import LabSettings, LlamaSize
+from bridgegarden.lab.settings import LabSettings
 from bridgegarden.lab.student import train_student
 from bridgegarden.statistics import Estimate
+from bridgegarden.study.arms import ALL_OBJECTIVES, LlamaSize
 
 ANSWERS = 1_500
 

@@ -1,9 +1,9 @@
 import pytest
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.lab.objectives import ALL_OBJECTIVES, HYBRIDS, LAMBDAS, OBJECTIVES
 from bridgegarden.lab.settings import REGIMES, LabSettings
 from bridgegarden.objective.soft_weight import StaticWeight
+from bridgegarden.study.arms import ALL_OBJECTIVES, HYBRIDS, LAMBDAS, OBJECTIVES
 
 
 @pytest.mark.parametrize(

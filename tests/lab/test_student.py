@@ -7,12 +7,13 @@ import torch
 
 from bridgegarden.exact.world import WORLDS
 from bridgegarden.lab.data import draw_data
-from bridgegarden.lab.objectives import ALL_OBJECTIVES
-from bridgegarden.lab.settings import LabSettings, LlamaSize
+from bridgegarden.lab.settings import LabSettings
 from bridgegarden.lab.student import train_student
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.hybrid import hybrid_loss_from_logits
 from bridgegarden.objective.soft_weight import TrainProgress
+from bridgegarden.study.arms import ALL_OBJECTIVES, LlamaSize
+from bridgegarden.training.trainer import HybridDistillationTrainer
 
 SIZE = LlamaSize(hidden=16, layers=1, heads=2, feed_forward=32)
 SETTINGS = LabSettings(worlds=("control",), steps=20, batch=8, evaluate_every=2, patience=3, validation_problems=6)
@@ -74,10 +75,8 @@ def test_a_curriculum_is_not_judged_before_its_weight_has_settled():
 
 
 def test_objectives_of_a_seed_begin_with_the_same_student_and_see_the_same_rows(monkeypatch):
-    from bridgegarden.lab import student
-
     seen = {}
-    original = student.HybridDistillationTrainer.compute_loss
+    original = HybridDistillationTrainer.compute_loss
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         if model.training:
@@ -85,7 +84,7 @@ def test_objectives_of_a_seed_begin_with_the_same_student_and_see_the_same_rows(
             seen.setdefault(self.objective.soft_weight, []).append((weights, inputs["input_ids"].tolist()))
         return original(self, model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(student.HybridDistillationTrainer, "compute_loss", compute_loss)
+    monkeypatch.setattr(HybridDistillationTrainer, "compute_loss", compute_loss)
     for name in ("hard", "soft"):
         train(name, steps=4)
     hard, soft = seen.values()

@@ -6,9 +6,9 @@ from bridgegarden.exact import solve
 from bridgegarden.exact.off_script import EndsOffScript
 from bridgegarden.exact.vocabulary import END
 from bridgegarden.exact.world import WORLDS
-from bridgegarden.lab.models import new_llama
-from bridgegarden.lab.settings import LlamaSize
 from bridgegarden.lab.worlds import count_prefixes, describe_worlds
+from bridgegarden.study.arms import LlamaSize
+from bridgegarden.study.students import new_llama
 
 
 def test_every_world_is_described():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bridgegarden.lab.objectives import HYBRIDS
+from bridgegarden.study.arms import HYBRIDS
 from tests.lab.made_up import made_up_result
 
 SCRIPTS = Path(__file__).parents[2] / "docs" / "results"

@@ -2,10 +2,10 @@
 
 import math
 
-from bridgegarden.lab.objectives import OBJECTIVES
 from bridgegarden.quickstart.result import AnswerView, Measured, ObjectiveRun, QuickstartResult, TokenView
 from bridgegarden.quickstart.settings import QuickstartSettings
 from bridgegarden.statistics import Estimate
+from bridgegarden.study.arms import OBJECTIVES
 
 SHAPES = {
     "hard": (0.88, 0.02, 0.31, 5.2, 2.9),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bridgegarden.lab.objectives import OBJECTIVES
 from bridgegarden.quickstart.report import report_page
+from bridgegarden.study.arms import OBJECTIVES
 from tests.chromium import Browser, chromium, needs_chromium
 from tests.quickstart.made_up import WORDS, made_up_result
 

@@ -15,12 +15,12 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.lab.objectives import OBJECTIVES
 from bridgegarden.quickstart import signals, student
 from bridgegarden.quickstart.output import QuickstartFolder, run_key
 from bridgegarden.quickstart.result import QuickstartResult
 from bridgegarden.quickstart.run import FULL_SEEDS, plan, quickstart
 from bridgegarden.quickstart.settings import QuickstartSettings
+from bridgegarden.study.arms import OBJECTIVES
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.writer import build_cache
 

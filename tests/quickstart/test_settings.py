@@ -1,9 +1,9 @@
 import pytest
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.lab.objectives import OBJECTIVES
 from bridgegarden.objective.soft_weight import StaticWeight
 from bridgegarden.quickstart.settings import QuickstartSettings
+from bridgegarden.study.arms import OBJECTIVES
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from bridgegarden.exact.process import Role
 from bridgegarden.exact.tasks.arithmetic import END, PAD, ArithmeticWorld, check_answer, make_problems
-from bridgegarden.lab.models import new_llama
-from bridgegarden.lab.tokenizer import build_tokenizer
 from bridgegarden.quickstart import TEACHER
 from bridgegarden.quickstart.examples import draw_example
 from bridgegarden.quickstart.measure import kl_by_role, right_answers, write_answers
 from bridgegarden.quickstart.models import STUDENT_SIZE
 from bridgegarden.quickstart.train_teacher import TeacherTraining, save_teacher, train
+from bridgegarden.study.students import build_tokenizer, new_llama
 
 WORLD = ArithmeticWorld()
 

@@ -12,7 +12,7 @@ WORLD_NAMES = ("dialogue", "arithmetic", "program", "control")
 """Keys of `bridgegarden.exact.world.WORLDS`, which is imported only when asked for."""
 
 OBJECTIVE_NAMES = ("hard", "hard_data", "soft", "static", "confidence", "entropy", "curriculum", "risk_guided")
-"""Keys of `bridgegarden.lab.objectives.OBJECTIVES`, likewise."""
+"""Keys of `bridgegarden.study.arms.OBJECTIVES`, likewise."""
 
 
 class NamesType(click.ParamType):

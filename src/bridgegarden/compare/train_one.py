@@ -3,13 +3,10 @@
 import dataclasses
 import gc
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from bridgegarden.compare.flops import PairFlops, Work
 from bridgegarden.compare.pair import Pair, seeded
@@ -18,6 +15,7 @@ from bridgegarden.compare.rows import ComparedRow
 from bridgegarden.recipe import Recipe, TrainingSection
 from bridgegarden.run.record import TrainSummary
 from bridgegarden.run.train import train
+from bridgegarden.study.students import Clock
 from bridgegarden.training.on_policy import OnPolicy
 
 WITHOUT = ("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "eval_steps", "save_steps")
@@ -62,7 +60,7 @@ def train_one(
         BridgegardenError: as ``bridgegarden train``.
     """
     shutil.rmtree(recipe.output, ignore_errors=True)
-    clock = _Clock(on_step)
+    clock = Clock(on_step)
     _forget_peak()
     summary = train(recipe, console=Console(quiet=True), callbacks=[clock])
     cost, counts = summary.cost, pair.counts
@@ -89,27 +87,6 @@ def train_one(
         peak_memory=summary.peak_memory,
     )
     return summary, spent
-
-
-class _Clock(TrainerCallback):
-    """Times the training alone, without loading, evaluating and saving."""
-
-    def __init__(self, on_step: Callable[[int], None]) -> None:
-        self._on_step = on_step
-        self.seconds = self.cpu_seconds = 0.0
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._wall, self._cpu = time.perf_counter(), time.process_time()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._on_step(state.global_step)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.seconds, self.cpu_seconds = time.perf_counter() - self._wall, time.process_time() - self._cpu
 
 
 def _forget_peak() -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bridgegarden.errors import DataError
+from bridgegarden.objective.alignment import IGNORE
 
 StateT = TypeVar("StateT", bound=Hashable)
 
@@ -156,3 +157,9 @@ def prefixes_by_length(process: Process) -> list[int]:
 def count_prefixes(process: Process) -> int:
     """How many distinct unfinished prefixes the texts on script have, the empty one included."""
     return sum(prefixes_by_length(process))
+
+
+def answered_row(row: int, prompt: list[int], process: Process, generator: torch.Generator) -> dict[str, object]:
+    """Token ids and labels of a prompt with an answer that its process wrote; `row` is its number."""
+    answer = sample(process, generator)
+    return {"input_ids": prompt + answer, "labels": [IGNORE] * len(prompt) + answer, "row": row}

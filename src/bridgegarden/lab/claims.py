@@ -6,8 +6,8 @@ from types import MappingProxyType
 from typing import Literal
 
 from bridgegarden.lab.example import RoleName
-from bridgegarden.lab.objectives import ALL_OBJECTIVES, HYBRIDS
 from bridgegarden.lab.result import Correlations, Measured
+from bridgegarden.study.arms import ALL_OBJECTIVES, HYBRIDS
 
 Quantity = Callable[[Measured], float | None]
 

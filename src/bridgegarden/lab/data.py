@@ -7,10 +7,9 @@ import torch
 from datasets import Dataset
 
 from bridgegarden.exact.off_script import EndsOffScript
-from bridgegarden.exact.process import Process, sample
+from bridgegarden.exact.process import Process, answered_row
 from bridgegarden.exact.tabular import TabularProcess, tabulate
 from bridgegarden.exact.world import World
-from bridgegarden.objective.alignment import IGNORE
 from bridgegarden.teacher.process import ProcessTeacher
 
 MOST_STATES = 200_000
@@ -120,9 +119,8 @@ def _answered(
     rows = []
     for row, problem in enumerate(problems):
         process, prompt = world.process(problem), world.prompt_ids(problem, generator)
-        answer = sample(process, generator)
         processes[tuple(prompt)] = process
-        rows.append({"input_ids": prompt + answer, "labels": [IGNORE] * len(prompt) + answer, "row": row})
+        rows.append(answered_row(row, prompt, process, generator))
     return Dataset.from_list(rows)
 
 

@@ -6,10 +6,10 @@ from rich import box
 from rich.table import Table
 
 from bridgegarden.lab.findings import ClaimSummary, Finding, Verdict, difference, findings, summaries
-from bridgegarden.lab.objectives import ALL_OBJECTIVES
 from bridgegarden.lab.result import LabResult, Measured
 from bridgegarden.lab.settings import REGIMES
 from bridgegarden.statistics import Effect
+from bridgegarden.study.arms import ALL_OBJECTIVES
 from bridgegarden.terminal import counted
 
 COLUMNS: Mapping[str, tuple[str, Callable[[Measured], float], float]] = {

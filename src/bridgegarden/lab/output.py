@@ -6,9 +6,9 @@ from typing import Any, cast
 
 from bridgegarden.exact.world import World
 from bridgegarden.lab.findings import findings, summaries
-from bridgegarden.lab.objectives import ALL_OBJECTIVES
 from bridgegarden.lab.result import LabResult, LabRun
-from bridgegarden.lab.settings import REGIMES, Arm, LabSettings, LlamaSize
+from bridgegarden.lab.settings import REGIMES, Arm, LabSettings
+from bridgegarden.study.arms import ALL_OBJECTIVES, LlamaSize
 from bridgegarden.study.kept import StudyFolder, deciding_versions, keep, kept, key_of, to_tree
 
 STUDY = ("worlds", "objectives", "seeds", "sweep")

@@ -5,7 +5,6 @@ from collections import Counter
 from markupsafe import Markup
 
 from bridgegarden.lab.findings import Verdict, findings, summaries
-from bridgegarden.lab.objectives import LAMBDAS
 from bridgegarden.lab.report_charts import (
     CHOICES,
     curve_objectives,
@@ -23,6 +22,7 @@ from bridgegarden.lab.settings import REGIMES
 from bridgegarden.lab.tables import effect_rows, mean_rows, verdict_rows
 from bridgegarden.report.charts import responsive
 from bridgegarden.report.page import Page, Section, details, figure, table, terms
+from bridgegarden.study.arms import LAMBDAS
 
 GLOSSARY = {
     "hard label": "One token as the target: the teacher's likeliest (argmax), or the one in the data.",

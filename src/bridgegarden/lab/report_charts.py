@@ -6,13 +6,13 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from bridgegarden.lab.findings import difference
-from bridgegarden.lab.objectives import LAMBDAS
 from bridgegarden.lab.result import LabResult, Measured
 from bridgegarden.lab.tables import interval_words, label
 from bridgegarden.report.charts import WIDE, Dot, Row, Shape, dot_plot
 from bridgegarden.report.curves import Curve, CurvePoint, curve_chart
 from bridgegarden.report.scale import Axis, Reading, number
 from bridgegarden.statistics import Effect
+from bridgegarden.study.arms import LAMBDAS
 
 CHOICES: Mapping[str, tuple[str, Shape]] = {"bridge": ("at Bridges", "square"), "garden": ("at Gardens", "ring")}
 """Roles in which there is something to choose, as charts show them."""

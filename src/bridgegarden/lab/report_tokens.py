@@ -7,7 +7,6 @@ from typing import Any
 from markupsafe import Markup
 
 from bridgegarden.lab.example import TokenView
-from bridgegarden.lab.objectives import LAMBDAS
 from bridgegarden.lab.report_charts import main_regime
 from bridgegarden.lab.result import LabResult, LabRun
 from bridgegarden.lab.tables import label, signed
@@ -24,6 +23,7 @@ from bridgegarden.report.heatmap import (
 )
 from bridgegarden.report.scale import number
 from bridgegarden.report.tokens import Token, visible
+from bridgegarden.study.arms import LAMBDAS
 
 HOW = Markup(
     "<p>The teacher’s likeliest answer to one test problem of each world, seen with the student of each objective "

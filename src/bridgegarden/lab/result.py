@@ -143,7 +143,7 @@ class LabRun:
     """Key of `bridgegarden.lab.settings.REGIMES`."""
 
     objective: str
-    """Key of `bridgegarden.lab.objectives.ALL_OBJECTIVES`."""
+    """Key of `bridgegarden.study.arms.ALL_OBJECTIVES`."""
 
     seed: int
     """Decided the first weights, the problems, the answers and their order; shared by all objectives of a regime."""

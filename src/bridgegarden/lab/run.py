@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from bridgegarden.exact.world import WORLDS, World
-from bridgegarden.lab.objectives import ALL_OBJECTIVES
 from bridgegarden.lab.output import LabFolder, run_key
 from bridgegarden.lab.result import LabResult, LabRun, Training
-from bridgegarden.lab.settings import REGIMES, STUDENTS, Arm, LabSettings, LlamaSize
+from bridgegarden.lab.settings import REGIMES, STUDENTS, Arm, LabSettings
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import git_commit, now
+from bridgegarden.study.arms import ALL_OBJECTIVES, LlamaSize
 from bridgegarden.study.kept import deciding_versions
 from bridgegarden.study.run import run_jobs, steps_told, studying
 from bridgegarden.study.workers import MOST, Tell, available_processors

@@ -6,26 +6,9 @@ from types import MappingProxyType
 from typing import Literal
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.lab.objectives import LAMBDAS, OBJECTIVES
 from bridgegarden.registry import lookup
+from bridgegarden.study.arms import LAMBDAS, OBJECTIVES, LlamaSize
 from bridgegarden.study.kept import Plain
-
-
-@dataclass(frozen=True, kw_only=True)
-class LlamaSize:
-    """What decides how much a model can hold."""
-
-    hidden: int
-    """Width of the residual stream."""
-
-    layers: int
-    """Transformer blocks."""
-
-    heads: int
-    """Attention heads; divides `hidden`."""
-
-    feed_forward: int
-    """Width inside the feed-forward blocks."""
 
 
 def _size(hidden: int, layers: int) -> LlamaSize:

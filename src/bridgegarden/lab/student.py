@@ -1,7 +1,5 @@
 """One student of the lab: trained by the package's own trainer, stopped by its own validation loss."""
 
-import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,21 +7,18 @@ from typing import Any
 from torch import Tensor
 from transformers import (
     PreTrainedModel,
-    PrinterCallback,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
-from trl.trainer.sft_config import SFTConfig
 
 from bridgegarden.lab.data import LabData
-from bridgegarden.lab.models import new_llama
-from bridgegarden.lab.settings import LabSettings, LlamaSize
-from bridgegarden.lab.tokenizer import build_tokenizer
+from bridgegarden.lab.settings import LabSettings
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import CurriculumWeight
-from bridgegarden.training.trainer import HybridDistillationTrainer
+from bridgegarden.study.arms import LlamaSize
+from bridgegarden.study.students import build_tokenizer, distil, new_llama
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,33 +62,31 @@ def train_student(
         data: rows and teacher.
         on_step: called with the number of steps done.
     """
-    student = new_llama(data.world, size, seed)
     best = _BestStudent(patience=settings.patience, settled=_settled(objective, settings.steps))
-    with tempfile.TemporaryDirectory(prefix="bridgegarden-") as folder:
-        trainer = HybridDistillationTrainer(
-            student,
-            data.teacher,
-            objective,
-            _arguments(settings, seed, folder),
-            train_dataset=data.train,
-            eval_dataset=data.validation,
-            processing_class=build_tokenizer(data.world),
-            callbacks=[best, _Steps(on_step)],
-        )
-        trainer.remove_callback(PrinterCallback)
-        wall, cpu = time.perf_counter(), time.process_time()
-        trainer.train()
-        seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
-    student.load_state_dict(best.weights)
-    # The trainer turns the cache off, for good; texts are followed with it.
-    student.config.use_cache = True
+    trained = distil(
+        new_llama(data.world, size, seed),
+        data.teacher,
+        objective,
+        data.train,
+        settings,
+        seed=seed,
+        tokenizer=build_tokenizer(data.world),
+        on_step=on_step,
+        held_out=data.validation,
+        callbacks=[best],
+        per_device_eval_batch_size=64,
+        eval_strategy="steps",
+        eval_steps=settings.evaluate_every,
+        logging_strategy="no",
+    )
+    trained.model.load_state_dict(best.weights)
     return TrainedStudent(
-        model=student.eval(),
+        model=trained.model,
         kept_step=best.step,
-        steps=trainer.state.global_step,
+        steps=trained.state.global_step,
         validation=tuple(best.losses),
-        seconds=seconds,
-        cpu_seconds=cpu_seconds,
+        seconds=trained.seconds,
+        cpu_seconds=trained.cpu_seconds,
     )
 
 
@@ -127,40 +120,3 @@ class _BestStudent(TrainerCallback):
         self._waited += 1
         if self._waited >= self.patience:
             control.should_training_stop = True
-
-
-class _Steps(TrainerCallback):
-    """Tells how many steps are done."""
-
-    def __init__(self, on_step: Callable[[int], None]) -> None:
-        self.on_step = on_step
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.on_step(state.global_step)
-
-
-def _arguments(settings: LabSettings, seed: int, folder: str) -> SFTConfig:
-    return SFTConfig(
-        folder,
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch,
-        per_device_eval_batch_size=64,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=max(1, settings.steps // 20),
-        adam_beta2=0.95,
-        weight_decay=0.01,
-        max_length=None,
-        seed=seed,
-        eval_strategy="steps",
-        eval_steps=settings.evaluate_every,
-        # Models this small are slower on a GPU, and the CPU gives everybody the same numbers.
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        dataloader_pin_memory=False,
-        logging_strategy="no",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )

@@ -7,11 +7,11 @@ from typing import Any
 
 from bridgegarden.lab.display import COLUMNS
 from bridgegarden.lab.findings import ClaimSummary, Finding, difference, findings, summaries
-from bridgegarden.lab.objectives import ALL_OBJECTIVES
 from bridgegarden.lab.result import ROLES, LabResult, Measured
 from bridgegarden.lab.settings import REGIMES
 from bridgegarden.report.scale import number, span
 from bridgegarden.statistics import Effect
+from bridgegarden.study.arms import ALL_OBJECTIVES
 from bridgegarden.terminal import counted
 
 

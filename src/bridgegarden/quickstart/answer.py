@@ -8,11 +8,11 @@ from transformers import PreTrainedModel
 
 from bridgegarden.exact.process import role, trace
 from bridgegarden.exact.tasks.arithmetic import END, SPECIAL_TOKENS
-from bridgegarden.lab.objectives import OBJECTIVES
 from bridgegarden.objective.soft_weight import ConfidenceWeight, EntropyWeight, StaticWeight
 from bridgegarden.objective.support import TeacherSignal
 from bridgegarden.quickstart.held_out import HeldOut, answer_log_probs, whole_answers
 from bridgegarden.quickstart.result import AnswerView, TokenView, TopTokens
+from bridgegarden.study.arms import OBJECTIVES
 
 TOP = 5
 """How many of the likeliest tokens are kept."""

@@ -1,6 +1,6 @@
 """Sizes of the quickstart's models."""
 
-from bridgegarden.lab.settings import LlamaSize
+from bridgegarden.study.arms import LlamaSize
 
 TEACHER_SIZE = LlamaSize(hidden=128, layers=3, heads=4, feed_forward=384)
 """The packaged teacher, 0.65 million parameters."""

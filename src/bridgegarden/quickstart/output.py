@@ -6,11 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bridgegarden.lab.objectives import OBJECTIVES
 from bridgegarden.quickstart import TEACHER
 from bridgegarden.quickstart.result import ObjectiveRun, QuickstartResult
 from bridgegarden.quickstart.settings import QuickstartSettings
 from bridgegarden.run.output import partial
+from bridgegarden.study.arms import OBJECTIVES
 from bridgegarden.study.kept import StudyFolder, deciding_versions, keep, kept, key_of
 
 if TYPE_CHECKING:

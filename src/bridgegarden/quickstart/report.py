@@ -3,8 +3,6 @@
 from markupsafe import Markup
 
 from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
-from bridgegarden.lab.models import new_llama
-from bridgegarden.lab.settings import LlamaSize
 from bridgegarden.quickstart.models import STUDENT_SIZE, TEACHER_SIZE
 from bridgegarden.quickstart.report_answer import answer_data, answer_section
 from bridgegarden.quickstart.report_charts import bias_chart, frontier_chart, kl_chart
@@ -15,6 +13,8 @@ from bridgegarden.report.charts import responsive
 from bridgegarden.report.page import Page, Section, figure, table, terms
 from bridgegarden.report.scale import number, plus_minus
 from bridgegarden.statistics import Estimate, Interval
+from bridgegarden.study.arms import LlamaSize
+from bridgegarden.study.students import new_llama
 
 COLUMNS = {
     "accuracy_sampled": "right answers, sampled",

@@ -46,7 +46,7 @@ class ObjectiveRun:
     """One student, trained with one objective from one seed."""
 
     objective: str
-    """Key of `bridgegarden.lab.objectives.OBJECTIVES`."""
+    """Key of `bridgegarden.study.arms.OBJECTIVES`."""
 
     label: str
     """For a reader."""

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bridgegarden.lab.objectives import OBJECTIVES
 from bridgegarden.quickstart.display import runs_table, told
 from bridgegarden.quickstart.output import QuickstartFolder, run_key
 from bridgegarden.quickstart.result import AnswerView, Measured, ObjectiveRun, QuickstartResult
 from bridgegarden.quickstart.settings import QuickstartSettings
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import now
+from bridgegarden.study.arms import OBJECTIVES
 from bridgegarden.study.kept import deciding_versions
 from bridgegarden.study.run import run_jobs, steps_told, studying
 from bridgegarden.study.workers import MOST, Tell, available_processors, one_thread

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.lab.objectives import OBJECTIVES
 from bridgegarden.registry import lookup
+from bridgegarden.study.arms import OBJECTIVES
 from bridgegarden.study.kept import Plain
 
 DEFAULT_OBJECTIVES = ("hard", "soft", "static", "confidence", "entropy")

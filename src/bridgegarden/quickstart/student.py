@@ -1,7 +1,5 @@
 """One student of the quickstart: its data, and its training with the package's own trainer."""
 
-import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,25 +10,17 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PrinterCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
 )
-from trl.trainer.sft_config import SFTConfig
 
-from bridgegarden.exact.process import sample
+from bridgegarden.exact.process import answered_row
 from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld, make_problems
-from bridgegarden.lab.models import new_llama
-from bridgegarden.lab.objectives import ComparedObjective
-from bridgegarden.objective.alignment import IGNORE
 from bridgegarden.quickstart import TEACHER
 from bridgegarden.quickstart.examples import prompt_ids
 from bridgegarden.quickstart.models import STUDENT_SIZE
 from bridgegarden.quickstart.settings import QuickstartSettings
+from bridgegarden.study.arms import ComparedObjective
+from bridgegarden.study.students import distil, new_llama
 from bridgegarden.teacher.protocol import Teacher
-from bridgegarden.training.trainer import HybridDistillationTrainer
 
 LOGS = 10
 """How many times a training logs its loss."""
@@ -75,8 +65,7 @@ def training_rows(world: ArithmeticWorld, problems: int, seed: int) -> Dataset:
     rows = []
     for row, problem in enumerate(make_problems(problems, seed, split="train", world=world)):
         prompt = prompt_ids(world, world.prompt(problem, generator))
-        answer = sample(world.process(problem), generator)
-        rows.append({"input_ids": prompt + answer, "labels": [IGNORE] * len(prompt) + answer, "row": row})
+        rows.append(answered_row(row, prompt, world.process(problem), generator))
     return Dataset.from_list(rows)
 
 
@@ -98,62 +87,22 @@ def train_student(
         teacher: a model, asked at every step, or a cache of what it said about `rows`.
         on_step: called with the number of steps done.
     """
-    student = new_llama(ArithmeticWorld(), STUDENT_SIZE, seed)
-    with tempfile.TemporaryDirectory(prefix="bridgegarden-") as folder:
-        trainer = HybridDistillationTrainer(
-            student,
-            teacher,
-            objective.build(),
-            _arguments(settings, seed, folder),
-            train_dataset=rows,
-            processing_class=load_tokenizer(),
-            callbacks=[_Steps(on_step)],
-        )
-        trainer.remove_callback(PrinterCallback)
-        wall, cpu = time.perf_counter(), time.process_time()
-        trainer.train()
-        seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
-    # The trainer turns the cache off, for good; answers are written with it.
-    student.config.use_cache = True
-    return TrainedStudent(
-        model=student.eval(),
-        seconds=seconds,
-        cpu_seconds=cpu_seconds,
-        tokens=int(trainer.state.num_input_tokens_seen),
-        final_loss=next(entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry),
-    )
-
-
-def _arguments(settings: QuickstartSettings, seed: int, folder: str) -> SFTConfig:
-    return SFTConfig(
-        folder,
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=max(1, settings.steps // 20),
-        adam_beta2=0.95,
-        weight_decay=0.01,
-        max_length=None,
+    trained = distil(
+        new_llama(ArithmeticWorld(), STUDENT_SIZE, seed),
+        teacher,
+        objective.build(),
+        rows,
+        settings,
         seed=seed,
-        # Models this small are slower on a GPU, and the CPU gives everybody the same numbers.
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        dataloader_pin_memory=False,
+        tokenizer=load_tokenizer(),
+        on_step=on_step,
         logging_steps=max(1, settings.steps // LOGS),
         include_num_input_tokens_seen="non_padding",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
     )
-
-
-class _Steps(TrainerCallback):
-    """Tells how many steps are done."""
-
-    def __init__(self, on_step: Callable[[int], None]) -> None:
-        self.on_step = on_step
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object):
-        self.on_step(state.global_step)
+    return TrainedStudent(
+        model=trained.model,
+        seconds=trained.seconds,
+        cpu_seconds=trained.cpu_seconds,
+        tokens=int(trained.state.num_input_tokens_seen),
+        final_loss=next(entry["loss"] for entry in reversed(trained.state.log_history) if "loss" in entry),
+    )

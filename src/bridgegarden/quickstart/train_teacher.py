@@ -18,11 +18,10 @@ import transformers
 from transformers import GenerationConfig, LlamaForCausalLM
 
 from bridgegarden.exact.tasks.arithmetic import END, PAD, ArithmeticWorld, Problem, make_problems
-from bridgegarden.lab.models import new_llama
-from bridgegarden.lab.tokenizer import build_tokenizer
 from bridgegarden.quickstart.examples import Batch, collate, draw_example
 from bridgegarden.quickstart.measure import measure_teacher
 from bridgegarden.quickstart.models import TEACHER_SIZE
+from bridgegarden.study.students import build_tokenizer, new_llama
 
 
 @dataclass(frozen=True, kw_only=True)

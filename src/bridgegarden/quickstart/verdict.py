@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bridgegarden.lab.objectives import OBJECTIVES
 from bridgegarden.quickstart.result import QuickstartResult, Summary
+from bridgegarden.study.arms import OBJECTIVES
 
 
 def beats(result: QuickstartResult, one: str, other: str) -> bool:

@@ -10,7 +10,7 @@ from bridgegarden.exact.process import sample
 from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
 from bridgegarden.exact.vocabulary import END, PAD, UNKNOWN
 from bridgegarden.exact.world import WORLDS
-from bridgegarden.lab.tokenizer import build_tokenizer
+from bridgegarden.study.students import build_tokenizer
 
 ALL = {name: make() for name, make in WORLDS.items()} | {"quickstart": ArithmeticWorld()}
 TOKENIZERS = {name: build_tokenizer(world) for name, world in ALL.items()}

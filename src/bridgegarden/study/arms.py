@@ -1,4 +1,4 @@
-"""The objectives that are compared with each other, by name."""
+"""What students differ in: how much they can hold, and the objectives that are compared with each other, by name."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,6 +7,23 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from bridgegarden.objective.hybrid import HybridObjective
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaSize:
+    """What decides how much a model can hold."""
+
+    hidden: int
+    """Width of the residual stream."""
+
+    layers: int
+    """Transformer blocks."""
+
+    heads: int
+    """Attention heads; divides `hidden`."""
+
+    feed_forward: int
+    """Width inside the feed-forward blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,4 +80,4 @@ HYBRIDS = tuple(name for name, objective in OBJECTIVES.items() if not objective.
 """Each is a hybrid that the claims are tested on, in its own row."""
 
 ALL_OBJECTIVES: Mapping[str, ComparedObjective] = MappingProxyType({**OBJECTIVES, **LAMBDAS})
-"""Everything that the lab can train."""
+"""Everything that can be trained."""
