@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from bridgegarden.quickstart.report_charts import frontier_chart
+from bridgegarden.quickstart.report import frontier_chart
 from bridgegarden.quickstart.result import QuickstartResult
 from bridgegarden.report.charts import standalone
 

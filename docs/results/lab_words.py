@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from bridgegarden.lab.findings import CONTROL, ClaimSummary, Finding, Verdict, difference
-from bridgegarden.lab.report_charts import CHOICES, optimum, roles_of, sweep_weights
+from bridgegarden.lab.report import CHOICES, optimum, roles_of, sweep_weights
 from bridgegarden.lab.result import LabResult, Measured
 from bridgegarden.lab.settings import REGIMES
 from bridgegarden.lab.tables import label, markdown_table

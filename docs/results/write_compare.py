@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from bridgegarden.compare.findings import QUALITIES, price, qualities, summary
+from bridgegarden.compare.findings import QUALITIES, price, qualities, sentences, summary, times
 from bridgegarden.compare.result import CompareResult
 from bridgegarden.compare.tables import (
     cost_caption,
@@ -19,7 +19,6 @@ from bridgegarden.compare.tables import (
     quality_rows,
     seed_rows,
 )
-from bridgegarden.compare.words import sentences, times
 
 
 def page(result: CompareResult) -> str:

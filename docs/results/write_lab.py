@@ -23,8 +23,7 @@ from lab_words import (
     remarks,
 )
 
-from bridgegarden.lab.claims import CLAIMS
-from bridgegarden.lab.findings import ClaimSummary, Finding, Verdict, findings, summaries
+from bridgegarden.lab.findings import CLAIMS, ClaimSummary, Finding, Verdict, findings, summaries
 from bridgegarden.lab.result import LabResult
 from bridgegarden.lab.settings import REGIMES
 from bridgegarden.lab.tables import effect_rows, label, markdown_table, mean_rows, verdict_rows

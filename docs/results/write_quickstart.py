@@ -8,8 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from bridgegarden.quickstart.result import QuickstartResult, Summary
-from bridgegarden.quickstart.verdict import beats, finding, frontier
+from bridgegarden.quickstart.result import QuickstartResult, Summary, beats, finding, frontier
 
 COLUMNS = {
     "accuracy_sampled": ("right, sampled", 100, 1),

@@ -23,10 +23,8 @@ from bridgegarden.exact.problems import Split
 from bridgegarden.exact.process import sample
 from bridgegarden.exact.tasks.arithmetic import END, ArithmeticWorld, make_problems
 from bridgegarden.quickstart import TEACHER
-from bridgegarden.quickstart.models import STUDENT_SIZE
-from bridgegarden.quickstart.settings import QuickstartSettings
-from bridgegarden.quickstart.signals import keep_signals
-from bridgegarden.quickstart.student import load_teacher, load_tokenizer, train_student, training_rows
+from bridgegarden.quickstart.result import STUDENT_SIZE, QuickstartSettings
+from bridgegarden.quickstart.student import keep_signals, load_teacher, load_tokenizer, train_student, training_rows
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.study.arms import OBJECTIVES
 from bridgegarden.study.students import new_llama

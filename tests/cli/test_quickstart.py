@@ -6,8 +6,7 @@ from click.testing import CliRunner
 
 from bridgegarden.cli.main import cli
 from bridgegarden.quickstart import run as run_module
-from bridgegarden.quickstart.result import QuickstartResult
-from bridgegarden.quickstart.verdict import finding
+from bridgegarden.quickstart.result import QuickstartResult, finding
 from tests.quickstart.made_up import made_up_result
 
 

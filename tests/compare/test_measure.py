@@ -1,6 +1,6 @@
 import pytest
 
-from bridgegarden.compare.measure import scores_of
+from bridgegarden.compare.student import scores_of
 from bridgegarden.evaluation.results import Evaluation, Score
 
 

@@ -8,15 +8,13 @@ import pytest
 import yaml
 from rich.console import Console
 
-from bridgegarden.compare import measure, train_one
+from bridgegarden.compare import student
 from bridgegarden.compare.flops import PairFlops, Work, expected_work, steps_of
-from bridgegarden.compare.output import CompareFolder, run_key
 from bridgegarden.compare.pair import check_pair, check_recipe, placed, seeded
 from bridgegarden.compare.result import CompareResult
-from bridgegarden.compare.rows import compared_rows
-from bridgegarden.compare.run import compare
-from bridgegarden.compare.settings import CompareSettings, default_baseline
-from bridgegarden.compare.train_one import run_recipe
+from bridgegarden.compare.run import CompareFolder, compare, run_key
+from bridgegarden.compare.settings import CompareSettings, compared_rows, default_baseline
+from bridgegarden.compare.student import run_recipe
 from bridgegarden.errors import ConfigError, ModelError, NonFiniteError
 from bridgegarden.plan import machine_of, plan_recipe
 from bridgegarden.recipe import load_recipe
@@ -77,7 +75,7 @@ def trainings(monkeypatch):
     """Names of the trainings that began; what `trouble` holds for one is raised in its place."""
     began: list[str] = []
     trouble: dict[str, BaseException] = {}
-    original = train_one.train
+    original = student.train
 
     def train(recipe, **options):
         began.append(recipe.output.name)
@@ -85,7 +83,7 @@ def trainings(monkeypatch):
             raise trouble[recipe.output.name]
         return original(recipe, **options)
 
-    monkeypatch.setattr(train_one, "train", train)
+    monkeypatch.setattr(student, "train", train)
     return began, trouble
 
 
@@ -183,7 +181,7 @@ def test_an_interrupted_measurement_does_not_cost_the_training_again(source, tra
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(measure.Meter, "measure", interrupt)
+        patched.setattr(student.Meter, "measure", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(source, tmp_path, settings)
     assert (tmp_path / "runs" / "soft-seed0" / "model").is_dir()

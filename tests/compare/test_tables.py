@@ -6,11 +6,17 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from bridgegarden.compare.display import terminal_tables
-from bridgegarden.compare.findings import price, summary
-from bridgegarden.compare.report_charts import cheapness
-from bridgegarden.compare.tables import cheaper, cost_caption, objectives_csv, short, tables_markdown, task_rows
-from bridgegarden.compare.words import listed, percent, sentences, times_less
+from bridgegarden.compare.findings import listed, percent, price, sentences, summary, times_less
+from bridgegarden.compare.report import cheapness
+from bridgegarden.compare.tables import (
+    cheaper,
+    cost_caption,
+    objectives_csv,
+    short,
+    tables_markdown,
+    task_rows,
+    terminal_tables,
+)
 from tests.compare.made_up import made_up_result
 
 RESULT = made_up_result()

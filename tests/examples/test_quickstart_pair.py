@@ -15,7 +15,7 @@ from bridgegarden.compare.settings import CompareSettings
 from bridgegarden.evaluation.lm_eval import EvaluationOptions
 from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
 from bridgegarden.quickstart import TEACHER
-from bridgegarden.quickstart.examples import prompt_ids
+from bridgegarden.quickstart.teacher import prompt_ids
 from bridgegarden.recipe import load_recipe
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "quickstart_pair"

@@ -4,8 +4,16 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from bridgegarden.lab.example import ActionView, ExampleView, TokenView
-from bridgegarden.lab.result import Correlations, LabResult, LabRun, Measured, Training
+from bridgegarden.lab.result import (
+    ActionView,
+    Correlations,
+    ExampleView,
+    LabResult,
+    LabRun,
+    Measured,
+    TokenView,
+    Training,
+)
 from bridgegarden.lab.settings import LabSettings
 from bridgegarden.study.arms import ALL_OBJECTIVES
 

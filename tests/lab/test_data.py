@@ -7,7 +7,7 @@ from bridgegarden.errors import ConfigError
 from bridgegarden.exact.process import trace
 from bridgegarden.exact.vocabulary import END
 from bridgegarden.exact.world import WORLDS
-from bridgegarden.lab.data import draw_data, tabulated
+from bridgegarden.lab.worlds import draw_data, tabulated
 from bridgegarden.objective.alignment import IGNORE, SupervisedPositions
 
 

@@ -1,6 +1,6 @@
 from rich.console import Console
 
-from bridgegarden.lab.display import tables
+from bridgegarden.lab.tables import tables
 from tests.lab.made_up import made_up_result
 
 

@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 from scipy import stats
 
-from bridgegarden.lab.claims import CLAIMS
-from bridgegarden.lab.findings import Verdict, difference, findings, judge, summaries
+from bridgegarden.lab.findings import CLAIMS, Verdict, difference, findings, judge, summaries
 from bridgegarden.lab.result import LabResult
 from bridgegarden.statistics import Interval
 from bridgegarden.study.arms import HYBRIDS

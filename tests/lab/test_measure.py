@@ -8,11 +8,9 @@ import torch
 from bridgegarden.exact.process import Role, role
 from bridgegarden.exact.vocabulary import END
 from bridgegarden.exact.world import WORLDS
-from bridgegarden.lab.data import draw_data
-from bridgegarden.lab.example import view_example
-from bridgegarden.lab.measure import measured, solve_tests
 from bridgegarden.lab.settings import LabSettings
-from bridgegarden.lab.student import train_student
+from bridgegarden.lab.student import measured, solve_tests, train_student, view_example
+from bridgegarden.lab.worlds import draw_data
 from bridgegarden.statistics import Estimate
 from bridgegarden.study.arms import ALL_OBJECTIVES, LlamaSize
 

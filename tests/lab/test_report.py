@@ -3,8 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from bridgegarden.lab.report import report_page
-from bridgegarden.lab.report_charts import optimum, roles_of, sweep_weights
+from bridgegarden.lab.report import optimum, report_page, roles_of, sweep_weights
 from bridgegarden.lab.result import Measured
 from bridgegarden.study.arms import OBJECTIVES
 from tests.lab.made_up import made_up_result

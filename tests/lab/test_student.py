@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from bridgegarden.exact.world import WORLDS
-from bridgegarden.lab.data import draw_data
 from bridgegarden.lab.settings import LabSettings
 from bridgegarden.lab.student import train_student
+from bridgegarden.lab.worlds import draw_data
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.hybrid import hybrid_loss_from_logits
 from bridgegarden.objective.soft_weight import TrainProgress

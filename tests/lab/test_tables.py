@@ -3,9 +3,8 @@ import io
 
 import pytest
 
-from bridgegarden.lab.display import _mean
 from bridgegarden.lab.findings import difference, findings
-from bridgegarden.lab.tables import COLUMNS, _mean_words, findings_csv, means_csv, tables_markdown
+from bridgegarden.lab.tables import COLUMNS, _mean, _mean_words, findings_csv, means_csv, tables_markdown
 from tests.lab.made_up import SHAPES, made_up_result
 
 RESULT = made_up_result()

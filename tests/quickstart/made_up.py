@@ -2,8 +2,14 @@
 
 import math
 
-from bridgegarden.quickstart.result import AnswerView, Measured, ObjectiveRun, QuickstartResult, TokenView
-from bridgegarden.quickstart.settings import QuickstartSettings
+from bridgegarden.quickstart.result import (
+    AnswerView,
+    Measured,
+    ObjectiveRun,
+    QuickstartResult,
+    QuickstartSettings,
+    TokenView,
+)
 from bridgegarden.statistics import Estimate
 from bridgegarden.study.arms import OBJECTIVES
 

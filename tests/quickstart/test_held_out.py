@@ -6,7 +6,7 @@ import torch
 from bridgegarden.exact.process import Role, role, trace
 from bridgegarden.exact.tasks.arithmetic import END, ArithmeticWorld, make_problems
 from bridgegarden.quickstart.held_out import examine, hold_out
-from bridgegarden.quickstart.models import STUDENT_SIZE
+from bridgegarden.quickstart.result import STUDENT_SIZE
 from bridgegarden.quickstart.student import load_teacher, training_rows
 from bridgegarden.study.students import new_llama
 

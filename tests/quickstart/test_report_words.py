@@ -1,6 +1,6 @@
 import pytest
 
-from bridgegarden.quickstart.report_words import interval_words, percent
+from bridgegarden.quickstart.report import interval_words, percent
 from bridgegarden.report.scale import plus_minus, span
 from tests.quickstart.made_up import made_up_result
 

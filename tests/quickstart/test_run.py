@@ -15,11 +15,9 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.quickstart import signals, student
-from bridgegarden.quickstart.output import QuickstartFolder, run_key
-from bridgegarden.quickstart.result import QuickstartResult
-from bridgegarden.quickstart.run import FULL_SEEDS, plan, quickstart
-from bridgegarden.quickstart.settings import QuickstartSettings
+from bridgegarden.quickstart import student
+from bridgegarden.quickstart.result import QuickstartResult, QuickstartSettings
+from bridgegarden.quickstart.run import FULL_SEEDS, QuickstartFolder, plan, quickstart, run_key
 from bridgegarden.study.arms import OBJECTIVES
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.writer import build_cache
@@ -135,7 +133,7 @@ def test_the_teacher_is_asked_once_a_seed_whatever_the_objectives_and_interrupti
         asked.append(built.positions)
         return built
 
-    monkeypatch.setattr(signals, "build_cache", count)
+    monkeypatch.setattr(student, "build_cache", count)
     trained[1].add("entropy")
     settings = replace(TINY, seeds=(0, 1))
     with pytest.raises(KeyboardInterrupt):
@@ -237,7 +235,7 @@ def test_a_signal_ends_every_process_and_leaves_the_mark(tmp_path):
 def test_the_key_of_a_finished_training_is_the_same_in_another_process():
     """A key that held anything of this process (an address, a hash of a string) would make every resume start over."""
     code = (
-        "from bridgegarden.quickstart.output import run_key; from bridgegarden.quickstart.run import plan;"
+        "from bridgegarden.quickstart.run import run_key; from bridgegarden.quickstart.run import plan;"
         "print(run_key('risk_guided', 1, plan(full=True, seed=0)))"
     )
     keys = {

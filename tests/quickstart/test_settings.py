@@ -2,7 +2,7 @@ import pytest
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.objective.soft_weight import StaticWeight
-from bridgegarden.quickstart.settings import QuickstartSettings
+from bridgegarden.quickstart.result import QuickstartSettings
 from bridgegarden.study.arms import OBJECTIVES
 
 

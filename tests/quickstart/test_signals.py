@@ -4,9 +4,16 @@ import pytest
 import torch
 
 from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
-from bridgegarden.quickstart.settings import QuickstartSettings
-from bridgegarden.quickstart.signals import keep_signals, signals_spec, tokens_asked
-from bridgegarden.quickstart.student import load_teacher, load_tokenizer, train_student, training_rows
+from bridgegarden.quickstart.result import QuickstartSettings
+from bridgegarden.quickstart.student import (
+    keep_signals,
+    load_teacher,
+    load_tokenizer,
+    signals_spec,
+    tokens_asked,
+    train_student,
+    training_rows,
+)
 from bridgegarden.study.arms import OBJECTIVES
 from bridgegarden.teacher.cache.manifest import MANIFEST
 from bridgegarden.teacher.cache.reader import TeacherCache

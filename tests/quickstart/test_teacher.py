@@ -10,9 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from bridgegarden.exact.process import Role
 from bridgegarden.exact.tasks.arithmetic import END, PAD, ArithmeticWorld, check_answer, make_problems
 from bridgegarden.quickstart import TEACHER
-from bridgegarden.quickstart.examples import draw_example
-from bridgegarden.quickstart.measure import kl_by_role, right_answers, write_answers
-from bridgegarden.quickstart.models import STUDENT_SIZE
+from bridgegarden.quickstart.result import STUDENT_SIZE
+from bridgegarden.quickstart.teacher import draw_example, kl_by_role, right_answers, write_answers
 from bridgegarden.quickstart.train_teacher import TeacherTraining, save_teacher, train
 from bridgegarden.study.students import build_tokenizer, new_llama
 

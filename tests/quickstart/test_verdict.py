@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from bridgegarden.quickstart.verdict import beats, finding, frontier
+from bridgegarden.quickstart.result import beats, finding, frontier
 from bridgegarden.statistics import Estimate
 from tests.quickstart.made_up import made_up_result
 

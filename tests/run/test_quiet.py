@@ -170,7 +170,7 @@ from bridgegarden.compare.settings import CompareSettings
 from bridgegarden.lab.run import lab
 from bridgegarden.lab.settings import LabSettings
 from bridgegarden.quickstart.run import quickstart
-from bridgegarden.quickstart.settings import QuickstartSettings
+from bridgegarden.quickstart.result import QuickstartSettings
 
 silent = Console(quiet=True)
 tiny = dict(steps=3, batch=4, objectives=("hard", "entropy"))

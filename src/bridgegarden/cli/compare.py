@@ -100,8 +100,8 @@ def compare_command(recipe: str, overrides: tuple[str, ...], **options: Any) -> 
         click.echo(folder.result.read_text(encoding="utf-8"), nl=False)
         return
 
-    from bridgegarden.compare.display import terminal_tables
-    from bridgegarden.compare.words import sentences
+    from bridgegarden.compare.findings import sentences
+    from bridgegarden.compare.tables import terminal_tables
 
     console = plain_console(highlight=False)
     for table in terminal_tables(result, console.width):

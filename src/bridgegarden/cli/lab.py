@@ -95,7 +95,7 @@ def run_command(
         click.echo((output / "result.json").read_text(encoding="utf-8"), nl=False)
         return
 
-    from bridgegarden.lab.display import tables
+    from bridgegarden.lab.tables import tables
 
     console = plain_console(highlight=False)
     for table in tables(result):

@@ -28,8 +28,7 @@ def quickstart_command(
     Distils a tiny packaged teacher into tiny students with hard, soft and hybrid labels, measures accuracy, variety and
     exposure bias on held-out problems, and writes DIR/report.html and DIR/result.json.
     """
-    from bridgegarden.quickstart.output import QuickstartFolder
-    from bridgegarden.quickstart.run import quickstart
+    from bridgegarden.quickstart.run import QuickstartFolder, quickstart
 
     folder = QuickstartFolder(output or Path("runs") / ("quickstart-full" if full else "quickstart"))
     result = quickstart(folder.path, full=full, seed=seed, workers=workers)
@@ -37,7 +36,7 @@ def quickstart_command(
         click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
     else:
         from bridgegarden.quickstart.display import result_table
-        from bridgegarden.quickstart.verdict import finding, frontier
+        from bridgegarden.quickstart.result import finding, frontier
 
         console = plain_console(highlight=False)
         console.print(result_table(result, frontier(result), console.width))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from bridgegarden.compare.pair import Pair
-from bridgegarden.compare.rows import ComparedRow
+from bridgegarden.compare.settings import ComparedRow
 from bridgegarden.plan.work import StepFlops
 from bridgegarden.preflight.flops import ForwardFlops, forward_flops
 from bridgegarden.recipe import build_lora_config

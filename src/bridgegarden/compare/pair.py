@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bridgegarden.compare.rows import ComparedRow
+from bridgegarden.compare.settings import ComparedRow
 from bridgegarden.data import load_rows
 from bridgegarden.errors import ConfigError
 from bridgegarden.preflight import Endings, ModelFacts

@@ -1,27 +1,26 @@
 """``bridgegarden compare``: train and measure every objective with every seed, and hold quality against cost."""
 
+import dataclasses
+import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bridgegarden.compare.display import told
-from bridgegarden.compare.flops import PairFlops
-from bridgegarden.compare.job import Job, make_jobs
-from bridgegarden.compare.output import CompareFolder, Trained
-from bridgegarden.compare.pair import SEED, Pair, check_pair, check_recipe, placed, seeded
-from bridgegarden.compare.result import CompareResult, CompareRun, PairInfo, RowInfo
-from bridgegarden.compare.rows import DATA_ROWS, ComparedRow, compared_rows
-from bridgegarden.compare.settings import CompareSettings
-from bridgegarden.compare.teacher_cache import fill_cache
+from bridgegarden.compare.findings import mean_of
+from bridgegarden.compare.flops import PairFlops, steps_of
+from bridgegarden.compare.pair import SEED, Pair, check_pair, check_recipe, placed, seeded, student_fingerprint
+from bridgegarden.compare.result import CacheCost, CompareResult, CompareRun, PairInfo, RowInfo, Spent
+from bridgegarden.compare.settings import DATA_ROWS, ComparedRow, CompareSettings, compared_rows
 from bridgegarden.errors import NonFiniteError
 from bridgegarden.preflight.meta import meta_model, parameter_count
 from bridgegarden.recipe import Recipe, build_objective, describe_objective, load_recipe
 from bridgegarden.run.output import check_writable
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import git_commit, now
-from bridgegarden.study.kept import deciding_versions
+from bridgegarden.study.kept import StudyFolder, deciding_versions, keep, kept, key_of
 from bridgegarden.study.run import run_jobs, steps_told, studying
 from bridgegarden.study.workers import Tell, one_thread
 from bridgegarden.terminal import counted, plain_console
@@ -29,7 +28,196 @@ from bridgegarden.terminal import counted, plain_console
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bridgegarden.compare.measure import Meter
+    from bridgegarden.compare.student import Meter
+
+
+class Trained(NamedTuple):
+    """A training that is not measured yet."""
+
+    spent: Spent
+    """What it cost."""
+    held_out: Mapping[str, float]
+    """Its terms on held-out rows."""
+
+
+class CompareFolder(StudyFolder):
+    """With ``objectives.csv`` and ``tables.md`` beside result and report."""
+
+    command = "bridgegarden compare"
+
+    @property
+    def cache(self) -> Path:
+        """The teacher's signals, if the recipe names no folder for them."""
+        return self.path / "teacher_cache"
+
+    def run(self, row: ComparedRow, seed: int) -> Path:
+        """The folder of one training, as ``bridgegarden train`` writes it."""
+        return self.path / "runs" / f"{row.file_name}-seed{seed}"
+
+    def save_training(self, row: ComparedRow, seed: int, trained: Trained, key: str) -> None:
+        """Keep what a training cost, so that an interrupted measurement does not cost it again."""
+        keep(self.run(row, seed) / "trained.json", key, trained)
+
+    def finished_training(self, row: ComparedRow, seed: int, key: str) -> Trained | None:
+        """A training that was finished here, its model included, with everything as `key` has it."""
+        folder = self.run(row, seed)
+        if not (folder / "model").is_dir():
+            return None
+        return kept(folder / "trained.json", key, Trained)
+
+    def save_run(self, row: ComparedRow, run: CompareRun, key: str, *, keep_model: bool) -> None:
+        """Keep a measured training."""
+        folder = self.run(row, run.seed)
+        keep(folder / "measured.json", key, run)
+        if not keep_model:
+            for name in ("model", "adapter"):
+                shutil.rmtree(folder / name, ignore_errors=True)
+
+    def finished_run(self, row: ComparedRow, seed: int, key: str) -> CompareRun | None:
+        """A training that was finished and measured here with everything as `key` has it."""
+        return kept(self.run(row, seed) / "measured.json", key, CompareRun)
+
+    def save(self, result: CompareResult) -> None:
+        """Write what a finished comparison leaves."""
+        from bridgegarden.compare.findings import all_differences
+        from bridgegarden.compare.report import report_page
+        from bridgegarden.compare.tables import objectives_csv, tables_markdown
+
+        self.finish(
+            {**result.to_dict(), "differences": all_differences(result)},
+            report_page(result),
+            {"objectives.csv": objectives_csv(result), "tables.md": tables_markdown(result)},
+        )
+
+
+def run_key(pair: Pair, recipe: Recipe, settings: CompareSettings) -> str:
+    """A hash of everything that the numbers of one training and its measurement depend on.
+
+    Args:
+        pair: what all runs share.
+        recipe: of the run.
+        settings: of the comparison.
+    """
+    tree: dict[str, Any] = recipe.to_dict()
+    del tree["output"]
+    tree["teacher"].pop("cache", None)
+    parts = {
+        "recipe": tree,
+        "content": pair.fingerprints,
+        "student": student_fingerprint(recipe, recipe.training.arguments["seed"]),
+        "cached": recipe.teacher.is_cached,
+        "measuring": settings.measuring,
+        "versions": dict(deciding_versions()),
+    }
+    return key_of(parts)
+
+
+WRITING = 5
+"""What a step costs on the student's own text, in steps on fixed data, for the progress bar."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One training and its measurement."""
+
+    row: ComparedRow
+    seed: int
+    steps: int
+    """Optimiser steps."""
+    recipe: Recipe
+    """Of this run."""
+    base: Recipe
+    """Of the comparison."""
+    settings: CompareSettings
+    folder: CompareFolder
+    key: str
+    """Of everything the numbers depend on."""
+
+    @property
+    def name(self) -> str:
+        """For the display."""
+        return f"{self.row.label}, seed {self.seed}"
+
+    @property
+    def units(self) -> int:
+        """Work, in training steps on fixed data; measuring costs about as much as a third of a training."""
+        return self.steps * self.weight + max(1, self.steps // 3)
+
+    def kept(self) -> CompareRun | None:
+        """What an earlier run found with everything as it is here."""
+        return self.folder.finished_run(self.row, self.seed, self.key)
+
+    @property
+    def weight(self) -> int:
+        """Units of a step."""
+        return WRITING if self.row.on_policy else 1
+
+
+def make_jobs(
+    pair: Pair, rows: Sequence[ComparedRow], settings: CompareSettings, folder: CompareFolder
+) -> tuple[Job, ...]:
+    """Seed by seed, so that an interrupted comparison has whole ones."""
+    from bridgegarden.compare.student import run_recipe
+
+    flops = PairFlops.of(pair)
+    sharers = len(settings.seeds) * sum(reads_cache(row) for row in rows)
+    cache = folder.cache if pair.recipe.teacher.cache is None else Path(pair.recipe.teacher.cache)
+    jobs = []
+    for seed in settings.seeds:
+        for row in rows:
+            steps = steps_of(pair, flops, row, sharers=sharers) if settings.budget == "compute" else pair.steps
+            where = None if row.on_policy else cache
+            recipe = run_recipe(pair.recipe, row, seed, steps=steps, cache=where, output=folder.run(row, seed))
+            key = run_key(pair, recipe, settings)
+            jobs.append(
+                Job(
+                    row=row,
+                    seed=seed,
+                    steps=steps,
+                    recipe=recipe,
+                    base=pair.recipe,
+                    settings=settings,
+                    folder=folder,
+                    key=key,
+                )
+            )
+    return tuple(jobs)
+
+
+def reads_cache(row: ComparedRow) -> bool:
+    """Whether the teacher's distribution is part of the loss, and can be read from disk."""
+    return not row.on_policy and row.name not in DATA_ROWS
+
+
+def fill_cache(pair: Pair, jobs: Sequence[Job], folder: CompareFolder, console: "Console") -> CacheCost | None:
+    """Fill the teacher's cache with what it lacks, if a training reads it; and what that cost."""
+    from bridgegarden.run.cache import CacheOptions, build_recipe_cache
+    from bridgegarden.run.teacher import cache_folder
+    from bridgegarden.teacher.cache.manifest import BuildTime, finished_shards
+    from bridgegarden.teacher.cache.writer import BuildResult
+
+    cached = [job for job in jobs if job.recipe.teacher.is_cached]
+    if not cached:
+        return None
+    todo = [job for job in cached if job.kept() is None]
+    if todo:
+        recipe = seeded(pair.recipe, jobs[0].seed)
+        teacher = dataclasses.replace(recipe.teacher, cache=todo[0].recipe.teacher.cache)
+        recipe = dataclasses.replace(recipe, teacher=teacher, on_policy=None)
+        built = build_recipe_cache(recipe, CacheOptions())
+        if isinstance(built, BuildResult) and built.documents:
+            console.print(f"teacher asked once about {counted(built.documents, 'row')}")
+    records = finished_shards(cache_folder(cached[0].recipe)).values()
+    # A cache that was there before may hold rows that this recipe does not have.
+    share = pair.counts.distinct_positions / max(sum(record.positions for record in records), 1)
+    took = BuildTime.of(records)
+    return CacheCost(
+        tokens=pair.counts.distinct_tokens,
+        flops=PairFlops.of(pair).cache(pair),
+        seconds=None if took.seconds is None else share * took.seconds,
+        cpu_seconds=None if took.cpu_seconds is None else share * took.cpu_seconds,
+        sharers=sum(reads_cache(job.row) for job in jobs),
+    )
 
 
 def compare(
@@ -98,7 +286,7 @@ def compare(
 
 def run_one(job: Job, tell: Tell) -> CompareRun:
     """Train and measure one student, and keep the numbers in the job's folder."""
-    from bridgegarden.compare.train_one import train_one
+    from bridgegarden.compare.student import train_one
 
     with quiet_libraries(interactive=False):
         meter = _meter(job.base, job.settings)
@@ -127,7 +315,7 @@ def _check(recipe: Recipe, rows: Sequence[ComparedRow], settings: CompareSetting
     """Everything that can be found wrong before the first step, told to `console`."""
     from rich.text import Text
 
-    from bridgegarden.compare.measure import read_held_out
+    from bridgegarden.compare.student import read_held_out
     from bridgegarden.evaluation.lm_eval import prepare_tasks
 
     console.print("checking models and rows")
@@ -166,9 +354,22 @@ def check_student(recipe: Recipe, seed: int) -> None:
 
 
 def _all_runs(jobs: Sequence[Job], console: "Console", workers: int) -> tuple[CompareRun, ...]:
-    found = run_jobs(run_one, jobs, console, workers=workers, told=told)
+    found = run_jobs(run_one, jobs, console, workers=workers, told=_told)
     order = {name: place for place, name in enumerate(jobs[0].settings.objectives)}
     return tuple(found[job.name] for job in sorted(jobs, key=lambda job: (order[job.row.name], job.seed)))
+
+
+def _told(job: Job, run: CompareRun) -> str:
+    """One finished training on one line."""
+    if run.spent is None:
+        return f"{job.name}: FAILED: {run.failure}"
+    parts = []
+    for quantity in ("greedy", "sampled"):
+        value = mean_of(run, quantity)
+        if value is not None:
+            parts.append(f"{quantity} {100 * value:.1f} %")
+    parts.append(f"exposure bias {mean_of(run, 'exposure_bias'):+.3g}")
+    return f"{job.name}: {', '.join(parts)}, {run.spent.cpu_seconds:.0f} CPU s"
 
 
 def _row_info(row: ComparedRow) -> RowInfo:
@@ -181,7 +382,7 @@ def _row_info(row: ComparedRow) -> RowInfo:
 
 
 def _pair_info(pair: Pair, settings: CompareSettings) -> PairInfo:
-    from bridgegarden.compare.measure import device_of, read_held_out
+    from bridgegarden.compare.student import device_of, read_held_out
 
     return PairInfo(
         teacher=Path(pair.recipe.teacher.model).name,
@@ -202,7 +403,7 @@ _meters: dict[str, "Meter"] = {}
 
 
 def _meter(recipe: Recipe, settings: CompareSettings) -> "Meter":
-    from bridgegarden.compare.measure import Meter
+    from bridgegarden.compare.student import Meter
 
     place = f"{recipe.to_yaml()}{settings.to_dict()}"
     if place not in _meters:

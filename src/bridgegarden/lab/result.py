@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-from bridgegarden.lab.example import ExampleView, RoleName
 from bridgegarden.lab.settings import LabSettings
 from bridgegarden.study.kept import Plain
+
+RoleName = Literal["bridge", "garden", "forced"]
+"""Values of :class:`bridgegarden.exact.process.Role`."""
 
 ByRole = Mapping[str, float]
 """A value for each :data:`RoleName`."""
@@ -130,6 +133,63 @@ class Training:
 
     measuring_seconds: float
     """Processor time of the exact measurement."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionView:
+    """One token that might have been written."""
+
+    text: str
+    """As written. Untrusted: escape it."""
+
+    teacher: float
+    """Its probability under the teacher."""
+
+    student: float
+    """Its probability under the student."""
+
+    kappa: float
+    """kappa(a|s), nats."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenView:
+    """One position of an example answer, and what is exactly true there."""
+
+    text: str
+    """As written. Untrusted: escape it."""
+
+    role: RoleName
+    """What the choice of this token decides, read off the process."""
+
+    confidence: float
+    """max p."""
+
+    entropy: float
+    """Of p, nats."""
+
+    kl: float
+    """KL(p || q), nats."""
+
+    kappa: float
+    """kappa(s): the sum over all tokens that keep the text on script, nats."""
+
+    weighted_kappa: float
+    """sum_a q(a|s) kappa(a|s), nats."""
+
+    actions: tuple[ActionView, ...]
+    """Tokens that keep the text on script, the likeliest under either model first; at most eight."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleView:
+    """The teacher's likeliest answer to one test problem, seen with one student."""
+
+    prompt: str
+    """The problem in words."""
+
+    tokens: tuple[TokenView, ...]
+    """The answer, its end token left out."""
 
 
 @dataclass(frozen=True, kw_only=True)

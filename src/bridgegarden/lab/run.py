@@ -1,26 +1,80 @@
-"""``bridgegarden lab run``: train and measure a student for every world, arm and seed, and judge the claims."""
+"""``bridgegarden lab run``: train, measure and keep a student for every world, arm and seed, and judge the claims."""
 
 import time
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from bridgegarden.exact.world import WORLDS, World
-from bridgegarden.lab.output import LabFolder, run_key
+from bridgegarden.lab.findings import findings, summaries
 from bridgegarden.lab.result import LabResult, LabRun, Training
 from bridgegarden.lab.settings import REGIMES, STUDENTS, Arm, LabSettings
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import git_commit, now
 from bridgegarden.study.arms import ALL_OBJECTIVES, LlamaSize
-from bridgegarden.study.kept import deciding_versions
+from bridgegarden.study.kept import StudyFolder, deciding_versions, keep, kept, key_of, to_tree
 from bridgegarden.study.run import run_jobs, steps_told, studying
 from bridgegarden.study.workers import MOST, Tell, available_processors
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bridgegarden.lab.data import LabData
+    from bridgegarden.lab.worlds import LabData
+
+STUDY = ("worlds", "objectives", "seeds", "sweep")
+"""Settings that say what is run, not how."""
+
+
+class LabFolder(StudyFolder):
+    """With ``findings.csv``, ``means.csv`` and ``tables.md`` beside result and report."""
+
+    command = "bridgegarden lab run"
+
+    def run(self, world: str, arm: Arm, seed: int) -> Path:
+        """One finished training and its measurement."""
+        return self.path / "runs" / world / f"{arm.regime}-{arm.objective}-seed{seed}.json"
+
+    def save_run(self, run: LabRun, key: str) -> None:
+        """Keep a finished training."""
+        keep(self.run(run.world, Arm(regime=run.regime, objective=run.objective), run.seed), key, run)
+
+    def finished_run(self, world: str, arm: Arm, seed: int, key: str) -> LabRun | None:
+        """A training that was finished here with everything as `key` has it."""
+        return kept(self.run(world, arm, seed), key, LabRun)
+
+    def save(self, result: LabResult) -> None:
+        """Write what a finished run leaves."""
+        from bridgegarden.lab.report import report_page
+        from bridgegarden.lab.tables import findings_csv, means_csv, tables_markdown
+
+        found = findings(result)
+        self.finish(
+            {**result.to_dict(), "findings": to_tree(found), "summaries": to_tree(summaries(found))},
+            report_page(result),
+            {
+                "findings.csv": findings_csv(result),
+                "means.csv": means_csv(result),
+                "tables.md": tables_markdown(result),
+            },
+        )
+
+
+def run_key(world: World, size: LlamaSize, arm: Arm, seed: int, settings: LabSettings) -> str:
+    """A hash of everything that the numbers of one training depend on."""
+    from bridgegarden.recipe import describe_objective
+
+    parts: dict[str, Any] = {
+        "world": {"name": world.name, "vocabulary": world.vocabulary, **asdict(cast(Any, world))},
+        "student": asdict(size),
+        "regime": asdict(REGIMES[arm.regime]),
+        "objective": describe_objective(ALL_OBJECTIVES[arm.objective].build()),
+        "seed": seed,
+        "settings": {name: value for name, value in settings.to_dict().items() if name not in STUDY},
+        "versions": dict(deciding_versions()),
+    }
+    return key_of(parts)
+
 
 MEASURING = 100
 """What measuring a student costs, in training steps, for the progress bar."""
@@ -129,9 +183,7 @@ def size_of(world: str, regime: str) -> LlamaSize:
 
 def run_one(job: Job, tell: Tell) -> LabRun:
     """Train and measure one student, and keep the numbers in the job's folder."""
-    from bridgegarden.lab.example import view_example
-    from bridgegarden.lab.measure import measured, solve_tests
-    from bridgegarden.lab.student import train_student
+    from bridgegarden.lab.student import measured, solve_tests, train_student, view_example
 
     settings = job.settings
     with quiet_libraries(interactive=False):
@@ -200,7 +252,7 @@ def _slips(world: str) -> bool:
 # Trainings of one process share what they do not change.
 @lru_cache(maxsize=4)
 def _data(world: str, regime: str, seed: int, settings: LabSettings) -> "LabData":
-    from bridgegarden.lab.data import draw_data
+    from bridgegarden.lab.worlds import draw_data
 
     return draw_data(
         world_of(world, regime),

@@ -1,6 +1,6 @@
-"""How a model does on held-out problems: accuracy, fit by role, variety, and exposure bias."""
+"""How a model does on held-out problems: accuracy, fit by role, variety, exposure bias; and one answer by tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,11 +9,21 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bridgegarden.exact.process import Role, role, trace
-from bridgegarden.exact.tasks.arithmetic import END, PAD, ArithmeticWorld, Problem, check_answer, make_problems
-from bridgegarden.quickstart.examples import prompt_ids
-from bridgegarden.quickstart.measure import write_answers
-from bridgegarden.quickstart.result import Measured
+from bridgegarden.exact.tasks.arithmetic import (
+    END,
+    PAD,
+    SPECIAL_TOKENS,
+    ArithmeticWorld,
+    Problem,
+    check_answer,
+    make_problems,
+)
+from bridgegarden.objective.soft_weight import ConfidenceWeight, EntropyWeight, StaticWeight
+from bridgegarden.objective.support import TeacherSignal
+from bridgegarden.quickstart.result import AnswerView, Measured, TokenView, TopTokens
+from bridgegarden.quickstart.teacher import prompt_ids, write_answers
 from bridgegarden.statistics import Estimate
+from bridgegarden.study.arms import OBJECTIVES
 
 BATCH = 250
 """Answers written or scored together."""
@@ -179,3 +189,47 @@ def _mean_where(values: Tensor, mask: Tensor, answers: Sequence[list[int]]) -> T
     """Mean over the tokens of each answer where `mask` holds; answers without any are left out."""
     counts = _sums(mask, answers)
     return (_sums(torch.where(mask, values, 0.0), answers) / counts)[counts > 0]
+
+
+TOP = 5
+"""How many of the likeliest tokens are kept."""
+
+RULES = {"static": StaticWeight(), "confidence": ConfidenceWeight(), "entropy": EntropyWeight()}
+"""Soft weights that depend on the position at most."""
+
+PREFERRED_WRITER = "confidence"
+"""Whose answer is shown, if it was trained."""
+
+
+def view_answer(students: Mapping[str, PreTrainedModel], held_out: HeldOut) -> AnswerView:
+    """An answer to the first held-out problem, sampled from one of `students` (keys of `OBJECTIVES`)."""
+    writer = PREFERRED_WRITER if PREFERRED_WRITER in students else next(iter(students))
+    problem, prompt = held_out.problems[0], held_out.prompts[0]
+    generator = torch.Generator().manual_seed(held_out.seed)
+    answer = whole_answers(students[writer], held_out.world, [problem], [prompt], generator)[0]
+    process = held_out.world.process(problem)
+    roles = [role(process, state) for state in trace(process, answer)]
+    teacher_logp = answer_log_probs(held_out.teacher, [prompt], [answer])
+    logps = {name: answer_log_probs(student, [prompt], [answer]) for name, student in students.items()}
+    signal = TeacherSignal.from_logits(teacher_logp)
+    weights = {name: rule(signal) for name, rule in RULES.items()}
+    vocabulary = held_out.world.vocabulary
+    views = [
+        TokenView(
+            text=vocabulary[token],
+            role=roles[position].value,
+            soft_weights={name: weight[position].item() for name, weight in weights.items()},
+            teacher_top=_top(teacher_logp[position], vocabulary),
+            student_tops={name: _top(logp[position], vocabulary) for name, logp in logps.items()},
+            student_surprise={name: -logp[position, token].item() for name, logp in logps.items()},
+        )
+        for position, token in enumerate(answer)
+        if token != END
+    ]
+    asked = held_out.world.decode([token for token in prompt if token >= len(SPECIAL_TOKENS)])
+    return AnswerView(prompt=asked, tokens=tuple(views), written_by=OBJECTIVES[writer].label)
+
+
+def _top(logp: Tensor, vocabulary: tuple[str, ...]) -> TopTokens:
+    probabilities, ids = logp.exp().topk(TOP)
+    return tuple((vocabulary[i], p) for i, p in zip(ids.tolist(), probabilities.tolist(), strict=True))

@@ -1,20 +1,53 @@
-"""The quickstart's result as one HTML page."""
+"""The quickstart's result as one HTML page: tables, charts, and one answer token by token."""
+
+import re
+from collections.abc import Callable
+from typing import Any
 
 from markupsafe import Markup
 
 from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
-from bridgegarden.quickstart.models import STUDENT_SIZE, TEACHER_SIZE
-from bridgegarden.quickstart.report_answer import answer_data, answer_section
-from bridgegarden.quickstart.report_charts import bias_chart, frontier_chart, kl_chart
-from bridgegarden.quickstart.report_words import GLOSSARY, interval_words
-from bridgegarden.quickstart.result import QuickstartResult
-from bridgegarden.quickstart.verdict import finding
-from bridgegarden.report.charts import responsive
+from bridgegarden.quickstart.result import STUDENT_SIZE, TEACHER_SIZE, QuickstartResult, TokenView, finding, frontier
+from bridgegarden.report.charts import WIDE, Dot, Point, Row, dot_plot, responsive, scatter
 from bridgegarden.report.page import Page, Section, figure, table, terms
-from bridgegarden.report.scale import number, plus_minus
+from bridgegarden.report.scale import Axis, Reading, number, plus_minus, span
+from bridgegarden.report.tokens import ROLES, Layer, RoleLayer, Thought, Token, ValueLayer, token_data, token_text
 from bridgegarden.statistics import Estimate, Interval
 from bridgegarden.study.arms import LlamaSize
 from bridgegarden.study.students import new_llama
+
+GLOSSARY = {
+    "hard label": "One token as the target: the teacher's likeliest (argmax), or the one in the data.",
+    "soft label": "The teacher's whole next-token distribution as the target.",
+    "soft weight λ": (
+        "How much of the loss at a position comes from the soft label, 0 to 1; the hard label gets the rest. Static: "
+        "the same everywhere. Confidence: 1 − max p. Entropy: H(p) / log V. Curriculum: grows during training. "
+        "Risk-guided: static, and the hard term weighs more where the student's own values call it risky."
+    ),
+    "Bridge": "A position that decides what the text means from here on, such as a digit. A slip spoils what follows.",
+    "Garden": "A position where many words would do. A student that keeps the teacher's diversity may vary here.",
+    "diversity kept": "Entropy of the student over entropy of the teacher, at the Gardens of the teacher's answers.",
+    "KL": "Kullback-Leibler divergence from teacher to student, in nats: 0 where both expect the same.",
+    "exposure bias": (
+        "The student's KL to the teacher summed over answers it wrote itself, minus the same over the teacher's "
+        "answers to the same problems. It is what drifting costs once the student runs by itself."
+    ),
+    "surprise": "Minus the log-probability of the token that was written, in nats: 0 is expected, 2.3 one in ten.",
+    "sampled, greedy": "Drawn from the model's distribution at temperature 1, or the likeliest token at each place.",
+}
+
+
+def percent(share: float) -> str:
+    """A share from 0 to 1."""
+    return f"{number(share * 100, 3 if abs(share) >= 0.1 else 2)} %"
+
+
+def interval_words(result: QuickstartResult) -> str:
+    """What the intervals are, and over what."""
+    summary = result.summary(result.objectives[0], "accuracy_sampled")
+    what = f"the {summary.n} seeds" if summary.units == "seeds" else f"the {summary.n:,} problems of the only seed"
+    return f"95 % t-intervals over {what}"
+
 
 COLUMNS = {
     "accuracy_sampled": "right answers, sampled",
@@ -175,3 +208,185 @@ def _shape(size: LlamaSize) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def answer_section(result: QuickstartResult) -> Markup:
+    """The problem, the answer and how to read it."""
+    answer = result.answer
+    return Markup(
+        "<p>{} wrote this, sampling at temperature 1. Point at a token, tap it or walk there with the arrow keys to "
+        "see what the teacher and every student expected at that place{}.</p><blockquote>{}</blockquote>{}"
+    ).format(
+        f"The student of “{answer.written_by}”",
+        "; the students are those of the first seed" if len(result.settings.seeds) > 1 else "",
+        answer.prompt,
+        token_text(_tokens(result), _layers(result), label="The answer"),
+    )
+
+
+def answer_data(result: QuickstartResult) -> dict[str, Any]:
+    """The same for the page's script."""
+    return token_data(_tokens(result), _layers(result))
+
+
+def _layers(result: QuickstartResult) -> list[Layer]:
+    views = result.answer.tokens
+    layers: list[Layer] = [
+        RoleLayer(
+            values=tuple(view.role for view in views),
+            group="What it decides",
+            about="Read off the process that the teacher learned, not guessed from the models.",
+        )
+    ]
+    for rule in views[0].soft_weights if views else ():
+        layers.append(
+            ValueLayer(
+                values=tuple(view.soft_weights[rule] for view in views),
+                name=rule.replace("_", "-"),
+                group="Soft weight λ of",
+                scale="weight",
+                most=1.0,
+                ends=("0: hard label", "1: soft label"),
+                about="How much of the loss at a position this rule takes from the teacher's whole distribution.",
+            )
+        )
+    surprises = [value for view in views for value in view.student_surprise.values()]
+    most = max([1.0, *surprises])
+    for objective in views[0].student_surprise if views else ():
+        layers.append(
+            ValueLayer(
+                values=tuple(view.student_surprise[objective] for view in views),
+                name=result.label(objective),
+                group="Surprise of",
+                scale="surprise",
+                most=most,
+                ends=("0 nats", f"{number(most, 2)} nats"),
+                about="How unexpected the written token was to this student. One scale for all students.",
+            )
+        )
+    return layers
+
+
+def _tokens(result: QuickstartResult) -> list[Token]:
+    return [_token(result, view, first=index == 0) for index, view in enumerate(result.answer.tokens)]
+
+
+def _token(result: QuickstartResult, view: TokenView, *, first: bool) -> Token:
+    # The world's tokens are words and marks; its decoder puts spaces between words.
+    glued = first or re.fullmatch(r"[.,!?]", view.text)
+    weights = " · ".join(f"{rule.replace('_', '-')} {number(value, 2)}" for rule, value in view.soft_weights.items())
+    students = tuple(
+        Thought(
+            model=result.label(objective),
+            top=top,
+            note=f"surprise {view.student_surprise[objective]:.2f}",
+        )
+        for objective, top in view.student_tops.items()
+    )
+    return Token(
+        text=view.text,
+        gap="" if glued else " ",
+        facts=(("role", ROLES[view.role]), ("soft weight λ", weights)),
+        thoughts=(Thought(model="teacher", top=view.teacher_top), *students),
+    )
+
+
+def objective_points(result: QuickstartResult) -> list[Point]:
+    """Diversity kept and sampled accuracy of every objective."""
+    return [
+        Point(
+            name=result.label(objective),
+            shape="disc" if objective in frontier(result) else "ring",
+            x=_reading(result, objective, "diversity"),
+            y=_reading(result, objective, "accuracy_sampled"),
+            seeds=tuple(
+                zip(_seeds(result, objective, "diversity"), _seeds(result, objective, "accuracy_sampled"), strict=True)
+            ),
+            about=_about(
+                result,
+                objective,
+                {"right answers, sampled": "accuracy_sampled", "diversity kept": "diversity"},
+                percent,
+            ),
+        )
+        for objective in result.objectives
+    ]
+
+
+def frontier_chart(result: QuickstartResult, size: int = WIDE) -> Markup:
+    """Sampled accuracy against diversity kept."""
+    accuracy, diversity = result.teacher.accuracy_sampled, result.teacher.diversity
+    right = f"{percent(accuracy.mean)} ({span(accuracy.interval(), percent)})"
+    about = f"teacher\nright answers, sampled: {right}\ndiversity kept: all\n95 % t-interval over the problems"
+    teacher = Point(name="teacher", x=_of(diversity), y=_of(accuracy), shape="diamond", about=about)
+    return scatter(
+        [*objective_points(result), teacher],
+        x=Axis(label="diversity kept in Gardens →", percent=True, least=0),
+        y=Axis(label="↑ right answers, sampled", percent=True, least=0, most=1),
+        about="Right answers when sampling against diversity kept, one point per objective.",
+        size=size,
+    )
+
+
+def bias_chart(result: QuickstartResult, size: int = WIDE) -> Markup:
+    """Exposure bias of every objective."""
+    return dot_plot(
+        [
+            Row(name=result.label(o), dots=(_dot(result, o, "exposure_bias", "exposure bias"),))
+            for o in result.objectives
+        ],
+        axis=Axis(label="exposure bias, nats per answer →", include=(0.0,)),
+        series=(("exposure bias", "disc"),),
+        about="Exposure bias, one row per objective.",
+        size=size,
+    )
+
+
+def kl_chart(result: QuickstartResult, size: int = WIDE) -> Markup:
+    """KL at Bridges and at Gardens; logarithmic where the values differ much."""
+    rows = [
+        Row(
+            name=result.label(o),
+            dots=(_dot(result, o, "kl_bridge", "KL at Bridges"), _dot(result, o, "kl_garden", "KL at Gardens")),
+        )
+        for o in result.objectives
+    ]
+    values = [dot.reading.value for row in rows for dot in row.dots]
+    log = min(values) > 0 and max(values) > 20 * min(values)
+    return dot_plot(
+        rows,
+        axis=Axis(label=f"KL, nats per token{', logarithmic' if log else ''} →", log=log, least=0),
+        series=(("at Bridges", "square"), ("at Gardens", "ring")),
+        about="KL from teacher to student at Bridges and at Gardens, one row per objective.",
+        size=size,
+    )
+
+
+def _dot(result: QuickstartResult, objective: str, quantity: str, words: str) -> Dot:
+    return Dot(
+        reading=_reading(result, objective, quantity),
+        seeds=_seeds(result, objective, quantity),
+        about=_about(result, objective, {words: quantity}, number),
+    )
+
+
+def _reading(result: QuickstartResult, objective: str, quantity: str) -> Reading:
+    summary = result.summary(objective, quantity)
+    return Reading(summary.mean, *summary.interval)
+
+
+def _of(estimate: Estimate) -> Reading:
+    return Reading(estimate.mean, *estimate.interval())
+
+
+def _seeds(result: QuickstartResult, objective: str, quantity: str) -> tuple[float, ...]:
+    means = tuple(getattr(run.measured, quantity).mean for run in result.runs_of(objective))
+    return means if len(means) > 1 else ()
+
+
+def _about(result: QuickstartResult, objective: str, quantities: dict[str, str], write: Callable[[float], str]) -> str:
+    lines = [result.label(objective)]
+    for words, quantity in quantities.items():
+        summary = result.summary(objective, quantity)
+        lines.append(f"{words}: {write(summary.mean)} ({span(summary.interval, write)})")
+    return "\n".join([*lines, interval_words(result)])

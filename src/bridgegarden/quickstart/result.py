@@ -1,12 +1,64 @@
-"""What a run of the quickstart found: plain data, written to and read from JSON."""
+"""What a run of the quickstart depends on, what it found (plain data, as JSON has it), and what the numbers say."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from bridgegarden.quickstart.settings import QuickstartSettings
+from bridgegarden.errors import ConfigError
+from bridgegarden.registry import lookup
 from bridgegarden.statistics import Estimate, Interval
+from bridgegarden.study.arms import OBJECTIVES, LlamaSize
 from bridgegarden.study.kept import Plain
+
+TEACHER_SIZE = LlamaSize(hidden=128, layers=3, heads=4, feed_forward=384)
+"""The packaged teacher, 0.65 million parameters."""
+
+STUDENT_SIZE = LlamaSize(hidden=64, layers=2, heads=4, feed_forward=128)
+"""The quickstart's student, seven times smaller."""
+
+
+DEFAULT_OBJECTIVES = ("hard", "soft", "static", "confidence", "entropy")
+"""What runs without `--full`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartSettings(Plain):
+    """Everything the numbers depend on besides the packaged teacher and the versions of the libraries."""
+
+    objectives: tuple[str, ...] = DEFAULT_OBJECTIVES
+    """Keys of `OBJECTIVES`, in the order of the tables."""
+
+    seeds: tuple[int, ...] = (0,)
+    """One training per objective and seed. A seed decides the student's first weights, the data and its order."""
+
+    steps: int = 800
+    """Optimiser steps of each training."""
+
+    batch: int = 32
+    """Answers per step."""
+
+    learning_rate: float = 5e-3
+    """Peak of AdamW's rate: a linear rise over the first 5 % of the steps, then a cosine to zero."""
+
+    train_problems: int = 2_000
+    """Distinct training problems, each with one answer."""
+
+    test_problems: int = 1_000
+    """Held-out problems on which everything is measured, the same for all trainings of a seed."""
+
+    def __post_init__(self) -> None:
+        for name in self.objectives:
+            lookup(OBJECTIVES, name, field="quickstart.objectives")
+        if not self.objectives or not self.seeds:
+            raise ConfigError("quickstart: needs at least one objective and one seed.")
+        if len({*self.objectives}) != len(self.objectives) or len({*self.seeds}) != len(self.seeds):
+            raise ConfigError("quickstart: an objective or a seed is named twice.")
+        for name, least in (("steps", 1), ("batch", 1), ("train_problems", 1), ("test_problems", 2)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"quickstart.{name} must be >= {least}, got {getattr(self, name)}.")
+        if not self.learning_rate > 0:
+            raise ConfigError(f"quickstart.learning_rate must be > 0, got {self.learning_rate}.")
+
 
 TopTokens = tuple[tuple[str, float], ...]
 """Likeliest tokens and their probabilities, in falling order."""
@@ -188,3 +240,77 @@ class QuickstartResult(Plain):
             # No student was right, or wrong, once: the problems say how rare that may still be.
             interval = estimates[0].share_interval()
         return Summary(estimate.mean, interval, estimate.stderr, estimate.n, units)
+
+
+def beats(result: QuickstartResult, one: str, other: str) -> bool:
+    """Whether objective `one` does better than `other` at both sampled accuracy and diversity.
+
+    Both means must be higher, and at least one of the two by more than chance explains: its 95 % intervals do not
+    overlap. (Intervals that do not overlap are a stricter test than one of the difference.) Nothing beats itself, and
+    no two objectives beat each other. Diversity beyond the teacher's own counts as all of it: it is noise, not variety.
+    """
+    pairs = [
+        (_shares(result.summary(one, quantity)), _shares(result.summary(other, quantity)))
+        for quantity in ("accuracy_sampled", "diversity")
+    ]
+    return all(a.mean > b.mean for a, b in pairs) and any(a.low > b.high for a, b in pairs)
+
+
+class _Shares(NamedTuple):
+    mean: float
+    low: float
+    high: float
+
+
+def _shares(summary: Summary) -> _Shares:
+    return _Shares(*(min(value, 1.0) for value in (summary.mean, summary.interval.low, summary.interval.high)))
+
+
+def frontier(result: QuickstartResult) -> tuple[str, ...]:
+    """The objectives that no other `beats`, in the order of the tables. Never empty."""
+    return tuple(
+        objective
+        for objective in result.objectives
+        if not any(beats(result, other, objective) for other in result.objectives)
+    )
+
+
+def finding(result: QuickstartResult) -> str:
+    """What was seen, in one sentence made from the numbers."""
+    kept = frontier(result)
+    pure = [name for name in result.objectives if OBJECTIVES[name].pure]
+    hybrids = [name for name in result.objectives if not OBJECTIVES[name].pure]
+    seeds = len(result.settings.seeds)
+    where = f"On {result.settings.test_problems:,} held-out problems" + (
+        f" for each of {seeds} seeds" if seeds > 1 else ""
+    )
+    numbers = _listed([_told(result, name) for name in pure])
+    best = [name for name in hybrids if name in kept]
+    if not hybrids:
+        return f"{where}, {numbers}."
+    start = f"{where}, {numbers}; " if pure else f"{where}, "
+    if not best:
+        beaten = _listed([f"{result.label(name)} is beaten at both by {_beaten_by(result, name)}" for name in hybrids])
+        return f"{start}no hybrid is on the frontier of accuracy and variety: {beaten}."
+    told = _listed([_told(result, name, verb=False) for name in best])
+    are = "is" if len(best) == 1 else "are"
+    return f"{start}{told} {are} on the frontier of accuracy and variety: nothing compared here does better at both."
+
+
+def _told(result: QuickstartResult, name: str, *, verb: bool = True) -> str:
+    accuracy, diversity = (_percent(result.summary(name, field)) for field in ("accuracy_sampled", "diversity"))
+    if verb:
+        return f"{result.label(name)} answers {accuracy} right and keeps {diversity} of the teacher's variety"
+    return f"{result.label(name)} ({accuracy} right, {diversity} of the variety)"
+
+
+def _beaten_by(result: QuickstartResult, name: str) -> str:
+    return next(result.label(other) for other in result.objectives if beats(result, other, name))
+
+
+def _percent(summary: Summary) -> str:
+    return f"{100 * summary.mean:.1f} %"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""

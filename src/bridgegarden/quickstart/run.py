@@ -1,22 +1,24 @@
-"""``bridgegarden quickstart``: ask the teacher once, train one student per objective and seed, measure, report."""
+"""``bridgegarden quickstart``: ask the teacher once, train a student per objective and seed, measure, keep, report."""
 
+import hashlib
+import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from bridgegarden.quickstart import TEACHER
 from bridgegarden.quickstart.display import runs_table, told
-from bridgegarden.quickstart.output import QuickstartFolder, run_key
-from bridgegarden.quickstart.result import AnswerView, Measured, ObjectiveRun, QuickstartResult
-from bridgegarden.quickstart.settings import QuickstartSettings
+from bridgegarden.quickstart.result import AnswerView, Measured, ObjectiveRun, QuickstartResult, QuickstartSettings
+from bridgegarden.run.output import partial
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import now
 from bridgegarden.study.arms import OBJECTIVES
-from bridgegarden.study.kept import deciding_versions
+from bridgegarden.study.kept import StudyFolder, deciding_versions, keep, kept, key_of
 from bridgegarden.study.run import run_jobs, steps_told, studying
 from bridgegarden.study.workers import MOST, Tell, available_processors, one_thread
 
@@ -27,6 +29,78 @@ if TYPE_CHECKING:
 
     from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
     from bridgegarden.quickstart.held_out import HeldOut
+
+SIGNALS = "whole vocabulary in 16 bits, from a cache"
+"""How the students learn what the teacher says; it is in the key, as the numbers' last digits depend on it."""
+
+
+class QuickstartFolder(StudyFolder):
+    """With the students, and what the teacher says, beside result and report."""
+
+    command = "bridgegarden quickstart"
+
+    def run(self, objective: str, seed: int) -> Path:
+        """Numbers of one finished training."""
+        return self.path / "runs" / f"{objective}-seed{seed}.json"
+
+    def student(self, objective: str, seed: int) -> Path:
+        """The student of one finished training, as a folder that ``from_pretrained`` loads."""
+        return self.path / "students" / f"{objective}-seed{seed}"
+
+    def signals(self, seed: int) -> Path:
+        """What the teacher says about the training answers of a seed: a teacher's cache."""
+        return self.path / "caches" / f"seed{seed}"
+
+    def forget(self) -> None:
+        """Remove the trainings that are kept."""
+        for name in ("caches", "runs", "students"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def save(self, result: QuickstartResult) -> None:
+        """Write what a finished run leaves."""
+        from bridgegarden.quickstart.report import report_page
+
+        self.finish(result.to_dict(), report_page(result))
+
+    def save_run(self, run: ObjectiveRun, student: "PreTrainedModel", key: str) -> None:
+        """Keep a finished training: the student first, so that where there are numbers there is a model."""
+        from bridgegarden.quickstart.student import load_tokenizer
+
+        folder = self.student(run.objective, run.seed)
+        for stale in (partial(folder), folder):
+            shutil.rmtree(stale, ignore_errors=True)
+        student.save_pretrained(partial(folder))
+        # So that `diagnose`, `evaluate` and whoever else takes a model's folder can take this one.
+        load_tokenizer().save_pretrained(partial(folder))
+        partial(folder).rename(folder)
+        keep(self.run(run.objective, run.seed), key, run)
+
+    def finished_run(self, objective: str, seed: int, key: str) -> ObjectiveRun | None:
+        """A training that was finished here with everything as `key` has it."""
+        if not self.student(objective, seed).is_dir():
+            return None
+        return kept(self.run(objective, seed), key, ObjectiveRun)
+
+
+def run_key(objective: str, seed: int, settings: QuickstartSettings) -> str:
+    """A hash of everything that the numbers of one training depend on."""
+    from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
+    from bridgegarden.quickstart.result import STUDENT_SIZE
+    from bridgegarden.recipe import describe_objective
+
+    shared = {name: value for name, value in settings.to_dict().items() if name not in ("objectives", "seeds")}
+    parts = {
+        "objective": describe_objective(OBJECTIVES[objective].build()),
+        "seed": seed,
+        "settings": shared,
+        "world": asdict(ArithmeticWorld()),
+        "student": asdict(STUDENT_SIZE),
+        "teacher": hashlib.sha256((TEACHER / "model.safetensors").read_bytes()).hexdigest(),
+        "signals": SIGNALS,
+        "versions": dict(deciding_versions()),
+    }
+    return key_of(parts)
+
 
 FULL_SEEDS = 3
 """Seeds for each objective with `full`: enough for an interval over seeds that says something."""
@@ -134,8 +208,7 @@ def quickstart(
 def run_one(job: Job, tell: Tell) -> ObjectiveRun:
     """Train and measure one student, and keep both in the job's folder."""
     from bridgegarden.quickstart.held_out import examine
-    from bridgegarden.quickstart.signals import tokens_asked
-    from bridgegarden.quickstart.student import train_student
+    from bridgegarden.quickstart.student import tokens_asked, train_student
     from bridgegarden.teacher.cache.reader import TeacherCache
 
     objective, settings = OBJECTIVES[job.objective], job.settings
@@ -188,8 +261,7 @@ def _ask_the_teacher(
     settings: QuickstartSettings, folder: QuickstartFolder, jobs: Sequence[Job], console: "Console"
 ) -> None:
     """Once for all students of each seed; what an earlier run kept is not asked again."""
-    from bridgegarden.quickstart.signals import keep_signals
-    from bridgegarden.quickstart.student import load_tokenizer
+    from bridgegarden.quickstart.student import keep_signals, load_tokenizer
 
     for seed in dict.fromkeys(job.seed for job in jobs):
         with console.status("asking the teacher"), one_thread():
@@ -205,8 +277,7 @@ def _look_at_teacher_and_answer(settings: QuickstartSettings, folder: Quickstart
     """The teacher on the held-out problems of all seeds, and one answer with the students of the first."""
     from transformers import AutoModelForCausalLM
 
-    from bridgegarden.quickstart.answer import view_answer
-    from bridgegarden.quickstart.held_out import PerProblem, examine
+    from bridgegarden.quickstart.held_out import PerProblem, examine, view_answer
 
     examined = [examine(_teacher(), _held_out(settings.test_problems, seed)) for seed in settings.seeds]
     together = PerProblem(*(torch.cat(columns) for columns in zip(*examined, strict=True)))

@@ -18,9 +18,8 @@ import transformers
 from transformers import GenerationConfig, LlamaForCausalLM
 
 from bridgegarden.exact.tasks.arithmetic import END, PAD, ArithmeticWorld, Problem, make_problems
-from bridgegarden.quickstart.examples import Batch, collate, draw_example
-from bridgegarden.quickstart.measure import measure_teacher
-from bridgegarden.quickstart.models import TEACHER_SIZE
+from bridgegarden.quickstart.result import TEACHER_SIZE
+from bridgegarden.quickstart.teacher import Batch, collate, draw_example, measure_teacher
 from bridgegarden.study.students import build_tokenizer, new_llama
 
 
