@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from rich.console import Console
 
 from bridgegarden.lab.tables import tables
@@ -56,3 +58,9 @@ def test_one_seed_has_no_intervals():
     text = shown(made_up_result(worlds=("arithmetic",), seeds=(0,)))
     assert "±" not in text
     assert "over 1 seed," in text
+
+
+def test_a_control_of_whose_claims_one_can_be_judged_has_a_table():
+    result = made_up_result(worlds=("control",), sweep=False)
+    few = replace(result, runs=tuple(run for run in result.runs if run.objective in ("hard", "entropy")))
+    assert row(shown(few), "6  ")

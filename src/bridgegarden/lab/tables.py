@@ -85,7 +85,11 @@ def _cell(line: ClaimSummary | None, found: Sequence[Finding]) -> str:
     names = (*line.holds, *line.fails, *line.open)
     if len(names) == 1:
         place = line.claim, line.world, line.regime
-        (row,) = [row for row in found if (row.claim, row.world, row.regime) == place]
+        (row,) = [
+            row
+            for row in found
+            if (row.claim.partition(":")[0], row.world, row.regime) == place and row.supports is None
+        ]
         return f"{verdict}\n{_interval(row.effect)}"
     counts = (("yes", line.holds), ("no", line.fails), ("open", line.open))
     return f"{verdict}\n" + ", ".join(f"{len(rows)} {word}" for word, rows in counts if rows)
