@@ -1,5 +1,6 @@
 """The package as a whole: its public names, what importing it costs, and what its wheel carries."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -15,6 +16,8 @@ from packaging.version import Version
 import bridgegarden
 
 ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "bridgegarden"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
 
 
 def python(code: str) -> str:
@@ -80,3 +83,17 @@ def test_the_lowest_versions_that_are_tested_are_those_that_are_declared():
     # The oldest PyTorch that can be had for processors alone stands for the lower bound.
     assert tested.pop("torch") >= lowest.pop("torch")
     assert tested == lowest
+
+
+def test_every_file_that_the_architecture_names_is_there():
+    folder, named, lacking = SOURCE, 0, []
+    for line in ARCHITECTURE.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            title = line.removeprefix("### ")
+            folder = SOURCE / title if title.endswith("/") and "," not in title else SOURCE
+        for name in re.findall(r"`([\w/]+\.py)`", line):
+            named += 1
+            places = (folder / name, SOURCE / name, ROOT / name)
+            lacking += [] if any(place.is_file() for place in places) else [name]
+    assert named > 100
+    assert lacking == []
