@@ -9,9 +9,7 @@ from bridgegarden.errors import ModelError
 from bridgegarden.preflight.activations import checkpoint_layers
 from bridgegarden.preflight.flops import (
     forward_flops,
-    forward_flops_per_token,
     forwards_a_training_step,
-    head_flops_per_token,
 )
 from tests.tiny import tiny_config
 
@@ -59,8 +57,8 @@ def test_a_forward_costs_what_the_counter_counts(name, layers_only):
     model = model_of(name)
     with torch.no_grad():
         got = counted(lambda: (model.base_model if layers_only else model)(input_ids=ids(), use_cache=False))
-    layers, head = forward_flops_per_token(model.config, TOKENS), head_flops_per_token(model.config)
-    assert got == pytest.approx(ROWS * TOKENS * (layers + (0 if layers_only else head)), rel=0.01)
+    one = forward_flops(model.config)
+    assert got == pytest.approx(ROWS * TOKENS * (one.layers(TOKENS) + (0 if layers_only else one.head)), rel=0.01)
 
 
 def backward_and_forward(model):
@@ -71,7 +69,7 @@ def backward_and_forward(model):
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_a_backward_is_two_forwards(name):
     model = model_of(name).train()
-    forward = ROWS * TOKENS * forward_flops_per_token(model.config, TOKENS)
+    forward = ROWS * TOKENS * forward_flops(model.config).layers(TOKENS)
     assert forwards_a_training_step() == 3
     assert backward_and_forward(model) == pytest.approx(3 * forward, rel=0.02)
 
@@ -79,7 +77,7 @@ def test_a_backward_is_two_forwards(name):
 def test_checkpointing_is_one_more_forward_without_the_last_product_of_each_layer():
     model = model_of("llama").train()
     checkpoint_layers(model)
-    forward = ROWS * TOKENS * forward_flops_per_token(model.config, TOKENS)
+    forward = ROWS * TOKENS * forward_flops(model.config).layers(TOKENS)
     last = ROWS * TOKENS * 2 * sum(layer.mlp.down_proj.weight.numel() for layer in model.model.layers)
     assert forwards_a_training_step(gradient_checkpointing=True) == 4
     assert backward_and_forward(model) == pytest.approx(4 * forward - last, rel=0.01)

@@ -65,30 +65,6 @@ def forward_flops(config: "PretrainedConfig") -> ForwardFlops:
     )
 
 
-def forward_flops_per_token(config: "PretrainedConfig", context_length: float) -> float:
-    """Operations of one token in all layers, attention included, the vocabulary projection not.
-
-    A token generated with a key-value cache costs this and one :func:`head_flops_per_token`.
-
-    Args:
-        config: of the model.
-        context_length: keys that the token attends to; see :meth:`ForwardFlops.layers`.
-
-    Raises:
-        ModelError: as in :func:`forward_flops`.
-    """
-    return forward_flops(config).layers(context_length)
-
-
-def head_flops_per_token(config: "PretrainedConfig") -> float:
-    """Operations of the vocabulary projection at one position, 2 D V.
-
-    Raises:
-        ModelError: as in :func:`forward_flops`.
-    """
-    return forward_flops(config).head
-
-
 def forwards_a_training_step(*, gradient_checkpointing: bool = False, frozen: bool = False) -> float:
     """What a training step costs, in forwards: the backward is two (the gradient of the input, that of the weight).
 
