@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def test_everything_about_the_run_is_beside_the_model(write_recipe, tmp_path):
     record = json.loads((output / "run.json").read_text())
     assert record["finished"] >= record["started"]
     assert (record["rows"], record["seed"]) == ({"train": 30, "eval": 6}, 42)
-    assert record["packages"]["torch"] == torch.__version__
+    assert record["packages"]["torch"] == version("torch")
     assert record["evaluation"] == dict(summary.evaluation)
     assert sorted(path.name for path in output.iterdir()) == ["metrics.jsonl", "model", "recipe.yaml", "run.json"]
     files = {path.name for path in (output / "model").iterdir()}
