@@ -38,6 +38,10 @@ def test_an_answer_that_was_cut_off_is_learnt_without_an_end(plain, chatml, llam
         assert read({**row, "finish_reason": "stop"}, tokenizer) == ended
         everything = read({**row, "finish_reason": "length"}, tokenizer, completion_only=False)
         assert everything.labels == everything.input_ids == open_ended.input_ids
+    long = [*PROMPT, {"role": "assistant", "content": "words " * 9000}]
+    for cut_off in ({}, {"finish_reason": "length"}):  # of which no end is read either way
+        row = read({"messages": long, **cut_off}, chatml, max_length=64)
+        assert learnt(row.truncated(64), chatml).startswith("world<|im_end|>words words ")
     reader = RowReader(plain, RowRules(), "train")
     reader.read({"prompt": "abc", "completion": " def", "finish_reason": "length"}, "row 0")
     reader.report()

@@ -106,3 +106,13 @@ def test_a_diagnosis_writes_from_the_start_of_the_mix(mixed, tmp_path, monkeypat
     texts = [tiny_tokenizer().decode(ids) for ids in found.ids]
     assert sum(" - " in text for text in texts) == 6
     assert found.used.source == "train.jsonl, chats.jsonl"
+
+
+def test_a_source_of_which_no_row_is_taken_is_left_out(mixed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one = rows_of(load_recipe(mixed, [WEIGHTED, "data.limit=1"]))
+    assert len(one.train) == 1
+    assert one.mix == "training rows: train train.jsonl 0 of 30 (0%), train chats.jsonl 1 of 20 (100%)"
+    few = rows_of(load_recipe(mixed, ["data.train=[{path: train.jsonl, weight: 1}, {path: chats.jsonl, weight: 99}]"]))
+    assert len(few.train) == 20
+    assert "chats.jsonl, row 0" in audit(load_recipe(mixed, [WEIGHTED, "data.limit=1"]))

@@ -153,9 +153,14 @@ class RowTokeniser:
         return _beginning(lambda part: _prompt_ids(part, self.tokenizer), text, room)
 
     def unended(self, row: TokenisedRow) -> TokenisedRow:
-        """`row` without the token that ends its last answer, and what follows it."""
+        """`row` without the token that ends its last answer, and what follows it, if one is learnt there.
+
+        It is not in the mere beginning of a row, nor where a template's marks leave ends out.
+        """
         ends = {_eos_id(self.tokenizer), *(() if self.format is None else self.format.stop_ids)}
-        last = max(at for at, label in enumerate(row.labels) if label in ends)
+        last = max((at for at, label in enumerate(row.labels) if label in ends), default=None)
+        if row.goes_on or last is None:
+            return row
         return TokenisedRow(input_ids=row.input_ids[:last], labels=row.labels[:last])
 
     def prompt(self, chat: Conversation, place: str) -> list[int]:

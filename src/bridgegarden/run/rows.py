@@ -92,7 +92,7 @@ def evaluation_rows(section: DataSection) -> Mix | None:
 
 
 def tokenised(mix: Mix, tokenizer: "PreTrainedTokenizerBase", rules: RowRules) -> "list[Dataset]":
-    """The rows of each part of `mix`, ready for the trainer. The column ``row`` counts on from source to source.
+    """The rows of each part of `mix` that has any, ready for the trainer. The column ``row`` counts on from source to source.
 
     Raises:
         DataError: a row, or all those of a source, cannot be used.
@@ -102,6 +102,7 @@ def tokenised(mix: Mix, tokenizer: "PreTrainedTokenizerBase", rules: RowRules) -
     return [
         tokenise(part.rows, tokenizer, rules, name=part.name, numbers=part.numbers, first=before)
         for part, before in zip(mix.parts, first, strict=False)
+        if len(part.rows)
     ]
 
 
@@ -224,7 +225,7 @@ def read_answers(
     max_length: int | None,
     on_row: Callable[[AnsweredRow], None] = lambda row: None,
 ) -> list[Answers]:
-    """The answers in each part of `mix`.
+    """The answers in each part of `mix` that has any.
 
     Args:
         mix: rows that ``generate`` wrote with the log-probabilities of a server.
@@ -240,7 +241,8 @@ def read_answers(
         answers = Answers(name=part.name)
         for number, row in zip(part.numbers, RowsAsWritten(part.rows), strict=True):
             _read(first, number, row, reader, max_length, answers, on_row)
-        found.append(answers)
+        if answers.total:
+            found.append(answers)
         first += part.total
     return found
 
