@@ -283,3 +283,11 @@ def test_what_is_made_of_the_parts_is_put_in_the_order_of_the_mix(sources):
     assert [name for name in joined if name.startswith("a")] == left[0]["prompt"]
     assert [name for name in joined if name.startswith("b")] == left[1]["prompt"]
     assert max(np.diff([at for at, name in enumerate(joined) if name.startswith("b")])) <= 4
+
+
+def test_each_source_may_have_a_split_of_its_own(here):
+    (here / "rows").mkdir()
+    write_jsonl(here / "rows" / "train.jsonl", numbered("a", 3))
+    write_jsonl(here / "rows" / "test.jsonl", numbered("b", 2))
+    mix = load_mix([Source(path="rows"), Source(path="rows", split="test")])
+    assert prompts(mix) == ["a0", "a1", "a2", "b0", "b1"]

@@ -56,6 +56,8 @@ def test_several_files_give_the_rows_of_each_file_alone_in_their_order(mixed, tm
     rows = weighted.train["row"]
     assert len(rows) == len(set(rows)) == 27
     assert sum(row >= 30 for row in rows) == 20
+    assert rows_of(load_recipe(mixed, [WEIGHTED, "data.seed=0"])).train["row"] == rows
+    assert rows_of(load_recipe(mixed, [WEIGHTED, "data.seed=1"])).train["row"] != rows
     assert [weighted.train["input_ids"][at] for at in range(27)] == [both.train["input_ids"][row] for row in rows]
 
 

@@ -40,6 +40,11 @@ if TYPE_CHECKING:
     from bridgegarden.teacher.cache.writer import BuildResult
 
 DEFAULT_TOP_K = 64
+SECONDS_BETWEEN_LINES = 10.0
+"""How often progress is told where there is no terminal."""
+AS_IT_IS = (0.0, 1.0)
+"""Sampling temperatures at which no server that is known of returns other log-probabilities than those of
+temperature 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,10 +267,6 @@ def load_teacher(teacher: ModelFacts, device: str | None) -> "PreTrainedModel":
     return load_model(teacher).to(device)  # pyright: ignore[reportArgumentType]
 
 
-SECONDS_BETWEEN_LINES = 10.0
-"""How often progress is told where there is no terminal."""
-
-
 class BuildDisplay:
     """A bar with the time left on a terminal; elsewhere a plain line now and then.
 
@@ -310,11 +311,6 @@ class BuildDisplay:
             self._told = now
             left = self._clock.text()
             self.console.print(f"{done:,} of {total:,} positions{left and ', ' + left}", soft_wrap=True)
-
-
-AS_IT_IS = (0.0, 1.0)
-"""Sampling temperatures at which no server that is known of returns other log-probabilities than those of
-temperature 1."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,8 @@ SEAL = "seal.json"
 PREFIX = "checkpoint-"
 ASIDE = "damaged-"
 BLOCK = 1 << 22
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SAID = "{}: finishing this step and saving it. Once more to stop at once.\n"
 
 
 class Fault(NamedTuple):
@@ -155,9 +157,6 @@ def _json(path: Path) -> Any:
         return None
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
 class StopSignals:
     """While held, SIGINT and SIGTERM end the run in order; from a thread, signals are left as they are.
 
@@ -195,6 +194,3 @@ class StopSignals:
             name = signal.Signals(number).name
             with suppress(OSError):  # stderr may have gone away
                 os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, _SAID.format(name).encode())
-
-
-_SAID = "{}: finishing this step and saving it. Once more to stop at once.\n"

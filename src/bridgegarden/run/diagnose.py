@@ -30,6 +30,8 @@ from bridgegarden.terminal import TimeLeft, counted
 if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedTokenizerBase
+EVERY = 10.0
+"""Seconds between lines where there is no terminal."""
 
 
 class DiagnosisFiles(NamedTuple):
@@ -200,10 +202,6 @@ def _used(name: str, facts: ModelFacts, policy: CausalLMPolicy) -> ModelUsed:
         parameters=policy.model.num_parameters(),
         dtype=str(policy.model.dtype).removeprefix("torch."),
     )
-
-
-EVERY = 10.0
-"""Seconds between lines where there is no terminal."""
 
 
 class DiagnoseDisplay:

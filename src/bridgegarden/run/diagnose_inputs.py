@@ -1,4 +1,4 @@
-"""What a diagnosis is of: which models, which prompts, and where the result goes."""
+"""What a diagnosis is of: which models, which prompts (as token ids), and where the result goes."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NAMED = re.compile(r"([\w .+-]+)=(.+)")
+DEFAULT_LIMIT = 64
+"""Prompts, unless another number is asked for."""
+TEXT = ".txt"
+"""A file of this kind has a prompt on every line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,12 +219,6 @@ def _named(pairs: Sequence[tuple[str, ModelReference]]) -> dict[str, ModelRefere
             )
         students[name] = reference
     return students
-
-
-DEFAULT_LIMIT = 64
-"""Prompts, unless another number is asked for."""
-TEXT = ".txt"
-"""A file of this kind has a prompt on every line."""
 
 
 @dataclass(frozen=True, kw_only=True)

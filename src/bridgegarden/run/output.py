@@ -39,6 +39,15 @@ RESULT_KEYS: Mapping[str, type] = MappingProxyType(
     }
 )
 """What it has beside that once the run is finished."""
+NOT_SUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What file systems without locks answer."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SIGNS = {
+    **{os.strerror(number): os.strerror(number) for number in FULL},
+    "PytorchStreamWriter failed writing": "PyTorch could write only a part of a file",
+    "unexpected pos": "PyTorch could write only a part of a file",
+}
+"""What the messages of safetensors and PyTorch, which carry no error number, are known by, and what they mean."""
 
 
 @dataclass(frozen=True)
@@ -260,10 +269,6 @@ def _shown(leaves: Mapping[str, Any], key: str) -> str:
     return repr(leaves[key]) if key in leaves else "not set"
 
 
-NOT_SUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What file systems without locks answer."""
-
-
 class RunLock:
     """Held by the process that writes to a folder; the system itself releases what a killed one held.
 
@@ -316,15 +321,6 @@ class RunLock:
 
     def __exit__(self, *exception: object) -> None:
         self.release()
-
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-SIGNS = {
-    **{os.strerror(number): os.strerror(number) for number in FULL},
-    "PytorchStreamWriter failed writing": "PyTorch could write only a part of a file",
-    "unexpected pos": "PyTorch could write only a part of a file",
-}
-"""What the messages of safetensors and PyTorch, which carry no error number, are known by, and what they mean."""
 
 
 @contextmanager

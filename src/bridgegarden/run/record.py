@@ -1,4 +1,6 @@
-"""``run.json``: what a run depended on, so that it can be understood and repeated."""
+"""What is written about a run: ``run.json`` (what it depended on, so that it can be repeated), the model's card, and the
+summary on the terminal.
+"""
 
 import io
 import os
@@ -40,6 +42,40 @@ TERMS = (
 
 FREE_RUNNING = ("free_running_loss", "free_running_loss_stderr", "exposure_bias", "exposure_bias_stderr")
 """What was measured on the student's own texts, nats a text."""
+PACKAGES = (
+    "bridgegarden",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+)
+HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+LONGEST_CHAIN = 5
+"""References that name each other, as git follows them."""
+LARGEST = 1 << 26
+"""Bytes of one of git's files. A repository of a million references packs them into about as many."""
+ARGUMENTS = (
+    "max_steps",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "optim",
+    "weight_decay",
+    "max_grad_norm",
+    "max_length",
+    "packing",
+    "bf16",
+    "fp16",
+    "seed",
+)
+"""The training arguments that shape the result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,19 +161,6 @@ class TrainSummary:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
-
-
-PACKAGES = (
-    "bridgegarden",
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "accelerate",
-    "datasets",
-    "tokenizers",
-    "safetensors",
-)
 
 
 def run_record(run: CheckedRun) -> dict[str, Any]:
@@ -248,13 +271,6 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-LONGEST_CHAIN = 5
-"""References that name each other, as git follows them."""
-LARGEST = 1 << 26
-"""Bytes of one of git's files. A repository of a million references packs them into about as many."""
-
-
 def git_commit() -> str | None:
     """The commit of the working directory; None outside a repository, before the first commit, and where references are
     kept in another form than files (``reftable``)."""
@@ -311,26 +327,6 @@ def _content(path: Path) -> str | None:
             return file.read(LARGEST).decode("utf-8", "replace")
     except (OSError, ValueError):  # also a path with a null character
         return None
-
-
-ARGUMENTS = (
-    "max_steps",
-    "num_train_epochs",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "optim",
-    "weight_decay",
-    "max_grad_norm",
-    "max_length",
-    "packing",
-    "bf16",
-    "fp16",
-    "seed",
-)
-"""The training arguments that shape the result."""
 
 
 def card_text(

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+ROWS_NAMED = 5
+AT_LEAST = 1
+"""Tokens to keep a position where only the ids of a row are asked for."""
 
 
 class RunData(NamedTuple):
@@ -92,7 +95,7 @@ def evaluation_rows(section: DataSection) -> Mix | None:
 
 
 def tokenised(mix: Mix, tokenizer: "PreTrainedTokenizerBase", rules: RowRules) -> "list[Dataset]":
-    """The rows of each part of `mix` that has any, ready for the trainer. The column ``row`` counts on from source to source.
+    """The rows of each part of `mix` that has any, ready for the trainer. The column ``row`` counts on through parts.
 
     Raises:
         DataError: a row, or all those of a source, cannot be used.
@@ -109,11 +112,6 @@ def tokenised(mix: Mix, tokenizer: "PreTrainedTokenizerBase", rules: RowRules) -
 def mix_text(mix: Mix) -> str | None:
     """A line on what is taken of each of several sources."""
     return f"training rows: {mix}" if len(mix.parts) > 1 else None
-
-
-ROWS_NAMED = 5
-AT_LEAST = 1
-"""Tokens to keep a position where only the ids of a row are asked for."""
 
 
 @dataclass(kw_only=True)

@@ -1,4 +1,4 @@
-"""The trained model on disk: whole or not at all."""
+"""The trained model on disk, whole or not at all, and from there to the hub."""
 
 import shutil
 from collections.abc import Iterator, Sequence

@@ -35,6 +35,13 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 """Tells a person a line."""
+NOT_FROM_A_SERVER = (
+    "teacher.server: a server does not give the distributions that training needs, but its answers may hold enough of "
+    "them. Let it write some (bridgegarden generate RECIPE --top-logprobs 20) and keep what they hold (bridgegarden "
+    "cache build RECIPE --set data.train=ANSWERS --set teacher.cache=FOLDER); learn answers without log-probabilities "
+    "as hard labels (--set data.train=ANSWERS --set objective.preset=hard --set objective.hard_target=data); or train "
+    "with a teacher.model of this machine, without teacher.server."
+)
 
 
 @dataclass(frozen=True)
@@ -200,15 +207,6 @@ def teacher_of(recipe: Recipe) -> RecipeTeacher:
     if build_objective(recipe.objective).learns_data_alone:
         return LabelsAlone(recipe)
     raise ConfigError(NOT_FROM_A_SERVER)
-
-
-NOT_FROM_A_SERVER = (
-    "teacher.server: a server does not give the distributions that training needs, but its answers may hold enough of "
-    "them. Let it write some (bridgegarden generate RECIPE --top-logprobs 20) and keep what they hold (bridgegarden "
-    "cache build RECIPE --set data.train=ANSWERS --set teacher.cache=FOLDER); learn answers without log-probabilities "
-    "as hard labels (--set data.train=ANSWERS --set objective.preset=hard --set objective.hard_target=data); or train "
-    "with a teacher.model of this machine, without teacher.server."
-)
 
 
 def student_reference(recipe: Recipe) -> ModelReference:
