@@ -4,8 +4,7 @@ import re
 import pytest
 
 from bridgegarden.errors import ConfigError, DataError, ModelError
-from bridgegarden.evaluation.judge import judge
-from bridgegarden.evaluation.judge_question import Pair
+from bridgegarden.evaluation.judge import Pair, judge
 from bridgegarden.teacher.server import Server, ServerEngine
 from tests.teacher.servers import body, cut_short, reset, serving, status
 

@@ -1,6 +1,6 @@
 import pytest
 
-from bridgegarden.evaluation.judge_question import Pair, points, question, read_verdict
+from bridgegarden.evaluation.judge import Pair, points, question, read_verdict
 
 PAIR = Pair("What is 2 + 2?", "4", "5")
 

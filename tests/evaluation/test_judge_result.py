@@ -1,8 +1,7 @@
 import pytest
 
 from bridgegarden.errors import DataError
-from bridgegarden.evaluation.judge_question import Pair
-from bridgegarden.evaluation.judge_result import Judged, JudgeResult
+from bridgegarden.evaluation.judge import Judged, JudgeResult, Pair
 
 
 def judged(prompt, in_order, swapped, first="aa", second="b"):

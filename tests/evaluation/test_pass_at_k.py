@@ -3,7 +3,7 @@ from itertools import combinations
 import pytest
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.evaluation.pass_at_k import pass_at_k, reported_ks
+from bridgegarden.evaluation.results import pass_at_k, reported_ks
 
 
 @pytest.mark.parametrize("answers", range(1, 7))

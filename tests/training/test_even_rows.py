@@ -2,7 +2,7 @@
 
 from datasets import Dataset
 
-from bridgegarden.training.even_rows import evened
+from bridgegarden.training.collator import evened
 from tests.training.conftest import token_rows
 
 

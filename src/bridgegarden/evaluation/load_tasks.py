@@ -11,7 +11,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from bridgegarden.errors import BridgegardenError, ConfigError, DataError
 from bridgegarden.evaluation.groups import GROUPS, OWN_TASKS, RUNS_CODE
-from bridgegarden.evaluation.pass_at_k import reported_ks
+from bridgegarden.evaluation.results import reported_ks
 from bridgegarden.evaluation.tasks import FOLDER
 
 SAMPLED = "_sampled"

@@ -8,9 +8,7 @@ from typing import Any
 
 from bridgegarden.data import Columns, Conversation, RowsAsWritten, conversation, load_rows, place
 from bridgegarden.errors import DataError
-from bridgegarden.evaluation.judge import judge
-from bridgegarden.evaluation.judge_question import Pair
-from bridgegarden.evaluation.judge_result import JudgeResult
+from bridgegarden.evaluation.judge import JudgeResult, Pair, judge
 from bridgegarden.files import write_json
 from bridgegarden.run.output import check_writable, write_or_rescue
 from bridgegarden.teacher.server import Server, ServerEngine

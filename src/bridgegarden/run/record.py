@@ -1,6 +1,4 @@
-"""What is written about a run: ``run.json`` (what it depended on, so that it can be repeated), the model's card, and the
-summary on the terminal.
-"""
+"""What is written about a run: ``run.json`` (what it depended on), the model's card, the summary on a terminal."""
 
 import io
 import os

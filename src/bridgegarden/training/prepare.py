@@ -12,7 +12,7 @@ from trl.trainer.sft_config import SFTConfig
 
 from bridgegarden.data import Columns, RowRules, tokenise, tokenise_stream
 from bridgegarden.errors import ConfigError, DataError
-from bridgegarden.training.packing import pack_rows
+from bridgegarden.training.collator import pack_rows
 
 logger = logging.getLogger(__name__)
 

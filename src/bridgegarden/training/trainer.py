@@ -31,9 +31,8 @@ from bridgegarden.teacher.protocol import Teacher
 from bridgegarden.training.apart import check_apart
 from bridgegarden.training.cached_teacher import check_cached_teacher
 from bridgegarden.training.check_arguments import as_sft_config, check_arguments, leave_out_router_loss
-from bridgegarden.training.collator import ROW, RowCollator
+from bridgegarden.training.collator import ROW, RowCollator, evened
 from bridgegarden.training.cost import Cost, CostLedger
-from bridgegarden.training.even_rows import evened
 from bridgegarden.training.launch import check_launch, check_same_teacher
 from bridgegarden.training.log_window import LogWindow
 from bridgegarden.training.non_finite import check_finite_weights, non_finite_gradient, non_finite_loss

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bridgegarden.evaluation.pass_at_k import pass_at_k, reported_ks
+from bridgegarden.evaluation.results import pass_at_k, reported_ks
 
 
 def passes(row: Mapping[str, Any], results: Sequence[Sequence[bool]]) -> dict[str, float]:
