@@ -20,8 +20,21 @@ from bridgegarden.errors import ConfigError, DataError
 class AppendedLines:
     """A file of JSON lines that only grows, a batch at a time, each wholly or not at all."""
 
-    def __init__(self, path: Path, *, locked: bool = False) -> None:
+    def __init__(self, path: Path, *, locked: bool = False, first_key: str | None = None) -> None:
+        """
+        Args:
+            path: of the file.
+            locked: whether no other process may write it meanwhile.
+            first_key: of every record. A file that begins otherwise is somebody else's, and left as it is; None where
+                that has been made sure of.
+
+        Raises:
+            ConfigError: another process is writing it.
+            DataError: it is somebody else's, or cannot be written.
+        """
         self.path = path
+        if first_key is not None:
+            self._refuse_foreign(line_of({first_key: 0}).partition(b":")[0])
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
@@ -78,6 +91,13 @@ class AppendedLines:
 
     def close(self) -> None:
         os.close(self._file)
+
+    def _refuse_foreign(self, beginning: bytes) -> None:
+        """Before a line that has no end is cut off."""
+        with suppress(FileNotFoundError), self.path.open("rb") as file:
+            found = file.read(len(beginning))
+            if not beginning.startswith(found):
+                raise DataError(f"{self.path}: exists, and was not written by this command. Give another --output.")
 
     def _lock(self) -> None:
         import fcntl

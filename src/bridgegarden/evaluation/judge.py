@@ -282,7 +282,7 @@ class Verdicts:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lines = AppendedLines(path, locked=True)
+        self._lines = AppendedLines(path, locked=True, first_key="key")
         self.known: dict[str, Choice] = {}
         for number, record in self._lines.records():
             if record.get("verdict") not in ("first", "second", "tie") or not isinstance(record.get("key"), str):

@@ -38,7 +38,7 @@ class KeptAnswers:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._decides = _digest(decides)
-        self._lines = AppendedLines(path, locked=True)
+        self._lines = AppendedLines(path, locked=True, first_key="key")
         self._kept: dict[str, list[Any]] = defaultdict(list)
         for number, record in self._lines.records():
             if set(record) != {"key", "answer"} or not isinstance(record["key"], str):
