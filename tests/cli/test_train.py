@@ -97,7 +97,7 @@ def test_a_dry_run_says_what_the_objective_amounts_to():
     )
     assert result.stdout.splitlines()[0] == (
         "# objective: divergence=jensen_shannon(beta=0.3), soft_weight=StaticWeight(value=0.5), "
-        "hard_target=teacher_argmax, temperature=1.0, risk_alpha=0.1"
+        "hard_target=teacher_argmax, temperature=1.0, sharpening=1.0, risk_alpha=0.1, risk_weight=hard"
     )
 
 

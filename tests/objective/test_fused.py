@@ -128,6 +128,26 @@ def test_fast_path_equals_slow_path_for_every_objective(divergence, rule, target
         assert_same(pair, sparse, pair.slow(objective))
 
 
+@pytest.mark.parametrize("owner", ["hard", "own"])
+@pytest.mark.parametrize(("temperature", "sharpening"), [(1.0, 2.0), (2.0, 2.0), (2.0, 0.7)])
+@pytest.mark.parametrize("weight", [0.0, 0.4, 1.0])
+def test_fast_path_equals_slow_path_with_a_sharpened_target_and_either_weight_of_the_risk_term(
+    owner, temperature, sharpening, weight
+):
+    pair = Pair(student_width=13, teacher_width=14)
+    objective = HybridObjective(
+        soft_weight=StaticWeight(weight),
+        hard_target="data",
+        temperature=temperature,
+        sharpening=sharpening,
+        risk_alpha=0.1,
+        risk_weight=owner,
+    )
+    assert_same(pair, pair.fast(objective), pair.slow(objective))
+    sparse = pair.fast(objective, teacher=pair.whole_vocabulary_as_sparse(objective))
+    assert_same(pair, sparse, pair.slow(objective))
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 5, 100])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize(("student_width", "teacher_width"), [(12, 12), (12, 15), (15, 12), (15, 14)])

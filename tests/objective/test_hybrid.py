@@ -8,7 +8,7 @@ import torch
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.objective.divergences import DIVERGENCES, alpha_beta, forward_kl, jensen_shannon, reverse_kl
-from bridgegarden.objective.hybrid import PRESETS, HybridObjective, hybrid_loss_from_logits
+from bridgegarden.objective.hybrid import PRESETS, RISK_WEIGHTS, HybridObjective, hybrid_loss_from_logits
 from bridgegarden.objective.soft_weight import (
     ConfidenceWeight,
     CurriculumWeight,
@@ -38,7 +38,12 @@ def softmax(logits: list[float], temperature: float = 1.0) -> list[float]:
     return [w / sum(weights) for w in weights]
 
 
-def brute_force(student, teacher, labels, rule, target, temperature, alpha) -> list[float]:
+def sharpened(probabilities: list[float], exponent: float) -> list[float]:
+    powers = [p**exponent for p in probabilities]
+    return [power / sum(powers) for power in powers]
+
+
+def brute_force(student, teacher, labels, rule, target, temperature, alpha, sharpening=1.0, own=False) -> list[float]:
     """Total loss with the forward KL at every supervised position, in reading order."""
     totals = []
     for row in range(labels.shape[0]):
@@ -49,16 +54,16 @@ def brute_force(student, teacher, labels, rule, target, temperature, alpha) -> l
                 continue
             f, g = student[row, t].tolist(), teacher[row, t].tolist()
             p, q = softmax(g), softmax(f)
-            pt, qt = softmax(g, temperature), softmax(f, temperature)
+            pt, qt = sharpened(softmax(g, temperature), sharpening), softmax(f, temperature)
             soft = temperature**2 * sum(a * math.log(a / b) for a, b in zip(pt, qt, strict=True))
             aim = token if target == "data" else p.index(max(p))
-            hard = -math.log(q[aim])
+            hard, risk = -math.log(q[aim]), 0.0
             goes_on = t + 2 < len(sequence) and sequence[t + 2] != X
             if alpha and goes_on and aim == token:
                 following = math.log(sum(math.exp(z) for z in student[row, t + 1].tolist()))
-                hard += alpha / 4 * (following - f[aim]) ** 2
+                risk = alpha / 4 * (following - f[aim]) ** 2
             weight = rule(p)
-            totals.append(weight * soft + (1 - weight) * hard)
+            totals.append(weight * soft + (1 - weight) * hard + (1 if own else 1 - weight) * risk)
     return totals
 
 
@@ -84,6 +89,69 @@ def test_total_is_the_formula_position_by_position(name, target, temperature, al
     torch.testing.assert_close(loss.total[loss.mask], torch.tensor(expected, dtype=torch.float64))
     assert loss.mask.tolist() == (labels[:, 1:] != X).tolist()
     assert (loss.total[~loss.mask] == 0).all()
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("target", ["data", "teacher_argmax"])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("sharpening", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("owner", RISK_WEIGHTS)
+def test_total_has_the_sharpened_target_and_the_risk_term_whose_weight_was_asked_for(
+    weight, target, temperature, sharpening, owner
+):
+    student, teacher, labels = batch()
+    objective = HybridObjective(
+        soft_weight=StaticWeight(weight),
+        hard_target=target,
+        temperature=temperature,
+        sharpening=sharpening,
+        risk_alpha=0.4,
+        risk_weight=owner,
+    )
+    loss = hybrid_loss_from_logits(student, teacher, labels, objective)
+    arguments = (lambda p: weight, target, temperature, 0.4, sharpening, owner == "own")
+    expected = brute_force(student, teacher, labels, *arguments)
+    torch.testing.assert_close(loss.total[loss.mask], torch.tensor(expected, dtype=torch.float64))
+
+
+def test_the_rule_reads_the_teacher_as_it_is_however_sharp_the_target():
+    student, teacher, labels = batch()
+    for rule in (ConfidenceWeight(), EntropyWeight(), EntropyWeight(kind="power")):
+        plain, sharp = (
+            hybrid_loss_from_logits(student, teacher, labels, HybridObjective(soft_weight=rule, sharpening=g))
+            for g in (1.0, 4.0)
+        )
+        torch.testing.assert_close(sharp.soft_weight, plain.soft_weight)
+        torch.testing.assert_close(sharp.hard, plain.hard)
+        assert not torch.allclose(sharp.soft, plain.soft)
+
+
+def test_an_ever_sharper_target_becomes_the_hard_label_of_the_teachers_argmax():
+    student, teacher, labels = batch()
+    sharp = hybrid_loss_from_logits(student, teacher, labels, HybridObjective.preset("sharpened", sharpening=500.0))
+    hard = hybrid_loss_from_logits(student, teacher, labels, HybridObjective.preset("hard"))
+    torch.testing.assert_close(sharp.total, hard.total, rtol=1e-9, atol=1e-9)
+
+
+def test_soft_labels_with_a_risk_term_of_its_own_have_the_gradient_of_both():
+    """At soft weight 1 the paper's risk term has none: neither value nor gradient."""
+    student, teacher, labels = batch()
+    student.requires_grad_()
+
+    def gradient(**fields):
+        loss = hybrid_loss_from_logits(student, teacher, labels, HybridObjective(hard_target="data", **fields))
+        return loss, torch.autograd.grad(loss.mean(), student)[0]
+
+    _, soft = gradient(soft_weight=StaticWeight(1.0))
+    _, papers = gradient(soft_weight=StaticWeight(1.0), risk_alpha=0.4)
+    own, both = gradient(soft_weight=StaticWeight(1.0), risk_alpha=0.4, risk_weight="own")
+    _, hard = gradient(soft_weight=StaticWeight(0.0))
+    _, hard_with_risk = gradient(soft_weight=StaticWeight(0.0), risk_alpha=0.4)
+    assert own.has_risk.any()
+    torch.testing.assert_close(papers, soft, rtol=0, atol=0)
+    torch.testing.assert_close(both - soft, hard_with_risk - hard)
+    assert HybridObjective.preset("soft_risk", hard_target="data").learns_data_tokens
+    assert not HybridObjective.preset("soft", hard_target="data", risk_alpha=0.4).learns_data_tokens
 
 
 @pytest.mark.parametrize("place", range(5))
@@ -189,7 +257,7 @@ def test_batch_order_and_padding_change_nothing():
     torch.testing.assert_close(padded.mean(), loss.mean())
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name != "risk_guided"])
+@pytest.mark.parametrize("name", [name for name, fields in PRESETS.items() if "risk_alpha" not in fields])
 def test_a_constant_added_to_the_logits_changes_nothing_without_the_risk_term(name):
     student, teacher, labels = batch()
     objective = HybridObjective.preset(name)
@@ -410,6 +478,10 @@ def test_presets_are_the_papers_methods():
         (lambda: HybridObjective(hard_target="argmax"), "must be 'teacher_argmax' or 'data', got 'argmax'"),
         (lambda: HybridObjective(temperature=0.0), r"temperature must be in \[0.001, 1000.0\], got 0.0"),
         (lambda: HybridObjective(risk_alpha=-1.0), "risk_alpha must be >= 0, got -1.0"),
+        (lambda: HybridObjective(risk_weight="soft"), "risk_weight must be 'hard' or 'own', got 'soft'"),
+        (lambda: HybridObjective(sharpening=0.0), "sharpening must be a number > 0, got 0.0"),
+        (lambda: HybridObjective(sharpening=math.inf), "sharpening must be a number > 0, got inf"),
+        (lambda: HybridObjective(sharpening=math.nan), "sharpening must be a number > 0, got nan"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(build, match):

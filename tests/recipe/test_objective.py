@@ -106,7 +106,7 @@ def test_what_makes_no_objective_is_refused_when_the_section_is_made(fields, mes
 def test_the_description_names_every_field():
     assert describe_objective(HybridObjective(divergence=forward_kl, soft_weight=EntropyWeight())) == (
         "divergence=forward_kl, soft_weight=EntropyWeight(kind='shannon', gamma=0.1), "
-        "hard_target=teacher_argmax, temperature=1.0, risk_alpha=0.0"
+        "hard_target=teacher_argmax, temperature=1.0, sharpening=1.0, risk_alpha=0.0, risk_weight=hard"
     )
     assert "jensen_shannon(beta=0.2)" in describe_objective(
         HybridObjective(divergence=partial(jensen_shannon, beta=0.2))

@@ -103,11 +103,11 @@ def test_every_support_can_be_trained_from(recipe, options):
 def test_what_the_objective_needs_is_stored(recipe, tmp_path):
     changes = ("--set", "objective.temperature=4.0")
     assert run("cache", "build", recipe, *changes).exit_code == 0
-    assert TeacherCache(tmp_path / "cache").spec.exponents == (0.1, 0.25, 0.5)
+    assert TeacherCache(tmp_path / "cache").spec.exponents == (0.1, 0.25, 0.5, 2.0)
     assert run("train", recipe, *changes).exit_code == 0
     refused = run("cache", "check", recipe, "--set", "objective.temperature=3.0")
     assert refused.exit_code == 2
-    assert "the tail's sum of p^0.333333, and stored are those of exponents 0.1, 0.25, 0.5" in refused.stderr
+    assert "the tail's sum of p^0.333333, and stored are those of exponents 0.1, 0.25, 0.5, 2" in refused.stderr
 
 
 def test_info_prints_numbers_for_people_and_machines(built, tmp_path):

@@ -24,8 +24,10 @@ PRESETS = {
     "entropy": "entropy",
     "curriculum": "curriculum",
     "risk_guided": "risk-guided",
+    "sharpened": "sharpened soft",
+    "soft_risk": "soft with risk",
 }
-"""The paper's methods and their labels. Hybrids mix in the teacher's likeliest token."""
+"""Presets and their labels. Hybrids mix in the teacher's likeliest token."""
 
 DIVERGENCES: dict[str, tuple[str, dict[str, float]]] = {
     "reverse_kl": ("reverse KL", {}),

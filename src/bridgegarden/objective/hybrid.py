@@ -7,6 +7,7 @@ section 5. :func:`hybrid_loss_from_logits` is the slow, readable path over whole
 :func:`bridgegarden.objective.fused.fused_hybrid_loss`.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
@@ -35,13 +36,16 @@ from bridgegarden.registry import check_temperature, lookup
 HARD_TARGETS = ("teacher_argmax", "data")
 """Whose token the hard label is."""
 
+RISK_WEIGHTS = ("hard", "own")
+"""What the risk term is multiplied with: the hard label's weight, or nothing."""
+
 
 @dataclass(frozen=True)
 class HybridLoss:
     """The terms of the objective per position, all ``(*batch,)``, in nats; zero where `mask` is False."""
 
     total: Float[Tensor, "*batch"]
-    """What is minimised: ``soft_weight * soft + (1 - soft_weight) * (hard + risk)``."""
+    """What is minimised: ``soft_weight * soft + (1 - soft_weight) * (hard + risk)``; see `risk_weight` of the objective."""
     soft: Float[Tensor, "*batch"]
     """The divergence at the loss temperature, times its square; before weighting."""
     hard: Float[Tensor, "*batch"]
@@ -84,19 +88,29 @@ class HybridObjective:
     """The hard label: the teacher's likeliest token, or the token in the data."""
     temperature: float = 1.0
     """Loss temperature T > 0: divides both logits of the soft loss, which is multiplied by T^2."""
+    sharpening: float = 1.0
+    """Exponent g > 0 of the soft target, which is the teacher's p^g over its sum: above 1 a surer teacher, below 1 a less
+    sure one. The student is left as it is (a loss temperature changes both), and rules read the teacher's own p."""
     risk_alpha: float = 0.0
     """Weight of the risk term, >= 0; the paper uses 0.1. At 0 there is none."""
+    risk_weight: str = "hard"
+    """What the risk term is multiplied with beside alpha: ``hard``, the hard label's weight, as in the paper, so that
+    soft labels alone have none; ``own``, nothing, so that it is there whatever the soft weight."""
 
     def __post_init__(self) -> None:
         if self.hard_target not in HARD_TARGETS:
             raise ConfigError(f"objective.hard_target must be 'teacher_argmax' or 'data', got {self.hard_target!r}.")
         check_temperature(self.temperature, "objective.temperature", greedy=False)
+        if not 0 < self.sharpening < math.inf:
+            raise ConfigError(f"objective.sharpening must be a number > 0, got {self.sharpening}.")
+        if self.risk_weight not in RISK_WEIGHTS:
+            raise ConfigError(f"objective.risk_weight must be 'hard' or 'own', got {self.risk_weight!r}.")
         if not self.risk_alpha >= 0:
             raise ConfigError(f"objective.risk_alpha must be >= 0, got {self.risk_alpha}.")
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "HybridObjective":
-        """One of the paper's methods, with any field replaced by `overrides`.
+        """One of :data:`PRESETS`, with any field replaced by `overrides`.
 
         Raises:
             ConfigError: unknown preset.
@@ -106,7 +120,7 @@ class HybridObjective:
     @property
     def exponents(self) -> tuple[float, ...]:
         """Exponents of which a top-k teacher signal must store the tail's power sum for this objective."""
-        needed = [1.0 / self.temperature] if self.temperature != 1.0 else []
+        needed = [1.0 / self._target_temperature] if self._target_temperature != 1.0 else []
         if isinstance(self.soft_weight, EntropyWeight) and self.soft_weight.kind == "power":
             needed.append(self.soft_weight.gamma)
         return tuple(needed)
@@ -114,12 +128,21 @@ class HybridObjective:
     @property
     def learns_data_tokens(self) -> bool:
         """Whether the token in the data is the hard label, and the hard label has a weight somewhere."""
-        return self.hard_target == "data" and self.soft_weight != StaticWeight(1.0)
+        return self.hard_target == "data" and (self.soft_weight != StaticWeight(1.0) or self._has_own_risk)
 
     @property
     def learns_data_alone(self) -> bool:
         """Whether nothing that a teacher could say has a weight: hard labels from the data, and they alone."""
         return self.hard_target == "data" and self.soft_weight == StaticWeight(0.0)
+
+    @property
+    def _target_temperature(self) -> float:
+        """The temperature at which the teacher's own distribution is the soft target."""
+        return self.temperature / self.sharpening
+
+    @property
+    def _has_own_risk(self) -> bool:
+        return self.risk_weight == "own" and self.risk_alpha > 0
 
     def hard_ids(self, signal: TeacherSignal, data_ids: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
         """The hard target at each position, given the token in the data."""
@@ -149,25 +172,29 @@ class HybridObjective:
         # A weight that is no number takes part, to be seen.
         has_soft, has_hard = ~(weight <= 0), ~(weight >= 1)
         soft = self._soft(signal, student, has_soft)
-        target_logit = _without_gradient_unless(has_hard, student.target_logit)
-        hard = student.log_normaliser - target_logit
+        hard = student.log_normaliser - _without_gradient_unless(has_hard, student.target_logit)
         mask = torch.ones_like(hard, dtype=torch.bool)
         if self.risk_alpha > 0 and next_log_normaliser is not None and has_next is not None:
             # The value of the next position is known only if the sequence really goes on with the hard target.
             has_risk = has_next & (self.hard_ids(signal, data_ids) == data_ids)
-            following = _without_gradient_unless(has_hard & has_risk, next_log_normaliser)
-            gap = torch.where(has_risk, value_gap(following, target_logit), 0.0)
-            risk = risk_penalty(gap, self.risk_alpha)
+            wanted = has_risk if self._has_own_risk else has_risk & has_hard
+            following, target_logit = (
+                _without_gradient_unless(wanted, values) for values in (next_log_normaliser, student.target_logit)
+            )
+            risk = risk_penalty(torch.where(has_risk, value_gap(following, target_logit), 0.0), self.risk_alpha)
         else:
             has_risk, risk = torch.zeros_like(mask), torch.zeros_like(hard)
         soft_part = torch.where(has_soft, weight * soft, 0.0)
-        hard_part = torch.where(has_hard, (1 - weight) * (hard + risk), 0.0)
-        return HybridLoss(soft_part + hard_part, soft, hard, risk, weight, mask, has_risk)
+        if self._has_own_risk:
+            total = soft_part + torch.where(has_hard, (1 - weight) * hard, 0.0) + risk
+        else:
+            total = soft_part + torch.where(has_hard, (1 - weight) * (hard + risk), 0.0)
+        return HybridLoss(total, soft, hard, risk, weight, mask, has_risk)
 
     def _soft(self, signal: TeacherSignal, student: StudentSupport, wanted: Tensor) -> Tensor:
         if signal.weights is not None:
             return self._sampled_soft(signal, signal.weights, student)
-        teacher = signal.cells(self.temperature)
+        teacher = signal.cells(self._target_temperature)
         other = _without_gradient_unless(wanted, student.cells(self.temperature))
         if teacher.shape[-1] < other.shape[-1]:
             absent = torch.full_like(teacher[..., :1], ABSENT_LOG_MASS)
@@ -177,10 +204,11 @@ class HybridObjective:
         return self.temperature**2 * self.divergence(teacher, other)
 
     def _sampled_soft(self, signal: TeacherSignal, weights: Tensor, student: StudentSupport) -> Tensor:
-        if self.divergence is not forward_kl or self.temperature != 1.0:
+        if self.divergence is not forward_kl or self.temperature != 1.0 or self.sharpening != 1.0:
             raise ConfigError(
                 "objective: a sampled teacher signal gives an unbiased forward KL at temperature 1 and nothing else; "
-                f"got divergence {_name(self.divergence)} at temperature {self.temperature:g}. Use a top-k signal."
+                f"got divergence {_name(self.divergence)} at temperature {self.temperature:g} with sharpening "
+                f"{self.sharpening:g}. Use a top-k signal."
             )
         return (weights * (signal.logp - student.logp_at_support())).sum(-1)
 
@@ -277,6 +305,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "entropy": {"soft_weight": EntropyWeight()},
         "curriculum": {"soft_weight": CurriculumWeight()},
         "risk_guided": {"soft_weight": StaticWeight(0.5), "risk_alpha": 0.1},
+        "sharpened": {"soft_weight": StaticWeight(1.0), "sharpening": 2.0},
+        "soft_risk": {"soft_weight": StaticWeight(1.0), "risk_alpha": 0.1, "risk_weight": "own"},
     }
 )
-"""The paper's methods: the fields in which each differs from the default objective."""
+"""The fields in which each differs from the default objective. The paper's methods, and two baselines that have what a
+hybrid has without mixing: soft labels of a surer teacher, and soft labels with the risk term."""

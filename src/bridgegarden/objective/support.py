@@ -202,8 +202,8 @@ class TeacherSignal:
         if exponent not in self.tail_powers:
             raise ConfigError(
                 f"teacher signal: the tail's sum of p^{exponent:g} was not stored (stored exponents: "
-                f"{sorted(self.tail_powers) or 'none'}), but the loss temperature or the power entropy of this "
-                f"objective needs it. Make the signal with exponents=({exponent:g},), or keep the whole vocabulary."
+                f"{sorted(self.tail_powers) or 'none'}), but the loss temperature, the sharpening or the power entropy "
+                f"of this objective needs it. Make the signal with exponents=({exponent:g},), or keep the whole vocabulary."
             )
         return self.tail_powers[exponent]
 

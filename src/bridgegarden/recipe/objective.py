@@ -34,7 +34,8 @@ class ObjectiveSection:
     """What is minimised: a preset, then any field that differs from it. Null is the preset's value."""
 
     preset: str | None = None
-    """``hard``, ``soft``, ``static``, ``confidence``, ``entropy``, ``curriculum`` or ``risk_guided``."""
+    """``hard``, ``soft``, ``static``, ``confidence``, ``entropy``, ``curriculum``, ``risk_guided``,
+    ``sharpened`` or ``soft_risk``."""
     divergence: str | None = None
     """The soft loss, by its name in :mod:`bridgegarden.objective.divergences`."""
     divergence_options: Mapping[str, Any] | None = None
@@ -47,8 +48,13 @@ class ObjectiveSection:
     """The hard label: the teacher's likeliest token, or the token in the data."""
     temperature: float | None = None
     """Loss temperature, > 0. Not the temperature of sampling."""
+    sharpening: float | None = None
+    """Exponent > 0 of the soft target, the teacher's p^g over its sum; above 1 a surer teacher."""
     risk_alpha: float | None = None
     """Weight of the risk term, >= 0."""
+    risk_weight: Literal["hard", "own"] | None = None
+    """Whether the risk term belongs to the hard label and its weight, as in the paper, or is there whatever the soft
+    weight."""
 
     def __post_init__(self) -> None:
         build_objective(self)
@@ -64,7 +70,7 @@ def build_objective(section: "ObjectiveSection") -> "HybridObjective":
 
     given: dict[str, Any] = {
         name: value
-        for name in ("hard_target", "temperature", "risk_alpha")
+        for name in ("hard_target", "temperature", "sharpening", "risk_alpha", "risk_weight")
         if (value := getattr(section, name)) is not None
     }
     if section.divergence is not None:

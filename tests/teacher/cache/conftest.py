@@ -52,7 +52,7 @@ def cache_spec(support: Support | None = None, **changes: Any) -> CacheSpec:
         vocab_size=VOCABULARY,
         teacher_width=WIDTH,
         support=support or Support(k=16),
-        exponents=(0.1, 0.5),
+        exponents=(0.1, 0.5, 2.0),
     )
     return replace(spec, **changes)
 

@@ -30,7 +30,7 @@ def test_the_largest_and_the_smallest_cache_are_allowed_and_nothing_beyond(most,
 
 
 def test_defaults_are_kept_beside_what_is_needed():
-    assert exponents_with_defaults((0.25, 0.5)) == (0.1, 0.25, 0.5)
+    assert exponents_with_defaults((0.25, 0.5)) == (0.1, 0.25, 0.5, 2.0)
 
 
 def test_teachers_on_the_hub_differ_by_commit_and_local_ones_by_weights():

@@ -244,7 +244,7 @@ def test_another_kind_of_signal_in_the_same_folder_is_refused_with_both_values(c
     for changes, match in (
         ({"support": Support(k=8)}, "support top 16, not top 8"),
         ({"teacher": "other", "weights": "b" * 64}, "teacher tiny, not other; weights aaaaaaaaaaaa, not bbbbbbbbbbbb"),
-        ({"exponents": (0.1, 0.25, 0.5)}, "exponents 0.1, 0.5, not 0.1, 0.25, 0.5"),
+        ({"exponents": (0.1, 0.25, 0.5)}, "exponents 0.1, 0.5, 2, not 0.1, 0.25, 0.5"),
         ({"max_length": 32}, "max_length 64, not 32"),
         ({"dtype": "bfloat16"}, "dtype float32, not bfloat16"),
     ):

@@ -186,21 +186,21 @@ class TeacherCache:
         if self.spec.support.kind == "sampled" and (needed or objective.divergence is not forward_kl):
             raise ConfigError(
                 f"teacher cache {self.folder}: holds draws, which give the forward KL at temperature 1 and nothing "
-                "else; this objective has another divergence, a temperature, or the power entropy. Keep the "
-                f"likeliest tokens instead. {replace_command(self.folder)}"
+                "else; this objective has another divergence, a temperature, sharpening, or the power entropy. Keep "
+                f"the likeliest tokens instead. {replace_command(self.folder)}"
             )
         missing = [g for g in needed if self.spec.has_tail and g not in self.spec.stored_exponents]
         if missing and self.spec.served is not None:
             raise ConfigError(
-                f"teacher cache {self.folder}: the objective's temperature or power entropy needs the tail's sum of "
-                f"p^{missing[0]:g}, which a server does not give and its log-probabilities do not determine. Take "
-                "temperature 1 and another rule for the soft weight (entropy of kind shannon, confidence, static), or "
+                f"teacher cache {self.folder}: the objective's temperature, sharpening or power entropy needs the tail's "
+                f"sum of p^{missing[0]:g}, which a server does not give and its log-probabilities do not determine. Take "
+                "temperature 1, sharpening 1 and another rule for the soft weight (entropy of kind shannon, confidence, static), or "
                 "a teacher on this machine."
             )
         if missing:
             raise ConfigError(
-                f"teacher cache {self.folder}: the objective's temperature or power entropy needs the tail's sum of "
-                f"p^{missing[0]:g}, and stored are those of exponents {_listed(self.spec.exponents)}. Build it with "
+                f"teacher cache {self.folder}: the objective's temperature, sharpening or power entropy needs the tail's "
+                f"sum of p^{missing[0]:g}, and stored are those of exponents {_listed(self.spec.exponents)}. Build it with "
                 f"this objective in the recipe. {replace_command(self.folder, self.spec)}"
             )
 

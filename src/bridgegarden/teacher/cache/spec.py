@@ -12,8 +12,9 @@ from bridgegarden.teacher.cache.schema import read_as
 from bridgegarden.teacher.cache.support import Support
 from bridgegarden.teacher.server_logprobs import SMALLEST_TAIL
 
-DEFAULT_EXPONENTS = (0.1, 0.5)
-"""Tail power sums that are kept whatever the objective: for the power entropy's default gamma and for temperature 2."""
+DEFAULT_EXPONENTS = (0.1, 0.5, 2.0)
+"""Tail power sums that are kept whatever the objective: for the power entropy's default gamma, for temperature 2 and for
+the sharpened target of the preset."""
 DEFAULT_BITS = 8
 MOST_TOKENS = 1 << 24
 """Entries of a vocabulary that the code of sorted ids can tell apart."""
