@@ -29,8 +29,7 @@ from bridgegarden.objective.support import TeacherSignal
 from bridgegarden.teacher.cache.forward import signal_arrays
 from bridgegarden.teacher.cache.reader import as_tensors, teacher_signal
 from bridgegarden.teacher.cache.record import RecordFormat
-from bridgegarden.teacher.cache.spec import DEFAULT_EXPONENTS, CacheSpec
-from bridgegarden.teacher.cache.support import Support
+from bridgegarden.teacher.cache.spec import DEFAULT_EXPONENTS, CacheSpec, Support
 
 SHOWN = ("forward_kl", "reverse_kl", "jensen_shannon", "total_variation")
 ENTRIES = [(k, 8) for k in (8, 16, 32, 64, 128)] + [(64, 16)]

@@ -20,13 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from bridgegarden.teacher.cache.documents import document_key
 from bridgegarden.teacher.cache.manifest import write_spec
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.record import RecordFormat, Signals
-from bridgegarden.teacher.cache.shard import Entry, write_shard
-from bridgegarden.teacher.cache.spec import DEFAULT_EXPONENTS, CacheSpec
-from bridgegarden.teacher.cache.support import Support
+from bridgegarden.teacher.cache.shard import Entry, document_key, write_shard
+from bridgegarden.teacher.cache.spec import DEFAULT_EXPONENTS, CacheSpec, Support
 from bridgegarden.teacher.cache.writer import shard_path
 
 DOCUMENTS_A_SHARD = 500

@@ -56,8 +56,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 from bridgegarden.data import chat_template_fingerprint, tokenizer_fingerprint
 from bridgegarden.objective.hybrid import PRESETS, HybridObjective
 from bridgegarden.teacher.cache.reader import TeacherCache
-from bridgegarden.teacher.cache.spec import DEFAULT_EXPONENTS, CacheSpec
-from bridgegarden.teacher.cache.support import Support
+from bridgegarden.teacher.cache.spec import DEFAULT_EXPONENTS, CacheSpec, Support
 from bridgegarden.teacher.cache.writer import build_cache
 from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.training.trainer import HybridDistillationTrainer

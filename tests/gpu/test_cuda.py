@@ -17,8 +17,7 @@ from bridgegarden.objective.head import LanguageModelHead
 from bridgegarden.objective.hybrid import PRESETS, HybridObjective
 from bridgegarden.objective.soft_weight import TrainProgress
 from bridgegarden.teacher.cache.reader import TeacherCache
-from bridgegarden.teacher.cache.spec import DEFAULT_EXPONENTS, CacheSpec
-from bridgegarden.teacher.cache.support import Support
+from bridgegarden.teacher.cache.spec import DEFAULT_EXPONENTS, CacheSpec, Support
 from bridgegarden.teacher.cache.writer import build_cache
 from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.training.trainer import HybridDistillationTrainer

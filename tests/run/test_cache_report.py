@@ -10,11 +10,9 @@ from datasets import Dataset
 
 from bridgegarden.cli.main import cli
 from bridgegarden.run.cache_report import cache_page, write_cache_report
-from bridgegarden.teacher.cache.distribution import cache_distribution
-from bridgegarden.teacher.cache.from_answers import ServedNumbers
-from bridgegarden.teacher.cache.info import cache_info
+from bridgegarden.teacher.cache.info import ServedNumbers, cache_distribution, cache_info
 from bridgegarden.teacher.cache.record import RecordFormat
-from bridgegarden.teacher.cache.support import Support
+from bridgegarden.teacher.cache.spec import Support
 from tests.chromium import chromium, needs_chromium
 from tests.teacher.cache.conftest import build, cache_spec
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bridgegarden.objective.support import TeacherSignal
-from bridgegarden.teacher.cache.documents import documents_of
 from bridgegarden.teacher.cache.reader import TeacherCache
+from bridgegarden.teacher.cache.shard import documents_of
 from tests.run.served import K, ask, plain_rows, run
 from tests.teacher.servers import changed
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import yaml
 
-from bridgegarden.teacher.cache.documents import documents_of
 from bridgegarden.teacher.cache.reader import TeacherCache
+from bridgegarden.teacher.cache.shard import documents_of
 from tests.run.served import K, ask, plain_rows, run
 
 

@@ -13,7 +13,7 @@ from bridgegarden.objective.divergences import DIVERGENCES, alpha_beta
 from bridgegarden.objective.hybrid import PRESETS, HybridObjective
 from bridgegarden.objective.soft_weight import EntropyWeight
 from bridgegarden.teacher.cache.reader import SIGNAL, TeacherCache
-from bridgegarden.teacher.cache.support import Support
+from bridgegarden.teacher.cache.spec import Support
 from bridgegarden.teacher.live import LiveTeacher
 from tests.teacher.cache.conftest import build, cache_rows, cache_spec, teacher
 from tests.tiny import VOCABULARY, tiny_model

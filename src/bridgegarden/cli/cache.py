@@ -101,6 +101,6 @@ def info_command(source: str, overrides: tuple[str, ...], as_json: bool, html: P
 @click.argument("parts", metavar="PART...", nargs=-1, required=True, type=click.Path(path_type=Path))
 def merge_command(folder: Path, parts: tuple[Path, ...]) -> None:
     """Copy the caches PART... into DIR, checking every byte."""
-    from bridgegarden.teacher.cache.merge import merge_caches
+    from bridgegarden.teacher.cache.writer import merge_caches
 
     say(merge_caches(folder, parts))

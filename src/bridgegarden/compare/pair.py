@@ -15,8 +15,8 @@ from bridgegarden.errors import ConfigError
 from bridgegarden.preflight import Endings, ModelFacts
 from bridgegarden.recipe import Recipe
 from bridgegarden.run.teacher import recipe_pair, student_reference, teacher_of
-from bridgegarden.teacher.cache.documents import Document, documents_of
-from bridgegarden.teacher.cache.weights import weights_fingerprint
+from bridgegarden.teacher.cache.shard import Document, documents_of
+from bridgegarden.teacher.cache.spec import weights_fingerprint
 
 if TYPE_CHECKING:
     from bridgegarden.run.rows import RunData

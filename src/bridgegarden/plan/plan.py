@@ -228,8 +228,7 @@ def _cache(recipe: Recipe, teacher: ModelFacts | None, rows: Sequence[Rows], voc
     from bridgegarden.run.cache import DEFAULT_TOP_K
     from bridgegarden.teacher.cache.manifest import MANIFEST, read_spec
     from bridgegarden.teacher.cache.record import RecordFormat
-    from bridgegarden.teacher.cache.spec import CacheSpec, exponents_with_defaults
-    from bridgegarden.teacher.cache.support import Support
+    from bridgegarden.teacher.cache.spec import CacheSpec, Support, exponents_with_defaults
 
     positions = sum(part.positions for part in rows)
     folder = None if recipe.teacher.cache is None else Path(recipe.teacher.cache).expanduser()

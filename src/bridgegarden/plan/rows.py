@@ -9,7 +9,7 @@ import numpy as np
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.preflight.activations import Batch
-from bridgegarden.teacher.cache.documents import documents_of
+from bridgegarden.teacher.cache.shard import documents_of
 
 if TYPE_CHECKING:
     from datasets import Dataset

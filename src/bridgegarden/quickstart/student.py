@@ -28,11 +28,9 @@ from bridgegarden.quickstart.result import STUDENT_SIZE, QuickstartSettings
 from bridgegarden.quickstart.teacher import prompt_ids
 from bridgegarden.study.arms import ComparedObjective
 from bridgegarden.study.students import distil, new_llama
-from bridgegarden.teacher.cache.documents import documents_of
 from bridgegarden.teacher.cache.manifest import read_spec
-from bridgegarden.teacher.cache.spec import CacheSpec
-from bridgegarden.teacher.cache.support import Support
-from bridgegarden.teacher.cache.weights import weights_fingerprint
+from bridgegarden.teacher.cache.shard import documents_of
+from bridgegarden.teacher.cache.spec import CacheSpec, Support, weights_fingerprint
 from bridgegarden.teacher.cache.writer import BuildResult, build_cache
 from bridgegarden.teacher.protocol import Teacher
 

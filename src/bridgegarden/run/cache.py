@@ -34,9 +34,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedModel
 
-    from bridgegarden.teacher.cache.check import CheckResult
-    from bridgegarden.teacher.cache.spec import CacheSpec
-    from bridgegarden.teacher.cache.support import Support
+    from bridgegarden.teacher.cache.info import CheckResult
+    from bridgegarden.teacher.cache.spec import CacheSpec, Support
     from bridgegarden.teacher.cache.writer import BuildResult
 
 DEFAULT_TOP_K = 64
@@ -126,7 +125,7 @@ def check_recipe_cache(source: str, overrides: Sequence[str] = ()) -> "CheckResu
     Raises:
         BridgegardenError: the first thing that is wrong.
     """
-    from bridgegarden.teacher.cache.check import check_cache
+    from bridgegarden.teacher.cache.info import check_cache
 
     if not _is_recipe(source):
         return check_cache(Path(os.path.expanduser(source)))
@@ -190,7 +189,7 @@ def _spec(recipe: Recipe, teacher: ModelFacts, endings: Endings, options: CacheO
 
 
 def _support(recipe: Recipe, options: CacheOptions, there: "CacheSpec | None") -> "Support":
-    from bridgegarden.teacher.cache.support import Support
+    from bridgegarden.teacher.cache.spec import Support
 
     if options.samples is not None:
         if options.top_k is not None or options.mass is not None:
@@ -214,7 +213,7 @@ def check_engine(recipe: Recipe, options: CacheOptions) -> None:
         if options.actors is not None:
             raise ConfigError("cache: --actors goes with --engine ray; without it there is one teacher.")
         return
-    from bridgegarden.teacher.cache.ray_session import check_ray
+    from bridgegarden.teacher.cache.ray_engine import check_ray
 
     if not recipe.teacher.judges_any_text:
         raise ConfigError("cache: --engine ray is for teachers that run here, and teacher.server's does not.")
@@ -345,7 +344,7 @@ def build_served_cache(recipe: Recipe, folder: Path, pair: Pair, options: CacheO
         ConfigError: an option has no meaning here, or the folder holds something else.
         DataError: rows give no signal, and leaving them out was not asked for.
     """
-    from bridgegarden.teacher.cache.from_answers import AnswersEngine
+    from bridgegarden.teacher.cache.forward import AnswersEngine
     from bridgegarden.teacher.cache.writer import fill_cache, remove_cache
 
     sources = (*recipe.data.sources, *recipe.data.eval_sources)
@@ -386,8 +385,7 @@ def _served_spec(
 ) -> "CacheSpec":
     """What is kept; without an option as in the cache that is there, or all that is listed."""
     from bridgegarden.teacher.cache.manifest import MANIFEST, read_spec
-    from bridgegarden.teacher.cache.spec import DEFAULT_BITS, CacheSpec, Served
-    from bridgegarden.teacher.cache.support import Support
+    from bridgegarden.teacher.cache.spec import DEFAULT_BITS, CacheSpec, Served, Support
 
     if options.samples is not None or options.mass is not None:
         raise ConfigError("cache: --samples and --mass need the whole distribution, which a server does not give.")

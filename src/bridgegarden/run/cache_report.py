@@ -12,8 +12,14 @@ from bridgegarden.report.charts import WIDE, responsive
 from bridgegarden.report.page import Page, Section, details, figure, table, terms, write_page
 from bridgegarden.report.scale import Axis, number
 from bridgegarden.run.output import check_writable
-from bridgegarden.teacher.cache.distribution import Distribution, Histogram, cache_distribution
-from bridgegarden.teacher.cache.info import BRIDGE_LIKE, CacheInfo, cache_info
+from bridgegarden.teacher.cache.info import (
+    BRIDGE_LIKE,
+    CacheInfo,
+    Distribution,
+    Histogram,
+    cache_distribution,
+    cache_info,
+)
 from bridgegarden.teacher.cache.spec import short
 
 PARTS = {

@@ -20,7 +20,7 @@ from bridgegarden.run.models import load_model, usable_device
 from bridgegarden.run.output import OutputFolder, check_writable, write_or_rescue
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import git_commit, now, package_versions
-from bridgegarden.teacher.cache.weights import weights_fingerprint
+from bridgegarden.teacher.cache.spec import weights_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

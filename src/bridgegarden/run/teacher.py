@@ -250,7 +250,7 @@ def cache_folder(recipe: Recipe) -> Path:
 
 def identity(teacher: ModelFacts) -> dict[str, Any]:
     """What a cache says of the model whose signals it holds."""
-    from bridgegarden.teacher.cache.weights import weights_fingerprint
+    from bridgegarden.teacher.cache.spec import weights_fingerprint
 
     reference = teacher.reference
     return {

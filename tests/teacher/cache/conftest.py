@@ -10,8 +10,7 @@ import torch
 from datasets import Dataset
 
 from bridgegarden.data import chat_template_fingerprint, tokenizer_fingerprint
-from bridgegarden.teacher.cache.spec import CacheSpec
-from bridgegarden.teacher.cache.support import Support
+from bridgegarden.teacher.cache.spec import CacheSpec, Support
 from bridgegarden.teacher.cache.writer import build_cache
 from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
 

@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 
 from bridgegarden.errors import BridgegardenError, ConfigError, DataError
-from bridgegarden.teacher.cache.check import check_cache
-from bridgegarden.teacher.cache.info import cache_info
+from bridgegarden.teacher.cache.info import cache_info, check_cache
 from bridgegarden.teacher.cache.manifest import finished_shards
-from bridgegarden.teacher.cache.merge import merge_caches
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.record import RecordFormat
-from bridgegarden.teacher.cache.support import Support
-from bridgegarden.teacher.cache.writer import remove_cache
+from bridgegarden.teacher.cache.spec import Support
+from bridgegarden.teacher.cache.writer import merge_caches, remove_cache
 from tests.teacher.cache.conftest import build, cache_rows, cache_spec, teacher
 
 ODD = [None, True, 0, -1, 1, 2**63, 10**400, 1.5, float("nan"), 1e308, "", "x", "\ud800", [], [1], {}, {"a": 1}]

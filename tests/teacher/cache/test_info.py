@@ -1,14 +1,18 @@
 import json
+import random
 
 import numpy as np
 import pytest
 from datasets import Dataset
 
-from bridgegarden.teacher.cache.documents import documents_of
-from bridgegarden.teacher.cache.info import ENTROPY_EDGES, cache_info
+from bridgegarden.errors import DataError
+from bridgegarden.teacher.cache.info import BRIDGE_LIKE, ENTROPY_EDGES, cache_distribution, cache_info, check_cache
+from bridgegarden.teacher.cache.manifest import finished_shards
 from bridgegarden.teacher.cache.reader import TeacherCache
-from bridgegarden.teacher.cache.support import Support
-from tests.teacher.cache.conftest import build, cache_rows, cache_spec
+from bridgegarden.teacher.cache.record import RecordFormat
+from bridgegarden.teacher.cache.shard import documents_of
+from bridgegarden.teacher.cache.spec import Support
+from tests.teacher.cache.conftest import build, cache_rows, cache_spec, teacher
 
 
 @pytest.mark.parametrize("support", [Support(k=16), Support(kind="mass", k=16, mass=0.8)])
@@ -40,3 +44,101 @@ def test_text_says_what_a_person_asks(cache):
 def test_an_empty_cache_has_numbers_too(tmp_path):
     empty = Dataset.from_dict({"input_ids": [[1, 2]], "labels": [[-100, -100]]})
     assert cache_info(build(tmp_path / "cache", rows=empty)).positions == 0
+
+
+def sure_teacher():
+    """So spiked that many positions are Bridge-like."""
+    model = teacher()
+    model.lm_head.weight.data *= 8
+    return model
+
+
+@pytest.mark.parametrize("support", [Support(k=16), Support(kind="mass", k=16, mass=0.8)])
+def test_every_position_is_counted_once_in_its_bin(tmp_path, support):
+    folder = build(tmp_path / "cache", cache_spec(support), model=sure_teacher())
+    cache, found = TeacherCache(folder), cache_distribution(folder)
+    signals = [cache.signals(document.key) for document in documents_of(cache_rows())]
+    highest = np.exp(np.concatenate([s.max_logp for s in signals]))
+    values = {
+        "entropy": np.concatenate([s.entropy for s in signals]),
+        "confidence": highest,
+        "captured_mass": 1 - np.exp(np.concatenate([s.log_tail for s in signals])),
+    }
+    sure = highest > BRIDGE_LIKE
+    assert 0.05 < sure.mean() < 0.95
+    for name, numbers in values.items():
+        histogram = getattr(found, name)
+        edges = [*histogram.edges, np.inf]
+        for counts, chosen in ((histogram.bridge_like, sure), (histogram.other, ~sure)):
+            assert list(counts) == np.histogram(numbers[chosen].clip(0), edges)[0].tolist()
+    assert found.mean_confidence == pytest.approx(highest.mean(), rel=1e-5)
+
+
+def test_numbers_are_those_that_info_prints(tmp_path):
+    folder = build(tmp_path / "cache", model=sure_teacher())
+    info, found = cache_info(folder), cache_distribution(folder)
+    both = zip(found.entropy.bridge_like, found.entropy.other, strict=True)
+    assert tuple(map(sum, both)) == info.entropy_histogram
+    for histogram in (found.entropy, found.confidence, found.captured_mass):
+        assert sum(histogram.bridge_like) == round(info.bridge_like * info.positions)
+        assert sum(histogram.bridge_like) + sum(histogram.other) == info.positions
+
+
+@pytest.mark.parametrize("support", [Support(k=16), Support(kind="sampled", k=8), Support(k=300)])
+def test_parts_of_a_record_are_all_of_it(tmp_path, support):
+    spec = cache_spec(support)
+    found = cache_distribution(build(tmp_path / "cache", spec))
+    assert sum(found.record_bytes.values()) == RecordFormat(spec).bytes_per_position
+    assert (found.captured_mass is None) == (not spec.has_tail)
+
+
+def test_an_empty_cache_has_nothing_in_any_bin(tmp_path):
+    empty = Dataset.from_dict({"input_ids": [[1, 2]], "labels": [[-100, -100]]})
+    found = cache_distribution(build(tmp_path / "cache", rows=empty))
+    assert not any((*found.entropy.other, *found.entropy.bridge_like))
+    assert found.mean_confidence == 0
+
+
+def test_a_cache_as_it_was_written_passes_with_its_counts(cache):
+    result = check_cache(cache)
+    assert result.documents == 24
+    assert result.positions == sum(record.positions for record in finished_shards(cache).values())
+    assert "every byte of the shards is as it was written" in str(result)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_one_flipped_bit_anywhere_is_found(cache, seed):
+    rng = random.Random(seed)
+    path = rng.choice(list(finished_shards(cache)))
+    content = bytearray(path.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+    with pytest.raises(
+        DataError, match=rf"1 of \d+ shards are damaged: {path.name}: its SHA-256 is .*rm .*cache build"
+    ):
+        check_cache(cache)
+
+
+def test_a_truncated_and_a_missing_shard_are_both_named(cache):
+    first, second = list(finished_shards(cache))[:2]
+    first.write_bytes(first.read_bytes()[:-10])
+    second.unlink()
+    with pytest.raises(
+        DataError, match=r"2 of \d+ shards are damaged: 00000.arrow: .* bytes long.*00001.arrow: missing"
+    ):
+        check_cache(cache)
+
+
+def test_a_shard_of_another_cache_is_found(cache):
+    path = next(iter(finished_shards(cache))).with_suffix(".json")
+    record = path.read_text()
+    path.write_text(record.replace('"spec": "', '"spec": "f'))
+    with pytest.raises(DataError, match="belongs to another cache"):
+        check_cache(cache)
+
+
+def test_a_damaged_record_beside_a_shard_is_named(cache):
+    path = next(iter(finished_shards(cache))).with_suffix(".json")
+    path.write_text("{}")
+    with pytest.raises(DataError, match=r"00000.json: damaged.*rm .*00000\.\*"):
+        check_cache(cache)

@@ -13,11 +13,10 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from bridgegarden.errors import ConfigError, ModelError
-from bridgegarden.teacher.cache.check import check_cache
+from bridgegarden.teacher.cache.info import check_cache
 from bridgegarden.teacher.cache.manifest import finished_shards
-from bridgegarden.teacher.cache.ray_engine import build_cache_with_ray, share_out
-from bridgegarden.teacher.cache.ray_session import ray_session
-from bridgegarden.teacher.cache.support import Support
+from bridgegarden.teacher.cache.ray_engine import build_cache_with_ray, ray_session, share_out
+from bridgegarden.teacher.cache.spec import Support
 from tests.teacher.cache.conftest import build, cache_rows, cache_spec, teacher, untimed
 from tests.tiny import save_tiny
 

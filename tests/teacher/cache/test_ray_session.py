@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.teacher.cache.ray_session import check_ray, ray_session
+from bridgegarden.teacher.cache.ray_engine import check_ray, ray_session
 
 
 def test_without_ray_the_message_is_one_line_with_the_command_that_installs_it(monkeypatch):

@@ -14,11 +14,10 @@ from bridgegarden.objective.divergences import reverse_kl
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import EntropyWeight
 from bridgegarden.teacher.cache import reader as reader_module
-from bridgegarden.teacher.cache.documents import documents_of
 from bridgegarden.teacher.cache.manifest import finished_shards
 from bridgegarden.teacher.cache.reader import SIGNAL, TeacherCache, _Index
-from bridgegarden.teacher.cache.shard import Shard
-from bridgegarden.teacher.cache.support import Support
+from bridgegarden.teacher.cache.shard import Shard, documents_of
+from bridgegarden.teacher.cache.spec import Support
 from tests.teacher.cache.conftest import build, cache_rows, cache_spec
 from tests.tiny import VOCABULARY, tiny_tokenizer
 

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bridgegarden.objective.support import TeacherSignal
 from bridgegarden.teacher.cache.forward import signal_arrays
-from bridgegarden.teacher.cache.record import DamagedRecords, RecordFormat
-from bridgegarden.teacher.cache.support import Support
+from bridgegarden.teacher.cache.record import LEVELS, DamagedRecords, RecordFormat, SortedIds, TailPowers
+from bridgegarden.teacher.cache.spec import Support
 from tests.teacher.cache.conftest import cache_spec
 
 
@@ -190,3 +192,85 @@ def test_the_divergence_of_decoded_from_exact_is_small():
     truth = exact.logp.gather(1, order)
     kl = (truth.exp() * (truth - torch.from_numpy(after.logp))).sum(1)
     assert kl.abs().mean() < 1e-4
+
+
+@given(st.data())
+def test_sorted_ids_come_back_as_they_were(data):
+    largest = data.draw(st.integers(0, 300_000))
+    count = data.draw(st.integers(1, 70))
+    rows = data.draw(st.lists(st.lists(st.integers(0, largest), min_size=count, max_size=count), max_size=5))
+    ids = np.sort(np.array(rows, dtype=np.int64).reshape(-1, count), axis=1)
+    code = SortedIds(count, largest)
+    encoded = code.encode(ids)
+    assert encoded.shape == (len(ids), code.width)
+    assert (code.decode(encoded) == ids).all()
+
+
+@pytest.mark.parametrize("row", [[0] * 64, [151_936] * 64, [*range(63), 151_936], list(range(151_873, 151_937))])
+def test_extremes_fit(row):
+    code = SortedIds(64, 151_936)
+    assert code.decode(code.encode(np.array([row]))).tolist() == [row]
+
+
+def test_rows_that_do_not_hold_as_many_ids_are_refused():
+    code = SortedIds(4, 300)
+    encoded = code.encode(np.array([[1, 70, 140, 299], [0, 1, 2, 3]]))
+    for first, second in ((0b1, 0), (0b1, 0b1_0000)):  # one taken away, one moved to the other row
+        harmed = encoded.copy()
+        harmed[0, 0] ^= first
+        harmed[1, 0] ^= second
+        with pytest.raises(ValueError, match="not 4 ids"):
+            code.decode(harmed)
+
+
+def test_sixty_four_ids_of_a_large_vocabulary_take_106_bytes():
+    assert SortedIds(64, 151_936).width == 106
+
+
+def test_no_more_than_two_bits_an_id_above_the_least_possible():
+    from math import comb, log2
+
+    for count, largest in ((8, 49_152), (64, 49_152), (64, 256_000), (128, 151_936)):
+        least = log2(comb(largest + 1, count))
+        assert 8 * SortedIds(count, largest).width <= least + 2 * count + 16
+
+
+EXPONENTS = (0.1, 0.5, 1.0, 2.0)
+
+
+def tails(tokens):
+    """Log-probabilities of tails from one token to evenly spread ones, most of them nearly nothing."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(50, tokens, generator=generator, dtype=torch.float64) * torch.linspace(0, 40, 50)[:, None]
+    return values.log_softmax(1) - torch.rand(50, 1, generator=generator, dtype=torch.float64) * 80
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 300, 5000])
+def test_a_sum_is_off_by_half_a_level_at_most(tokens):
+    logp = tails(tokens)
+    truth = torch.stack([(g * logp).logsumexp(1) for g in EXPONENTS], 1).numpy()
+    log_tail = logp.logsumexp(1).numpy()
+    layout = TailPowers(EXPONENTS, tokens)
+    found = layout.decode(layout.encode(truth, log_tail), log_tail)
+    most = np.abs(1 - np.array(EXPONENTS)) * np.log(max(tokens, 2)) / (2 * LEVELS)
+    assert (np.abs(found - truth) <= most + 1e-6 * np.abs(truth) + 1e-9).all()
+
+
+def test_the_bound_that_is_documented_holds_for_a_large_vocabulary():
+    assert 0.9 * np.log(256_000) / (2 * LEVELS) < 9e-5
+
+
+def test_both_ends_are_reached_and_nothing_stays_nothing():
+    layout = TailPowers((0.5,), 100)
+    log_tail = np.array([-3.0, -3.0, -np.inf], np.float32)
+    sums = np.array([[-1.5], [-1.5 + 0.5 * np.log(100)], [-np.inf]])
+    codes = layout.encode(sums, log_tail)
+    assert codes.ravel().tolist() == [0, LEVELS, 0]
+    np.testing.assert_allclose(layout.decode(codes, log_tail), sums, rtol=1e-6)
+
+
+def test_rounding_beyond_an_end_is_cut_there():
+    layout = TailPowers((0.1, 2.0), 100)
+    log_tail = np.array([-3.0])
+    sums = np.array([[-0.3 - 1e-3, -6.0 + 1e-3]])
+    np.testing.assert_allclose(layout.decode(layout.encode(sums, log_tail), log_tail), [[-0.3, -6.0]], rtol=1e-6)

@@ -1,7 +1,7 @@
-"""The teacher on a batch of documents, and what it says as records."""
+"""What a teacher says about documents, as records: a model that is run, or a server that has answered before."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -16,9 +16,9 @@ from bridgegarden.objective.alignment import IGNORE, SupervisedPositions
 from bridgegarden.objective.head import LanguageModelHead
 from bridgegarden.objective.selected_logits import chunks, default_chunk_tokens
 from bridgegarden.objective.support import TeacherSignal
-from bridgegarden.teacher.cache.documents import Document
+from bridgegarden.teacher.answer_signals import AnsweredRow, Position
 from bridgegarden.teacher.cache.record import RecordFormat, Signals
-from bridgegarden.teacher.cache.shard import Entry
+from bridgegarden.teacher.cache.shard import Document, Entry, document_key
 from bridgegarden.teacher.cache.spec import CacheSpec
 
 
@@ -56,6 +56,34 @@ class WorkingTeacher:
                 if on_batch is not None:
                     on_batch(batch)
         return [entry for future in coming for entry in future.result()]
+
+
+class AnswersEngine:
+    """Has been told what the teacher said. An :class:`~bridgegarden.teacher.cache.writer.Engine`."""
+
+    seconds = 0.0
+    """The server's time was spent when it answered."""
+    clocks = ()
+
+    def __init__(self, spec: CacheSpec) -> None:
+        """
+        Args:
+            spec: of a served teacher.
+        """
+        self._layout = RecordFormat(spec)
+        self._records: dict[bytes, np.ndarray] = {}
+
+    def add(self, row: AnsweredRow) -> None:
+        """Tell it a row, which is encoded at once: as objects it takes ten times the memory. Of equal ones the first
+        counts."""
+        key = document_key(np.asarray(row.input_ids, np.int32), np.asarray(row.labels, np.int32))
+        if key not in self._records:
+            self._records[key] = self._layout.encode(position_arrays(row.positions, self._layout.spec))
+
+    def entries(self, shards: Sequence[Sequence[Document]]) -> Generator[list[Entry], None, None]:
+        """What it said about the documents of each shard, in order."""
+        for shard in shards:
+            yield [Entry(document.key, self._records[document.key]) for document in shard]
 
 
 def teacher_signals(model: PreTrainedModel, documents: Sequence[Document], spec: CacheSpec) -> list[Signals]:
@@ -151,3 +179,26 @@ def _check_finite(signal: TeacherSignal, start: int, documents: Sequence[Documen
             f"teacher {spec.teacher}: its distribution is not finite in row {document.row} of the data, run in "
             f"{spec.dtype}. Load it in bfloat16 or float32 (teacher.dtype), or check its weights."
         )
+
+
+def position_arrays(positions: Sequence[Position], spec: CacheSpec) -> Signals:
+    """Positions as they are encoded: empty slots have the id -1 and no mass."""
+    shape = len(positions), spec.slots
+    ids, logp = np.full(shape, -1, np.int32), np.full(shape, -np.inf, np.float32)
+    for row, position in enumerate(positions):
+        ids[row, : len(position.ids)] = position.ids
+        logp[row, : len(position.logp)] = position.logp
+
+    def column(values: Iterable[float]) -> np.ndarray:
+        return np.fromiter(values, np.float32, len(positions))
+
+    return Signals(
+        ids=ids,
+        logp=logp,
+        log_tail=column(position.log_tail for position in positions),
+        tail_powers=np.zeros((len(positions), 0), np.float32),
+        entropy=column(position.entropy for position in positions),
+        argmax=ids[:, 0],
+        max_logp=logp[:, 0],
+        label_logp=column(position.label_logp for position in positions),
+    )

@@ -1,15 +1,26 @@
-"""What a cache holds, in numbers."""
+"""What a cache holds, in numbers, and whether it is as it was written."""
 
+import hashlib
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bridgegarden.teacher.cache.from_answers import ServedNumbers, served_numbers
-from bridgegarden.teacher.cache.manifest import BuildTime, finished_shards, read_spec
+from bridgegarden.errors import DataError
+from bridgegarden.teacher.cache.manifest import (
+    BuildTime,
+    ShardRecord,
+    build_command,
+    finished_shards,
+    read_spec,
+    remove_command,
+    shards_without_record,
+)
 from bridgegarden.teacher.cache.record import RecordFormat
-from bridgegarden.teacher.cache.shard import Shard
+from bridgegarden.teacher.cache.shard import Shard, file_problem, framing_problem
 from bridgegarden.teacher.cache.spec import CacheSpec, short
 from bridgegarden.terminal import counted
 
@@ -18,6 +29,22 @@ ENTROPY_EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 5.0)
 BRIDGE_LIKE = 0.9
 """A position is Bridge-like where the teacher's likeliest token has more probability than this."""
 BAR = 40
+CONFIDENCE_EDGES = tuple(n / 10 for n in range(10))
+MASS_EDGES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
+"""Lower edges of bins that end at 1."""
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedNumbers:
+    """What a cache of a served teacher does not know, in numbers."""
+
+    label_alone: int
+    """Positions of which only the token that was written is known, mostly ends of turn."""
+    smallest_tail: int
+    """Positions of which the server's numbers leave nothing for the tail; :attr:`Served.smallest_tail` stands there."""
+    entropy_at_most: float
+    """Mean upper bound of the entropy, nats: the tail spread over all other tokens. The stored one is a lower bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +123,6 @@ class CacheInfo:
         ]
 
 
-def _build_time(time: BuildTime) -> str:
-    if time.seconds is None:
-        return "a time that is not known"
-    processor = "" if time.cpu_seconds is None else f", {time.cpu_seconds:,.1f} s of processor time"
-    return f"{time.seconds:,.1f} s{processor}, without loading the teacher"
-
-
 def cache_info(folder: Path) -> CacheInfo:
     """Read the numbers of every position of the cache in `folder`.
 
@@ -144,3 +164,178 @@ def cache_info(folder: Path) -> CacheInfo:
         built_in=BuildTime.of(shards.values()),
         served=None if spec.served is None else served_numbers(folder),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """Positions by a quantity, Bridge-like ones and others."""
+
+    edges: tuple[float, ...]
+    """Lower edge of each bin."""
+    bridge_like: tuple[int, ...]
+    """Positions where max p > :data:`bridgegarden.teacher.cache.info.BRIDGE_LIKE`."""
+    other: tuple[int, ...]
+    """All others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distribution:
+    """Of all positions of a cache."""
+
+    entropy: Histogram
+    """Of the teacher, nats; the last bin is open."""
+    confidence: Histogram
+    """max p."""
+    captured_mass: Histogram | None
+    """Probability of the kept tokens; None where nothing can lie outside them."""
+    mean_confidence: float
+    """Mean of max p."""
+    record_bytes: Mapping[str, int]
+    """Bytes of each field of a position's record, before any compression."""
+
+
+def cache_distribution(folder: Path) -> Distribution:
+    """Read the numbers of every position of the cache in `folder`.
+
+    Raises:
+        ConfigError: there is no cache, or one of another version.
+        DataError: a shard is missing or is not as long as it was.
+    """
+    layout = RecordFormat(read_spec(folder))
+    has_tail = layout.spec.has_tail
+    entropy, confidence, mass = _Counts(ENTROPY_EDGES), _Counts(CONFIDENCE_EDGES), _Counts(MASS_EDGES)
+    total, positions = 0.0, 0
+    for path, record in finished_shards(folder).items():
+        shard = Shard.open(path, record, layout)
+        for index in range(record.documents):
+            records = shard.records(index)
+            highest = np.exp(records["max_logp"].astype(np.float64))
+            bridge_like = np.exp(records["max_logp"]) > BRIDGE_LIKE
+            entropy.add(records["entropy"], bridge_like)
+            confidence.add(highest, bridge_like)
+            if has_tail:
+                mass.add(-np.expm1(records["log_tail"].astype(np.float64)), bridge_like)
+            total += float(highest.sum())
+            positions += len(records)
+    return Distribution(
+        entropy=entropy.histogram(),
+        confidence=confidence.histogram(),
+        captured_mass=mass.histogram() if has_tail else None,
+        mean_confidence=total / max(positions, 1),
+        record_bytes={name: field[0].itemsize for name, field in (layout.dtype.fields or {}).items()},
+    )
+
+
+def served_numbers(folder: Path) -> ServedNumbers:
+    """Read them from the cache in `folder`, which is a served teacher's.
+
+    Raises:
+        ConfigError: there is no cache, or one of another version.
+        DataError: a shard is missing or is not as long as it was.
+    """
+    spec = read_spec(folder)
+    assert spec.served is not None
+    layout, floor = RecordFormat(spec), math.log(spec.served.smallest_tail) + 1e-3
+    label_alone = smallest_tail = positions = 0
+    entropy = 0.0
+    for path, record in finished_shards(folder).items():
+        shard = Shard.open(path, record, layout)
+        for index in range(record.documents):
+            signals = shard.signals(index)
+            assert signals.ids is not None
+            assert signals.log_tail is not None
+            kept, log_tail = (signals.ids >= 0).sum(1), signals.log_tail.astype(np.float64)
+            label_alone += int(np.count_nonzero((kept == 1) & (log_tail <= floor)))
+            smallest_tail += int(np.count_nonzero((kept > 1) & (log_tail <= floor)))
+            entropy += float((signals.entropy + np.exp(log_tail) * np.log(spec.vocab_size - kept)).sum())
+            positions += len(kept)
+    return ServedNumbers(
+        label_alone=label_alone, smallest_tail=smallest_tail, entropy_at_most=entropy / max(positions, 1)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckResult:
+    """A cache of which every shard is as it was written."""
+
+    folder: Path
+    shards: int
+    documents: int
+    positions: int
+    bytes: int
+
+    def __str__(self) -> str:
+        held = (self.shards, "shard"), (self.documents, "row"), (self.positions, "position"), (self.bytes, "byte")
+        counts = ", ".join(counted(count, noun) for count, noun in held)
+        return f"{self.folder}: every byte of the shards is as it was written ({counts})"
+
+
+def check_cache(folder: Path) -> CheckResult:
+    """Read every byte of the shards in `folder` and compare with what was written, and with the counts beside them.
+
+    Raises:
+        ConfigError: there is no cache, or one of another version.
+        DataError: shards are damaged; names them all, and what to do.
+    """
+    layout = RecordFormat(read_spec(folder))
+    shards = finished_shards(folder)
+    alone = shards_without_record(folder)
+    problems = {path: problem for path, record in shards.items() if (problem := _problem(path, record, layout))}
+    problems |= {path: f"{path.stem}.json is gone, so that nothing of it is read" for path in alone}
+    if problems:
+        listed = "; ".join(f"{path.name}: {problem}" for path, problem in sorted(problems.items()))
+        damaged = next((path for path in problems if path not in alone), None)
+        advice = build_command(folder) if damaged is None else remove_command(damaged)
+        raise DataError(
+            f"teacher cache {folder}: {len(problems)} of {len(shards) + len(alone)} shards are damaged: {listed}. "
+            f"{'Copy the missing files, if they are anywhere. ' if alone else ''}{advice}"
+        )
+    return CheckResult(
+        folder=folder,
+        shards=len(shards),
+        documents=sum(record.documents for record in shards.values()),
+        positions=sum(record.positions for record in shards.values()),
+        bytes=sum(record.bytes for record in shards.values()),
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _build_time(time: BuildTime) -> str:
+    if time.seconds is None:
+        return "a time that is not known"
+    processor = "" if time.cpu_seconds is None else f", {time.cpu_seconds:,.1f} s of processor time"
+    return f"{time.seconds:,.1f} s{processor}, without loading the teacher"
+
+
+def _problem(path: Path, record: ShardRecord, layout: RecordFormat) -> str:
+    problem = file_problem(path, record, layout)
+    if problem:
+        return problem
+    found = file_sha256(path)
+    if found != record.sha256:
+        return f"its SHA-256 is {found[:12]}, and {record.sha256[:12]} was written"
+    return framing_problem(path, record, layout)
+
+
+class _Counts:
+    def __init__(self, edges: tuple[float, ...]) -> None:
+        self._edges = edges
+        self._counts = np.zeros((2, len(edges)), dtype=np.int64)
+
+    def add(self, values: np.ndarray, bridge_like: np.ndarray) -> None:
+        # Rounding can take an entropy or a mass a hair below zero.
+        bins = np.searchsorted(self._edges, np.maximum(values, 0.0), side="right") - 1
+        for row, chosen in enumerate((bridge_like, ~bridge_like)):
+            self._counts[row] += np.bincount(bins[chosen], minlength=len(self._edges))
+
+    def histogram(self) -> Histogram:
+        bridge_like, other = (tuple(row) for row in self._counts.tolist())
+        return Histogram(edges=self._edges, bridge_like=bridge_like, other=other)

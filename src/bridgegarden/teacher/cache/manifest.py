@@ -1,9 +1,18 @@
-"""``cache.json``, what a whole cache is, and the files that lie beside every finished shard."""
+"""The files of a cache: ``cache.json``, which says what it is, what lies beside every shard, lock, what is put aside.
+
+One builder works at a time. Shards that cannot be used are put aside under another name, never removed: they may be
+hours of a teacher.
+"""
 
 import errno
+import fcntl
+import filecmp
 import hashlib
 import json
+import logging
+import os
 import re
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,13 +25,19 @@ from bridgegarden.files import write_json
 from bridgegarden.teacher.cache.schema import read_as, read_json
 from bridgegarden.teacher.cache.spec import CacheSpec
 
+logger = logging.getLogger(__name__)
+
 FORMAT = 2
 """Version of everything on disk. Another one is refused, never guessed at."""
 
 MANIFEST = "cache.json"
 SHARDS = "shards"
+LOCK = "build.lock"
 SHARD_NAME = re.compile(r"[0-9]{5,12}")
 PACKAGES = ("bridgegarden", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
+OWN_FILE = re.compile(r"[0-9]{5,12}\.(arrow|json)(\.aside(-[0-9]+)?)?")
+"""Every file that a cache has in ``shards/``, but for half-written ones."""
+HALF_WRITTEN = re.compile(r"\.[0-9]{5,12}\.(arrow|json)\.partial")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +64,21 @@ class ShardRecord:
         for name in ("bytes", "documents", "positions"):
             if not 0 < getattr(self, name) < 1 << 62:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected more than 0")
+
+
+class BuildTime(NamedTuple):
+    """What filling a cache took, loading the teacher not included; None where that is not known of every shard."""
+
+    seconds: float | None
+    """Wall time."""
+    cpu_seconds: float | None
+    """Processor time."""
+
+    @classmethod
+    def of(cls, shards: Iterable[ShardRecord]) -> "BuildTime":
+        """Of all `shards` together."""
+        records = list(shards)
+        return cls(_total(record.seconds for record in records), _total(record.cpu_seconds for record in records))
 
 
 def read_spec(folder: Path) -> CacheSpec:
@@ -132,21 +162,6 @@ def shards_without_record(folder: Path) -> list[Path]:
     return [path for path in files if path.suffix == ".arrow" and path.stem not in recorded]
 
 
-class BuildTime(NamedTuple):
-    """What filling a cache took, loading the teacher not included; None where that is not known of every shard."""
-
-    seconds: float | None
-    """Wall time."""
-    cpu_seconds: float | None
-    """Processor time."""
-
-    @classmethod
-    def of(cls, shards: Iterable[ShardRecord]) -> "BuildTime":
-        """Of all `shards` together."""
-        records = list(shards)
-        return cls(_total(record.seconds for record in records), _total(record.cpu_seconds for record in records))
-
-
 def _total(values: Iterable[float | None]) -> float | None:
     """The sum; None if one is."""
     total = 0.0
@@ -219,3 +234,84 @@ def _manifest_sha256(tree: Mapping[str, Any]) -> str:
     """Of everything else in ``cache.json``."""
     rest = {name: value for name, value in tree.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def build_lock(folder: Path) -> Iterator[None]:
+    """Hold `folder` for writing; it says who does.
+
+    The system itself releases what a killed builder on this machine held. Of a builder on another machine, which shares
+    the folder, nobody here can tell whether it lives: its lock stands until it is removed.
+
+    Raises:
+        ConfigError: another builder holds it, or the folder may not be written to.
+    """
+    path = folder / LOCK
+    with writing(folder, path):
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _held(folder, _holder(file), "") from None
+        holder = _holder(file)
+        if holder and holder.get("host") != socket.gethostname():
+            raise _held(folder, holder, f" If it no longer runs, remove {path}.")
+        with writing(folder, path):
+            _write(file, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
+        try:
+            yield
+        finally:
+            _write(file, b"")
+    finally:
+        os.close(file)
+
+
+def _held(folder: Path, holder: dict[str, object], advice: str) -> ConfigError:
+    who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
+    return ConfigError(f"teacher cache {folder}: {who} is building here; wait for it, or build elsewhere.{advice}")
+
+
+def _holder(file: int) -> dict[str, object]:
+    try:
+        tree = json.loads(os.pread(file, 4096, 0))
+    except (ValueError, RecursionError):
+        return {}
+    return tree if isinstance(tree, dict) and {"pid", "host"} <= tree.keys() else {}
+
+
+def _write(file: int, content: bytes) -> None:
+    os.ftruncate(file, 0)
+    os.pwrite(file, content, 0)
+
+
+def put_aside(folder: Path, shard: Path, reason: str) -> None:
+    """Rename a shard, and what lies beside it, so that it is not read; and say so.
+
+    Raises:
+        ConfigError: the folder may not be written to.
+    """
+    kept = "nothing of it is left"
+    for path in (shard.with_suffix(".json"), shard):
+        if path.exists():
+            with writing(folder, path):
+                os.rename(path, name := _free_name(path))
+            kept = f"it is kept as {name.name}"
+    logger.warning("%s: %s; %s, and its rows are asked again", shard, reason, kept)
+
+
+def drop_copies_aside(shard: Path) -> None:
+    """Remove what was put aside and is, byte for byte, the shard that has now been written in its place.
+
+    A build that is killed between a shard and the file beside it leaves that.
+    """
+    for path in shard.parent.glob(f"{shard.name}.aside*"):
+        if path.is_file() and filecmp.cmp(path, shard, shallow=False):
+            path.unlink()
+
+
+def _free_name(path: Path) -> Path:
+    name, number = path.with_name(f"{path.name}.aside"), 2
+    while name.exists():
+        name, number = path.with_name(f"{path.name}.aside-{number}"), number + 1
+    return name

@@ -4,10 +4,17 @@ The driver cuts the rows into shards and batches as it does for one teacher, and
 batches at a time and give back records, which Ray Data keeps in order: shards are finished one after another with the
 same content, and a build that ended early is resumed as any other. What a killed actor had not given back yet, Ray asks
 another one about.
+
+Ray is the cluster that is there, or one of our own on this machine; without telemetry, and quiet.
 """
 
 import itertools
+import logging
+import os
+import sys
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,11 +24,9 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from bridgegarden.errors import BridgegardenError, ConfigError
-from bridgegarden.teacher.cache.documents import Document
 from bridgegarden.teacher.cache.forward import WorkingTeacher
-from bridgegarden.teacher.cache.ray_session import ray_session
 from bridgegarden.teacher.cache.record import RecordFormat
-from bridgegarden.teacher.cache.shard import SCHEMA, Entry
+from bridgegarden.teacher.cache.shard import SCHEMA, Document, Entry
 from bridgegarden.teacher.cache.spec import CacheSpec
 from bridgegarden.teacher.cache.writer import (
     BATCH_TOKENS,
@@ -48,6 +53,11 @@ ASKED = pa.schema(
 """Documents on their way to an actor."""
 ANSWERED = SCHEMA.append(pa.field("seconds", pa.float64()))
 """And their records on the way back, with each document's share of the seconds in the teacher."""
+
+STORE_BYTES = 512 << 20
+"""Shared memory of a Ray of our own; token ids and records on their way that take more go to its folder on the disk."""
+SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+"""Nothing is reported to Ray's makers. Below fatal, Ray's core complains of how Ray Data makes its actors."""
 
 
 def build_cache_with_ray(
@@ -242,3 +252,91 @@ def _asked(table: pa.Table) -> Iterator[list[Document]]:
 
 def _positions(batches: Iterable[Sequence[Document]]) -> int:
     return sum(document.positions for batch in batches for document in batch)
+
+
+def check_ray() -> None:
+    """Make sure that Ray Data can be used.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        import ray.data  # noqa: F401  only whether it is there
+    except ImportError as error:
+        raise ConfigError(
+            "--engine ray: Ray Data is not installed. Install it with: pip install 'bridgegarden[ray]'"
+        ) from error
+
+
+@contextmanager
+def ray_session() -> Iterator[Sequence[Mapping[str, float]]]:
+    """Run in Ray; yields what each of its machines has.
+
+    A Ray that this process uses already is used and left running. Else ``RAY_ADDRESS`` names a cluster; without it, Ray
+    is started on this machine and stopped afterwards.
+
+    Raises:
+        ConfigError: Ray is not installed, or the cluster cannot be reached.
+    """
+    with _quiet():
+        check_ray()
+        import ray
+
+        ours = not ray.is_initialized()
+        if ours:
+            _start()
+        try:
+            yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        finally:
+            if ours:
+                ray.shutdown()
+
+
+def _start() -> None:
+    import ray
+
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    silent = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        with _core_silent():
+            ray.init("local", include_dashboard=False, object_store_memory=STORE_BYTES, **silent)
+        return
+    try:
+        with _core_silent():
+            ray.init(address, **silent)
+    except ConnectionError as error:
+        raise ConfigError(
+            f"--engine ray: no Ray answers at RAY_ADDRESS={address}. Start one there (ray start --head), or unset "
+            "RAY_ADDRESS to have one started on this machine."
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        # Ray tells of actors that died on stdout, which is for results.
+        with redirect_stdout(sys.stderr), warnings.catch_warnings():
+            # Ray Data sets its own outdated options, and warns of them.
+            warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _core_silent() -> Iterator[None]:
+    """Ray's core tells the terminal, past Python's stderr, that it was told to be silent."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)

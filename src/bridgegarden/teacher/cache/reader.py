@@ -18,7 +18,6 @@ from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.divergences import forward_kl
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.support import TeacherSignal
-from bridgegarden.teacher.cache.documents import documents_in, documents_of
 from bridgegarden.teacher.cache.manifest import (
     ShardRecord,
     build_command,
@@ -28,7 +27,7 @@ from bridgegarden.teacher.cache.manifest import (
     shards_without_record,
 )
 from bridgegarden.teacher.cache.record import DamagedRecords, RecordFormat, Signals
-from bridgegarden.teacher.cache.shard import Shard
+from bridgegarden.teacher.cache.shard import Shard, documents_in, documents_of
 from bridgegarden.teacher.cache.spec import CacheSpec, short
 
 if TYPE_CHECKING:

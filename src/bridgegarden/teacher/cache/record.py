@@ -5,14 +5,14 @@ from there: fine where the mass is, coarse in the far tail. Decoded, kept tokens
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
-from bridgegarden.teacher.cache.sorted_ids import SortedIds
 from bridgegarden.teacher.cache.spec import CacheSpec
-from bridgegarden.teacher.cache.tail_power import TailPowers
 
 LEAST = 100.0
 """Nats below the likeliest token at which a finite log-probability is cut: float32 has no such probability."""
@@ -25,6 +25,8 @@ BOUNDS = {
     "span": (0.0, 2 * LEAST),
 }
 """Between which the numbers of a record lie, with room for rounding."""
+LEVELS = 65_535
+"""Steps between the least and the most that a sum over the tail can be: two bytes."""
 
 
 class Signals(NamedTuple):
@@ -193,3 +195,107 @@ def _log_kept(log_tail: np.ndarray | None, count: int) -> np.ndarray:
 def _logsumexp(logp: np.ndarray) -> np.ndarray:
     highest = logp.max(1)
     return highest + np.log(np.exp(logp - highest[:, None]).sum(1))
+
+
+@dataclass(frozen=True)
+class SortedIds:
+    """The code for rows of `count` ids, each in ``0 .. largest``, ascending, repetitions allowed: Elias-Fano's.
+
+    The low bits of every id are kept as they are; the high bits, which only grow, as a string in which the i-th one
+    stands at (high part of id i) + i. That is within two bits an id of the least that any code for a set can take: 64
+    ids out of 151,936 take 106 bytes, where 16 bits each would take 128 and not suffice.
+
+    Sebastiano Vigna, Quasi-succinct indices, 2013, arXiv:1206.4300, section 3.
+    """
+
+    count: int
+    largest: int
+
+    @property
+    def low_bits(self) -> int:
+        """Bits of each id that are stored as they are."""
+        return max(0, ((self.largest + 1) // self.count).bit_length() - 1)
+
+    @property
+    def high_bytes(self) -> int:
+        """Bytes of a row's string of high parts."""
+        return -(-(self.count + (self.largest >> self.low_bits)) // 8)
+
+    @property
+    def low_bytes(self) -> int:
+        """Bytes of a row's low parts."""
+        return -(-self.count * self.low_bits // 8)
+
+    @property
+    def width(self) -> int:
+        """Bytes of a row."""
+        return self.high_bytes + self.low_bytes
+
+    def encode(self, ids: np.ndarray) -> np.ndarray:
+        """``(N, count)`` ids to ``(N, width)`` bytes."""
+        rows = np.arange(len(ids))[:, None]
+        high = np.zeros((len(ids), 8 * self.high_bytes), dtype=np.uint8)
+        high[rows, (ids >> self.low_bits) + np.arange(self.count)] = 1
+        low = (ids[:, :, None] >> np.arange(self.low_bits)) & 1
+        low = low.reshape(len(ids), self.count * self.low_bits).astype(np.uint8)
+        return np.concatenate([np.packbits(bits, axis=1, bitorder="little") for bits in (high, low)], axis=1)
+
+    def decode(self, code: np.ndarray) -> np.ndarray:
+        """``(N, width)`` bytes to ``(N, count)`` ids, int64.
+
+        Raises:
+            ValueError: a row is not what `count` ids become.
+        """
+        bits = np.unpackbits(code[:, : self.high_bytes], axis=1, bitorder="little")
+        ones, begins = np.flatnonzero(bits), np.arange(len(code)) * bits.shape[1]
+        if len(ones) != len(code) * self.count:
+            raise ValueError(f"not {self.count} ids")
+        ones = ones.reshape(len(code), self.count)
+        # As many in all may be too few in one row and too many in the next.
+        if (ones[:, 0] < begins).any() or (ones[:, -1] >= begins + bits.shape[1]).any():
+            raise ValueError(f"not {self.count} ids")
+        high = ones - begins[:, None] - np.arange(self.count)
+        return (high << self.low_bits) | self._low(code[:, self.high_bytes :])
+
+    def _low(self, code: np.ndarray) -> np.ndarray:
+        """Four bytes from where an id's low bits begin hold all of them: there are at most 24."""
+        if self.low_bits == 0:
+            return np.zeros((len(code), self.count), dtype=np.int64)
+        padded = np.zeros((len(code), self.low_bytes + 4), dtype=np.uint8)
+        padded[:, : self.low_bytes] = code
+        first, shift = np.divmod(np.arange(self.count) * self.low_bits, 8)
+        window = sum(padded[:, first + byte].astype(np.int64) << (8 * byte) for byte in range(4))
+        return (window >> shift) & ((1 << self.low_bits) - 1)
+
+
+class TailPowers:
+    r"""Encodes the logs of :math:`\sum_{i \in tail} p_i^g` of positions whose tail has a known mass t.
+
+    All of t in one token gives t^g; t spread evenly over n tokens gives n^(1 - g) t^g. The sum lies between these,
+    whichever is the larger, so its log is off by at most \|1 - g\| log(n) / 131,070 nats: 9e-5 for n = 256,000.
+    """
+
+    def __init__(self, exponents: Sequence[float], tokens: int) -> None:
+        """
+        Args:
+            exponents: g of every sum, > 0.
+            tokens: n, at most so many tokens are in the tail.
+        """
+        self.exponents = np.asarray(exponents, dtype=np.float64)
+        # With one token, or g = 1, both ends are the same, and every code stands for it.
+        self.widths = (1 - self.exponents) * np.log(max(tokens, 2))
+
+    def encode(self, powers: np.ndarray, log_tail: np.ndarray) -> np.ndarray:
+        """Codes ``(N, E)`` of the sums `powers` ``(N, E)`` and the tail's log mass ``(N,)``, both in nats."""
+        with np.errstate(invalid="ignore"):  # -inf minus -inf, where nothing is in the tail
+            above = powers.astype(np.float64) - self._least(log_tail)
+        share = np.divide(above, self.widths, out=np.zeros_like(above), where=self.widths != 0)
+        return np.rint(LEVELS * np.clip(np.nan_to_num(share), 0.0, 1.0)).astype("<u2")
+
+    def decode(self, codes: np.ndarray, log_tail: np.ndarray) -> np.ndarray:
+        """The sums ``(N, E)``, float32 nats."""
+        return (self._least(log_tail) + codes * (self.widths / LEVELS)).astype(np.float32)
+
+    def _least(self, log_tail: np.ndarray) -> np.ndarray:
+        """Log of t^g."""
+        return self.exponents * log_tail.astype(np.float64)[:, None]

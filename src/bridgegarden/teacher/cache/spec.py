@@ -3,13 +3,17 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
-from bridgegarden.errors import ConfigError
+import torch
+from torch import Tensor
+
+from bridgegarden.errors import ConfigError, ModelError
+from bridgegarden.objective.support import TeacherSignal
 from bridgegarden.teacher.cache.schema import read_as
-from bridgegarden.teacher.cache.support import Support
 from bridgegarden.teacher.server_logprobs import SMALLEST_TAIL
 
 DEFAULT_EXPONENTS = (0.1, 0.5, 2.0)
@@ -18,6 +22,50 @@ the sharpened target of the preset."""
 DEFAULT_BITS = 8
 MOST_TOKENS = 1 << 24
 """Entries of a vocabulary that the code of sorted ids can tell apart."""
+MOST_SLOTS = 1_000_000
+"""Tokens kept a position."""
+SAMPLES = 16
+SAMPLE_BYTES = 4096
+"""Of a file of weights: how many pieces of which length are looked at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Support:
+    """The likeliest tokens and the tail, or draws from the teacher."""
+
+    kind: Literal["topk", "mass", "sampled"] = "topk"
+    """``topk``: the `k` likeliest tokens. ``mass``: as few of them as hold `mass`, `k` at most. ``sampled``: `k` draws,
+    unbiased for the forward KL at temperature 1 and of no use for anything else."""
+    k: int = 64
+    """Slots per position, >= 1. As large as the vocabulary, it keeps everything."""
+    mass: float | None = None
+    """Probability that ``mass`` keeps at least, in (0, 1)."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.k <= MOST_SLOTS:
+            raise ConfigError(f"cache: the number of kept tokens must be between 1 and {MOST_SLOTS}, got {self.k}.")
+        if (self.mass is not None) != (self.kind == "mass"):
+            raise ConfigError(f"cache: a mass belongs to the support 'mass' and to no other; got kind {self.kind!r}.")
+        if self.mass is not None and not 0 < self.mass < 1:
+            raise ConfigError(f"cache: the mass to keep must be between 0 and 1, both excluded; got {self.mass:g}.")
+
+    def __str__(self) -> str:
+        match self.kind:
+            case "topk":
+                return f"top {self.k}"
+            case "mass":
+                return f"mass {self.mass:g}, top {self.k} at most"
+            case "sampled":
+                return f"{self.k} draws"
+
+    def signal(
+        self, logits: Tensor, *, vocab_size: int, exponents: Sequence[float], generator: torch.Generator | None
+    ) -> TeacherSignal:
+        """The signal of ``(N, V)`` logits; `generator` is for draws."""
+        if self.kind == "sampled":
+            return TeacherSignal.from_samples(logits, self.k, generator=generator, vocab_size=vocab_size)
+        signal = TeacherSignal.from_logits(logits, self.k, vocab_size, exponents=exponents)
+        return signal if self.mass is None else _least_tokens(signal, self.mass)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +96,7 @@ class CacheSpec:
     revision: str | None
     """Its commit on the hub; None for a folder."""
     weights: str | None
-    """Fingerprint of its weights, see :mod:`bridgegarden.teacher.cache.weights`; None if unknown."""
+    """Its :func:`weights_fingerprint`; None if unknown."""
     dtype: str
     """Type that it was run in."""
     tokenizer: str
@@ -172,7 +220,65 @@ def exponents_with_defaults(needed: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(sorted({*needed, *DEFAULT_EXPONENTS}))
 
 
+def weights_fingerprint(folder: Path) -> str:
+    """SHA-256 over the safetensors files of `folder`.
+
+    Of each file its size, its header (names, types, shapes and places of all tensors), and 16 samples of 4 KiB spread
+    evenly over it. Takes milliseconds for a model of any size. Two checkpoints of a training differ in nearly every
+    number, so in the samples; a change made by hand to a few numbers of one tensor may go unseen. Names of files do not
+    matter.
+
+    Raises:
+        ModelError: a file is no safetensors file, or cannot be read.
+    """
+    parts = sorted(_file_digest(path) for path in folder.glob("*.safetensors") if path.is_file())
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
 def short(value: Any) -> str:
     """A value for a message: of a fingerprint, its first twelve digits."""
     text = str(value)
     return text[:12] if len(text) == 64 and set(text) <= set("0123456789abcdef") else text
+
+
+def _least_tokens(signal: TeacherSignal, mass: float) -> TeacherSignal:
+    """Move what is kept beyond `mass` to the tail; its slots are empty then."""
+    assert signal.ids is not None
+    assert signal.log_tail is not None
+    probabilities = signal.logp.exp()
+    before = probabilities.cumsum(-1) - probabilities
+    dropped = before >= mass
+    dropped[..., 0] = False
+
+    def with_dropped(tail: Tensor, exponent: float) -> Tensor:
+        moved = (exponent * signal.logp).masked_fill(~dropped, -math.inf).logsumexp(-1)
+        return torch.logaddexp(tail, moved)
+
+    return replace(
+        signal,
+        ids=signal.ids.masked_fill(dropped, -1),
+        logp=signal.logp.masked_fill(dropped, -math.inf),
+        log_tail=with_dropped(signal.log_tail, 1.0),
+        tail_powers={g: with_dropped(power, g) for g, power in signal.tail_powers.items()},
+    )
+
+
+def _file_digest(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        digest = hashlib.sha256(size.to_bytes(8, "little"))
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+            first = 8 + header
+            if first > size:
+                raise ModelError(
+                    f"{path}: damaged, or no safetensors file (its header is to have {header:,} bytes, and the file "
+                    f"has {size:,}). Download or copy it again."
+                )
+            digest.update(file.read(header))
+            for sample in range(SAMPLES):
+                file.seek(first + (size - first) * sample // SAMPLES)
+                digest.update(file.read(SAMPLE_BYTES))
+        return digest.digest()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}).") from error

@@ -1,5 +1,7 @@
-"""Build a cache: the teacher once over every row that the cache does not hold yet."""
+"""Build a cache: the teacher once over every row that the cache does not hold yet; or of parts built elsewhere."""
 
+import os
+import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -10,26 +12,33 @@ from typing import Literal, NamedTuple, Protocol
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from bridgegarden.errors import ConfigError
+from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.files import partial
-from bridgegarden.teacher.cache.aside import HALF_WRITTEN, OWN_FILE, put_aside
-from bridgegarden.teacher.cache.documents import Document, documents_of
 from bridgegarden.teacher.cache.forward import WorkingTeacher
-from bridgegarden.teacher.cache.lock import LOCK, build_lock
+from bridgegarden.teacher.cache.info import file_sha256
 from bridgegarden.teacher.cache.manifest import (
+    HALF_WRITTEN,
+    LOCK,
     MANIFEST,
+    OWN_FILE,
     SHARDS,
+    ShardRecord,
+    build_lock,
+    drop_copies_aside,
     elsewhere,
     finished_shards,
     is_cache,
+    put_aside,
     read_spec,
+    remove_command,
     shard_files,
     shards_without_record,
+    write_record,
     write_spec,
     writing,
 )
 from bridgegarden.teacher.cache.record import RecordFormat
-from bridgegarden.teacher.cache.shard import Entry, Shard, shard_problem, write_shard
+from bridgegarden.teacher.cache.shard import Document, Entry, Shard, documents_of, shard_problem, write_shard
 from bridgegarden.teacher.cache.spec import CacheSpec
 from bridgegarden.terminal import counted
 
@@ -39,6 +48,10 @@ BATCH_TOKENS = 4096
 
 ReportProgress = Callable[[int, int], None]
 """Called with the supervised positions done so far and all there are to do."""
+
+Clock = Literal["seconds", "cpu_seconds"]
+"""A field of :class:`ShardRecord` that says what a shard took."""
+CLOCKS: Mapping[Clock, Callable[[], float]] = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +99,7 @@ def build_cache(
         data: tokenised rows (``input_ids``, ``labels``). Equal rows are asked once.
         spec: what is kept. A cache that is there already must have the same.
         part: ``(i, n)``: only the i-th of n parts, by content. Parts are built anywhere and put together by
-            :func:`bridgegarden.teacher.cache.merge.merge_caches`.
+            :func:`merge_caches`.
         batch_tokens: tokens of a teacher's batch at most, padding included.
         shard_positions: positions after which a shard is closed.
         on_progress: told of the progress after every batch.
@@ -98,11 +111,6 @@ def build_cache(
     begin_cache(folder, spec)
     engine = _OneTeacher(WorkingTeacher(model, RecordFormat(spec)), batch_tokens, on_progress)
     return fill_cache(folder, engine, data, spec, part=part, shard_positions=shard_positions)
-
-
-Clock = Literal["seconds", "cpu_seconds"]
-"""A field of :class:`ShardRecord` that says what a shard took."""
-CLOCKS: Mapping[Clock, Callable[[], float]] = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
 
 
 class Engine(Protocol):
@@ -163,35 +171,59 @@ def fill_cache(
     )
 
 
-def _nothing_added(folder: Path, kept: int) -> BuildResult:
-    return BuildResult(folder=folder, documents=0, positions=0, kept=kept, bytes=0, seconds=0.0, teacher_seconds=0.0)
+@dataclass(frozen=True, kw_only=True)
+class MergeResult:
+    """What was copied."""
+
+    folder: Path
+    shards: int
+    """Shards copied."""
+    skipped: int
+    """Shards whose rows were all there already."""
+    documents: int
+    """Rows copied."""
+
+    def __str__(self) -> str:
+        skipped = f"; {self.skipped} held nothing new" if self.skipped else ""
+        return f"{self.folder}: {counted(self.shards, 'shard')} with {counted(self.documents, 'row')} added{skipped}"
 
 
-class _OneTeacher:
-    """The engine for a teacher in this process."""
+def merge_caches(folder: Path, parts: Sequence[Path]) -> MergeResult:
+    """Copy the shards of `parts` into the cache in `folder`, checking every byte.
 
-    clocks: tuple[Clock, ...] = ("seconds", "cpu_seconds")
+    Interrupted, it can be run again.
 
-    def __init__(self, teacher: WorkingTeacher, batch_tokens: int, on_progress: ReportProgress | None) -> None:
-        self._teacher = teacher
-        self._batch_tokens = batch_tokens
-        self._on_progress = on_progress
-
-    @property
-    def seconds(self) -> float:
-        return self._teacher.seconds
-
-    def entries(self, shards: Sequence[Sequence[Document]]) -> Generator[list[Entry], None, None]:
-        done, total = 0, sum(document.positions for shard in shards for document in shard)
-
-        def count(batch: Sequence[Document]) -> None:
-            nonlocal done
-            done += sum(document.positions for document in batch)
-            if self._on_progress is not None:
-                self._on_progress(done, total)
-
-        for shard in shards:
-            yield self._teacher.entries(cut_batches(shard, self._batch_tokens), count)
+    Raises:
+        ConfigError: the caches hold different kinds of signals, one is not a cache, or nothing can be written.
+        DataError: a shard is damaged, or the file beside it is gone.
+    """
+    if not parts:
+        raise ConfigError("cache merge: name the folders to merge.")
+    spec = read_spec(parts[0])
+    for part in parts[1:]:
+        differences = read_spec(part).differences(spec)
+        if differences:
+            raise ConfigError(f"cache merge: {part} does not fit {parts[0]}: {differences}.")
+    for part in parts:
+        if unread := shards_without_record(part):
+            raise DataError(
+                f"cache merge: {len(unread)} shards of {part} cannot be copied, since the files beside them are gone "
+                f"({unread[0].name} has no {unread[0].stem}.json). Copy those from where the part was built."
+            )
+    begin_cache(folder, spec)
+    layout = RecordFormat(read_spec(folder))
+    copied = skipped = documents = 0
+    with build_lock(folder):
+        held, number = clear_shards(folder, layout)
+        for path, record in (item for part in parts for item in finished_shards(part).items()):
+            keys = {key.tobytes() for key in Shard.open(path, record, layout).keys}
+            if keys <= held:
+                skipped += 1
+                continue
+            _copy(folder, path, record, number)
+            held |= keys
+            copied, documents, number = copied + 1, documents + record.documents, number + 1
+    return MergeResult(folder=folder, shards=copied, skipped=skipped, documents=documents)
 
 
 def begin_cache(folder: Path, spec: CacheSpec) -> None:
@@ -247,6 +279,42 @@ def remove_cache(folder: Path) -> None:
         (folder / MANIFEST).unlink()
 
 
+def shard_path(folder: Path, number: int) -> Path:
+    """The file of a shard."""
+    return folder / SHARDS / f"{number:05d}.arrow"
+
+
+def _nothing_added(folder: Path, kept: int) -> BuildResult:
+    return BuildResult(folder=folder, documents=0, positions=0, kept=kept, bytes=0, seconds=0.0, teacher_seconds=0.0)
+
+
+class _OneTeacher:
+    """The engine for a teacher in this process."""
+
+    clocks: tuple[Clock, ...] = ("seconds", "cpu_seconds")
+
+    def __init__(self, teacher: WorkingTeacher, batch_tokens: int, on_progress: ReportProgress | None) -> None:
+        self._teacher = teacher
+        self._batch_tokens = batch_tokens
+        self._on_progress = on_progress
+
+    @property
+    def seconds(self) -> float:
+        return self._teacher.seconds
+
+    def entries(self, shards: Sequence[Sequence[Document]]) -> Generator[list[Entry], None, None]:
+        done, total = 0, sum(document.positions for shard in shards for document in shard)
+
+        def count(batch: Sequence[Document]) -> None:
+            nonlocal done
+            done += sum(document.positions for document in batch)
+            if self._on_progress is not None:
+                self._on_progress(done, total)
+
+        for shard in shards:
+            yield self._teacher.entries(cut_batches(shard, self._batch_tokens), count)
+
+
 def _not_ours(folder: Path) -> str:
     """What a folder without a manifest holds that no build has left which was killed before there was one."""
     if folder.is_file():
@@ -263,11 +331,6 @@ def _not_ours(folder: Path) -> str:
 
 def _is_own(path: Path) -> bool:
     return path.is_file() and bool(OWN_FILE.fullmatch(path.name) or HALF_WRITTEN.fullmatch(path.name))
-
-
-def shard_path(folder: Path, number: int) -> Path:
-    """The file of a shard."""
-    return folder / SHARDS / f"{number:05d}.arrow"
 
 
 class _Held(NamedTuple):
@@ -347,3 +410,18 @@ def cut_batches(documents: Sequence[Document], tokens: int) -> Iterator[list[Doc
         batch.append(document)
     if batch:
         yield batch
+
+
+def _copy(folder: Path, source: Path, record: ShardRecord, number: int) -> None:
+    """Copy a shard, whole or not at all."""
+    target = shard_path(folder, number)
+    try:
+        with writing(folder, target):
+            shutil.copyfile(source, partial(target))
+            if file_sha256(partial(target)) != record.sha256:
+                raise DataError(f"{source}: damaged (its SHA-256 is not what was written). {remove_command(source)}")
+            os.replace(partial(target), target)
+            write_record(target, record)
+    finally:
+        partial(target).unlink(missing_ok=True)
+    drop_copies_aside(target)

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.teacher.cache.lock import LOCK, build_lock
+from bridgegarden.teacher.cache.manifest import LOCK, build_lock
 
 
 def test_a_builder_on_another_machine_holds_its_lock_until_it_is_removed(tmp_path):

@@ -10,14 +10,13 @@ from bridgegarden.errors import ConfigError
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import ConfidenceWeight, EntropyWeight
 from bridgegarden.teacher.answer_signals import AnsweredRow, kept_position, label_alone
-from bridgegarden.teacher.cache.documents import document_key
-from bridgegarden.teacher.cache.from_answers import AnswersEngine, position_arrays, served_numbers
-from bridgegarden.teacher.cache.info import cache_info
+from bridgegarden.teacher.cache.forward import AnswersEngine, position_arrays
+from bridgegarden.teacher.cache.info import cache_info, served_numbers
 from bridgegarden.teacher.cache.manifest import write_spec
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.record import RecordFormat
-from bridgegarden.teacher.cache.spec import CacheSpec, Served
-from bridgegarden.teacher.cache.support import Support
+from bridgegarden.teacher.cache.shard import document_key
+from bridgegarden.teacher.cache.spec import CacheSpec, Served, Support
 from bridgegarden.teacher.cache.writer import fill_cache
 from tests.teacher.cache.conftest import cache_spec
 

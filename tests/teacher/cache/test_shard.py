@@ -3,7 +3,7 @@ import pytest
 from datasets import Dataset
 from trl.data_utils import pack_dataset
 
-from bridgegarden.teacher.cache.documents import document_key, documents_in, documents_of
+from bridgegarden.teacher.cache.shard import document_key, documents_in, documents_of
 from tests.teacher.cache.conftest import cache_rows
 
 
