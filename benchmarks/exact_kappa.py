@@ -32,9 +32,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bridgegarden import exact
 from bridgegarden.causal_lm_policy import CausalLMPolicy
 from bridgegarden.exact import ExactSolution, Process, TabularProcess
-from bridgegarden.exact.off_script import EndsOffScript
-from bridgegarden.exact.vocabulary import END
-from bridgegarden.exact.world import WORLDS
+from bridgegarden.exact.process import EndsOffScript
+from bridgegarden.exact.tasks import WORLDS
+from bridgegarden.exact.world import END
 
 Prefix = tuple[int, ...]
 T = TypeVar("T")

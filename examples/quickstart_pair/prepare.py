@@ -19,9 +19,9 @@ from string import Template
 import click
 import torch
 
-from bridgegarden.exact.problems import Split
 from bridgegarden.exact.process import sample
 from bridgegarden.exact.tasks.arithmetic import END, ArithmeticWorld, make_problems
+from bridgegarden.exact.world import Split
 from bridgegarden.quickstart import TEACHER
 from bridgegarden.quickstart.result import STUDENT_SIZE, QuickstartSettings
 from bridgegarden.quickstart.student import keep_signals, load_teacher, load_tokenizer, train_student, training_rows

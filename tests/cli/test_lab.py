@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from bridgegarden.cli.lab import OBJECTIVE_NAMES, WORLD_NAMES
 from bridgegarden.cli.main import cli
 from bridgegarden.exact import checks
-from bridgegarden.exact.world import WORLDS
+from bridgegarden.exact.tasks import WORLDS
 from bridgegarden.lab import run as run_module
 from bridgegarden.lab.settings import LabSettings
 from bridgegarden.study.arms import OBJECTIVES

@@ -18,9 +18,8 @@ from bridgegarden.diagnostics.exposure_bias import ExposureBias
 from bridgegarden.diagnostics.kappa import KappaSettings, measure_kappa
 from bridgegarden.diagnostics.rollout import RollOuts, read_texts, roll_out
 from bridgegarden.exact import ExactSolution, ProcessPolicy, TablePolicy, TabularProcess, tabulate
-from bridgegarden.exact.off_script import EndsOffScript
-from bridgegarden.exact.process import sample
-from bridgegarden.exact.world import WORLDS
+from bridgegarden.exact.process import EndsOffScript, sample
+from bridgegarden.exact.tasks import WORLDS
 from bridgegarden.statistics import Estimate
 
 RUNS, PROMPTS = 100, 40

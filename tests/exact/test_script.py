@@ -1,13 +1,26 @@
-"""The script engine on a world small enough to write down: greet, choose, name it again."""
+"""Trees of phrases, and the script engine on a world small enough to write down: greet, choose, name it again."""
 
 import math
 
 import pytest
 import torch
 
+from bridgegarden.errors import ConfigError
 from bridgegarden.exact.process import Process, Role, reachable_states, role, sample, trace
-from bridgegarden.exact.script import LOST, Choices, ScriptProcess, Slot, State, fixed, slipping, weighted, wording
-from bridgegarden.exact.vocabulary import END, PAD, UNKNOWN, SpokenWorld
+from bridgegarden.exact.script import (
+    COMPLETE,
+    LOST,
+    Choices,
+    ScriptProcess,
+    Slot,
+    State,
+    fixed,
+    phrase_tree,
+    slipping,
+    weighted,
+    wording,
+)
+from bridgegarden.exact.world import END, PAD, UNKNOWN, SpokenWorld
 from tests.exact.walk import texts
 
 
@@ -149,3 +162,29 @@ def test_a_slot_that_no_family_speaks_for_is_an_error_of_ours():
 
 def test_states_are_compared_by_place_and_memory():
     assert State(slot=1, memory=(1,)) == State(slot=1, node=0, memory=(1,)) != State(slot=1, memory=(2,))
+
+
+def test_a_phrase_tree_gives_every_phrase_its_weight():
+    phrases = {(1,): 0.5, (2, 3): 0.2, (2, 4): 0.1, (0, 3, 3): 0.2}
+    tree = phrase_tree(phrases, vocab_size=5)
+    for phrase, weight in phrases.items():
+        node, logp = 0, 0.0
+        for token in phrase:
+            logp += tree.log_probs[node, token].item()
+            node = tree.children[node][token]
+        assert node == COMPLETE
+        assert logp == pytest.approx(math.log(weight))
+    assert tree.log_probs.exp().sum(-1).tolist() == pytest.approx([1.0] * len(tree.children))
+    assert tree.depth == 3
+
+
+@pytest.mark.parametrize("phrases", [{(1,): 1.0, (1, 2): 1.0}, {(3, 1): 1.0, (3,): 1.0}])
+def test_a_phrase_that_begins_another_is_refused(phrases):
+    with pytest.raises(ConfigError, match="begins another"):
+        phrase_tree(phrases, vocab_size=5)
+
+
+@pytest.mark.parametrize("phrases", [{(): 1.0}, {(1,): 0.0}, {(1,): math.nan}])
+def test_an_empty_or_weightless_phrase_is_refused(phrases):
+    with pytest.raises(ConfigError, match="weight"):
+        phrase_tree(phrases, vocab_size=5)

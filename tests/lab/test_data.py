@@ -5,8 +5,8 @@ import torch
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.exact.process import trace
-from bridgegarden.exact.vocabulary import END
-from bridgegarden.exact.world import WORLDS
+from bridgegarden.exact.tasks import WORLDS
+from bridgegarden.exact.world import END
 from bridgegarden.lab.worlds import draw_data, tabulated
 from bridgegarden.objective.alignment import IGNORE, SupervisedPositions
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bridgegarden.exact.process import Role, role
-from bridgegarden.exact.vocabulary import END
-from bridgegarden.exact.world import WORLDS
+from bridgegarden.exact.tasks import WORLDS
+from bridgegarden.exact.world import END
 from bridgegarden.lab.settings import LabSettings
 from bridgegarden.lab.student import measured, solve_tests, train_student, view_example
 from bridgegarden.lab.worlds import draw_data

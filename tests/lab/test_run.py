@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.exact.world import WORLDS
+from bridgegarden.exact.tasks import WORLDS
 from bridgegarden.lab import student
 from bridgegarden.lab.result import LabResult, LabRun
 from bridgegarden.lab.run import Job, LabFolder, arms_in, lab, size_of, world_of

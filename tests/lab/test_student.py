@@ -5,7 +5,7 @@ from functools import lru_cache
 import pytest
 import torch
 
-from bridgegarden.exact.world import WORLDS
+from bridgegarden.exact.tasks import WORLDS
 from bridgegarden.lab.settings import LabSettings
 from bridgegarden.lab.student import train_student
 from bridgegarden.lab.worlds import draw_data

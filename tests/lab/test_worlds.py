@@ -3,9 +3,9 @@ import torch
 
 from bridgegarden.causal_lm_policy import CausalLMPolicy
 from bridgegarden.exact import solve
-from bridgegarden.exact.off_script import EndsOffScript
-from bridgegarden.exact.vocabulary import END
-from bridgegarden.exact.world import WORLDS
+from bridgegarden.exact.process import EndsOffScript
+from bridgegarden.exact.tasks import WORLDS
+from bridgegarden.exact.world import END
 from bridgegarden.lab.worlds import count_prefixes, describe_worlds
 from bridgegarden.study.arms import LlamaSize
 from bridgegarden.study.students import new_llama

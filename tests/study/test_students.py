@@ -7,9 +7,9 @@ import torch
 from jinja2.exceptions import TemplateError
 
 from bridgegarden.exact.process import sample
+from bridgegarden.exact.tasks import WORLDS
 from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
-from bridgegarden.exact.vocabulary import END, PAD, UNKNOWN
-from bridgegarden.exact.world import WORLDS
+from bridgegarden.exact.world import END, PAD, UNKNOWN
 from bridgegarden.study.students import build_tokenizer
 
 ALL = {name: make() for name, make in WORLDS.items()} | {"quickstart": ArithmeticWorld()}

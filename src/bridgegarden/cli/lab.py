@@ -9,7 +9,7 @@ import click
 from bridgegarden.terminal import plain_console
 
 WORLD_NAMES = ("dialogue", "arithmetic", "program", "control")
-"""Keys of `bridgegarden.exact.world.WORLDS`, which is imported only when asked for."""
+"""Keys of `bridgegarden.exact.tasks.WORLDS`, which is imported only when asked for."""
 
 OBJECTIVE_NAMES = ("hard", "hard_data", "soft", "static", "confidence", "entropy", "curriculum", "risk_guided")
 """Keys of `bridgegarden.study.arms.OBJECTIVES`, likewise."""

@@ -1,26 +1,58 @@
-"""What must hold of every exact solution, tried on random processes and on the shipped worlds."""
+r"""What must hold of every exact solution, tried on random processes and on the shipped worlds.
+
+Beside the identities that is what can be proved for a finite process of which labels are better where, theorem 4.4 of
+the paper:
+
+Fix a process and any losses :math:`\ell \ge 0`, say those of some student. At a node s let a* = argmax p. The
+*hard-label optimum* puts all mass on a* (the minimiser of :math:`-\log q(a^*)`), the *soft-label optimum* is q = p (the
+minimiser of :math:`D(p \| q)`, for any divergence that is zero only between equals). Compared is what writing by one or
+the other does to the text, with the losses of all other nodes as they are.
+
+1. **Drift.** One visit of the hard optimum adds :math:`\kappa(a^*|s)` to exposure bias, one of the soft optimum adds 0,
+   since :math:`\sum_a p(a|s) \kappa(a|s) = 0`. So as to exposure bias the hard optimum is the better one at s exactly
+   where :math:`\kappa(a^*|s) < 0`.
+2. **Bridges.** If a* is the safest token, :math:`Q(s,a^*) \le Q(s,a)` wherever p(a) > 0, then
+   :math:`\kappa(a^*|s) = -\sum_a p(a) [Q(s,a) - Q(s,a^*)] \le 0`: hard is never worse, and better by the teacher's
+   expected slip unless Q is constant on the teacher's support.
+3. **Gardens.** :math:`|\kappa(a^*|s)| \le (1 - p(a^*)) (\max Q - \min Q)` over the teacher's support. Where Q is
+   constant there, neither drifts, but the soft optimum has no loss and the entropy of the teacher, the hard one a
+   positive loss and no entropy (unless p is certain): soft is better.
+4. **Both.** Under a bounded divergence the hard optimum costs less in all, :math:`D(p \| q) + \sum_a q(a) Q(s,a)`,
+   exactly where :math:`-\kappa(a^*|s) > D(p \| \mathrm{onehot}(a^*))`.
+5. **A hybrid has both.** A writer that takes a* on a set B of nodes with :math:`\kappa(a^*|s) < 0` and samples from p
+   elsewhere loses :math:`L_d - L_{d_T} = \sum_{s \in B} d(s) \, \kappa(a^*|s) \le 0`, d being its own visitation, and
+   strictly less than the teacher if it ever comes to B.
+
+What is **not** true is that hard labels are better wherever :math:`\kappa(s) = \sum_a \kappa(a|s)` is high. With two
+tokens it is: :math:`\kappa(s) = (2 p(a^*) - 1) [Q(s,a) - Q(s,a^*)]` is positive exactly where :math:`\kappa(a^*|s)` is
+negative (unless p is even). With three it is not: p = (0.50, 0.49, 0.01) and Q = (1, 0, 10) give
+:math:`\kappa(s) = 9.2` but :math:`\kappa(a^*|s) = 0.4`: a rare disaster makes the sum high while the likeliest token is
+not the safest. So the sign of :math:`\kappa(a^*|s)` decides, and that is what is computed here.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from bridgegarden.exact.exposure_bias import visitation
-from bridgegarden.exact.hard_and_soft import label_drift
-from bridgegarden.exact.off_script import EndsOffScript
-from bridgegarden.exact.process import Role
-from bridgegarden.exact.process_policy import TablePolicy
-from bridgegarden.exact.solution import ExactSolution
-from bridgegarden.exact.solver import solve
+from bridgegarden.errors import NonFiniteError
+from bridgegarden.exact.dynamic_programming import visitation
+from bridgegarden.exact.process import EndsOffScript, Role, TablePolicy
+from bridgegarden.exact.solution import ExactSolution, solve
 from bridgegarden.exact.tabular import TabularProcess, tabulate
-from bridgegarden.exact.world import WORLDS, World
+from bridgegarden.exact.tasks import WORLDS
+from bridgegarden.exact.world import World
 
 TOLERANCE = 1e-10
 """Largest error, in nats, that rounding in float64 may leave."""
 
 NODES = 200_000
 """Room for every world that is checked."""
+
+SIZES = (2, 8), (2, 4), (1, 6)
+"""States, tokens and horizon of a random process: from the first, to below the second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +84,19 @@ class Case:
 
     solution: ExactSolution
     """What the solver says."""
+
+
+class LabelDrift(NamedTuple):
+    """What the two optima do at each node, ``(N,)`` each; see the module's docstring."""
+
+    hard: Tensor
+    """kappa(a*|s), nats: exposure bias that a visit of the hard-label optimum adds. The soft one adds none."""
+
+    spread: Tensor
+    """Largest minus smallest Q(s,a) over the teacher's support, nats: zero in an ideal Garden."""
+
+    safest: Tensor
+    """bool: no token of the teacher's support has a lower Q than a*."""
 
 
 def run_checks(cases: int = 200, seed: int = 0, progress: Callable[[str], None] = lambda name: None) -> list[Check]:
@@ -86,8 +131,27 @@ def random_case(seed: int) -> Case:
     return Case(process=process, student=student, solution=solve(process, student))
 
 
-SIZES = (2, 8), (2, 4), (1, 6)
-"""States, tokens and horizon of a random process: from the first, to below the second."""
+def label_drift(solution: ExactSolution) -> LabelDrift:
+    """Where the hard-label optimum drifts less than the soft-label optimum (`hard` < 0), and by how much.
+
+    Among equally likely tokens a* is the one with the smallest id.
+
+    Raises:
+        NonFiniteError: a Q is infinite.
+    """
+    if not solution.cost.finite:
+        raise NonFiniteError("exact: a loss is infinite, so drifts are not comparable. Use a bounded divergence.")
+    nodes = torch.arange(len(solution))
+    columns: list[tuple[Tensor, Tensor, Tensor]] = []
+    for piece in nodes.split(max(1, (1 << 20) // solution.unrolled.following.shape[1])):
+        q = solution.q_at(piece)
+        teacher = solution.unrolled.teacher[solution.nodes.row[piece]]
+        chosen = q.gather(1, teacher.argmax(-1, keepdim=True)).squeeze(1)
+        lowest = q.masked_fill(teacher == 0, torch.inf).amin(-1)
+        highest = q.masked_fill(teacher == 0, -torch.inf).amax(-1)
+        columns.append((chosen - solution.q_bar[piece], highest - lowest, chosen <= lowest))
+    hard, spread, safest = (torch.cat(column) for column in zip(*columns, strict=True))
+    return LabelDrift(hard, spread, safest)
 
 
 def _identity(case: Case) -> float:
@@ -204,4 +268,4 @@ THEOREM: dict[str, Callable[[Case], float]] = {
     "the drift of hard labels is bounded by how much the choice matters": _bounded,
     "hard where that drifts less, soft elsewhere: loses no more than the teacher": _hybrid,
 }
-"""How far each part of theorem 4.4, as `hard_and_soft` states it, is from holding on a case."""
+"""How far each part of theorem 4.4, as stated above, is from holding on a case."""

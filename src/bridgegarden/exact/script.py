@@ -5,17 +5,71 @@ what is remembered of the one written; later slots may depend on it. All of a st
 that is no continuation loses the script: there is nothing left to do then but to end the text.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from bridgegarden.exact.phrases import COMPLETE, Phrases, PhraseTree, phrase_tree
-from bridgegarden.exact.vocabulary import END, PAD, SpokenWorld
+from bridgegarden.errors import ConfigError
+from bridgegarden.exact.world import END, PAD, Phrases, SpokenWorld
 
 MemoryT = TypeVar("MemoryT", bound=Hashable)
+
+COMPLETE = -1
+"""The child of a token that ends its phrase."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhraseTree:
+    """The phrases of one Garden. Node 0 is the root; the tree never holds a phrase that begins another."""
+
+    children: tuple[Mapping[int, int], ...]
+    """For each node, the node after each token that may follow, or `COMPLETE`."""
+
+    log_probs: Tensor
+    """``(nodes, V)`` float64 nats: the next token given that the phrase has come to this node."""
+
+    depth: int
+    """Tokens of the longest phrase."""
+
+
+def phrase_tree(phrases: Mapping[tuple[int, ...], float], vocab_size: int) -> PhraseTree:
+    """The tree of `phrases`: token ids to weight, the weights not necessarily normalised.
+
+    Raises:
+        ConfigError: a phrase is empty, begins another one (a reader could not tell whether it had ended), or has a
+            weight that is not positive.
+    """
+    children: list[dict[int, int]] = [{}]
+    mass: list[dict[int, float]] = [{}]
+    for phrase, weight in sorted(phrases.items()):
+        if not phrase or not weight > 0:
+            raise ConfigError(f"phrase {phrase}: needs at least one token and a weight > 0, got weight {weight}.")
+        node = 0
+        for position, token in enumerate(phrase):
+            last = position == len(phrase) - 1
+            child = children[node].get(token)
+            if child == COMPLETE or (last and child is not None):
+                raise ConfigError(f"phrase {phrase}: one phrase begins another. Reword one of them.")
+            if child is None:
+                child = COMPLETE if last else len(children)
+                children[node][token] = child
+                if not last:
+                    children.append({})
+                    mass.append({})
+            mass[node][token] = mass[node].get(token, 0.0) + weight
+            node = child
+    prob = torch.zeros(len(children), vocab_size, dtype=torch.float64)
+    for node, weights in enumerate(mass):
+        prob[node, list(weights)] = torch.tensor(list(weights.values()), dtype=torch.float64)
+    return PhraseTree(
+        children=tuple(children),
+        log_probs=(prob / prob.sum(-1, keepdim=True)).log(),
+        depth=max(map(len, phrases)),
+    )
 
 
 class Slot(NamedTuple):

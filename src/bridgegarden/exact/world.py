@@ -1,18 +1,37 @@
-"""What a study needs of a world, and the four that are shipped, at sizes that can be solved exactly in seconds."""
+"""What all worlds share: problems in splits that have none in common, text as token ids, phrases to choose from."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from types import MappingProxyType
-from typing import Any, ClassVar, Protocol, runtime_checkable
+import hashlib
+import random
+import re
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from itertools import accumulate
+from math import prod
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 
-from bridgegarden.exact.problems import Split
+from bridgegarden.errors import ConfigError
 from bridgegarden.exact.process import Process
-from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
-from bridgegarden.exact.tasks.control import ControlWorld
-from bridgegarden.exact.tasks.dialogue import DialogueWorld
-from bridgegarden.exact.tasks.program import ProgramWorld
+
+PAD, UNKNOWN, USER, ASSISTANT, END = range(5)
+"""Ids of the special tokens, the same in every world."""
+
+SPECIAL_TOKENS = ("<|pad|>", "<|unknown|>", "<|user|>", "<|assistant|>", "<|end|>")
+
+Phrases = Mapping[str, float]
+"""Phrase to weight, the likeliest first."""
+
+ProblemT = TypeVar("ProblemT")
+
+Split = Literal["train", "validation", "test"]
+
+SPLIT_SHARES: Mapping[Split, int] = {"train": 80, "validation": 10, "test": 10}
+"""Per cent of all problems in each split."""
+
+_WORD = re.compile(r"\w+|[^\w\s]")
 
 
 @runtime_checkable
@@ -28,7 +47,7 @@ class World(Protocol):
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
-        """Every token; its place is its id. The special tokens of `bridgegarden.exact.vocabulary` come first."""
+        """Every token; its place is its id. The special tokens of `bridgegarden.exact.world` come first."""
         ...
 
     @property
@@ -69,14 +88,129 @@ class World(Protocol):
         ...
 
 
-WORLDS: Mapping[str, Callable[..., World]] = MappingProxyType(
-    {
-        "dialogue": partial(DialogueWorld, people=3, things=3, days=4, wordings=2, prompt_wordings=2),
-        "arithmetic": partial(
-            ArithmeticWorld, modulus=5, steps=2, wordings=2, closings=1, prompt_wordings=1, restate=False
-        ),
-        "program": partial(ProgramWorld, variables=3, constants=3, wordings=2, prompt_wordings=1),
-        "control": partial(ControlWorld, people=6, topics=6, tones=4, hours=4, wordings=2, prompt_wordings=1),
-    }
-)
-"""Each family at the size of the lab; fields given to an entry override its sizes."""
+class SpokenWorld(ABC):
+    """A world's text as token ids. The id of a token is its place in `vocabulary`."""
+
+    name: ClassVar[str]
+    """What the family of worlds is called."""
+
+    @abstractmethod
+    def spoken(self) -> tuple[Sequence[str], Iterable[str]]:
+        """Words whose ids stand in this order, and phrases that hold all others."""
+
+    @abstractmethod
+    def prompt(self, problem: Any, generator: torch.Generator) -> str:
+        """`problem` in words, its wording drawn at random."""
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """Every token, the special ones first."""
+        return self._vocabulary
+
+    @cached_property
+    def _vocabulary(self) -> tuple[str, ...]:
+        first, phrases = self.spoken()
+        others = {word for phrase in phrases for word in split_words(phrase)}.difference(first)
+        return (*SPECIAL_TOKENS, *first, *sorted(others))
+
+    @property
+    def ids(self) -> Mapping[str, int]:
+        """Token to id."""
+        return self._ids
+
+    @cached_property
+    def _ids(self) -> Mapping[str, int]:
+        return {word: index for index, word in enumerate(self.vocabulary)}
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text; a word outside the vocabulary becomes `UNKNOWN`."""
+        return [self.ids.get(word, UNKNOWN) for word in split_words(text)]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of `tokens`, special ones left out."""
+        text = " ".join(self.vocabulary[token] for token in tokens if token >= len(SPECIAL_TOKENS))
+        return re.sub(r" ([.,!?])", r"\1", text)
+
+    def encode_phrases(self, phrases: Phrases) -> dict[tuple[int, ...], float]:
+        """`phrases` with token ids for words."""
+        return {tuple(self.encode(phrase)): weight for phrase, weight in phrases.items()}
+
+    def prompt_ids(self, problem: Any, generator: torch.Generator) -> list[int]:
+        """The ids that an answer to `problem` follows: all that a student sees of it."""
+        return ask(self.encode(self.prompt(problem, generator)))
+
+    def _check(self, sizes: Mapping[str, tuple[int, int]], rates: Sequence[str] = ("slip_rate",)) -> None:
+        """Refuse fields of `sizes` that are no whole number from low to high, and rates outside [0, 1)."""
+        for field, (low, high) in sizes.items():
+            value = getattr(self, field)
+            if not isinstance(value, int) or not low <= value <= high:
+                raise ConfigError(f"{self.name}.{field} must be a whole number from {low} to {high}, got {value}.")
+        for field in rates:
+            if not 0 <= getattr(self, field) < 1:
+                raise ConfigError(f"{self.name}.{field} must be >= 0 and < 1, got {getattr(self, field)}.")
+
+
+def split_words(text: str) -> list[str]:
+    """Words and punctuation marks of `text`, one token each."""
+    return _WORD.findall(text)
+
+
+def ask(prompt: Sequence[int]) -> list[int]:
+    """The ids of a prompt as the chat template renders them, up to and including the assistant's mark."""
+    return [USER, *prompt, END, ASSISTANT]
+
+
+def first_phrases(table: Phrases, count: int) -> Phrases:
+    """The `count` likeliest phrases of `table`."""
+    return dict(list(table.items())[:count])
+
+
+def phrase_at(table: Phrases, uniform: float) -> str:
+    """The phrase at which the cumulative weight passes `uniform`, a number from 0 to below 1."""
+    reached = list(accumulate(table.values()))
+    return list(table)[bisect_right(reached, uniform * reached[-1])]
+
+
+def split_of(problem: object) -> Split:
+    """Where `problem` belongs, by its content alone (its `repr`): 80 % train, 10 % validation, 10 % test."""
+    bucket = int.from_bytes(hashlib.sha256(repr(problem).encode()).digest()[:8]) % 100
+    ends = accumulate(SPLIT_SHARES.values())
+    return next(split for split, end in zip(SPLIT_SHARES, ends, strict=True) if bucket < end)
+
+
+def digits(code: int, radices: Sequence[int]) -> list[int]:
+    """`code`, from 0 to below the product of `radices`, in mixed radix, the fastest digit first."""
+    if not 0 <= code < prod(radices):
+        raise ConfigError(f"problem {code}: there are {prod(radices)}, numbered from 0. Ask for one of them.")
+    found = []
+    for radix in radices:
+        code, digit = divmod(code, radix)
+        found.append(digit)
+    return found
+
+
+def draw_problems(
+    n: int, seed: int, *, split: Split, count: int, nth: Callable[[int], ProblemT], world: str, sizes: str
+) -> list[ProblemT]:
+    """`n` distinct problems of one split, in random order.
+
+    Args:
+        n: how many.
+        seed: decides which, and their order.
+        split: where they belong; no problem is in two splits.
+        count: how many problems there are.
+        nth: the problem of a number from 0 to `count` - 1, another one for every number.
+        world: the world's name, for messages.
+        sizes: what decides `count`, for messages.
+
+    Raises:
+        ConfigError: when the split has fewer than `n` problems.
+    """
+    codes = random.Random(seed).sample(range(count), min(count, 150 * n // SPLIT_SHARES[split] + 1000))
+    problems = [problem for problem in map(nth, codes) if split_of(problem) == split][:n]
+    if len(problems) < n:
+        raise ConfigError(
+            f"{world}: asked for {n} {split} problems, but {sizes} give {len(problems)}. "
+            "Ask for fewer, or raise one of the sizes."
+        )
+    return problems

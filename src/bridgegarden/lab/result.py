@@ -197,7 +197,7 @@ class LabRun:
     """One student: trained with one objective from one seed in one regime of one world."""
 
     world: str
-    """Key of `bridgegarden.exact.world.WORLDS`."""
+    """Key of `bridgegarden.exact.tasks.WORLDS`."""
 
     regime: str
     """Key of `bridgegarden.lab.settings.REGIMES`."""

@@ -6,7 +6,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from bridgegarden.exact.world import WORLDS, World
+from bridgegarden.exact.tasks import WORLDS
+from bridgegarden.exact.world import World
 from bridgegarden.lab.findings import findings, summaries
 from bridgegarden.lab.result import LabResult, LabRun, Training
 from bridgegarden.lab.settings import REGIMES, STUDENTS, Arm, LabSettings

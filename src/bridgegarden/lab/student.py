@@ -21,8 +21,7 @@ from transformers import (
 from bridgegarden.causal_lm_policy import CausalLMPolicy
 from bridgegarden.exact import ExactSolution, solve
 from bridgegarden.exact.process import Role
-from bridgegarden.exact.vocabulary import END
-from bridgegarden.exact.world import World
+from bridgegarden.exact.world import END, World
 from bridgegarden.lab.result import ROLES, ActionView, Correlations, ExampleView, Measured, TokenView
 from bridgegarden.lab.settings import LabSettings
 from bridgegarden.lab.worlds import LabData, TestProblem

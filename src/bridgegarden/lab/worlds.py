@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import torch
 from datasets import Dataset
 
-from bridgegarden.exact.off_script import EndsOffScript
-from bridgegarden.exact.process import Process, Role, answered_row, role, sample, trace
+from bridgegarden.exact.process import EndsOffScript, Process, Role, answered_row, role, sample, trace
 from bridgegarden.exact.tabular import TabularProcess, tabulate
-from bridgegarden.exact.vocabulary import SPECIAL_TOKENS
-from bridgegarden.exact.world import WORLDS, World
+from bridgegarden.exact.tasks import WORLDS
+from bridgegarden.exact.world import SPECIAL_TOKENS, World
 from bridgegarden.teacher.process import ProcessTeacher
 from bridgegarden.terminal import counted
 

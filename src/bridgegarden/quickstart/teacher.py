@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from bridgegarden.causal_lm import cache_argument
 from bridgegarden.exact.process import Role, role, sample, trace
 from bridgegarden.exact.tasks.arithmetic import END, PAD, ArithmeticWorld, Problem, check_answer, make_problems
-from bridgegarden.exact.vocabulary import ask
+from bridgegarden.exact.world import ask
 from bridgegarden.statistics import Estimate
 
 

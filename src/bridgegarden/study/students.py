@@ -24,8 +24,7 @@ from transformers import (
 )
 from trl.trainer.sft_config import SFTConfig
 
-from bridgegarden.exact.vocabulary import ASSISTANT, END, PAD, SPECIAL_TOKENS, UNKNOWN, USER
-from bridgegarden.exact.world import World
+from bridgegarden.exact.world import ASSISTANT, END, PAD, SPECIAL_TOKENS, UNKNOWN, USER, World
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.study.arms import LlamaSize
 from bridgegarden.teacher.protocol import Teacher

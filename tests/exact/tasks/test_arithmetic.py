@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.exact.process import Process, Role, reachable_states, role, sample, trace
-from bridgegarden.exact.tasks import arithmetic_words as words
+from bridgegarden.exact.tasks import arithmetic as words
 from bridgegarden.exact.tasks.arithmetic import (
     END,
     LOST,

@@ -6,7 +6,7 @@ import torch
 from bridgegarden.errors import ConfigError
 from bridgegarden.exact.process import Role, prefixes_by_length, reachable_states, role, sample, trace
 from bridgegarden.exact.tasks.control import ControlWorld, Request
-from bridgegarden.exact.vocabulary import END, UNKNOWN
+from bridgegarden.exact.world import END, UNKNOWN
 
 WORLD = ControlWorld()
 

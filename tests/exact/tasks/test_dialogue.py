@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from bridgegarden.exact.process import Role, role, sample, trace
-from bridgegarden.exact.tasks import dialogue_words as words
+from bridgegarden.exact.tasks import dialogue as words
 from bridgegarden.exact.tasks.dialogue import DialogueWorld, Item, Message
-from bridgegarden.exact.vocabulary import END
+from bridgegarden.exact.world import END
 from tests.exact.walk import success_rate
 
 WORLD = DialogueWorld()

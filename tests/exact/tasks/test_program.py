@@ -8,11 +8,17 @@ import pytest
 import torch
 
 from bridgegarden.exact.process import Role, role, sample, trace
-from bridgegarden.exact.tasks.program import ProgramWorld
+from bridgegarden.exact.tasks.program import (
+    ASKED_COMPARATORS,
+    ASKED_OPERATORS,
+    IT,
+    Computation,
+    Condition,
+    ProgramWorld,
+    Specification,
+)
 from bridgegarden.exact.tasks.program_language import parse, run
-from bridgegarden.exact.tasks.program_problems import IT, Computation, Condition, Specification
-from bridgegarden.exact.tasks.program_words import ASKED_COMPARATORS, ASKED_OPERATORS
-from bridgegarden.exact.vocabulary import END, UNKNOWN
+from bridgegarden.exact.world import END, UNKNOWN
 from tests.exact.walk import success_rate, texts
 
 WORLD = ProgramWorld()

@@ -4,23 +4,41 @@ A problem is a starting value and a few operations modulo a small number. An ans
 ends with the result. The world slips: each running value (the start, every result, the final answer) is written
 wrong with probability `slip_rate`, evenly over the other values, and the narration goes on consistently from what was
 written. What was written is in the prefix, so nothing is hidden from its reader.
+
+Within one table of wordings no phrase begins another, and all have the same number of tokens, so that the distance
+between what must be copied and where it is copied to does not vary and tiny models learn it in few steps. Few distinct
+words, many choices: entropy rules divide by the logarithm of the vocabulary, and a real one is no wider than its
+choices are many.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
 import torch
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.exact.phrases import Phrases, first_phrases, phrase_at
-from bridgegarden.exact.problems import Split, draw_problems
 from bridgegarden.exact.process import sample
 from bridgegarden.exact.script import LOST, Choices, ScriptProcess, Slot, State, slipping, wording
-from bridgegarden.exact.tasks import arithmetic_words as words
-from bridgegarden.exact.tasks.arithmetic_problems import Operation, Problem, check_answer, nth_problem
-from bridgegarden.exact.vocabulary import ASSISTANT, END, PAD, SPECIAL_TOKENS, UNKNOWN, USER, SpokenWorld
+from bridgegarden.exact.world import (
+    ASSISTANT,
+    END,
+    PAD,
+    SPECIAL_TOKENS,
+    UNKNOWN,
+    USER,
+    Phrases,
+    Split,
+    SpokenWorld,
+    digits,
+    draw_problems,
+    first_phrases,
+    phrase_at,
+    split_of,
+)
 
 __all__ = [
     "ASSISTANT",
@@ -40,6 +58,130 @@ __all__ = [
     "check_answer",
     "make_problems",
 ]
+
+OPERATORS = ("plus", "minus", "times")
+
+START: Phrases = MappingProxyType(
+    {
+        "We begin at": 0.24,
+        "We start with": 0.18,
+        "I begin with": 0.15,
+        "First we have": 0.12,
+        "I start at": 0.10,
+        "Let us take": 0.08,
+        "First comes just": 0.07,
+        "Our number is": 0.06,
+    }
+)
+"""Opens an answer, before the starting value."""
+
+OPENING: Phrases = MappingProxyType(
+    {
+        "Then": 0.24,
+        "Next": 0.18,
+        "Now": 0.15,
+        "So": 0.12,
+        "And": 0.10,
+        "Here": 0.08,
+        "Again": 0.07,
+        "Thus": 0.06,
+    }
+)
+"""Opens a step, before its operator."""
+
+LINKING: Phrases = MappingProxyType(
+    {
+        "gives": 0.24,
+        "makes": 0.18,
+        "is": 0.15,
+        "leaves": 0.12,
+        "equals": 0.10,
+        "becomes": 0.08,
+        "yields": 0.07,
+        "means": 0.06,
+    }
+)
+"""Leads from a step's operand to its result."""
+
+CLOSING: Phrases = MappingProxyType({".": 0.45, ",": 0.3, "!": 0.25})
+"""Ends a sentence."""
+
+ANSWER: Phrases = MappingProxyType(
+    {
+        "The answer is": 0.24,
+        "The result is": 0.18,
+        "We end at": 0.15,
+        "Our answer is": 0.12,
+        "So we have": 0.10,
+        "Our number becomes": 0.08,
+        "The end is": 0.07,
+        "I end with": 0.06,
+    }
+)
+"""Opens the last sentence, before the final value. `check_answer` looks for one of these."""
+
+PROMPT_START: Phrases = MappingProxyType({"Start with": 0.4, "Begin at": 0.3, "Take just": 0.2, "Begin with": 0.1})
+"""Opens a problem, before the starting value."""
+
+PROMPT_JOINING: Phrases = MappingProxyType({",": 0.4, "then": 0.3, "and": 0.2, "next": 0.1})
+"""Stands before each operator of a problem."""
+
+PROMPT_QUESTION: Phrases = MappingProxyType(
+    {
+        ". What is it modulo": 0.4,
+        ". What have we modulo": 0.3,
+        ". Where are we modulo": 0.2,
+        ". What comes out modulo": 0.1,
+    }
+)
+"""Ends a problem, before the modulus and a question mark."""
+
+_FINAL = re.compile(r"\b(?:" + "|".join(ANSWER) + r") (\d+)\b")
+
+
+class Operation(NamedTuple):
+    """One step of a problem."""
+
+    operator: str
+    """One of `OPERATORS`."""
+
+    operand: int
+    """From 1 to modulus - 1."""
+
+    def apply(self, value: int, modulus: int) -> int:
+        """`value` after this step."""
+        if self.operator == "plus":
+            return (value + self.operand) % modulus
+        if self.operator == "minus":
+            return (value - self.operand) % modulus
+        return (value * self.operand) % modulus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What is asked, without its wording."""
+
+    modulus: int
+    """Values are 0 to modulus - 1."""
+
+    start: int
+    """The value before the first step."""
+
+    operations: tuple[Operation, ...]
+    """The steps, in order."""
+
+    @property
+    def result(self) -> int:
+        """The right final value."""
+        value = self.start
+        for operation in self.operations:
+            value = operation.apply(value, self.modulus)
+        return value
+
+    @property
+    def split(self) -> Split:
+        """Where the problem belongs, by its content alone: 80 % train, 10 % validation, 10 % test."""
+        return split_of(self)
 
 
 class Written(NamedTuple):
@@ -88,15 +230,15 @@ class ArithmeticWorld(SpokenWorld):
 
     def spoken(self) -> tuple[Sequence[str], Iterable[str]]:
         """Numbers and operators, and the phrases of prompts and answers."""
-        tables = (words.OPENING, words.ANSWER)
+        tables = (OPENING, ANSWER)
         if self.restate:
-            tables += (words.START, words.LINKING)
-        prompts = (words.PROMPT_START, words.PROMPT_JOINING, words.PROMPT_QUESTION)
-        phrases = ["?", *first_phrases(words.CLOSING, min(self.closings, self.wordings))]
+            tables += (START, LINKING)
+        prompts = (PROMPT_START, PROMPT_JOINING, PROMPT_QUESTION)
+        phrases = ["?", *first_phrases(CLOSING, min(self.closings, self.wordings))]
         phrases += [phrase for table in tables for phrase in first_phrases(table, self.wordings)]
         phrases += [phrase for table in prompts for phrase in first_phrases(table, self.prompt_wordings)]
         numbers = tuple(str(value) for value in range(self.modulus + 1))
-        return numbers + words.OPERATORS, phrases
+        return numbers + OPERATORS, phrases
 
     def process(self, problem: Problem) -> "ArithmeticProcess":
         """The exact process that answers `problem`."""
@@ -118,10 +260,10 @@ class ArithmeticWorld(SpokenWorld):
         """The problem in words, its wording drawn at random."""
         count = 2 + len(problem.operations)
         draws = iter(torch.rand(count, generator=generator, dtype=torch.float64).tolist())
-        text = f"{self._asked(words.PROMPT_START, next(draws))} {problem.start}"
+        text = f"{self._asked(PROMPT_START, next(draws))} {problem.start}"
         for operator, operand in problem.operations:
-            text += f" {self._asked(words.PROMPT_JOINING, next(draws))} {operator} {operand}"
-        text += f" {self._asked(words.PROMPT_QUESTION, next(draws))} {problem.modulus}?"
+            text += f" {self._asked(PROMPT_JOINING, next(draws))} {operator} {operand}"
+        text += f" {self._asked(PROMPT_QUESTION, next(draws))} {problem.modulus}?"
         return self.decode(self.encode(text))
 
     def _asked(self, table: Phrases, uniform: float) -> str:
@@ -130,14 +272,14 @@ class ArithmeticWorld(SpokenWorld):
     @cached_property
     def slots(self) -> tuple[Slot, ...]:
         """What an answer is made of, in order."""
-        closing = wording(self, first_phrases(words.CLOSING, min(self.closings, self.wordings)))
-        slots = [self._wording(words.START), Slot("start"), closing] if self.restate else []
+        closing = wording(self, first_phrases(CLOSING, min(self.closings, self.wordings)))
+        slots = [self._wording(START), Slot("start"), closing] if self.restate else []
         for step in range(self.steps):
-            slots.append(self._wording(words.OPENING))
+            slots.append(self._wording(OPENING))
             if self.restate:
-                slots += [Slot("operator", step), Slot("operand", step), self._wording(words.LINKING)]
+                slots += [Slot("operator", step), Slot("operand", step), self._wording(LINKING)]
             slots += [Slot("result", step), closing]
-        return (*slots, self._wording(words.ANSWER), Slot("answer"), closing)
+        return (*slots, self._wording(ANSWER), Slot("answer"), closing)
 
     def _wording(self, table: Phrases) -> Slot:
         return wording(self, first_phrases(table, self.wordings))
@@ -149,8 +291,8 @@ class ArithmeticWorld(SpokenWorld):
 
     @cached_property
     def operator_ids(self) -> range:
-        """Ids of the operators, in the order of `arithmetic_words.OPERATORS`."""
-        return range(self.ids[words.OPERATORS[0]], self.ids[words.OPERATORS[0]] + len(words.OPERATORS))
+        """Ids of the operators, in the order of `OPERATORS`."""
+        return range(self.ids[OPERATORS[0]], self.ids[OPERATORS[0]] + len(OPERATORS))
 
 
 class ArithmeticProcess(ScriptProcess[Written]):
@@ -182,10 +324,10 @@ class ArithmeticProcess(ScriptProcess[Written]):
             return memory.value
         asked = self.problem.operations[slot.index]
         if slot.name == "operator":
-            return words.OPERATORS.index(asked.operator)
+            return OPERATORS.index(asked.operator)
         if slot.name == "operand":
             return asked.operand
-        done = Operation(words.OPERATORS[memory.operator], memory.operand) if self.world.restate else asked
+        done = Operation(OPERATORS[memory.operator], memory.operand) if self.world.restate else asked
         return done.apply(memory.value, self.world.modulus)
 
     def remember(self, slot: Slot, memory: Written, token: int) -> Written:
@@ -207,8 +349,22 @@ def make_problems(n: int, seed: int, *, split: Split = "train", world: Arithmeti
         n,
         seed,
         split=split,
-        count=world.modulus * (len(words.OPERATORS) * (world.modulus - 1)) ** world.steps,
+        count=world.modulus * (len(OPERATORS) * (world.modulus - 1)) ** world.steps,
         nth=lambda code: nth_problem(code, world.modulus, world.steps),
         world="arithmetic",
         sizes=f"modulus {world.modulus} and {world.steps} steps",
     )
+
+
+def nth_problem(code: int, modulus: int, steps: int) -> Problem:
+    """The `code`-th of the modulus * (3 * (modulus - 1))^steps problems: a number written in mixed radix."""
+    start, *steps_taken = digits(code, [modulus] + [modulus - 1, len(OPERATORS)] * steps)
+    pairs = zip(steps_taken[::2], steps_taken[1::2], strict=True)
+    operations = tuple(Operation(OPERATORS[operator], operand + 1) for operand, operator in pairs)
+    return Problem(modulus=modulus, start=start, operations=operations)
+
+
+def check_answer(problem: Problem, text: str) -> bool:
+    """Whether `text` states the right result: the last "the answer is 7", in any wording of the world, decides."""
+    stated = _FINAL.findall(text)
+    return bool(stated) and int(stated[-1]) == problem.result

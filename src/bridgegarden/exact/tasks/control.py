@@ -8,16 +8,41 @@ something to learn; whom to tell, about what and when changes nothing.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.exact.phrases import Phrases, first_phrases, phrase_at
-from bridgegarden.exact.problems import Split, digits, draw_problems
 from bridgegarden.exact.script import ScriptProcess, Slot, fixed, wording
-from bridgegarden.exact.tasks import control_words as words
-from bridgegarden.exact.vocabulary import SpokenWorld
+from bridgegarden.exact.world import Phrases, Split, SpokenWorld, digits, draw_problems, first_phrases, phrase_at
+
+PEOPLE = ("Ida", "Jan", "Klara", "Leo", "Mina", "Nils", "Olga", "Paul")
+
+TOPICS = ("weather", "garden", "market", "music", "river", "library", "harbour", "forest")
+
+TONES = ("kindly", "calmly", "warmly", "plainly")
+
+OPENING: Phrases = MappingProxyType({"Well": 0.5, "Oh": 0.25, "Now": 0.15, "Indeed": 0.1})
+"""Opens a sentence."""
+
+SUBJECT: Phrases = MappingProxyType({"it was": 0.5, "that seemed": 0.25, "all felt": 0.15, "this looked": 0.1})
+"""Says what the sentence is about, which is anything."""
+
+DEGREE: Phrases = MappingProxyType({"rather": 0.5, "quite": 0.25, "very": 0.15, "fairly": 0.1})
+"""Says how much."""
+
+QUALITY: Phrases = MappingProxyType({"nice": 0.5, "fine": 0.25, "good": 0.15, "lovely": 0.1})
+"""Says what it was like."""
+
+TIME: Phrases = MappingProxyType({"today": 0.5, "again": 0.25, "lately": 0.15, "overall": 0.1})
+"""Ends a sentence, before the full stop."""
+
+SENTENCE = (OPENING, SUBJECT, DEGREE, QUALITY, TIME)
+"""The wordings of a sentence, in order."""
+
+PROMPT_START: Phrases = MappingProxyType({"Tell": 0.5, "Answer": 0.3, "Write to": 0.2})
+"""Opens a problem, before whom to tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +95,18 @@ class ControlWorld(SpokenWorld):
 
     def spoken(self) -> tuple[Sequence[str], Iterable[str]]:
         """Names, topics, tones and hours, and the phrases of prompts and answers."""
-        phrases = [", . at about the", *first_phrases(words.PROMPT_START, self.prompt_wordings)]
-        for table in words.SENTENCE:
+        phrases = [", . at about the", *first_phrases(PROMPT_START, self.prompt_wordings)]
+        for table in SENTENCE:
             phrases += first_phrases(table, self.wordings)
         hours = tuple(str(hour + 1) for hour in range(self.hours))
-        named = words.PEOPLE[: self.people] + words.TOPICS[: self.topics] + words.TONES[: self.tones]
+        named = PEOPLE[: self.people] + TOPICS[: self.topics] + TONES[: self.tones]
         return named + hours, phrases
 
     def prompt(self, problem: Request, generator: torch.Generator) -> str:
         """The problem in words, its wording drawn at random."""
         uniform = torch.rand(1, generator=generator, dtype=torch.float64).item()
-        start = phrase_at(first_phrases(words.PROMPT_START, self.prompt_wordings), uniform)
-        person, topic, tone = words.PEOPLE[problem.person], words.TOPICS[problem.topic], words.TONES[problem.tone]
+        start = phrase_at(first_phrases(PROMPT_START, self.prompt_wordings), uniform)
+        person, topic, tone = PEOPLE[problem.person], TOPICS[problem.topic], TONES[problem.tone]
         return self.decode(self.encode(f"{start} {person} {tone} at {problem.hour} about the {topic}."))
 
     def process(self, problem: Request) -> "ControlProcess":
@@ -119,7 +144,7 @@ class ControlWorld(SpokenWorld):
         return tuple(sentence * self.sentences for sentence in sentences)
 
     def _sentence(self, tone: int) -> tuple[Slot, ...]:
-        opening, *rest = [wording(self, self._in_tone(table, tone)) for table in words.SENTENCE]
+        opening, *rest = [wording(self, self._in_tone(table, tone)) for table in SENTENCE]
         return (opening, fixed(self, ","), *rest, fixed(self, "."))
 
     def _in_tone(self, table: Phrases, tone: int) -> Phrases:

@@ -9,32 +9,53 @@ written: a student has to find out which of the two names is meant.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
 import torch
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.exact.phrases import Phrases, first_phrases, phrase_at
-from bridgegarden.exact.problems import Split, digits, draw_problems
 from bridgegarden.exact.script import Choices, ScriptProcess, Slot, fixed, slipping, wording
-from bridgegarden.exact.tasks import dialogue_words as words
-from bridgegarden.exact.vocabulary import SpokenWorld
+from bridgegarden.exact.world import Phrases, Split, SpokenWorld, digits, draw_problems, first_phrases, phrase_at
+
+PEOPLE = ("Anna", "Ben", "Clara", "David", "Emma", "Felix", "Greta", "Hugo")
+
+THINGS = ("meeting", "parcel", "lecture", "visit", "concert", "invoice", "report", "picnic")
+
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+
+DIRECTIONS = ("after", "before")
+
+GREETING: Phrases = MappingProxyType({"Dear": 0.5, "Hello": 0.25, "Hi": 0.15, "Good morning": 0.1})
+"""Opens a message, before the recipient."""
+
+LINKING: Phrases = MappingProxyType({"is on": 0.5, "will be": 0.25, "comes next": 0.15, "falls on": 0.1})
+"""Leads from a thing to its day."""
+
+FAREWELL: Phrases = MappingProxyType({"See you": 0.5, "Until then": 0.25, "Please answer": 0.15, "Yours until": 0.1})
+"""Opens the last sentence, before the day that was said last."""
+
+PROMPT_START: Phrases = MappingProxyType({"From": 0.5, "Note from": 0.3, "Message from": 0.2})
+"""Opens a problem, before the sender."""
+
+PROMPT_LINKING: Phrases = MappingProxyType({"is": 0.5, "comes": 0.3, "falls": 0.2})
+"""Leads from a thing to when it is."""
 
 
 class Item(NamedTuple):
     """One thing to tell, and how to work out its day."""
 
     thing: int
-    """Index into `dialogue_words.THINGS`."""
+    """Index into `THINGS`."""
 
     day: int
-    """The day to count from, an index into `dialogue_words.DAYS`."""
+    """The day to count from, an index into `DAYS`."""
 
     offset: int
     """Days to count, from 1."""
 
     direction: int
-    """Index into `dialogue_words.DIRECTIONS`."""
+    """Index into `DIRECTIONS`."""
 
     def falls_on(self, days: int) -> int:
         """Its day in a week of `days` days."""
@@ -46,7 +67,7 @@ class Message:
     """What is to be written, without its wording."""
 
     sender: int
-    """Index into `dialogue_words.PEOPLE`."""
+    """Index into `PEOPLE`."""
 
     recipient: int
     """Another one."""
@@ -104,25 +125,25 @@ class DialogueWorld(SpokenWorld):
 
     def spoken(self) -> tuple[Sequence[str], Iterable[str]]:
         """Names, things, days and numbers, and the phrases of prompts and answers."""
-        phrases = [", . : the day", "days" if self.days > 2 else "", "and" if self.items > 1 else "", *words.DIRECTIONS]
-        for table in (words.GREETING, words.LINKING, words.FAREWELL):
+        phrases = [", . : the day", "days" if self.days > 2 else "", "and" if self.items > 1 else "", *DIRECTIONS]
+        for table in (GREETING, LINKING, FAREWELL):
             phrases += first_phrases(table, self.wordings)
-        for table in (words.PROMPT_START, words.PROMPT_LINKING):
+        for table in (PROMPT_START, PROMPT_LINKING):
             phrases += first_phrases(table, self.prompt_wordings)
         numbers = tuple(str(offset) for offset in range(1, self.days))
-        named = words.PEOPLE[: self.people] + words.THINGS[: self.things] + words.DAYS[: self.days]
+        named = PEOPLE[: self.people] + THINGS[: self.things] + DAYS[: self.days]
         return named + numbers + ("to",), phrases
 
     def prompt(self, problem: Message, generator: torch.Generator) -> str:
         """The problem in words, its wording drawn at random."""
         draws = iter(torch.rand(1 + len(problem.items), generator=generator, dtype=torch.float64).tolist())
-        start = self._asked(words.PROMPT_START, next(draws))
+        start = self._asked(PROMPT_START, next(draws))
         clauses = []
         for item in problem.items:
-            link, unit = self._asked(words.PROMPT_LINKING, next(draws)), "day" if item.offset == 1 else "days"
-            when = f"{item.offset} {unit} {words.DIRECTIONS[item.direction]} {words.DAYS[item.day]}"
-            clauses.append(f"the {words.THINGS[item.thing]} {link} {when}")
-        text = f"{start} {words.PEOPLE[problem.sender]} to {words.PEOPLE[problem.recipient]}: {' and '.join(clauses)}."
+            link, unit = self._asked(PROMPT_LINKING, next(draws)), "day" if item.offset == 1 else "days"
+            when = f"{item.offset} {unit} {DIRECTIONS[item.direction]} {DAYS[item.day]}"
+            clauses.append(f"the {THINGS[item.thing]} {link} {when}")
+        text = f"{start} {PEOPLE[problem.sender]} to {PEOPLE[problem.recipient]}: {' and '.join(clauses)}."
         return self.decode(self.encode(text))
 
     def _asked(self, table: Phrases, uniform: float) -> str:
@@ -143,7 +164,7 @@ class DialogueWorld(SpokenWorld):
         Raises:
             ConfigError: when the split has fewer than `n` problems.
         """
-        per_item = self.things * self.days * (self.days - 1) * len(words.DIRECTIONS)
+        per_item = self.things * self.days * (self.days - 1) * len(DIRECTIONS)
         return draw_problems(
             n,
             seed,
@@ -155,7 +176,7 @@ class DialogueWorld(SpokenWorld):
         )
 
     def _nth(self, code: int) -> Message:
-        radices = [self.things, self.days, self.days - 1, len(words.DIRECTIONS)]
+        radices = [self.things, self.days, self.days - 1, len(DIRECTIONS)]
         recipient, other, *parts = digits(code, [self.people, self.people - 1, *radices * self.items])
         items = tuple(
             Item(thing=parts[at], day=parts[at + 1], offset=parts[at + 2] + 1, direction=parts[at + 3])
@@ -167,11 +188,11 @@ class DialogueWorld(SpokenWorld):
     @cached_property
     def slots(self) -> tuple[Slot, ...]:
         """What an answer is made of, in order."""
-        slots = [self._wording(words.GREETING), Slot("recipient"), fixed(self, ",")]
+        slots = [self._wording(GREETING), Slot("recipient"), fixed(self, ",")]
         for item in range(self.items):
-            slots += [fixed(self, "the"), Slot("thing", item), self._wording(words.LINKING), Slot("day", item)]
+            slots += [fixed(self, "the"), Slot("thing", item), self._wording(LINKING), Slot("day", item)]
             slots.append(fixed(self, "."))
-        return (*slots, self._wording(words.FAREWELL), Slot("last day"), fixed(self, "."))
+        return (*slots, self._wording(FAREWELL), Slot("last day"), fixed(self, "."))
 
     def _wording(self, table: Phrases) -> Slot:
         return wording(self, first_phrases(table, self.wordings))
@@ -179,10 +200,10 @@ class DialogueWorld(SpokenWorld):
     @cached_property
     def named_ids(self) -> dict[str, range]:
         """Ids of what may be written at each choice, by the name of its slot."""
-        days = range(self.ids[words.DAYS[0]], self.ids[words.DAYS[0]] + self.days)
+        days = range(self.ids[DAYS[0]], self.ids[DAYS[0]] + self.days)
         return {
-            "recipient": range(self.ids[words.PEOPLE[0]], self.ids[words.PEOPLE[0]] + self.people),
-            "thing": range(self.ids[words.THINGS[0]], self.ids[words.THINGS[0]] + self.things),
+            "recipient": range(self.ids[PEOPLE[0]], self.ids[PEOPLE[0]] + self.people),
+            "thing": range(self.ids[THINGS[0]], self.ids[THINGS[0]] + self.things),
             "day": days,
             "last day": days,
         }
@@ -193,7 +214,7 @@ class DialogueProcess(ScriptProcess[Said]):
 
     def __init__(self, world: DialogueWorld, problem: Message):
         largest = [max(problem.sender, problem.recipient), *(max(part) for part in zip(*problem.items, strict=True))]
-        sizes = [world.people, world.things, world.days, world.days, len(words.DIRECTIONS)]
+        sizes = [world.people, world.things, world.days, world.days, len(DIRECTIONS)]
         if len(problem.items) != world.items or any(part >= size for part, size in zip(largest, sizes, strict=True)):
             raise ConfigError(f"dialogue: {problem} does not fit {world}. Make the problem with world.problems(...).")
         super().__init__(world.slots, memory=Said(), vocab_size=len(world.vocabulary))

@@ -9,19 +9,142 @@ a Bridge after ``sub (`` and a Garden after ``add (``.
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from math import prod
+from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
 import torch
 
 from bridgegarden.errors import ConfigError, DataError
-from bridgegarden.exact.phrases import Phrases, first_phrases, phrase_at
-from bridgegarden.exact.problems import Split, draw_problems
 from bridgegarden.exact.script import Choices, ScriptProcess, Slot, fixed, slipping, weighted, wording
-from bridgegarden.exact.tasks import program_words as words
-from bridgegarden.exact.tasks.program_language import COMMUTATIVE, COMPARATORS, OPERATORS, parse, same_results
-from bridgegarden.exact.tasks.program_problems import IT, Specification, SpecificationSizes, nth_specification
-from bridgegarden.exact.vocabulary import END, SPECIAL_TOKENS, SpokenWorld
+from bridgegarden.exact.tasks.program_language import (
+    COMMUTATIVE,
+    COMPARATORS,
+    OPERATORS,
+    Assignment,
+    Branch,
+    Program,
+    parse,
+    same_results,
+)
+from bridgegarden.exact.world import (
+    END,
+    SPECIAL_TOKENS,
+    Phrases,
+    Split,
+    SpokenWorld,
+    digits,
+    draw_problems,
+    first_phrases,
+    phrase_at,
+)
+
+VARIABLES = ("a", "b", "c", "d", "e", "f")
+
+ASKED_OPERATORS = MappingProxyType({"add": "plus", "mul": "times", "sub": "minus"})
+"""What a prompt calls an operator."""
+
+ASKED_COMPARATORS = MappingProxyType({">": "over", "<": "under"})
+"""What a prompt calls a comparator."""
+
+TEMPORARIES: Phrases = MappingProxyType({"t": 0.5, "u": 0.25, "v": 0.15, "w": 0.1})
+"""Names of a temporary; the number of its assignment is put behind."""
+
+SEPARATOR: Phrases = MappingProxyType({";": 0.5, "# so ;": 0.25, "# then ;": 0.15, "# next ;": 0.1})
+"""Ends an assignment, with or without a comment."""
+
+IN_ORDER = 0.6
+"""Probability that the operands of a commutative operator stand in the order of the prompt."""
+
+PROMPT_START: Phrases = MappingProxyType({"Take": 0.5, "Compute": 0.3, "Start from": 0.2})
+"""Opens a problem, before the first operation."""
+
+PROMPT_TEST: Phrases = MappingProxyType({"If it is": 0.5, "When it is": 0.3, "Where it is": 0.2})
+"""Opens a test, before its comparator."""
+
+PROMPT_OTHERWISE: Phrases = MappingProxyType({"Otherwise return": 0.5, "Else return": 0.3, "If not return": 0.2})
+"""Opens the last sentence of a problem."""
+
+IT = "it"
+"""What a problem calls the value computed last."""
+
+FORMS = tuple(
+    (operator, swap) for operator in OPERATORS for swap in (False, True) if not (swap and operator in COMMUTATIVE)
+)
+"""Every operator with every order of its operands that makes a difference."""
+
+
+class Computation(NamedTuple):
+    """``first operator second``."""
+
+    operator: str
+    first: str
+    second: str
+
+
+class Condition(NamedTuple):
+    """When `it` compares so with the constant, the value is returned."""
+
+    comparator: str
+    constant: int
+    value: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Specification:
+    """What a program has to do."""
+
+    variables: tuple[str, str]
+    """The two it is about."""
+
+    computations: tuple[Computation, ...]
+    """In order; all but the first use `it`."""
+
+    tests: tuple[Condition, ...]
+    """In order; the first that holds decides."""
+
+    otherwise: str
+    """What is returned when none holds."""
+
+    def program(self) -> Program:
+        """A program that does it."""
+        names = [f"t{number}" for number in range(1, len(self.computations) + 1)]
+        assignments = []
+        for name, before, (operator, *operands) in zip(names, [IT, *names], self.computations, strict=False):
+            first, second = (before if operand == IT else operand for operand in operands)
+            assignments.append(Assignment(name, operator, first, second))
+        last = names[-1]
+        named = {IT: last} | {variable: variable for variable in self.variables}
+        return Program(
+            assignments=tuple(assignments),
+            branches=tuple(Branch(last, test.comparator, test.constant, named[test.value]) for test in self.tests),
+            otherwise=named[self.otherwise],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecificationSizes:
+    """What decides how many specifications there are."""
+
+    variables: int
+    """Names to choose the two from."""
+
+    assignments: int
+    """Computations."""
+
+    branches: int
+    """Tests."""
+
+    constants: int
+    """Constants to compare with: 1 up to this."""
+
+    def radices(self) -> list[int]:
+        """One digit for the variables, then those of each computation, each test, and the last return."""
+        pairs = len(_pairs(self.variables))
+        computations = [len(FORMS), *[2, len(FORMS)] * (self.assignments - 1)]
+        tests = [len(COMPARATORS), self.constants, 2] * self.branches
+        return [pairs, *computations, *tests, 3]
 
 
 class Draft(NamedTuple):
@@ -74,29 +197,29 @@ class ProgramWorld(SpokenWorld):
     def spoken(self) -> tuple[Sequence[str], Iterable[str]]:
         """Names, constants, operators and comparators, and the phrases of prompts and answers."""
         phrases = [f"= ( ) , : . return if {IT}", "then" if self.assignments > 1 else ""]
-        phrases += [*words.ASKED_OPERATORS.values(), *words.ASKED_COMPARATORS.values()]
-        phrases += first_phrases(words.SEPARATOR, self.wordings)
-        for table in (words.PROMPT_START, words.PROMPT_TEST, words.PROMPT_OTHERWISE):
+        phrases += [*ASKED_OPERATORS.values(), *ASKED_COMPARATORS.values()]
+        phrases += first_phrases(SEPARATOR, self.wordings)
+        for table in (PROMPT_START, PROMPT_TEST, PROMPT_OTHERWISE):
             phrases += first_phrases(table, self.prompt_wordings)
         temporaries = tuple(name for place in range(self.assignments) for name in self.temporaries(place))
         constants = tuple(str(constant + 1) for constant in range(self.constants))
-        named = words.VARIABLES[: self.variables] + temporaries
+        named = VARIABLES[: self.variables] + temporaries
         return named + constants + OPERATORS + COMPARATORS, phrases
 
     def temporaries(self, place: int) -> list[str]:
         """Names that the result of an assignment, counted from 0, may be given."""
-        return [f"{name}{place + 1}" for name in first_phrases(words.TEMPORARIES, self.wordings)]
+        return [f"{name}{place + 1}" for name in first_phrases(TEMPORARIES, self.wordings)]
 
     def prompt(self, problem: Specification, generator: torch.Generator) -> str:
         """The problem in words, its wording drawn at random."""
         draws = iter(torch.rand(2 + len(problem.tests), generator=generator, dtype=torch.float64).tolist())
-        start = self._asked(words.PROMPT_START, next(draws))
-        computed = [f"{first} {words.ASKED_OPERATORS[name]} {second}" for name, first, second in problem.computations]
+        start = self._asked(PROMPT_START, next(draws))
+        computed = [f"{first} {ASKED_OPERATORS[name]} {second}" for name, first, second in problem.computations]
         sentences = [f"{start} {', then '.join(computed)}"]
         for comparator, constant, value in problem.tests:
-            test = f"{self._asked(words.PROMPT_TEST, next(draws))} {words.ASKED_COMPARATORS[comparator]} {constant}"
+            test = f"{self._asked(PROMPT_TEST, next(draws))} {ASKED_COMPARATORS[comparator]} {constant}"
             sentences.append(f"{test} return {value}")
-        sentences.append(f"{self._asked(words.PROMPT_OTHERWISE, next(draws))} {problem.otherwise}")
+        sentences.append(f"{self._asked(PROMPT_OTHERWISE, next(draws))} {problem.otherwise}")
         return self.decode(self.encode(". ".join(sentences) + "."))
 
     def _asked(self, table: Phrases, uniform: float) -> str:
@@ -152,7 +275,7 @@ class ProgramWorld(SpokenWorld):
         for place in range(self.assignments):
             slots += [Slot("name", place), fixed(self, "="), Slot("operator", place), fixed(self, "(")]
             slots += [Slot("first", place), fixed(self, ","), Slot("second", place), fixed(self, ")")]
-            slots.append(wording(self, first_phrases(words.SEPARATOR, self.wordings)))
+            slots.append(wording(self, first_phrases(SEPARATOR, self.wordings)))
         for place in range(self.branches):
             slots += [fixed(self, "if"), Slot("tested", place), Slot("comparator", place), Slot("constant", place)]
             slots += [fixed(self, ": return"), Slot("value", place), fixed(self, ";")]
@@ -165,7 +288,7 @@ class ProgramProcess(ScriptProcess[Draft]):
     def __init__(self, world: ProgramWorld, problem: Specification):
         fits = (
             (len(problem.computations), len(problem.tests)) == (world.assignments, world.branches)
-            and set(problem.variables) <= set(words.VARIABLES[: world.variables])
+            and set(problem.variables) <= set(VARIABLES[: world.variables])
             and max(test.constant for test in problem.tests) <= world.constants
         )
         if not fits:
@@ -183,7 +306,7 @@ class ProgramProcess(ScriptProcess[Draft]):
         ids = self.world.ids
         if slot.name == "name":
             names = tuple(ids[name] for name in self.world.temporaries(slot.index))
-            return weighted(names, tuple(words.TEMPORARIES.values())[: len(names)], vocab_size=self.vocab_size)
+            return weighted(names, tuple(TEMPORARIES.values())[: len(names)], vocab_size=self.vocab_size)
         if slot.name == "tested":
             return weighted(memory.names[-1:], (1.0,), vocab_size=self.vocab_size)
         if slot.name == "operator":
@@ -219,7 +342,7 @@ class ProgramProcess(ScriptProcess[Draft]):
         if slot.name == "second":
             return weighted((second if memory.first == first else first,), (1.0,), vocab_size=self.vocab_size)
         if self._operator(memory) in COMMUTATIVE:
-            return weighted((first, second), (words.IN_ORDER, 1 - words.IN_ORDER), vocab_size=self.vocab_size)
+            return weighted((first, second), (IN_ORDER, 1 - IN_ORDER), vocab_size=self.vocab_size)
         return self._slipping((first, second), first)
 
     def _pair(self, slot: Slot, memory: Draft) -> tuple[int, int]:
@@ -245,3 +368,31 @@ class ProgramProcess(ScriptProcess[Draft]):
 
     def _slipping(self, tokens: Sequence[int], right: int) -> Choices:
         return slipping(tokens, right, slip_rate=self.world.slip_rate, vocab_size=self.vocab_size)
+
+
+def nth_specification(code: int, sizes: SpecificationSizes) -> Specification:
+    """The `code`-th specification. No test returns what the next one, or the last return, does."""
+    left = iter(digits(code, sizes.radices()))
+    variables = _pairs(sizes.variables)[next(left)]
+    computations = [_computation(variables, next(left))]
+    for _ in range(sizes.assignments - 1):
+        computations.append(_computation((IT, variables[next(left)]), next(left)))
+    parts = [(COMPARATORS[next(left)], next(left) + 1, next(left) + 1) for _ in range(sizes.branches)]
+    values = (*variables, IT)
+    returned = next(left)
+    otherwise = values[returned]
+    tests: list[Condition] = []
+    for comparator, constant, turn in reversed(parts):
+        # Counted on from what is returned next, never all the way round.
+        returned = (returned + turn) % len(values)
+        tests.insert(0, Condition(comparator, constant, values[returned]))
+    return Specification(variables=variables, computations=tuple(computations), tests=tuple(tests), otherwise=otherwise)
+
+
+def _pairs(variables: int) -> Sequence[tuple[str, str]]:
+    return list(combinations(VARIABLES[:variables], 2))
+
+
+def _computation(operands: tuple[str, str], form: int) -> Computation:
+    operator, swap = FORMS[form]
+    return Computation(operator, *(reversed(operands) if swap else operands))
