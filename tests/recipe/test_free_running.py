@@ -7,7 +7,7 @@ import pytest
 from bridgegarden.errors import ConfigError
 from bridgegarden.recipe import FreeRunningSection, Recipe, TrainingSection, build_sft_config
 from bridgegarden.recipe.plain_yaml import read_yaml
-from bridgegarden.training.exposure_bias_callback import SELECT_BY
+from bridgegarden.training.callbacks import SELECT_BY
 
 TREE = {
     "teacher": {"model": "t"},

@@ -2,7 +2,7 @@ import dataclasses
 from pathlib import Path
 
 from bridgegarden.run import TrainSummary
-from bridgegarden.training.cost import Cost
+from bridgegarden.training.measured import Cost
 
 SUMMARY = TrainSummary(
     steps=12,

@@ -205,7 +205,7 @@ def build_sft_config(
         output_dir: where the trainer writes its checkpoints.
         evaluate: whether there are evaluation rows.
         select_by: keep the checkpoint that is best by this, a name in
-            :data:`bridgegarden.training.exposure_bias_callback.SELECT_BY`; checkpoints are then saved at evaluations,
+            :data:`bridgegarden.training.callbacks.SELECT_BY`; checkpoints are then saved at evaluations,
             unless the recipe says when. So they are for ``early_stopping``, which keeps the best one, too.
 
     Raises:
@@ -221,7 +221,7 @@ def build_sft_config(
     if evaluate:
         arguments.setdefault("eval_strategy", "epoch")
     if select_by is not None:
-        from bridgegarden.training.exposure_bias_callback import selection_arguments
+        from bridgegarden.training.callbacks import selection_arguments
 
         arguments = _selecting(arguments, selection_arguments(select_by))
     elif section.early_stopping is not None:

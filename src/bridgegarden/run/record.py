@@ -24,7 +24,7 @@ from bridgegarden.terminal import counted
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from bridgegarden.training.cost import Cost
+    from bridgegarden.training.measured import Cost
 
 TERMS = (
     "loss",

@@ -22,8 +22,7 @@ from bridgegarden.run.output import OutputFolder, check_writable
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import FREE_RUNNING, TERMS
 from bridgegarden.run.save import hub_target
-from bridgegarden.training.check_arguments import check_arguments
-from bridgegarden.training.prepare import withheld
+from bridgegarden.training.arguments import check_arguments, withheld
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

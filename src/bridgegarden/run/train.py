@@ -177,7 +177,7 @@ def _finished_before(
     from rich.text import Text
 
     from bridgegarden.teacher.cache.schema import read_as
-    from bridgegarden.training.cost import Cost
+    from bridgegarden.training.measured import Cost
 
     folder = run.folder
     try:
@@ -260,7 +260,7 @@ def _watch(
     """Have the student's loss on its own texts measured; a teacher that is cached is loaded for it."""
     from rich.text import Text
 
-    from bridgegarden.training.exposure_bias_callback import ExposureBiasCallback
+    from bridgegarden.training.callbacks import ExposureBiasCallback
 
     teacher = None
     if run.recipe.teacher.kind == "cached":
@@ -294,7 +294,7 @@ def _fit(
     import torch
 
     from bridgegarden.run.callbacks import EpochEndBeforeSave, SealCheckpoints, StopWhenAsked
-    from bridgegarden.training.early_stopping import EarlyStopping
+    from bridgegarden.training.callbacks import EarlyStopping
     from bridgegarden.training.progress import MetricsLog, ProgressDisplay
 
     if torch.cuda.is_available():

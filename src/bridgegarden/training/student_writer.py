@@ -14,8 +14,8 @@ from bridgegarden.data import end_of_turn_ids
 from bridgegarden.diagnostics.walk import draw, tempered
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.objective.alignment import IGNORE
-from bridgegarden.training.collator import ROW, RowCollator
-from bridgegarden.training.cost import CostLedger
+from bridgegarden.training.batches import ROW, RowCollator
+from bridgegarden.training.measured import CostLedger
 from bridgegarden.training.on_policy import OnPolicy, stream_seed
 
 WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)

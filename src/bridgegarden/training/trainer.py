@@ -18,7 +18,6 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
 from bridgegarden.causal_lm import add_hidden_loss, head_size, language_model_in, take_off_wrappers
 from bridgegarden.data import Columns, vocabulary_size
-from bridgegarden.errors import ConfigError
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.fused import FusedLoss, fused_hybrid_loss
 from bridgegarden.objective.head import LanguageModelHead
@@ -28,19 +27,37 @@ from bridgegarden.teacher.cache.reader import SIGNAL, TeacherCache
 from bridgegarden.teacher.data_tokens import DataTokens
 from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.teacher.protocol import Teacher
-from bridgegarden.training.apart import check_apart
-from bridgegarden.training.cached_teacher import check_cached_teacher
-from bridgegarden.training.check_arguments import as_sft_config, check_arguments, leave_out_router_loss
-from bridgegarden.training.collator import ROW, RowCollator, evened
-from bridgegarden.training.cost import Cost, CostLedger
-from bridgegarden.training.launch import check_launch, check_same_teacher
-from bridgegarden.training.log_window import LogWindow
-from bridgegarden.training.non_finite import check_finite_weights, non_finite_gradient, non_finite_loss
+from bridgegarden.training.arguments import (
+    as_sft_config,
+    check_arguments,
+    check_data_arguments,
+    check_launch,
+    check_prepared,
+    leave_out_router_loss,
+    row_rules,
+    withheld,
+)
+from bridgegarden.training.batches import ROW, RowCollator, evened, prepare
+from bridgegarden.training.measured import (
+    Cost,
+    CostLedger,
+    LogWindow,
+    TermSums,
+    check_finite_weights,
+    non_finite_gradient,
+    non_finite_loss,
+    term_means,
+)
+from bridgegarden.training.models import (
+    as_teacher,
+    check_apart,
+    check_cached_teacher,
+    check_loaded,
+    check_models,
+    check_same_teacher,
+)
 from bridgegarden.training.on_policy import OnPolicy, check_on_policy
-from bridgegarden.training.prepare import check_data_arguments, check_prepared, prepare, row_rules, withheld
-from bridgegarden.training.reach import check_loaded, check_models
 from bridgegarden.training.student_writer import StudentWriter
-from bridgegarden.training.terms import TermSums, term_means
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -108,7 +125,7 @@ class HybridDistillationTrainer(SFTTrainer):
         if isinstance(model, nn.Module):
             check_loaded(model)
         self.objective = objective if objective is not None else HybridObjective()
-        self.teacher = _as_teacher(teacher, model, adapters=kwargs.get("peft_config") is not None)
+        self.teacher = as_teacher(teacher, model, adapters=kwargs.get("peft_config") is not None)
         cache = self.teacher if isinstance(self.teacher, TeacherCache) else None
         if cache is not None:
             cache.check_objective(self.objective)
@@ -419,22 +436,6 @@ class HybridDistillationTrainer(SFTTrainer):
 
     def _step(self) -> str:
         return f"step {self.state.global_step + 1}"
-
-
-def _as_teacher(teacher: Any, student: Any, *, adapters: bool) -> Teacher:
-    """The teacher as a user gives it. Before it is frozen: a refused student must be left as it was."""
-    if isinstance(teacher, Teacher):
-        return teacher
-    if isinstance(teacher, (str, Path)):
-        return LiveTeacher.from_pretrained(teacher)
-    if not isinstance(teacher, nn.Module):
-        raise ConfigError(
-            f"teacher: got {type(teacher).__name__}; expected a causal language model, its name or path, a "
-            "LiveTeacher, a TeacherCache, or another Teacher."
-        )
-    if isinstance(student, nn.Module) and not adapters and language_model_in(student) is student:
-        check_apart(student, teacher, adapters=False)
-    return LiveTeacher(cast(PreTrainedModel, teacher))
 
 
 def _token_count(inputs: Mapping[str, Any]) -> int:

@@ -1,4 +1,4 @@
-"""What student and teacher cannot read, or cannot be trained on, is said in one line before the first step."""
+"""What student and teacher cannot read is said in one line before the first step; rows that weigh nothing."""
 
 import copy
 import logging
@@ -10,7 +10,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from bridgegarden.errors import ConfigError, DataError, ModelError
 from bridgegarden.objective.hybrid import HybridObjective, hybrid_loss_from_logits
-from bridgegarden.training.reach import check_loaded
+from bridgegarden.training.batches import evened
+from bridgegarden.training.models import check_loaded
 from tests.architectures import tiny_architecture
 from tests.tiny import VOCABULARY, tiny_model
 from tests.training.conftest import token_rows
@@ -156,3 +157,19 @@ def test_a_few_trained_tokens_get_their_gradient_through_a_head_tied_or_not(make
     for name, parameter in trainer.model.named_parameters():
         if parameter.requires_grad:
             torch.testing.assert_close(fast[name], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_rows_are_added_of_which_nothing_is_supervised():
+    rows = token_rows(7)
+    even = evened(rows, 4)
+    assert even.to_list()[:7] == rows.to_list()
+    assert len(even) == 8
+    assert set(even[7]["labels"]) == {-100}
+    assert len(even[7]["labels"]) == len(even[7]["input_ids"])
+    assert even.features == rows.features
+
+
+def test_rows_that_come_out_even_and_those_without_labels_stay_as_they_are():
+    rows, plain = token_rows(8), Dataset.from_list([{"input_ids": [1, 2]}] * 3)
+    assert evened(rows, 4) is rows
+    assert evened(plain, 2) is plain

@@ -1,0 +1,260 @@
+"""Student and teacher before the first step: each is what training takes it for, and they do not hold each other."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bridgegarden.causal_lm import architecture, language_model_in, read_hidden
+from bridgegarden.data import vocabulary_size
+from bridgegarden.errors import ConfigError, ModelError
+from bridgegarden.model_probes import Collate, check_causal_lm, check_packing, position_table
+from bridgegarden.sharded_head import rows
+from bridgegarden.teacher.cache.reader import TeacherCache
+from bridgegarden.teacher.live import LiveTeacher
+from bridgegarden.teacher.protocol import Teacher
+from bridgegarden.training.batches import Reach, RowCollator
+
+
+def as_teacher(teacher: Any, student: Any, *, adapters: bool) -> Teacher:
+    """The teacher as a user gives it. Before it is frozen: a refused student must be left as it was."""
+    if isinstance(teacher, Teacher):
+        return teacher
+    if isinstance(teacher, (str, Path)):
+        return LiveTeacher.from_pretrained(teacher)
+    if not isinstance(teacher, nn.Module):
+        raise ConfigError(
+            f"teacher: got {type(teacher).__name__}; expected a causal language model, its name or path, a "
+            "LiveTeacher, a TeacherCache, or another Teacher."
+        )
+    if isinstance(student, nn.Module) and not adapters and language_model_in(student) is student:
+        check_apart(student, teacher, adapters=False)
+    return LiveTeacher(cast(PreTrainedModel, teacher))
+
+
+def check_loaded(student: nn.Module, environment: Mapping[str, str] = os.environ) -> None:
+    """Make sure that the first process of a machine has the weights of the student; under FSDP it may hand them on.
+
+    Raises:
+        ModelError: it has not, so that there is nothing to probe, and nothing to train.
+    """
+    if int(environment.get("LOCAL_RANK") or 0) == 0 and any(parameter.is_meta for parameter in student.parameters()):
+        raise ModelError(
+            f"student {architecture(language_model_in(student))}: on the meta device, where weights have no numbers. "
+            "Load it (from_pretrained) where no such device is set, and whole (no offloading by device_map)."
+        )
+
+
+def check_models(
+    student: nn.Module,
+    teacher: PreTrainedModel | None,
+    *,
+    packed_by: Collate | None,
+    checkpointing: bool,
+    data: Mapping[str, Any],
+) -> Reach:
+    """Probe a pair before it is trained, and hold its data against what it can read.
+
+    Args:
+        student: as it is trained, adapters included.
+        teacher: the model, probed as a language model already; None where it is none, or is not in memory.
+        packed_by: what packs several rows into one row of a batch; None where rows stay alone.
+        checkpointing: whether activations are computed anew in the backward.
+        data: prepared data sets by name; those that are streamed are left to :meth:`Reach.check_batch`.
+
+    Raises:
+        ConfigError: the student cannot compute activations anew.
+        ModelError: a model that is not what training takes it for.
+        DataError: a row that a model cannot read.
+    """
+    _check_adapters(student)
+    inner = language_model_in(student)
+    if checkpointing and not inner.supports_gradient_checkpointing:
+        raise ConfigError(
+            f"training.gradient_checkpointing: {architecture(inner)} does not support it. Set it to false."
+        )
+    # Under FSDP the first process of a machine may hold the weights for all until training begins, and probes them.
+    if inner.device.type != "meta":
+        check_causal_lm(inner)
+    models = {"student": inner} | ({} if teacher is None else {"teacher": teacher})
+    probed = {role: model for role, model in models.items() if model.device.type != "meta"}
+    if packed_by is not None:
+        for role, model in probed.items():
+            check_packing(model, role, packed_by)
+    reach = _reach(models, probed)
+    for name, dataset in data.items():
+        if isinstance(dataset, Dataset) and "input_ids" in dataset.column_names:
+            reach.check_rows(dataset, name)
+    return reach
+
+
+def _check_adapters(student: nn.Module) -> None:
+    """Refuse adapters that put tokens of their own before the text, which labels know nothing of."""
+    for config in getattr(student, "peft_config", {}).values():
+        if config.is_prompt_learning and config.peft_type.value != "PREFIX_TUNING":
+            raise ModelError(
+                f"peft_config: {config.peft_type.value} puts virtual tokens before the text, which is not supported. "
+                "Use LoRA or another adapter of weights, or prefix tuning."
+            )
+
+
+def _reach(models: Mapping[str, PreTrainedModel], probed: Mapping[str, PreTrainedModel]) -> Reach:
+    named = {role: f"the {role}, {architecture(model)}," for role, model in models.items()}
+    ids = {role: rows(model.get_input_embeddings().weight) for role, model in models.items()}  # pyright: ignore
+    tables = {role: position_table(model) for role, model in probed.items()}
+    known = {role: size for role, size in tables.items() if size is not None}
+    least = min(ids, key=lambda role: ids[role])
+    shortest = min(known, key=lambda role: known[role], default=None)
+    if shortest is None:
+        return Reach(ids=ids[least], ids_of=named[least])
+    return Reach(ids=ids[least], ids_of=named[least], positions=known[shortest], positions_of=named[shortest])
+
+
+class _Memory(NamedTuple):
+    """Where a parameter lies."""
+
+    device: str
+    start: int
+    end: int
+    name: str
+
+
+def check_apart(student: nn.Module, teacher: nn.Module, *, adapters: bool) -> None:
+    """Make sure that training `student` and freezing `teacher` do not touch the same weights.
+
+    A student with adapters may read the frozen weights that its teacher reads, to save memory, as long as its layers
+    are objects of its own: in shared layers the adapters would be the teacher's, too.
+
+    Args:
+        student: with its adapters, if it has any.
+        teacher: the model that is imitated.
+        adapters: whether the student trains adapters alone.
+
+    Raises:
+        ModelError: they share layers or weights; says which, and what to do.
+    """
+    own = {id(module) for module in student.modules()}
+    both = [name for name, module in teacher.named_modules() if id(module) in own and _holds_parameters(module)]
+    if both:
+        what = "are one model" if both[0] == "" else f"share layers ({_shown(both)})"
+        raise ModelError(
+            f"teacher and student {what}: the teacher is frozen, and whatever is trained would be trained in it, too. "
+            "Load the teacher a second time, e.g. with teacher=PATH."
+        )
+    trained = {name for name, parameter in student.named_parameters() if parameter.requires_grad}
+    shared = [name for name in _overlapping(student, teacher) if not adapters or name in trained]
+    if shared:
+        raise ModelError(
+            f"teacher and student share weights ({_shown(shared)}): the teacher is frozen, so they would be, too. Give "
+            "one of the two a copy of its own, e.g. with teacher=PATH."
+        )
+
+
+def _overlapping(student: nn.Module, teacher: nn.Module) -> list[str]:
+    """Names of the student's parameters that lie, in part or whole, where one of the teacher's does."""
+    found: list[str] = []
+    theirs: _Memory | None = None
+    ours: list[_Memory] = []
+    for memory, of_teacher in sorted([*((m, True) for m in _memory(teacher)), *((m, False) for m in _memory(student))]):
+        if of_teacher:
+            found += [m.name for m in ours if m.device == memory.device and m.end > memory.start]
+            if theirs is None or theirs.device != memory.device or theirs.end < memory.end:
+                theirs = memory
+            ours = []
+        else:
+            if theirs is not None and theirs.device == memory.device and theirs.end > memory.start:
+                found.append(memory.name)
+            else:
+                ours.append(memory)
+    return found
+
+
+def _memory(model: nn.Module) -> Iterator[_Memory]:
+    for name, parameter in model.named_parameters():
+        tensor: Tensor = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        # Weights that are not here (meta, split by ZeRO-3) lie nowhere.
+        if tensor.device.type == "meta" or tensor.numel() == 0:
+            continue
+        reach = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+        yield _Memory(str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + reach * tensor.element_size(), name)
+
+
+def _holds_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _shown(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def check_same_teacher(teacher: object, accelerator: Accelerator) -> None:
+    """Make sure that a teacher in memory says the same in every process.
+
+    Raises:
+        ModelError: it does not: its weights were loaded in some of them alone, say.
+    """
+    if accelerator.num_processes == 1 or not isinstance(teacher, LiveTeacher):
+        return
+    hidden, head = read_hidden(teacher.model, {"input_ids": torch.arange(4, device=teacher.model.device).unsqueeze(0)})
+    said = head.logits(hidden[0]).double().square().mean().sqrt().float().to(accelerator.device)
+    everywhere = accelerator.gather(said.reshape(1))
+    assert isinstance(everywhere, torch.Tensor)
+    # Machines with other processors round otherwise.
+    if not torch.allclose(everywhere, everywhere[:1].expand_as(everywhere), rtol=1e-2, atol=0):
+        raise ModelError(
+            f"teacher {teacher.name}: it is not the same in every process: its logits on four tokens have the sizes "
+            f"{', '.join(f'{value:.4g}' for value in everywhere.tolist())}. Load the same weights in every process, or "
+            "train from a cache."
+        )
+
+
+def check_cached_teacher(
+    cache: TeacherCache,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None,
+    vocab_size: int,
+    collator: Any,
+    data: Mapping[str, Any],
+) -> None:
+    """Make sure that `cache` can stand for the teacher, at every position of the data.
+
+    Args:
+        cache: the teacher.
+        tokenizer: the student's.
+        max_length: tokens that rows are cut to.
+        vocab_size: size of the vocabulary that student and cache share.
+        collator: what makes batches.
+        data: prepared data sets by name; None where there is none.
+
+    Raises:
+        ModelError: it was built with another tokenizer, or the student lacks tokens that it speaks of.
+        ConfigError: rows are cut to another length; a collator of somebody else's; streamed data.
+        DataError: rows that it does not hold.
+    """
+    cache.check_tokenizer(tokenizer, max_length)
+    whole = min(vocabulary_size(tokenizer), cache.spec.teacher_width)
+    if cache.width < whole:
+        raise ModelError(
+            f"teacher cache {cache.folder}: its signals are about the ids below {cache.width} alone, and those of the "
+            f"tokenizer go up to {whole - 1}. Build it again (bridgegarden cache build RECIPE --replace)."
+        )
+    if vocab_size < cache.width:
+        raise ModelError(
+            f"teacher cache {cache.folder}: its signals are about {cache.width} tokens, of which the student has only "
+            f"{vocab_size}."
+        )
+    if not isinstance(collator, RowCollator):
+        raise ConfigError("data_collator: a teacher's cache needs the trainer's own; leave it out.")
+    for name, dataset in data.items():
+        if isinstance(dataset, Dataset):
+            cache.check_rows(dataset, name)
+        elif dataset is not None:
+            raise ConfigError(f"{name} data: a streamed data set cannot be paired with a cache; load it whole.")
