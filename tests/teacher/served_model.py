@@ -96,6 +96,6 @@ class ServedModel:
 
 def index_byte(tokenizer: PreTrainedTokenizerFast, index: int) -> int:
     """The byte that a token of the tiny tokenizer stands for."""
-    from bridgegarden.teacher.server_tokens import BYTE_OF
+    from bridgegarden.teacher.server_logprobs import BYTE_OF
 
     return BYTE_OF[str(tokenizer.convert_ids_to_tokens(index))]

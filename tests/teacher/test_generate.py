@@ -12,7 +12,7 @@ import pytest
 
 from bridgegarden.data import Columns, conversation, load_rows
 from bridgegarden.errors import ConfigError, DataError, ModelError
-from bridgegarden.teacher.answer_file import Key
+from bridgegarden.teacher.answers import Key
 from bridgegarden.teacher.generate import Answer, Decoding, Failure, Questions, generate
 
 ROWS = [{"prompt": f"question {i}", "id": i * 7} for i in range(8)]

@@ -18,7 +18,7 @@ from bridgegarden.data import Conversation
 from bridgegarden.errors import DataError, ModelError
 from bridgegarden.files import AppendedLines
 from bridgegarden.statistics import Estimate, Interval
-from bridgegarden.teacher.answer_file import Key
+from bridgegarden.teacher.answers import Key
 from bridgegarden.teacher.generate import GIVE_UP_AFTER, Answer, Decoding, Engine, Outcome, Request
 
 Choice = Literal["first", "second", "tie"]

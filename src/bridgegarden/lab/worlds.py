@@ -13,7 +13,7 @@ from bridgegarden.exact.process import EndsOffScript, Process, Role, answered_ro
 from bridgegarden.exact.tabular import TabularProcess, tabulate
 from bridgegarden.exact.tasks import WORLDS
 from bridgegarden.exact.world import SPECIAL_TOKENS, World
-from bridgegarden.teacher.process import ProcessTeacher
+from bridgegarden.teacher.protocol import ProcessTeacher
 from bridgegarden.terminal import counted
 
 MOST_STATES = 200_000

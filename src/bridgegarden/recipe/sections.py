@@ -19,7 +19,7 @@ from bridgegarden.recipe.training import (
     TrainingSection,
 )
 from bridgegarden.registry import check_temperature, unknown_name
-from bridgegarden.teacher.server_key import check_url
+from bridgegarden.teacher.server_connection import check_url
 from bridgegarden.training.on_policy import OnPolicy, check_on_policy
 
 LONGEST_PATH, LONGEST_NAME = 4000, 255

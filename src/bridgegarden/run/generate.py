@@ -15,7 +15,7 @@ from bridgegarden.run.output import check_writable
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.rows import columns_of, training_rows
 from bridgegarden.run.teacher import LiveModel
-from bridgegarden.teacher.answer_file import check_answers_path
+from bridgegarden.teacher.answers import check_answers_path
 from bridgegarden.teacher.generate import (
     Decoding,
     Engine,
@@ -25,7 +25,7 @@ from bridgegarden.teacher.generate import (
     generate,
 )
 from bridgegarden.teacher.server import Server, ServerEngine
-from bridgegarden.teacher.server_key import api_key
+from bridgegarden.teacher.server_connection import api_key
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -12,7 +12,7 @@ from bridgegarden.evaluation.judge import JudgeResult, Pair, judge
 from bridgegarden.files import write_json
 from bridgegarden.run.output import check_writable, write_or_rescue
 from bridgegarden.teacher.server import Server, ServerEngine
-from bridgegarden.teacher.server_key import api_key
+from bridgegarden.teacher.server_connection import api_key
 
 
 @dataclass(frozen=True, kw_only=True)

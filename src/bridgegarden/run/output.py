@@ -18,7 +18,7 @@ from bridgegarden.files import partial, write_json, write_text
 from bridgegarden.recipe import Recipe
 from bridgegarden.recipe.plain_yaml import read_yaml, read_yaml_file
 from bridgegarden.run.checkpoints import SEAL, Fault, checkpoints_in, fault_of
-from bridgegarden.teacher.cache.schema import read_json
+from bridgegarden.teacher.foreign_values import read_json
 
 KEYS_SHOWN = 6
 RECORD_KEYS: Mapping[str, type] = MappingProxyType(

@@ -21,8 +21,7 @@ from bridgegarden.data import (
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.preflight import Pair
 from bridgegarden.recipe import DataSection, Recipe
-from bridgegarden.teacher.answer_file import read_settings
-from bridgegarden.teacher.answer_signals import ADVICE, AnsweredRow, AnswerReader, Unusable
+from bridgegarden.teacher.answers import ADVICE, AnsweredRow, AnswerReader, Unusable, read_settings
 
 if TYPE_CHECKING:
     from datasets import Dataset

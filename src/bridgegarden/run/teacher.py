@@ -185,7 +185,7 @@ class LabelsAlone(RecipeTeacher):
         return None
 
     def signals(self, pair: Pair, say: Say) -> "Teacher":
-        from bridgegarden.teacher.data_tokens import DataTokens
+        from bridgegarden.teacher.protocol import DataTokens
 
         say("no teacher is loaded: the hard labels of the data are all that is learnt")
         return DataTokens(pair.student.width)

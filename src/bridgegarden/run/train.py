@@ -176,7 +176,7 @@ def _finished_before(
     """What came of a run that is there already, as it was written down."""
     from rich.text import Text
 
-    from bridgegarden.teacher.cache.schema import read_as
+    from bridgegarden.teacher.foreign_values import read_as
     from bridgegarden.training.measured import Cost
 
     folder = run.folder

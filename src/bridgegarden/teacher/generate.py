@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 from bridgegarden.data import Columns, Conversation, Mix, prompt, with_answer
 from bridgegarden.errors import ConfigError, DataError, ModelError
-from bridgegarden.teacher.answer_file import AnswerFile, Key, check_can_be_written
+from bridgegarden.teacher.answers import AnswerFile, Key, check_can_be_written
 
 LOWEST_TEMPERATURE = 1e-6
 """But zero. Logits over less than this are infinite, and the likeliest of infinite ones is any."""

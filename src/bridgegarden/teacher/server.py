@@ -11,9 +11,7 @@ from typing import Any
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.teacher.generate import Answer, Decoding, Failure, Outcome, Request
-from bridgegarden.teacher.server_connection import Connection
-from bridgegarden.teacher.server_key import check_url
-from bridgegarden.teacher.server_reply import BadReply, read_reply
+from bridgegarden.teacher.server_connection import BadReply, Connection, check_url, read_reply
 
 LONGEST_BACKOFF = 60.0
 """Seconds between two attempts, unless the server asks for more."""
@@ -72,7 +70,7 @@ class ServerEngine:
         """
         Args:
             server: where.
-            key: of :func:`~bridgegarden.teacher.server_key.api_key`; sent to that server only, shown nowhere.
+            key: of :func:`~bridgegarden.teacher.server_connection.api_key`; sent to that server only, shown nowhere.
             complain: is told now and then, in one line and by any thread, why there are no answers for the moment.
 
         Raises:

@@ -1,4 +1,6 @@
-"""One request to an HTTP server: where it goes, how long it may take, and how it can fail.
+"""One request to an HTTP server: the key to it, where it goes, how long it may take, how it can fail, what came back.
+
+The key is read from the environment, sent to that server, and shown and written nowhere.
 
 A deadline holds for a request as a whole: however slowly a server lets its bytes drip, and wherever (in headers, in a
 body, in a proxy's reply), each wait for more of them ends when the time is up.
@@ -8,6 +10,8 @@ import http.client
 import io
 import ipaddress
 import json
+import os
+import re
 import socket
 import ssl
 import time
@@ -17,13 +21,13 @@ from collections.abc import Mapping
 from contextlib import closing
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 from urllib.parse import unquote, urlsplit
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.teacher.foreign_values import short
-from bridgegarden.teacher.server_key import KEY_VARIABLE, Secret
-from bridgegarden.teacher.server_reply import BadReply, error_text
+from bridgegarden.teacher.foreign_values import Unfit, mapping, name, short, shown, text
+from bridgegarden.teacher.generate import Answer
+from bridgegarden.teacher.server_logprobs import top_logprobs
 
 PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 """Status codes after which the same request may succeed."""
@@ -32,6 +36,64 @@ LONGEST_PAUSE = 600.0
 LARGEST_REPLY = 1 << 26
 """Bytes."""
 PORTS = {"http": 80, "https": 443}
+KEY_VARIABLE = "OPENAI_API_KEY"
+SHORTEST_KEY = 8
+"""Characters. A shorter word may stand in an answer by chance, so that nobody could say whether it is the key."""
+MASK = "***"
+"""What stands where the key was."""
+ENDINGS: Mapping[str, Literal["stop", "length"]] = {
+    "stop": "stop",
+    "eos": "stop",
+    "end_turn": "stop",
+    "length": "length",
+    "max_tokens": "length",
+}
+"""How servers say why an answer ended."""
+
+
+def api_key(variable: str | None = None) -> str | None:
+    """The key in an environment variable: the one named, which must be set, or ``OPENAI_API_KEY``, which need not.
+
+    Raises:
+        ConfigError: it is not set, or what it holds cannot be a key. The message shows neither name nor content: either
+            may be the key.
+    """
+    value = os.environ.get(variable or KEY_VARIABLE, "").strip()
+    if not value and variable is not None:
+        raise ConfigError(
+            f"--api-key-env takes the name of an environment variable that holds the key, such as {KEY_VARIABLE}; no "
+            "variable of the given name is set. (Never give the key itself: others can see command lines.)"
+        )
+    if not (value.isascii() and value.isprintable()) or " " in value:
+        raise ConfigError("the API key in the environment holds spaces or characters that no key has.")
+    return value or None
+
+
+def check_url(url: str, place: str) -> None:
+    """Refuse an address that is none, or that holds what must not be written down.
+
+    Args:
+        url: the address.
+        place: what to call it in messages, which do not show it.
+
+    Raises:
+        ConfigError: says what is wrong with it.
+    """
+    try:
+        parts = urlsplit(url)
+        host = (parts.hostname or "").encode("idna")  # as it is looked up
+        usable = parts.scheme in ("http", "https") and bool(host) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or any(not "!" <= character <= "~" for character in url):
+        raise ConfigError(
+            f"{place}: the server's address must be like http://localhost:8000/v1 (http or https, no spaces, ASCII)."
+        )
+    if parts.username is not None or parts.query or parts.fragment or "?" in url or "#" in url:
+        raise ConfigError(
+            f"{place}: the server's address holds a user name, password or query. It would be written to files; give "
+            f"only the address, and the key in the environment ({KEY_VARIABLE}, or --api-key-env NAME)."
+        )
 
 
 class Reply(NamedTuple):
@@ -49,8 +111,8 @@ class Connection:
     def __init__(self, base_url: str, key: str | None, timeout: float) -> None:
         """
         Args:
-            base_url: what paths are appended to, as :func:`~bridgegarden.teacher.server_key.check_url` takes it.
-            key: of :func:`~bridgegarden.teacher.server_key.api_key`; sent there only, shown nowhere.
+            base_url: what paths are appended to, as :func:`~bridgegarden.teacher.server_connection.check_url` takes it.
+            key: of :func:`~bridgegarden.teacher.server_connection.api_key`; sent there only, shown nowhere.
             timeout: seconds that a request may take in all.
 
         Raises:
@@ -138,6 +200,87 @@ class Connection:
             return f"no reply within {self.timeout:g} s."
         # It may quote what the server sent.
         return f"the connection failed ({short(self._secret.masked(str(error))) or type(error).__name__})."
+
+
+class BadReply(Exception):
+    """There is no answer in a reply; says why in one line."""
+
+    def __init__(self, reason: str, *, try_again: bool = False, retry_after: float | None = None) -> None:
+        super().__init__(reason)
+        self.try_again = try_again
+        """Whether the next reply to the same request may be better."""
+        self.retry_after = retry_after
+        """Seconds that the server asked us to wait."""
+
+
+def read_reply(body: str, *, model: str, top_k: int) -> Answer:
+    """The answer in the reply to a request for one choice.
+
+    Args:
+        body: as it came, without our key.
+        model: what was asked for, where the reply does not say who answered.
+        top_k: how many log-probabilities a position were asked for.
+
+    Raises:
+        BadReply: it is cut off, an error, or not what was asked for.
+    """
+    reply = _object(body)
+    if reply.get("error") is not None:
+        raise BadReply(f"the server replied with an error ({error_text(body)}).", try_again=True)
+    choices = reply.get("choices")
+    if not isinstance(choices, list) or not choices:
+        raise BadReply(f"the reply has no 'choices' (it has {shown(list(reply))[1:-1] or 'nothing'}).")
+    try:
+        return _answer(mapping(choices[0], "choices"), reply, model, top_k)
+    except Unfit as error:
+        raise BadReply(f"the reply is none that can be kept ({error}).") from None
+
+
+def error_text(body: str) -> str:
+    """What an error reply says, in one short line."""
+    try:
+        error = json.loads(body)
+        error = error.get("error", error) if isinstance(error, dict) else error
+        message = error.get("message", error) if isinstance(error, dict) else error
+    except (ValueError, RecursionError):
+        message = body
+    return short(message if isinstance(message, str) else shown(message)).rstrip(".") or "no text"
+
+
+class Secret:
+    """A key, or none, and its absence from whatever is shown."""
+
+    def __init__(self, key: str | None) -> None:
+        """
+        Args:
+            key: of :func:`api_key`.
+
+        Raises:
+            ConfigError: it is too short to be told from other text.
+        """
+        if key is not None and len(key) < SHORTEST_KEY:
+            raise ConfigError(
+                f"the API key in the environment has {len(key)} characters; one of fewer than {SHORTEST_KEY} cannot be "
+                "told from the words of an answer, so it could be written down. Take a longer one; for a server that "
+                f"asks for none, unset {KEY_VARIABLE}."
+            )
+        self._key = key
+        self._pattern = None if key is None else re.compile("".join(map(_spellings, key)))
+
+    def __bool__(self) -> bool:
+        return self._key is not None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the server wants to see."""
+        return {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
+
+    def masked(self, text: str) -> str:
+        """`text` without the key, in whichever way JSON, addresses or HTML spell its characters.
+
+        To be called before anything is cut off: of a half there is no telling what it was.
+        """
+        return text if self._pattern is None else self._pattern.sub(MASK, text)
 
 
 class _Deadline:
@@ -291,3 +434,49 @@ def _seconds(retry_after: str | None) -> float | None:
         except (ValueError, TypeError, OverflowError):  # years and time zones that no date has
             return None
     return min(max(seconds, 0.0), LONGEST_PAUSE) if seconds == seconds else None
+
+
+def _spellings(character: str) -> str:
+    """A pattern for one character of a key."""
+    code = ord(character)
+    forms = [re.escape(character), rf"\\\\*u(?i:{code:04x})", f"%(?i:{code:02x})", f"&#(?i:x0*{code:x}|0*{code});"]
+    if not character.isalnum():
+        forms.append(rf"\\\\*{re.escape(character)}")
+    return f"(?:{'|'.join(forms)})"
+
+
+def _object(body: str) -> dict[str, Any]:
+    try:
+        reply = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        cause = short(str(error))
+        raise BadReply(f"the reply is not whole JSON ({len(body)} characters: {cause}).", try_again=True) from None
+    if not isinstance(reply, dict):
+        raise BadReply("the reply is not a JSON object.", try_again=True)
+    return reply
+
+
+def _answer(choice: Mapping[str, Any], reply: Mapping[str, Any], model: str, top_k: int) -> Answer:
+    ending = choice.get("finish_reason")
+    if not isinstance(ending, str) or ending not in ENDINGS:
+        raise BadReply(f"the answer ended with finish_reason {shown(ending)}; expected 'stop' or 'length'.")
+    answer = _text(choice)
+    given = choice.get("logprobs") if top_k else None
+    return Answer(
+        text=answer,
+        finish_reason=ENDINGS[ending],
+        generated_by=name(reply["model"], "model") if reply.get("model") else model,
+        top_logprobs=None if given is None else top_logprobs(given, answer, top_k),
+    )
+
+
+def _text(choice: Mapping[str, Any]) -> str:
+    message = choice.get("message")
+    answer = message.get("content") if isinstance(message, dict) else choice.get("text")
+    if isinstance(answer, str):
+        try:
+            return text(answer, "the answer")
+        except Unfit as error:
+            raise BadReply(f"{error}.", try_again=True) from None
+    calls = " It called a tool, which is not kept." if isinstance(message, dict) and message.get("tool_calls") else ""
+    raise BadReply(f"the answer holds no text.{calls}")

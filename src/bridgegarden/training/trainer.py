@@ -24,9 +24,8 @@ from bridgegarden.objective.head import LanguageModelHead
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import TrainProgress
 from bridgegarden.teacher.cache.reader import SIGNAL, TeacherCache
-from bridgegarden.teacher.data_tokens import DataTokens
 from bridgegarden.teacher.live import LiveTeacher
-from bridgegarden.teacher.protocol import Teacher
+from bridgegarden.teacher.protocol import DataTokens, Teacher
 from bridgegarden.training.arguments import (
     as_sft_config,
     check_arguments,

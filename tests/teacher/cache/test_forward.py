@@ -9,7 +9,7 @@ from datasets import Dataset
 from bridgegarden.errors import ConfigError
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import ConfidenceWeight, EntropyWeight
-from bridgegarden.teacher.answer_signals import AnsweredRow, kept_position, label_alone
+from bridgegarden.teacher.answers import AnsweredRow, kept_position, label_alone
 from bridgegarden.teacher.cache.forward import AnswersEngine, position_arrays
 from bridgegarden.teacher.cache.info import cache_info, served_numbers
 from bridgegarden.teacher.cache.manifest import write_spec

@@ -110,7 +110,9 @@ def test_another_tokenizer_template_or_length_is_refused_with_both_values(cache)
 def test_a_power_sum_that_is_not_stored_is_refused_before_training(cache):
     reader = TeacherCache(cache)
     reader.check_objective(HybridObjective(temperature=2.0, soft_weight=EntropyWeight(kind="power", gamma=0.1)))
-    with pytest.raises(ConfigError, match=r"sum of p\^0.25, and stored are those of exponents 0.1, 0.5, 2.*cache build"):
+    with pytest.raises(
+        ConfigError, match=r"sum of p\^0.25, and stored are those of exponents 0.1, 0.5, 2.*cache build"
+    ):
         reader.check_objective(HybridObjective(temperature=4.0))
 
 

@@ -16,7 +16,7 @@ from bridgegarden.objective.alignment import IGNORE, SupervisedPositions
 from bridgegarden.objective.head import LanguageModelHead
 from bridgegarden.objective.selected_logits import chunks, default_chunk_tokens
 from bridgegarden.objective.support import TeacherSignal
-from bridgegarden.teacher.answer_signals import AnsweredRow, Position
+from bridgegarden.teacher.answers import AnsweredRow, Position
 from bridgegarden.teacher.cache.record import RecordFormat, Signals
 from bridgegarden.teacher.cache.shard import Document, Entry, document_key
 from bridgegarden.teacher.cache.spec import CacheSpec

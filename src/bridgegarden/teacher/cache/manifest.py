@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.files import write_json
-from bridgegarden.teacher.cache.schema import read_as, read_json
 from bridgegarden.teacher.cache.spec import CacheSpec
+from bridgegarden.teacher.foreign_values import read_as, read_json
 
 logger = logging.getLogger(__name__)
 

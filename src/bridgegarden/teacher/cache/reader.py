@@ -189,19 +189,23 @@ class TeacherCache:
                 f"the likeliest tokens instead. {replace_command(self.folder)}"
             )
         missing = [g for g in needed if self.spec.has_tail and g not in self.spec.stored_exponents]
-        if missing and self.spec.served is not None:
-            raise ConfigError(
-                f"teacher cache {self.folder}: the objective's temperature, sharpening or power entropy needs the tail's "
-                f"sum of p^{missing[0]:g}, which a server does not give and its log-probabilities do not determine. Take "
-                "temperature 1, sharpening 1 and another rule for the soft weight (entropy of kind shannon, confidence, static), or "
-                "a teacher on this machine."
+        if not missing:
+            return
+        if self.spec.served is not None:
+            why = (
+                "which a server does not give and its log-probabilities do not determine. Take temperature 1, "
+                "sharpening 1 and another rule for the soft weight (entropy of kind shannon, confidence, static), or a "
+                "teacher on this machine."
             )
-        if missing:
-            raise ConfigError(
-                f"teacher cache {self.folder}: the objective's temperature, sharpening or power entropy needs the tail's "
-                f"sum of p^{missing[0]:g}, and stored are those of exponents {_listed(self.spec.exponents)}. Build it with "
-                f"this objective in the recipe. {replace_command(self.folder, self.spec)}"
+        else:
+            why = (
+                f"and stored are those of exponents {_listed(self.spec.exponents)}. Build it with this objective in "
+                f"the recipe. {replace_command(self.folder, self.spec)}"
             )
+        raise ConfigError(
+            f"teacher cache {self.folder}: the objective's temperature, sharpening or power entropy needs the tail's "
+            f"sum of p^{missing[0]:g}, {why}"
+        )
 
     def check_rows(self, dataset: "Dataset", name: str) -> None:
         """Make sure that the cache holds every document of a tokenised data set.

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.objective.support import TeacherSignal
-from bridgegarden.teacher.cache.schema import read_as
+from bridgegarden.teacher.foreign_values import read_as
 from bridgegarden.teacher.server_logprobs import SMALLEST_TAIL
 
 DEFAULT_EXPONENTS = (0.1, 0.5, 2.0)
-"""Tail power sums that are kept whatever the objective: for the power entropy's default gamma, for temperature 2 and for
-the sharpened target of the preset."""
+"""Tail power sums that are kept whatever the objective: for the power entropy's default gamma, for temperature 2 and
+for the sharpened target of the preset."""
 DEFAULT_BITS = 8
 MOST_TOKENS = 1 << 24
 """Entries of a vocabulary that the code of sorted ids can tell apart."""
@@ -75,7 +75,7 @@ class Served:
     temperature: float
     """At which the answers were drawn. The log-probabilities are those of temperature 1 all the same."""
     entropy: str = "lower bound"
-    """What the stored entropy is; see :func:`bridgegarden.teacher.answer_signals.least_entropy`."""
+    """What the stored entropy is; see :func:`bridgegarden.teacher.answers.least_entropy`."""
     smallest_tail: float = SMALLEST_TAIL
     """What the tail has at least: less is rounding in a server's numbers."""
 

@@ -2,7 +2,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from bridgegarden.teacher.server_tokens import BYTE_OF, TokenTexts
+from bridgegarden.teacher.server_logprobs import BYTE_OF, TokenTexts
 from tests.tiny import VOCABULARY, tiny_tokenizer
 
 PIECES = ["<unk>", "<0x41>", "<0xE2>", "<0x82>", "\u2581the", "the", "A", "\u2581", "\u00e9"]

@@ -10,8 +10,7 @@ from bridgegarden.exact.process import sample, trace
 from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld, make_problems
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.hybrid import HybridObjective, dense_student_support
-from bridgegarden.teacher.process import ProcessTeacher
-from bridgegarden.teacher.protocol import Teacher
+from bridgegarden.teacher.protocol import ProcessTeacher, Teacher
 
 WORLD = ArithmeticWorld(modulus=5, steps=2, wordings=3)
 IGNORE = -100
