@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from bridgegarden.data.pieces import Piece
+from bridgegarden.data.audit import Piece
 from bridgegarden.diagnostics.diagnose import diagnose
 from bridgegarden.diagnostics.diagnosis import Diagnosis, DiagnosisSettings, Findings, ModelUsed, PromptsUsed
 from tests.diagnostics.worlds import HORIZON, VOCABULARY, World, make_world

@@ -1,14 +1,12 @@
 """Any accepted data set to token ids and labels, with a way to look at the result and to name it."""
 
 from bridgegarden.data.audit import MaskAudit, Span, audit_spans, audit_text
-from bridgegarden.data.chat import Conversation, conversation, prompt, with_answer
-from bridgegarden.data.columns import Columns
-from bridgegarden.data.encode import vocabulary_size
+from bridgegarden.data.chat import Columns, Conversation, conversation, prompt, with_answer
+from bridgegarden.data.encode import TokenisedRow, end_of_turn_ids, tokenise_row, vocabulary_size
 from bridgegarden.data.fingerprint import chat_template_fingerprint, dataset_fingerprint, tokenizer_fingerprint
-from bridgegarden.data.nested import RowsAsWritten
-from bridgegarden.data.read_row import RowRules
+from bridgegarden.data.json_rows import RowsAsWritten
 from bridgegarden.data.rows import Mix, Source, load_mix, load_rows, place
-from bridgegarden.data.tokenise import TokenisedRow, end_of_turn_ids, tokenise, tokenise_row, tokenise_stream
+from bridgegarden.data.tokenise import RowRules, tokenise, tokenise_stream
 
 __all__ = [
     "Columns",

@@ -1,8 +1,9 @@
-"""What is learnt of a row, for a human to read before a long run."""
+"""Token ids as text for a human: what is learnt of a row, before a long run, and what each single token says."""
 
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
 OPEN, CLOSE = "«", "»"
 INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 """Unicode categories that a terminal would act on or not show."""
+UNFINISHED = "\ufffd"
+"""What decoding puts where bytes do not (yet) make a character."""
+OUTSIDE = "(outside)"
+"""The text of what lies beyond the shared vocabulary."""
+CONTEXT = 4
+"""Tokens before a text that may have a say in how its first one is decoded."""
 
 
 class Tokens(Protocol):
@@ -98,3 +105,76 @@ def _decode(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> str:
     text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The text of one token."""
+
+    text: str
+    """What it says; empty for a token that is only the beginning of a character, which the last one completes."""
+    gap: str = ""
+    """Space before it that no token holds, as between the words of a word-level tokenizer."""
+
+
+class TokenTexts:
+    """Token ids to text, one by one."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", *, shared_size: int) -> None:
+        """
+        Args:
+            tokenizer: whose ids they are.
+            shared_size: ids from here on are outside the vocabulary, and all called so.
+        """
+        self._tokenizer, self._size = tokenizer, shared_size
+        anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
+        assert isinstance(anchor, list)
+        self._anchor = tuple(anchor[-1:])
+        self._alone = lru_cache(maxsize=None)(self._piece_alone)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of several tokens, special ones included."""
+        known = self._decode([index for index in ids if index < self._size])
+        return known + OUTSIDE * any(index >= self._size for index in ids)
+
+    def token(self, index: int) -> Piece:
+        """A token in the middle of a text."""
+        return self._alone(index)
+
+    def pieces(self, before: Sequence[int], ids: Sequence[int]) -> list[Piece]:
+        """Each of `ids`, which follow `before`; joined with their gaps they are the text.
+
+        Bytes of one character may be spread over tokens: only a window is decoded at a time, which grows until it ends
+        with a whole character.
+        """
+        context = [index for index in before[-CONTEXT:] if index < self._size]
+        known = [index for index in ids if index < self._size]
+        everything, start, read = [*context, *known], 0, len(context)
+        found: list[Piece] = []
+        for end in range(len(context) + 1, len(everything) + 1):
+            old, new = self._decode(everything[start:read]), self._decode(everything[start:end])
+            if new.endswith(UNFINISHED) and end < len(everything):
+                found.append(Piece(""))
+                continue
+            found.append(self._piece(new.removeprefix(old), everything[end - 1]))
+            start, read = read, end
+        return [*found, *[Piece(OUTSIDE)] * (len(ids) - len(known))]
+
+    def _piece_alone(self, index: int) -> Piece:
+        if index >= self._size:
+            return Piece(OUTSIDE)
+        before = self._decode(self._anchor)
+        after = self._decode((*self._anchor, index))
+        return self._piece(after.removeprefix(before) if after.startswith(before) else self._decode([index]), index)
+
+    def _piece(self, text: str, index: int) -> Piece:
+        """`text`, whose first space is the token's own only if the vocabulary has it so."""
+        raw = self._tokenizer.convert_ids_to_tokens(index)
+        if text.startswith(" ") and isinstance(raw, str) and raw.strip() == text[1:]:
+            return Piece(text[1:], " ") if raw[:1] != " " else Piece(text)
+        return Piece(text)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        decoded = self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert isinstance(decoded, str)
+        return decoded

@@ -7,7 +7,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any, cast
 
-from bridgegarden.data.nested import RowsAsWritten
+from bridgegarden.data.json_rows import RowsAsWritten
 from bridgegarden.data.template import name_of
 from bridgegarden.errors import ModelError
 

@@ -17,8 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from bridgegarden.data.json_rows import read_json
-from bridgegarden.data.nested import RowsAsWritten
+from bridgegarden.data.json_rows import RowsAsWritten, read_json
 from bridgegarden.errors import ConfigError, DataError, foreign
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from bridgegarden.data.chat import Conversation, Message
-from bridgegarden.data.forms import (
+from bridgegarden.data.render import (
     ANSWER,
     ANSWERED,
     ASKED,
@@ -23,12 +23,17 @@ from bridgegarden.data.forms import (
     RESULT,
     VALUE,
     MessageForms,
+    Rendered,
+    TemplateRefusal,
+    agreement,
     called,
+    has_marks,
     message_forms,
+    render,
+    training_template,
+    unsaid,
     written,
 )
-from bridgegarden.data.render import Rendered, TemplateRefusal, agreement, has_marks, render, training_template
-from bridgegarden.data.said import unsaid
 from bridgegarden.errors import DataError, ModelError
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from bridgegarden.data.pieces import Piece
+from bridgegarden.data.audit import Piece
 from bridgegarden.diagnostics.advise import Advice
 from bridgegarden.diagnostics.attribution import Attribution
 from bridgegarden.diagnostics.exposure_bias import ExposureBias, StudentDifference

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from bridgegarden.data.pieces import Piece
+from bridgegarden.data.audit import Piece
 from bridgegarden.diagnostics.kappa import PositionKappa
 from bridgegarden.diagnostics.rollout import RollOuts
 from bridgegarden.diagnostics.walk import walk
@@ -26,7 +26,7 @@ RULES: Mapping[str, SoftWeight] = {
 
 
 class Reader(Protocol):
-    """Token ids to text; :class:`~bridgegarden.data.pieces.TokenTexts` is one."""
+    """Token ids to text; :class:`~bridgegarden.data.audit.TokenTexts` is one."""
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of several tokens."""

@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
-from bridgegarden.data.forms import ANSWERED, ASKED, FOUND, TOOL, called
-from bridgegarden.data.render import TemplateRefusal, render
+from bridgegarden.data.render import ANSWERED, ASKED, FOUND, TOOL, TemplateRefusal, called, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from bridgegarden.causal_lm_policy import CausalLMPolicy
 from bridgegarden.data import end_of_turn_ids
-from bridgegarden.data.pieces import TokenTexts
+from bridgegarden.data.audit import TokenTexts
 from bridgegarden.diagnostics.diagnose import diagnose
 from bridgegarden.diagnostics.diagnosis import Diagnosis, DiagnosisSettings, ModelUsed
 from bridgegarden.files import write_json
