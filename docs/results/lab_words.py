@@ -8,9 +8,9 @@ from bridgegarden.lab.report import CHOICES, optimum, roles_of, sweep_weights
 from bridgegarden.lab.result import LabResult, Measured
 from bridgegarden.lab.settings import REGIMES
 from bridgegarden.lab.tables import label, markdown_table
-from bridgegarden.report.scale import number, span
 from bridgegarden.statistics import Effect
 from bridgegarden.study.arms import ALL_OBJECTIVES, HYBRIDS
+from bridgegarden.table import number, span
 
 Quantity = Callable[[Measured], float]
 PURE = tuple(name for name, objective in ALL_OBJECTIVES.items() if objective.pure)

@@ -1,7 +1,7 @@
 import pytest
 
 from bridgegarden.quickstart.report import interval_words, percent
-from bridgegarden.report.scale import plus_minus, span
+from bridgegarden.table import plus_minus, span
 from tests.quickstart.made_up import made_up_result
 
 

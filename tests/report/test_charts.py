@@ -4,8 +4,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridgegarden.report.charts import Dot, Point, Row, dot_plot, responsive, scatter, standalone, unbeaten
-from bridgegarden.report.scale import Axis, Reading
+from bridgegarden.report.charts import (
+    LEAST,
+    Bar,
+    Dot,
+    Point,
+    Row,
+    bar_chart,
+    dot_plot,
+    responsive,
+    scatter,
+    standalone,
+    unbeaten,
+)
+from bridgegarden.report.marks import Axis, Reading
 
 SHARE = Axis(label="share", percent=True)
 
@@ -108,3 +120,59 @@ def test_a_file_of_its_own_is_xml_with_a_title_and_no_reference_outside():
     assert drawing.findtext("{http://www.w3.org/2000/svg}title") == "a < b"
     assert "--bridge:" in text
     assert text.count("http") == 1  # the namespace
+
+
+BAR_SHARE = Axis(label="share", percent=True, most=1)
+
+
+def one_bar(name: str, filled: float, hollow: float = 0.0) -> Bar:
+    total = filled + hollow
+    return Bar(name=name, filled=filled, hollow=hollow, label=f"{total:.0%}", about=f"{name}\n{total} of all")
+
+
+BARS = [one_bar("0 to 1", 0.2), one_bar("1 to 2", 0.1, 0.3), one_bar("2 to 3", 0.0, 0.4), one_bar("from 3", 0.0)]
+
+
+def bars_of(bars=BARS, **fields) -> list[ET.Element]:
+    return ET.fromstring(str(bar_chart(bars, axis=BAR_SHARE, about="all", **fields))).findall("g[@tabindex='0']")
+
+
+def widths(mark: ET.Element, kind: str) -> list[float]:
+    return [float(rectangle.get("width", "")) for rectangle in mark.findall(f"rect[@class='{kind}']")]
+
+
+def test_lengths_are_proportional_to_values_and_parts_follow_each_other():
+    first, second, third, _ = bars_of()
+    (unit,) = widths(first, "bar")
+    assert widths(second, "bar") == [pytest.approx(unit / 2, abs=0.2)]
+    assert widths(second, "bar hollow") == [pytest.approx(unit * 1.5, abs=0.2)]
+    assert widths(third, "bar hollow") == [pytest.approx(unit * 2, abs=0.2)]
+    filled, hollow = (second.find(f"rect[@class='{kind}']") for kind in ("bar", "bar hollow"))
+    assert float(hollow.get("x")) == pytest.approx(float(filled.get("x")) + float(filled.get("width")), abs=0.2)
+
+
+def test_nothing_has_no_bar_and_next_to_nothing_has_one():
+    assert widths(bars_of()[3], "bar") + widths(bars_of()[3], "bar hollow") == []
+    assert widths(bars_of([*BARS, one_bar("rare", 1e-6)])[4], "bar") == [LEAST]
+
+
+def test_each_bar_can_be_focused_and_says_everything():
+    assert [mark.get("aria-label") for mark in bars_of()] == [b.about.replace("\n", " ") for b in BARS]
+    assert [mark.findtext("title") for mark in bars_of()] == [b.about for b in BARS]
+    assert [mark.findtext("text") for mark in bars_of()] == ["20%", "40%", "40%", "0%"]
+
+
+@pytest.mark.parametrize("size", [340, 720])
+@pytest.mark.parametrize("bars", [BARS, [one_bar("all", 1.0)], [one_bar("none", 0.0)]])
+def test_every_bar_and_its_label_lie_inside_the_drawing(size, bars):
+    for mark in bars_of(bars, parts=("sure", "other"), size=size):
+        for rectangle in mark.findall("rect[@height='14']"):
+            assert 0 < float(rectangle.get("x")) < float(rectangle.get("x")) + float(rectangle.get("width")) < size
+        label = mark.find("text")
+        assert float(label.get("x")) + 7.3 * len(label.text) <= size
+
+
+def test_parts_are_named_where_there_are_two():
+    named = ET.fromstring(str(bar_chart(BARS, axis=BAR_SHARE, about="all", parts=("sure", "<b>other"))))
+    assert [text.text for text in named.findall("text[@class='note']")] == ["sure", "<b>other"]
+    assert not ET.fromstring(str(bar_chart(BARS, axis=BAR_SHARE, about="all"))).findall("text[@class='note']")

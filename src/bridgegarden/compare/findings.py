@@ -7,7 +7,6 @@ from itertools import combinations
 from typing import Any, Literal, NamedTuple
 
 from bridgegarden.compare.result import CompareResult, CompareRun, Measured, Quantity
-from bridgegarden.report.scale import number, share_parts
 from bridgegarden.statistics import (
     Interval,
     PairedDifference,
@@ -16,6 +15,7 @@ from bridgegarden.statistics import (
     paired_difference,
     unvaried_interval,
 )
+from bridgegarden.table import number, share_parts
 
 QUALITIES: Mapping[Quantity, str] = {"sampled": "right, sampled", "greedy": "right, greedy"}
 """Shares of right answers, and what tables call them. The first that was measured is the one that is ranked by."""

@@ -26,8 +26,9 @@ from bridgegarden.compare.tables import (
     task_rows,
 )
 from bridgegarden.report.charts import Dot, Point, Row, Shape, dot_plot, responsive, scatter
+from bridgegarden.report.marks import Axis, Reading
 from bridgegarden.report.page import Page, Section, details, figure, table, terms
-from bridgegarden.report.scale import Axis, Reading, number
+from bridgegarden.table import number
 
 GLOSSARY = {
     "hard label": "One token as the target: the teacher's likeliest, or (SFT, SeqKD) the one in the data.",

@@ -21,8 +21,8 @@ from bridgegarden.compare.findings import (
     times_less,
 )
 from bridgegarden.compare.result import CompareResult, CompareRun, Quantity
-from bridgegarden.report.scale import number, plus_minus, share_parts
 from bridgegarden.statistics import PairedDifference
+from bridgegarden.table import number, plus_minus, share_parts
 from bridgegarden.terminal import counted
 
 TOKENS = {

@@ -11,9 +11,10 @@ from bridgegarden.lab.findings import Verdict, difference, findings, summaries
 from bridgegarden.lab.result import LabResult, LabRun, Measured, TokenView
 from bridgegarden.lab.settings import REGIMES
 from bridgegarden.lab.tables import effect_rows, interval_words, label, mean_rows, signed, verdict_rows
-from bridgegarden.report.charts import WIDE, Dot, Row, Shape, dot_plot, responsive
-from bridgegarden.report.curves import Curve, CurvePoint, curve_chart
-from bridgegarden.report.heatmap import (
+from bridgegarden.report.charts import WIDE, Curve, CurvePoint, Dot, Row, Shape, curve_chart, dot_plot, responsive
+from bridgegarden.report.marks import Axis, Reading
+from bridgegarden.report.page import Page, Section, details, figure, table, terms
+from bridgegarden.report.tokens import (
     CardTable,
     Cell,
     Facet,
@@ -21,14 +22,14 @@ from bridgegarden.report.heatmap import (
     KindLayer,
     NumberLayer,
     Panel,
+    Token,
     heatmap,
     heatmap_data,
+    visible,
 )
-from bridgegarden.report.page import Page, Section, details, figure, table, terms
-from bridgegarden.report.scale import Axis, Reading, number
-from bridgegarden.report.tokens import Token, visible
 from bridgegarden.statistics import Effect
 from bridgegarden.study.arms import LAMBDAS
+from bridgegarden.table import number
 
 GLOSSARY = {
     "hard label": "One token as the target: the teacher's likeliest (argmax), or the one in the data.",

@@ -11,9 +11,9 @@ from rich.table import Table
 from bridgegarden.lab.findings import ClaimSummary, Finding, Verdict, difference, findings, summaries
 from bridgegarden.lab.result import ROLES, LabResult, Measured
 from bridgegarden.lab.settings import REGIMES
-from bridgegarden.report.scale import number, span
 from bridgegarden.statistics import Effect
 from bridgegarden.study.arms import ALL_OBJECTIVES
+from bridgegarden.table import number, span
 from bridgegarden.terminal import counted
 
 COLUMNS: Mapping[str, tuple[str, Callable[[Measured], float], float]] = {

@@ -6,8 +6,8 @@ from rich import box
 from rich.table import Table
 
 from bridgegarden.quickstart.result import Measured, ObjectiveRun, QuickstartResult
-from bridgegarden.report.scale import share_parts
 from bridgegarden.statistics import Estimate, Interval
+from bridgegarden.table import share_parts
 
 COLUMNS = {
     "accuracy_sampled": "right, sampled",

@@ -9,12 +9,13 @@ from markupsafe import Markup
 from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
 from bridgegarden.quickstart.result import STUDENT_SIZE, TEACHER_SIZE, QuickstartResult, TokenView, finding, frontier
 from bridgegarden.report.charts import WIDE, Dot, Point, Row, dot_plot, responsive, scatter
+from bridgegarden.report.marks import Axis, Reading
 from bridgegarden.report.page import Page, Section, figure, table, terms
-from bridgegarden.report.scale import Axis, Reading, number, plus_minus, span
 from bridgegarden.report.tokens import ROLES, Layer, RoleLayer, Thought, Token, ValueLayer, token_data, token_text
 from bridgegarden.statistics import Estimate, Interval
 from bridgegarden.study.arms import LlamaSize
 from bridgegarden.study.students import new_llama
+from bridgegarden.table import number, plus_minus, span
 
 GLOSSARY = {
     "hard label": "One token as the target: the teacher's likeliest (argmax), or the one in the data.",

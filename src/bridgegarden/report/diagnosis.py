@@ -9,8 +9,15 @@ from bridgegarden.diagnostics.advise import Advice
 from bridgegarden.diagnostics.diagnosis import Diagnosis, ModelUsed, StudentDiagnosis
 from bridgegarden.diagnostics.exposure_bias import StudentDifference
 from bridgegarden.report.charts import responsive
-from bridgegarden.report.diagnosis_charts import bias_chart, confidence_chart, excess_chart, loss_chart, position_chart
-from bridgegarden.report.diagnosis_tokens import texts_data, texts_section
+from bridgegarden.report.diagnosis_figures import (
+    bias_chart,
+    confidence_chart,
+    excess_chart,
+    loss_chart,
+    position_chart,
+    texts_data,
+    texts_section,
+)
 from bridgegarden.report.diagnosis_words import (
     GLOSSARY,
     MEASURES,
@@ -26,8 +33,8 @@ from bridgegarden.report.diagnosis_words import (
     thanks_to,
 )
 from bridgegarden.report.page import Page, Section, details, figure, table, terms, write_page
-from bridgegarden.report.scale import number
 from bridgegarden.report.tokens import visible
+from bridgegarden.table import number
 from bridgegarden.terminal import counted
 
 

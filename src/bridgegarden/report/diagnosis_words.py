@@ -7,8 +7,8 @@ from bridgegarden.diagnostics.advise import Advice, Bootstrapped
 from bridgegarden.diagnostics.diagnosis import Diagnosis, StudentDiagnosis
 from bridgegarden.diagnostics.exposure_bias import StudentDifference
 from bridgegarden.diagnostics.kappa import Kind
-from bridgegarden.report.scale import number, plus_minus, span
 from bridgegarden.statistics import Estimate, Interval
+from bridgegarden.table import number, plus_minus, span
 from bridgegarden.terminal import counted
 
 GLOSSARY = {

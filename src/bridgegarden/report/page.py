@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from bridgegarden.files import write_text
-from bridgegarden.report.shades import stylesheet
+from bridgegarden.report.tokens import stylesheet
 
 
 @dataclass(frozen=True, kw_only=True)

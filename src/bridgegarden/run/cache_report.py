@@ -7,10 +7,9 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from bridgegarden.report.bars import Bar, bar_chart
-from bridgegarden.report.charts import WIDE, responsive
+from bridgegarden.report.charts import WIDE, Bar, bar_chart, responsive
+from bridgegarden.report.marks import Axis
 from bridgegarden.report.page import Page, Section, details, figure, table, terms, write_page
-from bridgegarden.report.scale import Axis, number
 from bridgegarden.run.output import check_writable
 from bridgegarden.teacher.cache.info import (
     BRIDGE_LIKE,
@@ -20,6 +19,7 @@ from bridgegarden.teacher.cache.info import (
     cache_distribution,
     cache_info,
 )
+from bridgegarden.table import number
 from bridgegarden.teacher.cache.spec import short
 
 PARTS = {
