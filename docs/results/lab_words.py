@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 from bridgegarden.lab.findings import CONTROL, ClaimSummary, Finding, Verdict, difference
 from bridgegarden.lab.report import CHOICES, optimum, roles_of, sweep_weights
-from bridgegarden.lab.result import LabResult, Measured
-from bridgegarden.lab.settings import REGIMES
+from bridgegarden.lab.result import REGIMES, LabResult, Measured
 from bridgegarden.lab.tables import label, markdown_table
 from bridgegarden.statistics import Effect
 from bridgegarden.study.arms import ALL_OBJECTIVES, HYBRIDS

@@ -24,8 +24,7 @@ from lab_words import (
 )
 
 from bridgegarden.lab.findings import CLAIMS, ClaimSummary, Finding, Verdict, findings, summaries
-from bridgegarden.lab.result import LabResult
-from bridgegarden.lab.settings import REGIMES
+from bridgegarden.lab.result import REGIMES, LabResult
 from bridgegarden.lab.tables import effect_rows, label, markdown_table, mean_rows, verdict_rows
 
 

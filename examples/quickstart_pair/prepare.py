@@ -27,8 +27,8 @@ from bridgegarden.quickstart.result import STUDENT_SIZE, QuickstartSettings
 from bridgegarden.quickstart.student import keep_signals, load_teacher, load_tokenizer, train_student, training_rows
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.study.arms import OBJECTIVES
+from bridgegarden.study.run import one_thread
 from bridgegarden.study.students import new_llama
-from bridgegarden.study.workers import one_thread
 from bridgegarden.teacher.cache.reader import TeacherCache
 
 SEED = 7

@@ -9,7 +9,7 @@ from bridgegarden.cli.main import cli
 from bridgegarden.exact import checks
 from bridgegarden.exact.tasks import WORLDS
 from bridgegarden.lab import run as run_module
-from bridgegarden.lab.settings import LabSettings
+from bridgegarden.lab.result import LabSettings
 from bridgegarden.study.arms import OBJECTIVES
 from tests.lab.made_up import made_up_result
 

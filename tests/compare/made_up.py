@@ -3,8 +3,16 @@
 import random
 from dataclasses import replace
 
-from bridgegarden.compare.result import CacheCost, CompareResult, CompareRun, Measured, PairInfo, RowInfo, Spent
-from bridgegarden.compare.settings import CompareSettings
+from bridgegarden.compare.result import (
+    CacheCost,
+    CompareResult,
+    CompareRun,
+    CompareSettings,
+    Measured,
+    PairInfo,
+    RowInfo,
+    Spent,
+)
 from bridgegarden.evaluation.lm_eval import EvaluationOptions
 
 SPENT = Spent(

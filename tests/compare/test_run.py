@@ -9,11 +9,9 @@ import yaml
 from rich.console import Console
 
 from bridgegarden.compare import student
-from bridgegarden.compare.flops import PairFlops, Work, expected_work, steps_of
-from bridgegarden.compare.pair import check_pair, check_recipe, placed, seeded
-from bridgegarden.compare.result import CompareResult
+from bridgegarden.compare.pair import PairFlops, Work, check_pair, check_recipe, expected_work, placed, seeded, steps_of
+from bridgegarden.compare.result import CompareResult, CompareSettings, compared_rows, default_baseline
 from bridgegarden.compare.run import CompareFolder, compare, run_key
-from bridgegarden.compare.settings import CompareSettings, compared_rows, default_baseline
 from bridgegarden.compare.student import run_recipe
 from bridgegarden.errors import ConfigError, ModelError, NonFiniteError
 from bridgegarden.plan import machine_of, plan_recipe

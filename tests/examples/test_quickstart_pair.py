@@ -10,12 +10,12 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from bridgegarden.compare.pair import check_pair, placed
+from bridgegarden.compare.result import CompareSettings
 from bridgegarden.compare.run import compare
-from bridgegarden.compare.settings import CompareSettings
 from bridgegarden.evaluation.lm_eval import EvaluationOptions
 from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
 from bridgegarden.quickstart import TEACHER
-from bridgegarden.quickstart.teacher import prompt_ids
+from bridgegarden.quickstart.student import prompt_ids
 from bridgegarden.recipe import load_recipe
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "quickstart_pair"

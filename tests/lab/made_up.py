@@ -10,11 +10,11 @@ from bridgegarden.lab.result import (
     ExampleView,
     LabResult,
     LabRun,
+    LabSettings,
     Measured,
     TokenView,
     Training,
 )
-from bridgegarden.lab.settings import LabSettings
 from bridgegarden.study.arms import ALL_OBJECTIVES
 
 SHAPES = {

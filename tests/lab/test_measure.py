@@ -8,7 +8,7 @@ import torch
 from bridgegarden.exact.process import Role, role
 from bridgegarden.exact.tasks import WORLDS
 from bridgegarden.exact.world import END
-from bridgegarden.lab.settings import LabSettings
+from bridgegarden.lab.result import LabSettings
 from bridgegarden.lab.student import measured, solve_tests, train_student, view_example
 from bridgegarden.lab.worlds import draw_data
 from bridgegarden.statistics import Estimate

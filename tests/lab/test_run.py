@@ -12,9 +12,8 @@ from rich.console import Console
 from bridgegarden.errors import ConfigError
 from bridgegarden.exact.tasks import WORLDS
 from bridgegarden.lab import student
-from bridgegarden.lab.result import LabResult, LabRun
+from bridgegarden.lab.result import REGIMES, STUDENTS, Arm, LabResult, LabRun, LabSettings
 from bridgegarden.lab.run import Job, LabFolder, arms_in, lab, size_of, world_of
-from bridgegarden.lab.settings import REGIMES, STUDENTS, Arm, LabSettings
 
 TINY = LabSettings(
     worlds=("control",),
@@ -151,7 +150,7 @@ def test_the_key_is_the_same_in_another_process():
     """A key that held anything of this process (an address, a hash of a string) would make every resume start over."""
     code = (
         "from bridgegarden.lab.run import Job; from bridgegarden.lab.run import LabFolder;"
-        "from bridgegarden.lab.settings import Arm, LabSettings; from pathlib import Path;"
+        "from bridgegarden.lab.result import Arm, LabSettings; from pathlib import Path;"
         "arm = Arm(regime='small', objective='confidence'); settings = LabSettings(worlds=('control',));"
         "print(Job(world='control', arm=arm, seed=2, settings=settings, folder=LabFolder(Path('x'))).key)"
     )

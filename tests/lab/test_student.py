@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bridgegarden.exact.tasks import WORLDS
-from bridgegarden.lab.settings import LabSettings
+from bridgegarden.lab.result import LabSettings
 from bridgegarden.lab.student import train_student
 from bridgegarden.lab.worlds import draw_data
 from bridgegarden.objective.alignment import SupervisedPositions

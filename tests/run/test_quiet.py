@@ -166,9 +166,9 @@ IN_WORKERS = """
 from pathlib import Path
 from rich.console import Console
 from bridgegarden.compare.run import compare
-from bridgegarden.compare.settings import CompareSettings
+from bridgegarden.compare.result import CompareSettings
 from bridgegarden.lab.run import lab
-from bridgegarden.lab.settings import LabSettings
+from bridgegarden.lab.result import LabSettings
 from bridgegarden.quickstart.run import quickstart
 from bridgegarden.quickstart.result import QuickstartSettings
 

@@ -7,7 +7,7 @@ import time
 import torch
 
 from bridgegarden.errors import DataError
-from bridgegarden.study.workers import Tell
+from bridgegarden.study.run import Tell
 
 
 def threads(job: int, tell: Tell) -> tuple[int, int, int]:

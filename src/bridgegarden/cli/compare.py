@@ -63,8 +63,8 @@ def compare_command(recipe: str, overrides: tuple[str, ...], **options: Any) -> 
     all objectives on fixed rows; on-policy ones (gkd, on_policy_hybrid, ...) ask it as they go. Interrupted, it goes on
     with the trainings that are missing. Leaves DIR/report.html, tables.md, objectives.csv and result.json.
     """
+    from bridgegarden.compare.result import CompareSettings, default_baseline
     from bridgegarden.compare.run import compare
-    from bridgegarden.compare.settings import CompareSettings, default_baseline
     from bridgegarden.evaluation.lm_eval import EvaluationOptions
 
     objectives = _names(options["objectives"])

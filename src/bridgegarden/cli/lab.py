@@ -79,8 +79,8 @@ def run_command(
     4 minutes without the sweep (24 students), 5 to 13 with it (81); all worlds (309) 20 to 50. Interrupted, it goes on
     where it stopped. Leaves DIR/report.html, tables.md, findings.csv, means.csv and result.json.
     """
+    from bridgegarden.lab.result import LabSettings
     from bridgegarden.lab.run import lab
-    from bridgegarden.lab.settings import LabSettings
 
     settings = LabSettings(worlds=world, objectives=objectives, seeds=tuple(range(seeds)), sweep=sweep)
     typed = [

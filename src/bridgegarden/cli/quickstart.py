@@ -35,8 +35,8 @@ def quickstart_command(
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
     else:
-        from bridgegarden.quickstart.display import result_table
         from bridgegarden.quickstart.result import finding, frontier
+        from bridgegarden.quickstart.run import result_table
 
         console = plain_console(highlight=False)
         console.print(result_table(result, frontier(result), console.width))

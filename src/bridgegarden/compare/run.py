@@ -10,10 +10,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bridgegarden.compare.findings import mean_of
-from bridgegarden.compare.flops import PairFlops, steps_of
-from bridgegarden.compare.pair import SEED, Pair, check_pair, check_recipe, placed, seeded, student_fingerprint
-from bridgegarden.compare.result import CacheCost, CompareResult, CompareRun, PairInfo, RowInfo, Spent
-from bridgegarden.compare.settings import DATA_ROWS, ComparedRow, CompareSettings, compared_rows
+from bridgegarden.compare.pair import (
+    SEED,
+    Pair,
+    PairFlops,
+    check_pair,
+    check_recipe,
+    placed,
+    seeded,
+    steps_of,
+    student_fingerprint,
+)
+from bridgegarden.compare.result import (
+    DATA_ROWS,
+    CacheCost,
+    ComparedRow,
+    CompareResult,
+    CompareRun,
+    CompareSettings,
+    PairInfo,
+    RowInfo,
+    Spent,
+    compared_rows,
+)
 from bridgegarden.errors import NonFiniteError
 from bridgegarden.preflight.meta import meta_model, parameter_count
 from bridgegarden.recipe import Recipe, build_objective, describe_objective, load_recipe
@@ -21,8 +40,7 @@ from bridgegarden.run.output import check_writable
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import git_commit, now
 from bridgegarden.study.kept import StudyFolder, deciding_versions, keep, kept, key_of
-from bridgegarden.study.run import run_jobs, steps_told, studying
-from bridgegarden.study.workers import Tell, one_thread
+from bridgegarden.study.run import Tell, one_thread, run_jobs, steps_told, studying
 from bridgegarden.terminal import counted, plain_console
 
 if TYPE_CHECKING:

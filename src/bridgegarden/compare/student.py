@@ -15,10 +15,8 @@ import torch
 from rich.console import Console
 
 from bridgegarden.causal_lm_policy import CausalLMPolicy
-from bridgegarden.compare.flops import PairFlops, Work
-from bridgegarden.compare.pair import Pair, seeded
-from bridgegarden.compare.result import Measured, Spent
-from bridgegarden.compare.settings import ComparedRow, CompareSettings
+from bridgegarden.compare.pair import Pair, PairFlops, Work, seeded
+from bridgegarden.compare.result import ComparedRow, CompareSettings, Measured, Spent
 from bridgegarden.data import end_of_turn_ids
 from bridgegarden.diagnostics.exposure_bias import compare_students
 from bridgegarden.diagnostics.rollout import RollOuts

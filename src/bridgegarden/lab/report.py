@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from bridgegarden.lab.findings import Verdict, difference, findings, summaries
-from bridgegarden.lab.result import LabResult, LabRun, Measured, TokenView
-from bridgegarden.lab.settings import REGIMES
+from bridgegarden.lab.result import REGIMES, LabResult, LabRun, Measured, TokenView
 from bridgegarden.lab.tables import effect_rows, interval_words, label, mean_rows, signed, verdict_rows
 from bridgegarden.report.charts import WIDE, Curve, CurvePoint, Dot, Row, Shape, curve_chart, dot_plot, responsive
 from bridgegarden.report.marks import Axis, Reading

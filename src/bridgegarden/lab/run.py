@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 from bridgegarden.exact.tasks import WORLDS
 from bridgegarden.exact.world import World
 from bridgegarden.lab.findings import findings, summaries
-from bridgegarden.lab.result import LabResult, LabRun, Training
-from bridgegarden.lab.settings import REGIMES, STUDENTS, Arm, LabSettings
+from bridgegarden.lab.result import REGIMES, STUDENTS, Arm, LabResult, LabRun, LabSettings, Training
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import git_commit, now
 from bridgegarden.study.arms import ALL_OBJECTIVES, LlamaSize
 from bridgegarden.study.kept import StudyFolder, deciding_versions, keep, kept, key_of, to_tree
-from bridgegarden.study.run import run_jobs, steps_told, studying
-from bridgegarden.study.workers import MOST, Tell, available_processors
+from bridgegarden.study.run import MOST, Tell, available_processors, run_jobs, steps_told, studying
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -22,8 +22,7 @@ from bridgegarden.causal_lm_policy import CausalLMPolicy
 from bridgegarden.exact import ExactSolution, solve
 from bridgegarden.exact.process import Role
 from bridgegarden.exact.world import END, World
-from bridgegarden.lab.result import ROLES, ActionView, Correlations, ExampleView, Measured, TokenView
-from bridgegarden.lab.settings import LabSettings
+from bridgegarden.lab.result import ROLES, ActionView, Correlations, ExampleView, LabSettings, Measured, TokenView
 from bridgegarden.lab.worlds import LabData, TestProblem
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import CurriculumWeight

@@ -9,8 +9,7 @@ from rich import box
 from rich.table import Table
 
 from bridgegarden.lab.findings import ClaimSummary, Finding, Verdict, difference, findings, summaries
-from bridgegarden.lab.result import ROLES, LabResult, Measured
-from bridgegarden.lab.settings import REGIMES
+from bridgegarden.lab.result import REGIMES, ROLES, LabResult, Measured
 from bridgegarden.statistics import Effect
 from bridgegarden.study.arms import ALL_OBJECTIVES
 from bridgegarden.table import number, span

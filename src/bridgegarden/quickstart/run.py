@@ -1,4 +1,5 @@
-"""``bridgegarden quickstart``: ask the teacher once, train a student per objective and seed, measure, keep, report."""
+"""``bridgegarden quickstart``: ask the teacher once, train a student per objective and seed, measure, keep, report; and
+what a person sees of it on a terminal."""
 
 import hashlib
 import shutil
@@ -10,17 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from rich import box
+from rich.table import Table
 
 from bridgegarden.quickstart import TEACHER
-from bridgegarden.quickstart.display import runs_table, told
 from bridgegarden.quickstart.result import AnswerView, Measured, ObjectiveRun, QuickstartResult, QuickstartSettings
 from bridgegarden.run.output import partial
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import now
+from bridgegarden.statistics import Estimate, Interval
 from bridgegarden.study.arms import OBJECTIVES
 from bridgegarden.study.kept import StudyFolder, deciding_versions, keep, kept, key_of
-from bridgegarden.study.run import run_jobs, steps_told, studying
-from bridgegarden.study.workers import MOST, Tell, available_processors, one_thread
+from bridgegarden.study.run import MOST, Tell, available_processors, one_thread, run_jobs, steps_told, studying
+from bridgegarden.table import share_parts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,10 +31,37 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
-    from bridgegarden.quickstart.held_out import HeldOut
+    from bridgegarden.quickstart.student import HeldOut
+
 
 SIGNALS = "whole vocabulary in 16 bits, from a cache"
 """How the students learn what the teacher says; it is in the key, as the numbers' last digits depend on it."""
+
+
+FULL_SEEDS = 3
+"""Seeds for each objective with `full`: enough for an interval over seeds that says something."""
+
+
+MEASURING = 60
+"""What measuring a student costs, in training steps, for the progress bar."""
+
+
+SHOWN = {
+    "accuracy_sampled": "right, sampled",
+    "accuracy_greedy": "right, greedy",
+    "diversity": "variety kept",
+    "kl_bridge": "KL Bridges",
+    "kl_garden": "KL Gardens",
+    "exposure_bias": "exposure bias",
+}
+"""Fields of `Measured` in the table, with their heads."""
+
+
+ROOMY = 118
+"""Columns of a terminal from which on a number and its error fit on one line."""
+
+
+SHARES = ("accuracy_sampled", "accuracy_greedy", "diversity")
 
 
 class QuickstartFolder(StudyFolder):
@@ -100,13 +130,6 @@ def run_key(objective: str, seed: int, settings: QuickstartSettings) -> str:
         "versions": dict(deciding_versions()),
     }
     return key_of(parts)
-
-
-FULL_SEEDS = 3
-"""Seeds for each objective with `full`: enough for an interval over seeds that says something."""
-
-MEASURING = 60
-"""What measuring a student costs, in training steps, for the progress bar."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,8 +230,7 @@ def quickstart(
 
 def run_one(job: Job, tell: Tell) -> ObjectiveRun:
     """Train and measure one student, and keep both in the job's folder."""
-    from bridgegarden.quickstart.held_out import examine
-    from bridgegarden.quickstart.student import tokens_asked, train_student
+    from bridgegarden.quickstart.student import examine, tokens_asked, train_student
     from bridgegarden.teacher.cache.reader import TeacherCache
 
     objective, settings = OBJECTIVES[job.objective], job.settings
@@ -277,7 +299,7 @@ def _look_at_teacher_and_answer(settings: QuickstartSettings, folder: Quickstart
     """The teacher on the held-out problems of all seeds, and one answer with the students of the first."""
     from transformers import AutoModelForCausalLM
 
-    from bridgegarden.quickstart.held_out import PerProblem, examine, view_answer
+    from bridgegarden.quickstart.student import PerProblem, examine, view_answer
 
     examined = [examine(_teacher(), _held_out(settings.test_problems, seed)) for seed in settings.seeds]
     together = PerProblem(*(torch.cat(columns) for columns in zip(*examined, strict=True)))
@@ -313,6 +335,72 @@ def _rows(problems: int, seed: int) -> "Dataset":
 
 @lru_cache(maxsize=1)
 def _held_out(problems: int, seed: int) -> "HeldOut":
-    from bridgegarden.quickstart.held_out import hold_out
+    from bridgegarden.quickstart.student import hold_out
 
     return hold_out(_world(), _teacher(), problems, seed)
+
+
+def told(run: ObjectiveRun) -> str:
+    """One finished training on one line."""
+    found = run.measured
+    return (
+        f"{_run_name(run)}: {100 * found.accuracy_sampled.mean:.1f} % right when sampling, "
+        f"{100 * found.diversity.mean:.1f} % of the variety kept"
+    )
+
+
+def runs_table(runs: Sequence[ObjectiveRun], width: int) -> Table:
+    """The trainings so far, for a terminal of `width` columns."""
+    return measured_table([(_run_name(run), run.measured) for run in runs], width)
+
+
+def measured_table(rows: Sequence[tuple[str, Measured]], width: int) -> Table:
+    """Single models, with standard errors over problems, for a terminal of `width` columns."""
+    table = _empty_table("")
+    for name, measured in rows:
+        table.add_row(name, *(written(getattr(measured, field), field, width) for field in SHOWN))
+    return table
+
+
+def result_table(result: QuickstartResult, kept: Sequence[str], width: int) -> Table:
+    """Every objective, with standard errors; those in `kept` (the frontier) are starred."""
+    table = _empty_table("objective")
+    for name in result.objectives:
+        summaries = {field: result.summary(name, field) for field in SHOWN}
+        cells = [written(Estimate(s.mean, s.stderr, s.n), field, width, s.interval) for field, s in summaries.items()]
+        table.add_row(result.label(name) + (" *" if name in kept else ""), *cells)
+    table.add_section()
+    table.add_row("teacher", *(written(getattr(result.teacher, field), field, width) for field in SHOWN))
+    seeds = len(result.settings.seeds)
+    over = f"{seeds} seeds" if seeds > 1 else f"{result.settings.test_problems:,} held-out problems"
+    table.caption = (
+        f"± one standard error over {over}. KL in nats a token on the teacher's answers, exposure bias in nats an "
+        "answer. * on the frontier: no other objective is better at sampled accuracy and at variety."
+    )
+    table.caption_justify, table.caption_style = "left", ""
+    return table
+
+
+def written(estimate: Estimate, field: str, width: int, interval: Interval | None = None) -> str:
+    """`estimate` with its standard error, below it where the terminal is narrow; shares in per cent.
+
+    Where all answers were right, or wrong, and there is no spread to take an error from, the end of `interval` instead.
+    """
+    gap = " " if width >= ROOMY else "\n"
+    if field.startswith("accuracy") and estimate.mean in (0.0, 1.0):
+        return gap.join(share_parts(estimate.mean, interval or estimate.share_interval())) + " %"
+    if field in SHARES:
+        return f"{100 * estimate.mean:.1f}{gap}± {100 * estimate.stderr:.1f} %"
+    return f"{estimate.mean:.3g}{gap}± {estimate.stderr:.1g}"
+
+
+def _empty_table(first: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(first, no_wrap=True)
+    for head in SHOWN.values():
+        table.add_column(head, justify="right")
+    return table
+
+
+def _run_name(run: ObjectiveRun) -> str:
+    return f"{run.label}, seed {run.seed}"

@@ -1,26 +1,96 @@
 """Train the packaged teacher from the exact process: ``python -m bridgegarden.quickstart.train_teacher --output DIR``.
 
 Each step draws problems, wordings and answers anew, and fits the model to the process's exact next-token distributions
-by forward KL. The folder written holds all that `from_pretrained` needs, and a record of how it came about.
+by forward KL. The folder written holds all that `from_pretrained` needs, and a record of how it came about and how good
+it is.
 """
 
 import json
 import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import torch
 import transformers
-from transformers import GenerationConfig, LlamaForCausalLM
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM, PreTrainedModel
 
-from bridgegarden.exact.tasks.arithmetic import END, PAD, ArithmeticWorld, Problem, make_problems
+from bridgegarden.exact.process import Role, role, sample, trace
+from bridgegarden.exact.tasks.arithmetic import END, PAD, ArithmeticWorld, Problem, check_answer, make_problems
 from bridgegarden.quickstart.result import TEACHER_SIZE
-from bridgegarden.quickstart.teacher import Batch, collate, draw_example, measure_teacher
+from bridgegarden.quickstart.student import prompt_ids, write_answers
+from bridgegarden.statistics import Estimate
 from bridgegarden.study.students import build_tokenizer, new_llama
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One problem, one wording of it, one answer."""
+
+    problem: Problem
+    """What is asked."""
+
+    prompt_ids: list[int]
+    """The conversation up to and including the assistant's mark, as the chat template renders it."""
+
+    answer_ids: list[int]
+    """The answer, its end token included."""
+
+    log_probs: Tensor
+    """``(len(answer_ids), V)`` float64 nats: the exact process before each answer token."""
+
+    roles: list[Role]
+    """What each answer token decides."""
+
+
+def draw_example(world: ArithmeticWorld, problem: Problem, generator: torch.Generator) -> Example:
+    """A wording of `problem` and an answer, slips included."""
+    process = world.process(problem)
+    prompt = world.prompt(problem, generator)
+    answer = sample(process, generator)
+    states = trace(process, answer)
+    return Example(
+        problem=problem,
+        prompt_ids=prompt_ids(world, prompt),
+        answer_ids=answer,
+        log_probs=torch.stack([process.log_probs(state) for state in states]),
+        roles=[role(process, state) for state in states],
+    )
+
+
+class Batch(NamedTuple):
+    """Examples side by side, padded on the right: B sequences of T tokens."""
+
+    input_ids: Tensor
+    """``(B, T)``."""
+
+    attention_mask: Tensor
+    """``(B, T)``, 0 on padding."""
+
+    answers: Tensor
+    """``(B, T - 1)`` bool: whether position t predicts an answer token."""
+
+    log_probs: Tensor
+    """``(N, V)`` float64 nats for the N positions where `answers` holds, in order."""
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """`examples` as one batch."""
+    width = max(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
+    input_ids = torch.full((len(examples), width), PAD)
+    attention_mask = torch.zeros_like(input_ids)
+    answers = torch.zeros(len(examples), width - 1, dtype=torch.bool)
+    for row, example in enumerate(examples):
+        start, end = len(example.prompt_ids), len(example.prompt_ids) + len(example.answer_ids)
+        input_ids[row, :end] = torch.tensor(example.prompt_ids + example.answer_ids)
+        attention_mask[row, :end] = 1
+        answers[row, start - 1 : end - 1] = True
+    return Batch(input_ids, attention_mask, answers, torch.cat([example.log_probs for example in examples]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +166,64 @@ def save_teacher(model: LlamaForCausalLM, world: ArithmeticWorld, output: Path) 
     )
     model.bfloat16().save_pretrained(output)
     build_tokenizer(world).save_pretrained(output)
+
+
+def kl_by_role(model: PreTrainedModel, examples: Sequence[Example], *, batch: int = 100) -> dict[Role, Tensor]:
+    """KL of the exact process to the model, per example and role.
+
+    Returns:
+        For each role ``(len(examples),)`` nats, the mean over the example's positions with that role.
+    """
+    means: dict[Role, list[float]] = {role: [] for role in Role}
+    for start in range(0, len(examples), batch):
+        part = examples[start : start + batch]
+        data = collate(part)
+        with torch.inference_mode():
+            logits = model(input_ids=data.input_ids, attention_mask=data.attention_mask).logits
+        logp = logits[:, :-1][data.answers].double().log_softmax(-1)
+        exact = data.log_probs
+        kl = torch.where(exact > -math.inf, exact.exp() * (exact - logp), 0.0).sum(-1)
+        for example, values in zip(part, kl.split([len(example.answer_ids) for example in part]), strict=True):
+            for kind, found in means.items():
+                found.append(values[torch.tensor([one == kind for one in example.roles])].mean().item())
+    return {kind: torch.tensor(found, dtype=torch.float64) for kind, found in means.items()}
+
+
+def right_answers(
+    model: PreTrainedModel,
+    world: ArithmeticWorld,
+    examples: Sequence[Example],
+    *,
+    generator: torch.Generator | None = None,
+    batch: int = 250,
+) -> Tensor:
+    """``(len(examples),)`` bool: whether the model's own answer to each problem is right; `generator` as above."""
+    right: list[bool] = []
+    for start in range(0, len(examples), batch):
+        part = examples[start : start + batch]
+        horizon = world.process(part[0].problem).horizon
+        answers = write_answers(model, [e.prompt_ids for e in part], tokens=horizon, generator=generator)
+        right += [check_answer(e.problem, world.decode(a)) for e, a in zip(part, answers, strict=True)]
+    return torch.tensor(right)
+
+
+def measure_teacher(folder: Path, world: ArithmeticWorld, *, problems: int, seed: int) -> dict[str, dict[str, float]]:
+    """The saved model on test problems: each quantity with its mean and standard error over problems."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    generator = torch.Generator().manual_seed(seed)
+    examples = [draw_example(world, p, generator) for p in make_problems(problems, seed, split="test", world=world)]
+    found = {f"kl_{role}": kl for role, kl in kl_by_role(model, examples).items()}
+    found["accuracy_greedy"] = right_answers(model, world, examples)
+    found["accuracy_sampled"] = right_answers(model, world, examples, generator=generator)
+    found["accuracy_process"] = torch.tensor(
+        [check_answer(example.problem, world.decode(example.answer_ids)) for example in examples]
+    )
+    return {name: _mean(values.double()) for name, values in found.items()}
+
+
+def _mean(values: Tensor) -> dict[str, float]:
+    mean, stderr, n = Estimate.over(values)
+    return {"mean": float(f"{mean:.4g}"), "stderr": float(f"{stderr:.2g}"), "n": n}
 
 
 @click.command()

@@ -11,6 +11,7 @@ from bridgegarden.report.charts import WIDE, Bar, bar_chart, responsive
 from bridgegarden.report.marks import Axis
 from bridgegarden.report.page import Page, Section, details, figure, table, terms, write_page
 from bridgegarden.run.output import check_writable
+from bridgegarden.table import number
 from bridgegarden.teacher.cache.info import (
     BRIDGE_LIKE,
     CacheInfo,
@@ -19,7 +20,6 @@ from bridgegarden.teacher.cache.info import (
     cache_distribution,
     cache_info,
 )
-from bridgegarden.table import number
 from bridgegarden.teacher.cache.spec import short
 
 PARTS = {

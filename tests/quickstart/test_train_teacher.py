@@ -11,8 +11,15 @@ from bridgegarden.exact.process import Role
 from bridgegarden.exact.tasks.arithmetic import END, PAD, ArithmeticWorld, check_answer, make_problems
 from bridgegarden.quickstart import TEACHER
 from bridgegarden.quickstart.result import STUDENT_SIZE
-from bridgegarden.quickstart.teacher import draw_example, kl_by_role, right_answers, write_answers
-from bridgegarden.quickstart.train_teacher import TeacherTraining, save_teacher, train
+from bridgegarden.quickstart.student import write_answers
+from bridgegarden.quickstart.train_teacher import (
+    TeacherTraining,
+    draw_example,
+    kl_by_role,
+    right_answers,
+    save_teacher,
+    train,
+)
 from bridgegarden.study.students import build_tokenizer, new_llama
 
 WORLD = ArithmeticWorld()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bridgegarden.errors import ConfigError, DataError
-from bridgegarden.study.workers import work
+from bridgegarden.study.run import work
 from tests.study.examples import fail_on_one, killed, threads
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.lab.settings import REGIMES, LabSettings
+from bridgegarden.lab.result import REGIMES, LabSettings
 from bridgegarden.objective.soft_weight import StaticWeight
 from bridgegarden.study.arms import ALL_OBJECTIVES, HYBRIDS, LAMBDAS, OBJECTIVES
 

@@ -1,6 +1,6 @@
 import pytest
 
-from bridgegarden.compare.settings import DEFAULT, DIVERGENCES, compared_rows, known_rows
+from bridgegarden.compare.result import DEFAULT, DIVERGENCES, compared_rows, known_rows
 from bridgegarden.errors import ConfigError
 from bridgegarden.objective.divergences import DIVERGENCES as ALL_DIVERGENCES
 from bridgegarden.objective.divergences import forward_kl, jensen_shannon, reverse_kl
