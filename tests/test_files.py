@@ -6,7 +6,7 @@ import pytest
 
 from bridgegarden.errors import DataError
 from bridgegarden.evaluation.judge import Verdicts
-from bridgegarden.evaluation.kept_answers import KeptAnswers
+from bridgegarden.evaluation.results import KeptAnswers
 from bridgegarden.files import AppendedLines, partial, write_json, write_text
 
 

@@ -1,5 +1,6 @@
 import math
 import pickle
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu, spearmanr
 
 from bridgegarden.errors import DataError
+from bridgegarden.exact import Role
 from bridgegarden.statistics import (
     Bootstrapped,
     Effect,
@@ -20,6 +22,7 @@ from bridgegarden.statistics import (
     paired_difference,
     resampled,
     spearman,
+    to_plain,
 )
 
 COLUMNS = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3), st.integers(1, 4)), min_size=3, max_size=12)
@@ -381,3 +384,24 @@ def test_a_statistic_that_most_resamples_lack_has_no_interval():
     lacking = Bootstrapped.of(lambda w: torch.where(w[:, 0] > 0, w[:, 0], math.nan), weight, 3)
     assert lacking == Bootstrapped(value=1.0, interval=None)
     assert Bootstrapped.of(lambda w: w[:, 0] * math.nan, weight, 3) == Bootstrapped(value=None, interval=None)
+
+
+@dataclass(frozen=True)
+class Found:
+    name: str
+    parts: tuple
+    hidden: object = None
+
+
+def test_everything_a_result_holds_becomes_plain():
+    value = Found("a", (1, math.inf, Role.BRIDGE, Interval(0.0, math.nan), {"x": (True, None)}), hidden=object())
+    assert to_plain(value, leave_out=("hidden",)) == {
+        "name": "a",
+        "parts": [1, None, "bridge", {"low": 0.0, "high": None}, {"x": [True, None]}],
+    }
+
+
+def test_an_estimate_brings_its_interval():
+    estimate = Estimate(1.0, 0.5, 9)
+    low, high = estimate.interval()
+    assert to_plain([estimate]) == [{"mean": 1.0, "stderr": 0.5, "n": 9, "low": low, "high": high}]

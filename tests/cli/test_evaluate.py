@@ -44,11 +44,11 @@ def test_json_is_all_that_is_on_stdout(tmp_path):
     ],
 )
 def test_what_cannot_be_is_one_line_and_status_2(arguments, message, monkeypatch):
-    from bridgegarden.evaluation import load_tasks
+    from bridgegarden.evaluation import harness
 
     # All of lm-eval's own tasks take ten seconds to index.
-    usual = load_tasks.TaskManager
-    monkeypatch.setattr(load_tasks, "TaskManager", lambda **options: usual(**{**options, "include_defaults": False}))
+    usual = harness.TaskManager
+    monkeypatch.setattr(harness, "TaskManager", lambda **options: usual(**{**options, "include_defaults": False}))
     done = run(TEACHER, *arguments)
     assert done.exit_code == 2
     assert message in done.stderr

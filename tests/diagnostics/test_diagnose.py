@@ -6,11 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bridgegarden.diagnostics.diagnose import Unwatched, diagnose
+from bridgegarden.diagnostics.diagnose import TalliedPolicy, Tally, Unwatched, diagnose, least_budget
 from bridgegarden.diagnostics.diagnosis import DiagnosisSettings
-from bridgegarden.diagnostics.examine import least_budget
 from bridgegarden.diagnostics.exposure_bias import compare_students
-from bridgegarden.diagnostics.tally import TalliedPolicy, Tally
 from bridgegarden.errors import ConfigError
 from tests.diagnostics.small import WORDS, Words, small_diagnosis, small_findings, small_settings, students
 from tests.diagnostics.worlds import HORIZON, VOCABULARY, make_world

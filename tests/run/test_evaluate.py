@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from bridgegarden.errors import ConfigError, DataError, Stopped
-from bridgegarden.evaluation.kept_answers import KeptAnswers
 from bridgegarden.evaluation.lm_eval import EvaluationOptions
+from bridgegarden.evaluation.results import KeptAnswers
 from bridgegarden.files import write_whole
 from bridgegarden.quickstart import TEACHER
 from bridgegarden.run.evaluate import EvaluateTarget, evaluate_target
@@ -139,7 +139,7 @@ def test_answers_of_other_weights_are_not_taken(uninterrupted, tmp_path, monkeyp
 
 def test_answers_that_find_no_room_are_one_line_and_those_before_are_kept(tmp_path, monkeypatch):
     target = EvaluateTarget(source=str(TEACHER), output=tmp_path)
-    monkeypatch.setattr("bridgegarden.evaluation.kept_answers.SECONDS_BETWEEN_WRITES", 0.0)
+    monkeypatch.setattr("bridgegarden.evaluation.results.SECONDS_BETWEEN_WRITES", 0.0)
     write, written = os.write, []
 
     def full(file, data):

@@ -13,7 +13,7 @@ This says how well a rule *aims*, not how a student trained with it will turn ou
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 
 from bridgegarden.diagnostics.kappa import KappaResult, Kind
-from bridgegarden.diagnostics.plain import to_plain
-from bridgegarden.objective.soft_weight import ConfidenceWeight, EntropyWeight, SoftWeight
+from bridgegarden.objective.soft_weight import ConfidenceWeight, EntropyWeight, SoftWeight, StaticWeight
 from bridgegarden.objective.support import TeacherSignal
-from bridgegarden.statistics import Bootstrapped, Interval, auc, resampled, spearman, weighted_mean
+from bridgegarden.statistics import Bootstrapped, Interval, auc, resampled, spearman, to_plain, weighted_mean
 
 LEAST_PROMPTS = 5
 """With fewer clusters a bootstrap interval means nothing."""
@@ -32,6 +31,15 @@ NOTICEABLE = 0.1
 """A rank correlation nearer to 0 than this is as good as none."""
 
 Rule = Literal["confidence", "entropy", "static"]
+
+ADAPTIVE: tuple[Rule, ...] = ("confidence", "entropy")
+"""Rules that look at the teacher; they are what is scored."""
+RULES: Mapping[str, SoftWeight] = {
+    "static": StaticWeight(),
+    "confidence": ConfidenceWeight(),
+    "entropy": EntropyWeight(),
+}
+"""Rules for the soft weight that need nothing but the teacher's distribution."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +102,9 @@ def advise(result: KappaResult, *, vocab_size: int, generator: torch.Generator, 
     kinds = [place.kind for place in positions]
     bridge, garden = (torch.tensor([one == kind for one in kinds]).bool() for kind in (Kind.BRIDGE, Kind.GARDEN))
     prompts = [place.prompt for place in positions]
-    weights = _weights(result, vocab_size)
+    entropy = torch.tensor([place.teacher_entropy for place in positions], dtype=torch.float64)
+    max_prob = torch.tensor([place.teacher_max_prob for place in positions], dtype=torch.float64)
+    weights = soft_weights(entropy, max_prob, vocab_size)
     counts, count = resampled(prompts, generator, resamples), len(set(prompts))
 
     def score(rule: Rule, weight: Tensor) -> RuleScore:
@@ -113,7 +123,7 @@ def advise(result: KappaResult, *, vocab_size: int, generator: torch.Generator, 
             ),
         )
 
-    scores = tuple(score(rule, weight) for rule, weight in weights.items())
+    scores = tuple(score(rule, weights[rule]) for rule in ADAPTIVE)
     difference = Bootstrapped.of(
         lambda w: spearman(weights["confidence"], kappa, w) - spearman(weights["entropy"], kappa, w), counts, count
     )
@@ -191,21 +201,20 @@ def more_tokens(value: float, interval: Interval, tokens: int) -> int:
     return max(math.ceil(tokens * ((half / target) ** 2 - 1)), math.ceil(0.1 * tokens))
 
 
-def _weights(result: KappaResult, vocab_size: int) -> dict[Rule, Tensor]:
-    """The rules' own code, on what was noted of the teacher at each position."""
-    entropy = torch.tensor([place.teacher_entropy for place in result.positions], dtype=torch.float64)
-    max_logp = torch.tensor([place.teacher_max_prob for place in result.positions], dtype=torch.float64).log()
+def soft_weights(entropy: Tensor, max_prob: Tensor, vocab_size: int) -> dict[str, Tensor]:
+    """Each of `RULES`, by its own code, wherever a teacher's entropy and largest probability were noted."""
+    # Where nothing was noted the probability is 0; any other number keeps the logarithm finite.
+    max_logp = torch.where(max_prob > 0, max_prob, 1.0).log()
     signal = TeacherSignal(
         ids=None,
         logp=max_logp.unsqueeze(-1),
         log_tail=None,
         entropy=entropy,
-        argmax=torch.zeros(len(entropy), dtype=torch.long),
+        argmax=torch.zeros(entropy.shape, dtype=torch.long),
         max_logp=max_logp,
         vocab_size=vocab_size,
     )
-    rules: dict[Rule, SoftWeight] = {"confidence": ConfidenceWeight(), "entropy": EntropyWeight()}
-    return {name: rule(signal) for name, rule in rules.items()}
+    return {name: rule(signal) for name, rule in RULES.items()}
 
 
 def _value(statistic: Bootstrapped) -> float:

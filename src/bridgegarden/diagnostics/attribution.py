@@ -19,15 +19,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bridgegarden.diagnostics.continuation import Actions, continue_from
 from bridgegarden.diagnostics.exposure_bias import ExposureBias
-from bridgegarden.diagnostics.plain import to_plain
-from bridgegarden.diagnostics.rollout import DEFAULT_MAX_ROWS, RollOuts
-from bridgegarden.diagnostics.walk import draw_by_weight, tempered
+from bridgegarden.diagnostics.kappa import Actions, continue_from
+from bridgegarden.diagnostics.rollout import DEFAULT_MAX_ROWS, RollOuts, draw_by_weight, tempered
 from bridgegarden.errors import ConfigError
 from bridgegarden.objective.divergences import Divergence, forward_kl
 from bridgegarden.policy import Policy
-from bridgegarden.statistics import Estimate
+from bridgegarden.statistics import Estimate, to_plain
 
 POSITION_BINS = 10
 """Most ranges of positions in an attribution."""

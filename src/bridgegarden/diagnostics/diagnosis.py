@@ -1,19 +1,108 @@
 """Everything that one diagnosis found, as the page, the terminal and JSON show it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, get_args
+
+import torch
+from torch import Tensor
 
 from bridgegarden.data.audit import Piece
-from bridgegarden.diagnostics.advise import Advice
+from bridgegarden.diagnostics.advise import Advice, soft_weights
 from bridgegarden.diagnostics.attribution import Attribution
 from bridgegarden.diagnostics.exposure_bias import ExposureBias, StudentDifference
-from bridgegarden.diagnostics.kappa import Choice, KappaResult
-from bridgegarden.diagnostics.plain import to_plain
-from bridgegarden.diagnostics.shown import ShownText
+from bridgegarden.diagnostics.kappa import Choice, KappaResult, PositionKappa
+from bridgegarden.diagnostics.rollout import RollOuts, walk
 from bridgegarden.errors import ConfigError
 from bridgegarden.objective.divergences import DIVERGENCES, Divergence
+from bridgegarden.policy import Policy
 from bridgegarden.registry import lookup
+from bridgegarden.statistics import to_plain
+
+TOP = 5
+"""Likeliest tokens of each model at every place."""
+
+
+class Reader(Protocol):
+    """Token ids to text; :class:`~bridgegarden.data.audit.TokenTexts` is one."""
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of several tokens."""
+        ...
+
+    def token(self, index: int) -> Piece:
+        """A token in the middle of a text."""
+        ...
+
+    def pieces(self, before: Sequence[int], ids: Sequence[int]) -> list[Piece]:
+        """Each of `ids`, which follow `before`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Likely:
+    """One token that a model finds likely."""
+
+    token: int
+    """Its id."""
+    prob: float
+    """Its probability, at temperature 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownToken:
+    """One token of a text, and what was thought before it was written."""
+
+    token: int
+    """Its id."""
+    piece: Piece
+    """Its text."""
+    teacher_top: tuple[Likely, ...]
+    """The teacher's likeliest tokens, in falling order."""
+    student_top: tuple[Likely, ...]
+    """The student's."""
+    teacher_entropy: float
+    """Nats, at temperature 1."""
+    student_surprise: float
+    """Minus the log-probability of the token under the student, nats."""
+    loss: float
+    """l(s), nats."""
+    soft_weights: Mapping[str, float]
+    r"""What each of `RULES` would take for :math:`\lambda` here."""
+    kappa: PositionKappa | None
+    """None where it was not measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownText:
+    """One text."""
+
+    text: int
+    """Its number among the student's texts."""
+    prompt: int
+    """Number of its prompt."""
+    prompt_text: str
+    """What it was written from, special tokens included."""
+    tokens: tuple[ShownToken, ...]
+    """In order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostlyDraw:
+    """One of the attribution's draws with the largest costs, in words."""
+
+    text: int
+    """Number of the student's text."""
+    position: int
+    """Tokens of the text before it."""
+    before: str
+    """The end of what stood before it."""
+    student_token: Piece
+    """A token that the student takes more often than the teacher."""
+    teacher_token: Piece
+    """One that the teacher takes more often."""
+    cost: float
+    """Later loss after the student's token minus that after the teacher's, nats; a single sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,24 +148,6 @@ class DiagnosisSettings:
     def loss(self) -> Divergence:
         """The function that `divergence` names."""
         return lookup(DIVERGENCES, self.divergence, field="diagnosis.divergence")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CostlyDraw:
-    """One of the attribution's draws with the largest costs, in words."""
-
-    text: int
-    """Number of the student's text."""
-    position: int
-    """Tokens of the text before it."""
-    before: str
-    """The end of what stood before it."""
-    student_token: Piece
-    """A token that the student takes more often than the teacher."""
-    teacher_token: Piece
-    """One that the teacher takes more often."""
-    cost: float
-    """Later loss after the student's token minus that after the teacher's, nats; a single sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,3 +290,91 @@ class Diagnosis:
         ]
         found["cost"]["seconds"] = self.findings.cost.seconds
         return {**tree, "findings": {"students": students, **found}}
+
+
+def part_of(texts: RollOuts, numbers: Sequence[int]) -> RollOuts:
+    """Some of `texts`, each with its prompt as if it had no other."""
+    rows = torch.tensor(numbers, dtype=torch.long)
+    return replace(
+        texts,
+        prompts=tuple(texts.prompts[number // texts.samples] for number in numbers),
+        samples=1,
+        tokens=tuple(texts.tokens[number] for number in numbers),
+        lengths=texts.lengths[rows],
+        losses=texts.losses[:, rows],
+        total_variation=texts.total_variation[:, rows],
+        student_logp=texts.student_logp[:, rows],
+        teacher_logp=texts.teacher_logp[rows],
+        teacher_entropy=texts.teacher_entropy[rows],
+        teacher_max_prob=texts.teacher_max_prob[rows],
+    )
+
+
+def show_texts(
+    teacher: Policy,
+    student: Policy,
+    texts: RollOuts,
+    numbers: Sequence[int],
+    kappas: Sequence[PositionKappa],
+    *,
+    vocab_size: int,
+    reader: Reader,
+) -> tuple[ShownText, ...]:
+    """Look at the texts `numbers` of the only student in `texts`.
+
+    Args:
+        teacher: p.
+        student: q.
+        texts: written by the student.
+        numbers: which of them.
+        kappas: of any positions, under the numbers that texts and prompts have in `texts`.
+        vocab_size: real vocabulary, for the entropy rule.
+        reader: ids to text.
+    """
+    if not numbers:
+        return ()
+    measured = {(place.text, place.position): place for place in kappas}
+    tops = _tops([teacher, student], part_of(texts, numbers))
+    weights = soft_weights(texts.teacher_entropy, texts.teacher_max_prob, vocab_size)
+    found = []
+    for row, number in enumerate(numbers):
+        prompt, ids = texts.prompts[number // texts.samples], texts.tokens[number]
+        tokens = tuple(
+            ShownToken(
+                token=ids[at],
+                piece=piece,
+                teacher_top=tops[row][at][0],
+                student_top=tops[row][at][1],
+                teacher_entropy=texts.teacher_entropy[number, at].item(),
+                student_surprise=-texts.student_logp[0, number, at].item(),
+                loss=texts.losses[0, number, at].item(),
+                soft_weights={name: weight[number, at].item() for name, weight in weights.items()},
+                kappa=measured.get((number, at)),
+            )
+            for at, piece in enumerate(reader.pieces(prompt, ids))
+        )
+        found.append(
+            ShownText(text=number, prompt=number // texts.samples, prompt_text=reader.text(prompt), tokens=tokens)
+        )
+    return tuple(found)
+
+
+def _tops(policies: Sequence[Policy], texts: RollOuts) -> list[list[list[tuple[Likely, ...]]]]:
+    """For each text, position and policy its likeliest tokens."""
+    given = torch.tensor([[*ids, *[0] * (texts.horizon - len(ids))] for ids in texts.tokens])
+    found: list[list[list[tuple[Likely, ...]]]] = [[] for _ in texts.tokens]
+    steps = walk(
+        [policy.start(texts.prompts) for policy in policies],
+        torch.arange(len(texts.tokens)),
+        limits=texts.lengths,
+        given=given,
+    )
+    for visit in steps:
+        best = [logp.topk(min(TOP, logp.shape[1])) for logp in visit.logp]
+        for row, number in enumerate(visit.rows.tolist()):
+            found[number].append([_likely(top.values[row], top.indices[row]) for top in best])
+    return found
+
+
+def _likely(logp: Tensor, ids: Tensor) -> tuple[Likely, ...]:
+    return tuple(Likely(token, prob) for token, prob in zip(ids.tolist(), logp.exp().tolist(), strict=True))

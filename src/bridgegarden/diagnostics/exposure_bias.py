@@ -17,12 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bridgegarden.diagnostics.plain import to_plain
 from bridgegarden.diagnostics.rollout import DEFAULT_MAX_ROWS, RollOuts, roll_out
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.objective.divergences import Divergence, forward_kl
 from bridgegarden.policy import Policy
-from bridgegarden.statistics import Estimate
+from bridgegarden.statistics import Estimate, to_plain
 
 
 @dataclass(frozen=True, kw_only=True)

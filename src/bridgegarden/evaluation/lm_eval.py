@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.evaluation.confined import CONFINEMENT, check_confinement
-from bridgegarden.evaluation.groups import ASKS, RUNS_CODE, Chosen, choose
 from bridgegarden.evaluation.results import Evaluation
+from bridgegarden.evaluation.tasks import ASKS, RUNS_CODE, Chosen, choose
 from bridgegarden.registry import check_temperature
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from bridgegarden.evaluation.harness import Findings, Request
-    from bridgegarden.evaluation.kept_answers import KeptAnswers
-    from bridgegarden.evaluation.load_tasks import LoadedTask
+    from bridgegarden.evaluation.harness import Findings, LoadedTask, Request
+    from bridgegarden.evaluation.results import KeptAnswers
 
 BATCH_ON_CPU = 16
 """``auto`` without a GPU: lm-eval finds the largest batch by running out of memory, which a CPU does not survive."""
@@ -26,7 +25,7 @@ class EvaluationOptions:
     """How a model is evaluated."""
 
     tasks: tuple[str, ...] = ("offline",)
-    """Names of groups (:data:`bridgegarden.evaluation.groups.GROUPS`) or of tasks."""
+    """Names of groups (:data:`bridgegarden.evaluation.tasks.GROUPS`) or of tasks."""
     limit: int | None = None
     """At most so many problems of each task, >= 1; None is all."""
     samples: int = 1
@@ -72,8 +71,7 @@ def prepare_tasks(options: EvaluationOptions, *, quiet: bool = False) -> Prepare
         DataError: a data set cannot be had.
     """
     check_installed()
-    from bridgegarden.evaluation.harness import quiet_lm_eval
-    from bridgegarden.evaluation.load_tasks import load_tasks
+    from bridgegarden.evaluation.harness import load_tasks, quiet_lm_eval
     from bridgegarden.terminal import stderr_console
 
     chosen = choose(options.tasks, allow_code_execution=options.allow_code_execution)

@@ -6,10 +6,9 @@ from typing import Any
 from markupsafe import Markup
 
 from bridgegarden.diagnostics.attribution import Share
-from bridgegarden.diagnostics.diagnosis import Diagnosis, Findings, StudentDiagnosis
+from bridgegarden.diagnostics.diagnosis import Diagnosis, Findings, Likely, ShownText, ShownToken, StudentDiagnosis
 from bridgegarden.diagnostics.exposure_bias import CurvePoint as LossPoint
 from bridgegarden.diagnostics.kappa import PositionKappa
-from bridgegarden.diagnostics.shown import Likely, ShownText, ShownToken
 from bridgegarden.report.charts import WIDE, Curve, CurvePoint, Dot, Row, SignedBar, curve_chart, dot_plot, signed_bars
 from bridgegarden.report.diagnosis_words import SPACE, measured
 from bridgegarden.report.marks import Axis, Reading

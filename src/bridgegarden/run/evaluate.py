@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bridgegarden.data import tokenizer_fingerprint
 from bridgegarden.errors import ConfigError, Stopped
-from bridgegarden.evaluation.kept_answers import KeptAnswers
 from bridgegarden.evaluation.lm_eval import EvaluationOptions, PreparedTasks, evaluate_model, prepare_tasks
-from bridgegarden.evaluation.results import Evaluation
+from bridgegarden.evaluation.results import Evaluation, KeptAnswers
 from bridgegarden.files import write_json, write_text
 from bridgegarden.preflight import ModelFacts, ModelReference, load_facts
 from bridgegarden.recipe import list_recipes, load_recipe

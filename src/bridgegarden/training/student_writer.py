@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bridgegarden.causal_lm_policy import CausalLMPolicy
 from bridgegarden.data import end_of_turn_ids
-from bridgegarden.diagnostics.walk import draw, tempered
+from bridgegarden.diagnostics.rollout import draw, tempered
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.objective.alignment import IGNORE
 from bridgegarden.training.batches import ROW, RowCollator

@@ -1,6 +1,6 @@
 import pytest
 
-from bridgegarden.evaluation.load_tasks import load_tasks
+from bridgegarden.evaluation.harness import load_tasks
 from bridgegarden.evaluation.tasks.arithmetic import PROBLEMS, grade, problem_of, problems
 from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
 

@@ -5,6 +5,7 @@ answer that the test calls, and ``context``, code that the test itself needs.
 """
 
 import ast
+import builtins
 import gzip
 import inspect
 import json
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
 
 FENCE = re.compile(r"```[\w+-]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 """A block of code in a chat model's answer; the last may be cut off."""
+
+MBPP_EXAMPLES = (2, 3, 4)
+"""``task_id`` of MBPP's problems that are shown with their answers, as in the paper."""
+
+MBPP_IMPORTS = "import math\nimport re\nimport sys\n"
+"""What MBPP's tests may use beside the answer."""
 
 
 def own_problems(**_: Any) -> "dict[str, Dataset]":
@@ -79,6 +86,30 @@ def human_eval(**_: Any) -> "dict[str, Dataset]":
         row["test"] += f"\ncheck({row['entry_point']})\n"
         rows.append({**row, "names": [row["entry_point"]]})
     return {"test": Dataset.from_list(rows)}
+
+
+def mbpp_rows(rows: "Dataset") -> "Dataset":
+    """MBPP's problems whose tests need nothing of an answer but its functions.
+
+    A few build objects of the answer's own classes first (``test_setup_code``); those cannot be handed from one process
+    to another, so these problems are left out.
+    """
+    kept = rows.filter(lambda row: not row["test_setup_code"].strip())
+    return kept.map(lambda row: _of_mbpp(row))
+
+
+def mbpp_examples(rows: "Dataset") -> "Dataset":
+    """MBPP's problems that are shown."""
+    return rows.filter(lambda row: row["task_id"] in MBPP_EXAMPLES)
+
+
+def mbpp_prompt(row: dict[str, Any]) -> str:
+    """What a model is shown of MBPP (Austin et al., 2021, section 3)."""
+    tests = "\n".join(row["test_list"])
+    return (
+        f"You are an expert Python programmer, and here is your task: {row['text']} Your code should pass these "
+        f"tests:\n\n{tests}\n[BEGIN]\n"
+    )
 
 
 def to_complete(row: Mapping[str, Any]) -> str:
@@ -137,3 +168,14 @@ def _is_python(code: str) -> bool:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return True
+
+
+def _of_mbpp(row: dict[str, Any]) -> dict[str, Any]:
+    test = "\n".join(row["test_list"])
+    called = {node.func.id for node in ast.walk(ast.parse(test)) if _is_call_by_name(node)}  # pyright: ignore
+    names = sorted(called - set(vars(builtins)))
+    return {"prompt": "", "context": MBPP_IMPORTS, "test": test, "names": names, "solution": row["code"]}
+
+
+def _is_call_by_name(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name)

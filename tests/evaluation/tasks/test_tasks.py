@@ -3,8 +3,7 @@ import re
 import pytest
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.evaluation.groups import GROUPS, OWN_TASKS, RUNS_CODE, choose
-from bridgegarden.evaluation.tasks import FOLDER
+from bridgegarden.evaluation.tasks import FOLDER, GROUPS, OWN_TASKS, RUNS_CODE, choose
 
 
 def test_groups_are_spelt_out_and_every_task_is_run_once():
