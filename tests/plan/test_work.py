@@ -1,5 +1,8 @@
 """The formulas beside what a step of real training is counted to take."""
 
+import itertools
+
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -7,9 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from trl.trainer.sft_config import SFTConfig
 
 from bridgegarden.objective.hybrid import HybridObjective
-from bridgegarden.plan.work import StepFlops
+from bridgegarden.plan.work import Rows
 from bridgegarden.preflight import ModelReference, load_facts
-from bridgegarden.preflight.flops import forward_flops
+from bridgegarden.preflight.flops import StepFlops, forward_flops
 from bridgegarden.recipe import build_lora_config
 from bridgegarden.recipe.sections import LoraSection
 from bridgegarden.training.trainer import HybridDistillationTrainer
@@ -75,3 +78,36 @@ def test_a_step_takes_what_it_is_counted_to_take(adapters, checkpointing, pair, 
     got = counted(student, teacher, lora, tmp_path, checkpointing)
     # Checkpointing leaves out each layer's last product; the first layer's input gets no gradient under adapters.
     assert got == pytest.approx(expected, rel=0.04 if checkpointing else 0.02)
+
+
+LENGTHS = np.array([3, 4, 4, 7, 9, 12])
+RAGGED = Rows(lengths=LENGTHS, supervised=np.array([1, 2, 2, 3, 5, 6]))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 6])
+def test_padding_is_the_mean_over_all_batches_there_can_be(batch):
+    longest = [max(chosen) for chosen in itertools.combinations(LENGTHS.tolist(), batch)]
+    assert RAGGED.padded_mean(batch, lambda length: length) == pytest.approx(np.mean(longest))
+    assert RAGGED.padded_mean(batch, lambda length: length**2) == pytest.approx(np.mean(np.square(longest)))
+
+
+def test_a_batch_larger_than_the_data_is_all_of_it():
+    assert RAGGED.padded_mean(100, lambda length: length) == pytest.approx(12)
+
+
+def test_the_largest_batch_is_of_the_longest_rows():
+    batch = RAGGED.largest_batch(2)
+    assert (batch.rows, batch.length, batch.supervised) == (2, 12, 11)
+
+
+def test_what_the_student_writes_makes_rows_longer():
+    batch = RAGGED.largest_batch(2, extra=5)
+    assert (batch.length, batch.supervised) == (17, 21)
+
+
+def test_packing_leaves_the_tokens_and_drops_the_padding():
+    packed = RAGGED.packed(13)
+    assert packed.count == 3
+    assert packed.tokens == 39
+    assert packed.positions == pytest.approx(RAGGED.positions)
+    assert packed.padded_mean(2, lambda length: length) == pytest.approx(13)

@@ -6,8 +6,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
 from bridgegarden.preflight import activations
-from bridgegarden.preflight.activations import Batch, student_memory, teacher_memory
-from bridgegarden.preflight.tracker import MemoryTracker
+from bridgegarden.preflight.activations import Batch, MemoryTracker, student_memory, teacher_memory
 from tests.tiny import tiny_config
 
 BATCH = Batch(rows=2, length=64, supervised=40)

@@ -6,7 +6,7 @@ import pytest
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.recipe import FreeRunningSection, Recipe, TrainingSection, build_sft_config
-from bridgegarden.recipe.plain_yaml import read_yaml
+from bridgegarden.recipe.values import read_yaml
 from bridgegarden.training.callbacks import SELECT_BY
 
 TREE = {

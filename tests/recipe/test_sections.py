@@ -17,8 +17,8 @@ from bridgegarden.recipe import (
     TeacherSection,
     TrainingSection,
 )
-from bridgegarden.recipe.plain_yaml import read_yaml
 from bridgegarden.recipe.training import EarlyStoppingSection
+from bridgegarden.recipe.values import read_yaml
 from bridgegarden.training.on_policy import OnPolicy
 
 SMALLEST = {"teacher": {"model": "t"}, "student": {"model": "s"}, "data": {"train": "rows.jsonl"}, "output": "runs/x"}

@@ -12,9 +12,8 @@ import numpy as np
 from bridgegarden.compare.result import ComparedRow
 from bridgegarden.data import load_rows
 from bridgegarden.errors import ConfigError
-from bridgegarden.plan.work import StepFlops
 from bridgegarden.preflight import Endings, ModelFacts
-from bridgegarden.preflight.flops import ForwardFlops, forward_flops
+from bridgegarden.preflight.flops import ForwardFlops, StepFlops, forward_flops
 from bridgegarden.recipe import Recipe, build_lora_config
 from bridgegarden.run.teacher import recipe_pair, student_reference, teacher_of
 from bridgegarden.teacher.cache.shard import Document, documents_of

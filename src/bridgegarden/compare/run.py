@@ -34,7 +34,7 @@ from bridgegarden.compare.result import (
     compared_rows,
 )
 from bridgegarden.errors import NonFiniteError
-from bridgegarden.preflight.meta import meta_model, parameter_count
+from bridgegarden.preflight.models import meta_model, parameter_count
 from bridgegarden.recipe import Recipe, build_objective, describe_objective, load_recipe
 from bridgegarden.run.output import check_writable
 from bridgegarden.run.quiet import quiet_libraries

@@ -3,10 +3,8 @@
 import io
 from typing import TYPE_CHECKING
 
-from bridgegarden.plan.advice import Advice
-from bridgegarden.plan.machine import KEPT_FREE, gibibytes
-from bridgegarden.plan.memory import PARTS
-from bridgegarden.plan.plan import CacheSize, Plan
+from bridgegarden.plan.memory import KEPT_FREE, PARTS, gibibytes
+from bridgegarden.plan.plan import Advice, CacheSize, Plan
 
 if TYPE_CHECKING:
     from rich.table import Table

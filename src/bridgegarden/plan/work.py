@@ -1,24 +1,110 @@
-"""What a run computes: tokens, and operations by what they are spent on."""
+"""What a run reads and computes: rows in numbers, tokens, and operations by what they are spent on."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bridgegarden.errors import ConfigError
-from bridgegarden.plan.rows import Rows
-from bridgegarden.preflight.flops import ForwardFlops, forward_flops, forwards_a_training_step
-from bridgegarden.preflight.memory import trained_parameters
+from bridgegarden.preflight.activations import Batch
+from bridgegarden.preflight.flops import ForwardFlops, StepFlops, forward_flops
+from bridgegarden.teacher.cache.shard import documents_of
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from peft import LoraConfig
 
     from bridgegarden.preflight import ModelFacts
     from bridgegarden.training.on_policy import OnPolicy
 
-
 MOST_ROWS = 2**53
 """Rows read in a run, up to which they can be counted one by one in floating point."""
+MOST_TOKENS = 2**26
+"""Tokens of a batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Token counts of tokenised rows, in ascending order of length."""
+
+    lengths: np.ndarray
+    """``(n,)`` tokens of each row."""
+    supervised: np.ndarray
+    """``(n,)`` positions of it that have a loss."""
+
+    @classmethod
+    def of(cls, data: "Dataset") -> "Rows":
+        """Count tokenised rows."""
+        documents = list(documents_of(data))
+        lengths = np.array([len(document.ids) for document in documents])
+        supervised = np.array([document.positions for document in documents])
+        order = np.argsort(lengths, kind="stable")
+        return cls(lengths=lengths[order], supervised=supervised[order])
+
+    @property
+    def count(self) -> int:
+        """Rows."""
+        return len(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        """Of all rows."""
+        return int(self.lengths.sum())
+
+    @property
+    def positions(self) -> int:
+        """Supervised positions of all rows."""
+        return int(self.supervised.sum())
+
+    def packed(self, length: int) -> "Rows":
+        """As they are when several share a row of `length` tokens; what is left over at its end is neglected."""
+        count = max(1, math.ceil(self.tokens / length))
+        share = np.full(count, self.positions / count)
+        return Rows(lengths=np.full(count, min(length, self.tokens)), supervised=share)
+
+    def largest_batch(self, rows: int, *, extra: int = 0) -> Batch:
+        """The longest rows together: as much as a step can need.
+
+        Args:
+            rows: of a batch.
+            extra: tokens that the student may write on top.
+
+        Raises:
+            ConfigError: the batch is beyond any memory, and beyond what its tensors' sizes can be counted with.
+        """
+        chosen = slice(-min(rows, self.count), None)
+        longest = int(self.lengths[-1])
+        if rows * (longest + extra) > MOST_TOKENS:
+            written = f" and {extra:,} written ones (on_policy.max_new_tokens)" if extra else ""
+            raise ConfigError(
+                f"training.per_device_train_batch_size: {rows:,} rows of {longest:,} tokens{written} are more than the "
+                f"{MOST_TOKENS:,} tokens that a batch can be planned with, and than any device can hold."
+            )
+        return Batch(
+            rows=rows,
+            length=longest + extra,
+            # Rows of a smaller data set than a batch are read again.
+            supervised=math.ceil(self.supervised[chosen].mean() * rows) + extra * rows,
+        )
+
+    def padded_mean(self, batch: int, cost: Callable[[float], float]) -> float:
+        r"""The mean of `cost` of the length that a row is padded to, when `batch` random rows share a batch.
+
+        The longest of B rows drawn from n is the i-th shortest with probability C(i - 1, B - 1) / C(n, B).
+        """
+        size = min(batch, self.count)
+        ranks = np.arange(size, self.count + 1)
+        log_choose = np.array([_log_choose(int(rank) - 1, size - 1) for rank in ranks])
+        chance = np.exp(log_choose - _log_choose(self.count, size))
+        values, groups = np.unique(self.lengths[size - 1 :], return_inverse=True)
+        weights = np.bincount(groups, weights=chance)
+        return float(sum(weight * cost(float(value)) for value, weight in zip(values, weights, strict=True)))
+
+
+def _log_choose(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,58 +158,6 @@ class Work:
     def total(self) -> float:
         """Operations."""
         return sum(self.flops.values())
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepFlops:
-    """What a student's training step costs, forward and backward, by what the cost depends on.
-
-    A product has two more in the backward: the gradients of both its sides. That of a weight that is not trained is
-    left out; the two sides of attention's products are activations, whose gradients are needed in any case.
-    """
-
-    forward: ForwardFlops
-    adapters: float
-    """Operations a token in the adapters' forward: twice their weights. 0 where all weights are trained."""
-    gradient_checkpointing: bool
-    frozen: bool
-    """Whether adapters are trained, and neither the weights under them nor the head are."""
-
-    @classmethod
-    def of(cls, student: "ModelFacts", *, lora: "LoraConfig | None", gradient_checkpointing: bool) -> "StepFlops":
-        """Of a student.
-
-        Args:
-            student: the model that is trained.
-            lora: its adapters; None where all weights are trained.
-            gradient_checkpointing: whether the layers are computed again in the backward.
-
-        Raises:
-            ConfigError: the adapters fit no layer.
-            ModelError: it has layers whose operations cannot be counted.
-        """
-        return cls(
-            forward=forward_flops(student.config),
-            adapters=0.0 if lora is None else 2.0 * trained_parameters(student, lora)[0],
-            gradient_checkpointing=gradient_checkpointing,
-            frozen=lora is not None,
-        )
-
-    def layers(self, context: float) -> float:
-        """Operations for one token in all layers.
-
-        Args:
-            context: keys that it attends to; see :meth:`ForwardFlops.layers`.
-        """
-        trained = forwards_a_training_step(gradient_checkpointing=self.gradient_checkpointing)
-        weights = forwards_a_training_step(gradient_checkpointing=self.gradient_checkpointing, frozen=self.frozen)
-        attention = self.forward.layers(context) - self.forward.weights
-        return weights * self.forward.weights + trained * (attention + self.adapters)
-
-    @property
-    def head(self) -> float:
-        """Operations of the vocabulary projection and its gradients at one position. It is never computed again."""
-        return forwards_a_training_step(frozen=self.frozen) * self.forward.head
 
 
 def training_work(

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bridgegarden.preflight.endings import Endings, check_endings
 from bridgegarden.preflight.memory import MemoryEstimate, estimate_memory
 from bridgegarden.preflight.models import (
     ModelFacts,
@@ -13,7 +12,7 @@ from bridgegarden.preflight.models import (
     load_facts,
     load_tokenizer,
 )
-from bridgegarden.preflight.tokenizers import TokenizerMatch, compare_tokenizers
+from bridgegarden.preflight.tokenizers import Endings, TokenizerMatch, check_endings, compare_tokenizers
 
 if TYPE_CHECKING:
     from peft import LoraConfig

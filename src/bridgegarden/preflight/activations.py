@@ -6,22 +6,30 @@ is the same for every layer.
 """
 
 import copy
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.nn import ModuleList
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from bridgegarden.causal_lm import hidden_states
 from bridgegarden.errors import ModelError
-from bridgegarden.preflight.meta import meta_model
+from bridgegarden.preflight.models import meta_model
 
 if TYPE_CHECKING:
-    import torch
     from peft import LoraConfig
-    from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
 
 FEW = 3
 """Layers that are walked through at most."""
+_FIELDS = ("forward", "at_loss", "backward_start", "backward_end")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +59,12 @@ class StepMemory:
 
 def student_memory(
     config: "PretrainedConfig",
-    dtype: "torch.dtype",
+    dtype: torch.dtype,
     batch: Batch,
     *,
     lora: "LoraConfig | None" = None,
     gradient_checkpointing: bool = False,
-    autocast: "torch.dtype | None" = None,
+    autocast: torch.dtype | None = None,
     accumulates: bool = False,
 ) -> StepMemory:
     """What a training step of the model of `config` takes beside its weights; the loss's own buffers come on top.
@@ -95,22 +103,19 @@ def checkpoint_layers(model: Any) -> None:
     getattr(model, new if hasattr(model, new) else old)({"use_reentrant": False})
 
 
-def teacher_memory(config: "PretrainedConfig", dtype: "torch.dtype", batch: Batch) -> tuple[int, int]:
+def teacher_memory(config: "PretrainedConfig", dtype: torch.dtype, batch: Batch) -> tuple[int, int]:
     """Bytes beside the weights that a teacher's forward takes at most, and those that are left for the loss.
 
     Raises:
         ModelError: the model's code cannot be walked through.
     """
-    import torch
-
-    from bridgegarden.preflight.tracker import MemoryTracker
 
     def walk(layers: int) -> tuple[int, int]:
         model = cast(Any, meta_model(_shortened(config, layers))).to(dtype).eval()
         with _fake(model), torch.no_grad():
             inputs = _inputs(batch)
             with MemoryTracker() as tracker:
-                kept = _supervised(_hidden(model, inputs), batch)
+                kept = _supervised(hidden_states(model, inputs), batch)
             assert kept is not None
             return tracker.peak, tracker.now
 
@@ -118,7 +123,45 @@ def teacher_memory(config: "PretrainedConfig", dtype: "torch.dtype", batch: Batc
     return peak, kept
 
 
-_FIELDS = ("forward", "at_loss", "backward_start", "backward_end")
+class MemoryTracker(TorchDispatchMode):
+    """Bytes of all storages that were made inside of it and are alive: now, and at most since the last mark.
+
+    What was there before does not count, nor what a kernel takes for itself while it runs. Fake tensors count as real
+    ones do, and take no memory.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.peak = 0
+        self._alive: dict[int, int] = {}
+
+    def mark(self) -> int:
+        """The peak since the mark before; the next one begins here."""
+        peak, self.peak = self.peak, self.now
+        return peak
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        known = {storage._cdata for storage in _storages((args, kwargs))}
+        for storage in _storages(out):
+            if storage._cdata not in self._alive and storage._cdata not in known:
+                self._count(storage)
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        size = storage.nbytes()
+        self._alive[storage._cdata] = size
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._gone, storage._cdata)
+
+    def _gone(self, key: int) -> None:
+        self.now -= self._alive.pop(key)
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def _extrapolated(config: "PretrainedConfig", walk: Callable[[int], Any]) -> list[int]:
@@ -135,8 +178,6 @@ def _extrapolated(config: "PretrainedConfig", walk: Callable[[int], Any]) -> lis
 @contextmanager
 def _fake(model: "PreTrainedModel") -> Iterator[None]:
     """Code inside runs on fake tensors, and so does `model`, which was made on the meta device."""
-    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
-
     try:
         with FakeTensorMode():
             _give_fake_tensors(model)
@@ -150,11 +191,9 @@ def _fake(model: "PreTrainedModel") -> Iterator[None]:
 
 def _give_fake_tensors(model: "PreTrainedModel") -> None:
     """Put a fake tensor on the CPU in the place of every parameter and buffer; tied ones stay tied."""
-    import torch
-
     made: dict[int, Any] = {}
 
-    def fake(tensor: "Tensor") -> Any:
+    def fake(tensor: Tensor) -> Any:
         if id(tensor) not in made:
             empty = torch.empty(tensor.shape, dtype=tensor.dtype)
             is_parameter = isinstance(tensor, torch.nn.Parameter)
@@ -167,8 +206,6 @@ def _give_fake_tensors(model: "PreTrainedModel") -> None:
 
 
 def _give_gradients(model: "PreTrainedModel") -> None:
-    import torch
-
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
@@ -194,19 +231,15 @@ def _shortened(config: "PretrainedConfig", layers: int) -> "PretrainedConfig":
     return shorter
 
 
-def _step(model: "PreTrainedModel", batch: Batch, autocast: "torch.dtype | None") -> StepMemory:
-    import torch
-
-    from bridgegarden.preflight.tracker import MemoryTracker
-
+def _step(model: "PreTrainedModel", batch: Batch, autocast: torch.dtype | None) -> StepMemory:
     inputs = _inputs(batch)
     windows: dict[str, int] = {}
     with MemoryTracker() as tracker:
         _watch_layers(model, tracker, windows)
         with nullcontext() if autocast is None else torch.autocast("cpu", autocast):
-            hidden = _supervised(_hidden(model, inputs), batch)
+            hidden = _supervised(hidden_states(model, inputs), batch)
             windows["at_loss"], windows["forward"] = tracker.now, tracker.mark()
-            loss = _loss_function().apply(hidden, model.get_output_embeddings().weight)  # pyright: ignore
+            loss = _Loss.apply(hidden, model.get_output_embeddings().weight)  # pyright: ignore
         tracker.mark()
         loss.backward()
         windows["backward_end"] = tracker.mark()
@@ -215,32 +248,20 @@ def _step(model: "PreTrainedModel", batch: Batch, autocast: "torch.dtype | None"
     return StepMemory(**windows)
 
 
-def _hidden(model: "PreTrainedModel", inputs: "dict[str, Tensor]") -> "Tensor":
-    from bridgegarden.causal_lm import hidden_states
-
-    return hidden_states(model, inputs)
-
-
-def _inputs(batch: Batch) -> "dict[str, Tensor]":
-    import torch
-
+def _inputs(batch: Batch) -> dict[str, Tensor]:
     shape = batch.rows, batch.length
     # With a mask, as where rows are padded: without one, grouped key and value heads need not be copied.
     return {name: torch.ones(shape, dtype=torch.long) for name in ("input_ids", "attention_mask")}
 
 
-def _supervised(hidden: "Tensor", batch: Batch) -> "Tensor":
+def _supervised(hidden: Tensor, batch: Batch) -> Tensor:
     """As :meth:`SupervisedPositions.of` does, at so many positions as are supervised."""
-    import torch
-
     rows, columns = (torch.zeros(batch.supervised, dtype=torch.long) for _ in range(2))
     return hidden[rows, columns]
 
 
-def _watch_layers(model: "PreTrainedModel", tracker: Any, windows: dict[str, int]) -> None:
+def _watch_layers(model: "PreTrainedModel", tracker: "MemoryTracker", windows: dict[str, int]) -> None:
     """Note the peak where the last layer's backward ends, and begin anew where the first one's begins."""
-    from torch.nn import ModuleList
-
     count = model.config.get_text_config().num_hidden_layers
     stacks = [module for module in model.modules() if isinstance(module, ModuleList) and len(module) == count]
     if count < 2 or not stacks:
@@ -269,27 +290,23 @@ def _watch_layers(model: "PreTrainedModel", tracker: Any, windows: dict[str, int
         layers[1].register_forward_pre_hook(on_input(first_begins), with_kwargs=True)
 
 
-def _loss_function() -> Any:
+class _Loss(torch.autograd.Function):
     """What the fused loss leaves behind: the gradients of hidden states and head, made in the forward."""
-    import torch
 
-    class Loss(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, hidden: "Tensor", weight: "Tensor") -> "Tensor":
-            wanted = ctx.needs_input_grad
-            ctx.types = hidden.dtype, weight.dtype
-            ctx.gradients = (
-                torch.zeros_like(hidden) if wanted[0] else None,
-                torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) if wanted[1] else None,
-            )
-            return hidden.new_zeros((), dtype=torch.float32)
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
+        wanted = ctx.needs_input_grad
+        ctx.types = hidden.dtype, weight.dtype
+        ctx.gradients = (
+            torch.zeros_like(hidden) if wanted[0] else None,
+            torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) if wanted[1] else None,
+        )
+        return hidden.new_zeros((), dtype=torch.float32)
 
-        @staticmethod
-        def backward(ctx: Any, *_: Any) -> Any:
-            gradients, ctx.gradients = ctx.gradients, None
-            return tuple(
-                None if gradient is None else gradient.to(dtype)
-                for gradient, dtype in zip(gradients, ctx.types, strict=True)
-            )
-
-    return Loss
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        gradients, ctx.gradients = ctx.gradients, None
+        return tuple(
+            None if gradient is None else gradient.to(dtype)
+            for gradient, dtype in zip(gradients, ctx.types, strict=True)
+        )

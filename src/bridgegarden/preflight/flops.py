@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bridgegarden.errors import ModelError
-from bridgegarden.preflight.meta import meta_model
+from bridgegarden.preflight.memory import trained_parameters
+from bridgegarden.preflight.models import meta_model
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from transformers import PretrainedConfig, PreTrainedModel
+
+    from bridgegarden.preflight.models import ModelFacts
 
 _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -45,6 +49,58 @@ class ForwardFlops:
         """
         keys = sum(context_length if window is None else min(context_length, window) for window in self.windows)
         return self.weights + self.attention * keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepFlops:
+    """What a student's training step costs, forward and backward, by what the cost depends on.
+
+    A product has two more in the backward: the gradients of both its sides. That of a weight that is not trained is
+    left out; the two sides of attention's products are activations, whose gradients are needed in any case.
+    """
+
+    forward: ForwardFlops
+    adapters: float
+    """Operations a token in the adapters' forward: twice their weights. 0 where all weights are trained."""
+    gradient_checkpointing: bool
+    frozen: bool
+    """Whether adapters are trained, and neither the weights under them nor the head are."""
+
+    @classmethod
+    def of(cls, student: "ModelFacts", *, lora: "LoraConfig | None", gradient_checkpointing: bool) -> "StepFlops":
+        """Of a student.
+
+        Args:
+            student: the model that is trained.
+            lora: its adapters; None where all weights are trained.
+            gradient_checkpointing: whether the layers are computed again in the backward.
+
+        Raises:
+            ConfigError: the adapters fit no layer.
+            ModelError: it has layers whose operations cannot be counted.
+        """
+        return cls(
+            forward=forward_flops(student.config),
+            adapters=0.0 if lora is None else 2.0 * trained_parameters(student, lora)[0],
+            gradient_checkpointing=gradient_checkpointing,
+            frozen=lora is not None,
+        )
+
+    def layers(self, context: float) -> float:
+        """Operations for one token in all layers.
+
+        Args:
+            context: keys that it attends to; see :meth:`ForwardFlops.layers`.
+        """
+        trained = forwards_a_training_step(gradient_checkpointing=self.gradient_checkpointing)
+        weights = forwards_a_training_step(gradient_checkpointing=self.gradient_checkpointing, frozen=self.frozen)
+        attention = self.forward.layers(context) - self.forward.weights
+        return weights * self.forward.weights + trained * (attention + self.adapters)
+
+    @property
+    def head(self) -> float:
+        """Operations of the vocabulary projection and its gradients at one position. It is never computed again."""
+        return forwards_a_training_step(frozen=self.frozen) * self.forward.head
 
 
 def forward_flops(config: "PretrainedConfig") -> ForwardFlops:

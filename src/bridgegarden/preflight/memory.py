@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from bridgegarden.errors import ConfigError, foreign
 from bridgegarden.objective.selected_logits import default_chunk_tokens
-from bridgegarden.preflight.meta import meta_model, parameter_count
-from bridgegarden.preflight.models import ModelFacts
+from bridgegarden.preflight.models import ModelFacts, meta_model, parameter_count
 from bridgegarden.registry import quoted
 
 if TYPE_CHECKING:

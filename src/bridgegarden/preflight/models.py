@@ -10,24 +10,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bridgegarden.errors import ModelError, foreign
-from bridgegarden.preflight.bounded import fault_of_template, fault_of_tokenizer
-from bridgegarden.preflight.tokenizer_trial import fault_of_tokenizer_file
+from bridgegarden.preflight.trial import fault_of_template, fault_of_tokenizer, fault_of_tokenizer_file
 from bridgegarden.registry import quoted
 
 if TYPE_CHECKING:
     import torch
-    from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 OFFLINE_ADVICE = (
     "the hub cannot be reached, and the files are not in the local cache. Check the name and the connection, download "
     "it where there is one (`hf download NAME`), or give a folder"
 )
-
-
 TOKENIZER = "tokenizer.json"
 INDEX = "model.safetensors.index.json"
 LARGEST = {"vocab_size": 2**24, "hidden_size": 2**20, "num_hidden_layers": 2000}
 """Many times those of any published model: more would only take the machine's memory and time before it failed."""
+_REMOTE_CODE = (
+    "needs Python code from its own repository, which is never run here. Choose a model whose architecture is part of "
+    "transformers, or convert it to one."
+)
+FIRST_ROWS = 8
+"""Rows at the start of a table of positions that some architectures leave out, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +137,6 @@ def check_positions(facts: ModelFacts | None, max_length: int | None) -> None:
     Raises:
         ModelError: they do not.
     """
-    from bridgegarden.preflight.meta import position_table
 
     stated = None if facts is None else getattr(facts.config.get_text_config(), "max_position_embeddings", None)
     if facts is None or max_length is None or stated is None or max_length <= stated:
@@ -144,6 +146,67 @@ def check_positions(facts: ModelFacts | None, max_length: int | None) -> None:
             f"looks positions up in a table of {stated}, but rows may have {max_length} tokens (training.max_length). "
             f"Set training.max_length to {stated} at most."
         )
+
+
+def check_quantised(facts: ModelFacts) -> None:
+    """Make sure that what a quantised model is read with is there, if it is one.
+
+    Raises:
+        ModelError: a package is missing, or this machine cannot compute with such weights.
+    """
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    settings = getattr(facts.config, "quantization_config", None)
+    if settings is None:
+        return
+
+    def refusal(words: str) -> ModelError:
+        return facts.reference.error(
+            f"its weights are quantised, and cannot be used here ({words}). Install what is missing, or take the model "
+            "as it was before."
+        )
+
+    with foreign(refusal):
+        AutoHfQuantizer.from_config(settings, pre_quantized=True).validate_environment(
+            device_map=None, weights_only=True
+        )
+
+
+def meta_model(config: "PretrainedConfig") -> "PreTrainedModel":
+    """The causal language model of `config`; no memory is taken, and its parameters have shapes and no values.
+
+    Raises:
+        ModelError: the architecture has no such setting, or its sizes do not fit each other.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    def refusal(words: str) -> ModelError:
+        return ModelError(f"model {config._name_or_path!r}: config.json: no model can be built of it ({words}).")
+
+    with foreign(refusal), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def parameter_count(model: "PreTrainedModel") -> int:
+    """Parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def position_table(config: "PretrainedConfig") -> int | None:
+    """How many positions the model of `config` looks up in a table; None where it computes them (rotary, ALiBi).
+
+    From shapes alone: an embedding beside that of the tokens, with a row for every position (and a few to spare).
+    """
+    from torch import nn
+
+    stated = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if stated is None:
+        return None
+    model = meta_model(config)
+    words = model.get_input_embeddings()
+    tables = (module for module in model.modules() if isinstance(module, nn.Embedding) and module is not words)
+    return stated if any(0 <= table.num_embeddings - stated <= FIRST_ROWS for table in tables) else None
 
 
 def load_config(reference: ModelReference) -> "PretrainedConfig":
@@ -259,36 +322,6 @@ def _check_values(reference: ModelReference, config: "PretrainedConfig") -> None
                 f"config.json: dtype is {str(dtype).removeprefix('torch.')}, in which PyTorch cannot compute a model; "
                 "expected bfloat16, float16 or float32."
             )
-
-
-_REMOTE_CODE = (
-    "needs Python code from its own repository, which is never run here. Choose a model whose architecture is part of "
-    "transformers, or convert it to one."
-)
-
-
-def check_quantised(facts: ModelFacts) -> None:
-    """Make sure that what a quantised model is read with is there, if it is one.
-
-    Raises:
-        ModelError: a package is missing, or this machine cannot compute with such weights.
-    """
-    from transformers.quantizers.auto import AutoHfQuantizer
-
-    settings = getattr(facts.config, "quantization_config", None)
-    if settings is None:
-        return
-
-    def refusal(words: str) -> ModelError:
-        return facts.reference.error(
-            f"its weights are quantised, and cannot be used here ({words}). Install what is missing, or take the model "
-            "as it was before."
-        )
-
-    with foreign(refusal):
-        AutoHfQuantizer.from_config(settings, pre_quantized=True).validate_environment(
-            device_map=None, weights_only=True
-        )
 
 
 def _check_weight_files(reference: ModelReference, commit: str | None) -> None:

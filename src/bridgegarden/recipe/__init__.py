@@ -1,6 +1,6 @@
 """Recipes: YAML files that describe a whole distillation run, and the dataclasses they become."""
 
-from bridgegarden.recipe.load import load_recipe
+from bridgegarden.recipe.load import describe_recipe, list_recipes, load_recipe, read_recipe_text
 from bridgegarden.recipe.objective import ObjectiveSection, build_objective, describe_objective
 from bridgegarden.recipe.sections import (
     DataSection,
@@ -9,7 +9,6 @@ from bridgegarden.recipe.sections import (
     StudentSection,
     TeacherSection,
 )
-from bridgegarden.recipe.shipped import describe_recipe, list_recipes, read_recipe_text
 from bridgegarden.recipe.training import LoraSection, TrainingSection, build_lora_config, build_sft_config
 
 __all__ = [

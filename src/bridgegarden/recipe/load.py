@@ -1,19 +1,20 @@
-"""From a file or a shipped name, with changes from the command line, to a checked :class:`Recipe`."""
+"""From a file, or the name of a recipe that comes with the package, with changes from the command line, to a checked :class:`Recipe`."""
 
 import os
 from collections.abc import Sequence
 from difflib import get_close_matches
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.recipe.plain_yaml import read_yaml, read_yaml_file
 from bridgegarden.recipe.sections import Recipe
-from bridgegarden.recipe.shipped import list_recipes, read_recipe_text
-from bridgegarden.registry import quoted
+from bridgegarden.recipe.values import read_yaml, read_yaml_file
+from bridgegarden.registry import quoted, unknown_name
 
 PATHS = (("teacher", "model"), ("teacher", "cache"), ("student", "model"), ("data", "train"), ("data", "eval"))
 """Settings that may name something beside the recipe's file."""
+SUFFIX = ".yaml"
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -26,7 +27,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     ``output`` in a file must not climb with ``..``: that would lead elsewhere from each working directory.
 
     Args:
-        source: path of a YAML file, or a name of :func:`~bridgegarden.recipe.shipped.list_recipes`.
+        source: path of a YAML file, or a name of :func:`~bridgegarden.recipe.load.list_recipes`.
         overrides: changes such as ``training.max_steps=10``; the value is YAML. Later ones win.
 
     Raises:
@@ -48,6 +49,35 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         return Recipe.from_dict(tree)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
+
+
+def list_recipes() -> tuple[str, ...]:
+    """The names of the shipped recipes, sorted."""
+    folder = files("bridgegarden") / "recipes"
+    return tuple(sorted(f.name.removesuffix(SUFFIX) for f in folder.iterdir() if f.name.endswith(SUFFIX)))
+
+
+def read_recipe_text(name: str) -> str:
+    """A shipped recipe as it is written, comments included.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in list_recipes():
+        raise unknown_name(name, list_recipes(), field="recipes", kind="recipe")
+    return (files("bridgegarden") / "recipes" / f"{name}{SUFFIX}").read_text(encoding="utf-8")
+
+
+def describe_recipe(name: str) -> str:
+    """The first line of a shipped recipe's comment.
+
+    Raises:
+        ConfigError: there is none of that name, or it does not begin with a comment.
+    """
+    first = read_recipe_text(name).splitlines()[0]
+    if not first.startswith("# "):
+        raise ConfigError(f"recipes/{name}{SUFFIX}: expected a comment that says what it is on the first line.")
+    return first.removeprefix("# ")
 
 
 def _climbs(output: str) -> bool:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.recipe.coerce import coerce, section_from
+from bridgegarden.recipe.values import coerce, section_from
 from bridgegarden.registry import lookup, unknown_name
 
 if TYPE_CHECKING:

@@ -8,9 +8,7 @@ from typing import Any, Literal
 
 from bridgegarden.data import Source
 from bridgegarden.errors import ConfigError
-from bridgegarden.recipe.coerce import plain, require_positive, section_from
 from bridgegarden.recipe.objective import ObjectiveSection, build_objective
-from bridgegarden.recipe.plain_yaml import write_yaml
 from bridgegarden.recipe.training import (
     MEASURED,
     MEASURED_ON_OWN_TEXTS,
@@ -18,6 +16,7 @@ from bridgegarden.recipe.training import (
     LoraSection,
     TrainingSection,
 )
+from bridgegarden.recipe.values import plain, require_positive, section_from, write_yaml
 from bridgegarden.registry import check_temperature, unknown_name
 from bridgegarden.teacher.server_connection import check_url
 from bridgegarden.training.on_policy import OnPolicy, check_on_policy

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from bridgegarden.errors import ConfigError, foreign
-from bridgegarden.recipe.coerce import coerce, require_positive
+from bridgegarden.recipe.values import coerce, require_positive
 from bridgegarden.registry import quoted, unknown_name
 
 if TYPE_CHECKING:

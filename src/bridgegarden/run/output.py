@@ -16,7 +16,7 @@ from typing import Any
 from bridgegarden.errors import ConfigError
 from bridgegarden.files import partial, write_json, write_text
 from bridgegarden.recipe import Recipe
-from bridgegarden.recipe.plain_yaml import read_yaml, read_yaml_file
+from bridgegarden.recipe.values import read_yaml, read_yaml_file
 from bridgegarden.run.checkpoints import SEAL, Fault, checkpoints_in, fault_of
 from bridgegarden.teacher.foreign_values import read_json
 

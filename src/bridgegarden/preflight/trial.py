@@ -1,20 +1,20 @@
-"""A stranger's chat template and tokenizer tried in a process with limits, before they are used in this one.
+"""A stranger's tokenizer and chat template, tried in processes with limits before they are used in this one."""
 
-Jinja's sandbox keeps a template from everything but time and memory, and a tokenizer's normaliser can ask for any
-amount of both. What only goes wrong on particular rows is not found here.
-"""
-
+import hashlib
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from bridgegarden.data.render import ANSWERED, ASKED, FOUND, TOOL, TemplateRefusal, called, render
+from bridgegarden.terminal import one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,6 +26,55 @@ MEMORY = 2**30
 """Bytes beyond what this process has."""
 OUT_OF_MEMORY, FAILED = 3, 4
 """How the process says by its status what happened."""
+FILE_SECONDS = 60
+"""Processor time; reading the largest published file takes two."""
+FILE_MEMORY = 4 << 30
+"""Bytes of address space."""
+_CHILD = """
+import resource, sys
+for limit, most in ((resource.RLIMIT_AS, sys.argv[2]), (resource.RLIMIT_CPU, sys.argv[3]), (resource.RLIMIT_CORE, 0)):
+    resource.setrlimit(limit, (int(most), int(most)))
+from tokenizers import Tokenizer
+try:
+    Tokenizer.from_file(sys.argv[1])
+except BaseException as error:
+    print(error)
+    sys.exit(3)
+"""
+_seen: set[str] = set()
+"""Hashes of files that did no harm."""
+
+
+def fault_of_tokenizer_file(path: Path) -> str | None:
+    """What is wrong with a tokenizer's file, found by reading it; None if nothing.
+
+    What it does with text is tried later (:mod:`bridgegarden.preflight.trial`).
+
+    A file with the same content is tried once a process.
+    """
+    content = hashlib.sha256(path.read_bytes()).hexdigest()
+    if content in _seen:
+        return None
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", _CHILD, str(path), str(FILE_MEMORY), str(FILE_SECONDS)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=2 * FILE_SECONDS,
+            env=os.environ | {"TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "2"},
+        )
+    except subprocess.TimeoutExpired:
+        return f"reading it does not end within {2 * FILE_SECONDS} seconds"
+    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        return f"reading it takes more than {FILE_SECONDS} seconds"
+    if done.returncode < 0:
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["without a word"]
+        ended = signal.Signals(-done.returncode).name
+        return f"it ends the process that reads it ({ended}: {one_line(said[0])[:200]})"
+    if done.returncode == 3:
+        return one_line(done.stdout.decode(errors="replace"))[:200].rstrip(" .:")
+    _seen.add(content)
+    return None
 
 
 def fault_of_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:

@@ -4,9 +4,9 @@ import re
 import pytest
 
 from bridgegarden.errors import ModelError
-from bridgegarden.preflight import ModelReference, bounded
-from bridgegarden.preflight.bounded import fault_of_template, fault_of_tokenizer
+from bridgegarden.preflight import ModelReference, trial
 from bridgegarden.preflight.models import load_tokenizer
+from bridgegarden.preflight.trial import fault_of_template, fault_of_tokenizer
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 NESTED = "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}"
@@ -30,12 +30,12 @@ def with_template(template):
     ],
 )
 def test_a_template_that_knows_no_bounds_ends_a_copy_and_not_this_process(template, fault, monkeypatch):
-    monkeypatch.setattr(bounded, "CPU_SECONDS", 1)
+    monkeypatch.setattr(trial, "CPU_SECONDS", 1)
     assert fault_of_template(with_template(template)) == fault
 
 
 def test_a_text_that_doubles_and_doubles_ends_by_one_limit_or_the_other(monkeypatch):
-    monkeypatch.setattr(bounded, "CPU_SECONDS", 1)
+    monkeypatch.setattr(trial, "CPU_SECONDS", 1)
     assert str(fault_of_template(with_template(DOUBLING))).startswith("its chat template takes more than 1 ")
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.plan.machine import KEPT_FREE, gibibytes, machine_of, parse_size
+from bridgegarden.plan.memory import KEPT_FREE, gibibytes, machine_of, parse_size
 
 
 @pytest.mark.parametrize(
