@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bridgegarden.cli.lab import OBJECTIVE_NAMES, WORLD_NAMES
 from bridgegarden.cli.main import cli
+from bridgegarden.cli.study import OBJECTIVE_NAMES, WORLD_NAMES
 from bridgegarden.exact import checks
 from bridgegarden.exact.tasks import WORLDS
 from bridgegarden.lab import run as run_module

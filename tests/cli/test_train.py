@@ -1,3 +1,4 @@
+import json
 import signal
 import sys
 from types import ModuleType
@@ -9,7 +10,8 @@ from click.testing import CliRunner
 
 from bridgegarden.cli.main import cli
 from bridgegarden.errors import ModelError, Stopped
-from bridgegarden.recipe import Recipe, load_recipe
+from bridgegarden.recipe import Recipe, list_recipes, load_recipe, read_recipe_text
+from tests.plan.conftest import recipe_file  # noqa: F401  the fixture
 
 RECIPE = "llama3.1-8b-1b"
 
@@ -134,3 +136,59 @@ def test_a_missing_recipe_is_answered_with_the_closest(calls):
     assert result.exit_code == 2
     assert "Did you mean 'llama3.1-8b" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, ["plan", *map(str, arguments)])
+
+
+def test_the_command_prints_the_plan(recipe_file):  # noqa: F811
+    result = run(recipe_file, "--gpus", "2", "--memory", "80GiB", "--sharding", "fsdp")
+    assert result.exit_code == 0, result.output
+    assert "2 x H100, 80.0 GiB each, the student sharded by FSDP2" in " ".join(result.stdout.split())
+    assert "Fits" in result.stdout
+
+
+def test_json_is_a_tree_of_the_same_numbers(recipe_file):  # noqa: F811
+    tree = json.loads(run(recipe_file, "--gpus", "1", "--json").stdout)
+    assert tree["machine"]["memory"] == 80 * 2**30
+    assert tree["fits"]
+    assert set(tree["memory"]) == {"teacher", "loss", "backward", "update"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.yaml"], "missing.yaml: no such file"),
+        (["RECIPE", "--memory", "80 apples"], "--memory: '80 apples' is not a size"),
+        (["RECIPE", "--gpu", "voodoo2"], "--gpu: unknown name 'voodoo2'"),
+        (["RECIPE", "--set", "student.model=nobody/nothing"], "student.model 'nobody/nothing': "),
+        (["RECIPE", "--set", "data.train=/nowhere.jsonl"], "/nowhere.jsonl"),
+    ],
+)
+def test_a_mistake_is_one_line(recipe_file, arguments, message):  # noqa: F811
+    result = run(*(recipe_file if argument == "RECIPE" else argument for argument in arguments))
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_list_prints_one_recipe_a_line_with_its_name_first():
+    result = CliRunner().invoke(cli, ["recipes", "list"])
+    assert result.exit_code == 0
+    assert [line.split("\t")[0] for line in result.stdout.splitlines()] == list(list_recipes())
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-7b-3b", "llama3.1-8b-1b"])
+def test_what_show_prints_is_a_recipe_that_loads_to_the_same(name, tmp_path):
+    result = CliRunner().invoke(cli, ["recipes", "show", name])
+    assert result.stdout == read_recipe_text(name)
+    (tmp_path / "mine.yaml").write_text(result.stdout)
+    assert load_recipe(tmp_path / "mine.yaml") == load_recipe(name)
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-7b-3", "../cli/main", ""])
+def test_show_refuses_a_name_that_is_not_shipped(name):
+    result = CliRunner().invoke(cli, ["recipes", "show", name])
+    assert result.exit_code == 2
+    assert f"unknown recipe {name!r}" in result.stderr

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from bridgegarden.cli.options import SET, taken, typed
+
 FACTORS = {"": 1, "k": 1_000, "m": 1_000_000}
 
 
@@ -29,7 +31,7 @@ class Tokens(click.ParamType):
 
 @click.command("diagnose")
 @click.argument("recipe", required=False)
-@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change a setting of the recipe.")
+@SET
 @click.option("--teacher", metavar="MODEL", help="A folder, or a name on the hub.  [default: the recipe's]")
 @click.option(
     "--student",
@@ -43,8 +45,10 @@ class Tokens(click.ParamType):
     metavar="FILE",
     help="Rows as for training, or a .txt file with a prompt a line.  [default: data.eval, else data.train]",
 )
-@click.option("--prompt-column", metavar="NAME", help="Column of FILE with the prompt; it becomes a user's turn.")
-@click.option("--messages-column", metavar="NAME", help="Column of FILE with a conversation.")
+@click.option(
+    "--prompt-column", "prompt", metavar="NAME", help="Column of FILE with the prompt; it becomes a user's turn."
+)
+@click.option("--messages-column", "messages", metavar="NAME", help="Column of FILE with a conversation.")
 @click.option("--split", default="train", show_default=True, help="Split of FILE, where it has splits.")
 @click.option("--limit", type=click.IntRange(2), default=64, show_default=True, help="At most so many prompts.")
 @click.option("--samples", type=click.IntRange(1), default=2, show_default=True, help="Texts a prompt and model.")
@@ -94,23 +98,7 @@ class Tokens(click.ParamType):
 @click.option("--output", metavar="DIR", type=click.Path(path_type=Path), help="Folder for the result.")
 @click.option("--open", "open_report", is_flag=True, help="Show the report in the browser.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON instead of a table.")
-def diagnose_command(
-    recipe: str | None,
-    overrides: tuple[str, ...],
-    teacher: str | None,
-    students: tuple[str, ...],
-    prompts: str | None,
-    prompt_column: str | None,
-    messages_column: str | None,
-    split: str,
-    limit: int,
-    dtype: str | None,
-    device: str | None,
-    output: Path | None,
-    open_report: bool,
-    as_json: bool,
-    **settings: Any,
-) -> None:
+def diagnose_command(device: str | None, open_report: bool, as_json: bool, **options: Any) -> None:
     """Measure how far a student drifts on its own texts, where, and which objective that calls for.
 
     Of RECIPE the trained student is meant, or the untrained one where there is none yet; or give --teacher, --student
@@ -123,29 +111,10 @@ def diagnose_command(
     from bridgegarden.run.diagnose import diagnose_pair
     from bridgegarden.run.diagnose_inputs import DiagnoseRequest
 
-    request = DiagnoseRequest(
-        recipe=recipe,
-        overrides=overrides,
-        teacher=teacher,
-        students=students,
-        prompts=prompts,
-        columns=Columns(prompt=prompt_column, messages=messages_column),
-        split=split,
-        limit=limit,
-        dtype=dtype,
-        output=output,
-    )
-    found, files = diagnose_pair(request, DiagnosisSettings(**settings), command=_typed(), device=device)
+    request = taken(DiagnoseRequest, options, columns=taken(Columns, options))
+    found, files = diagnose_pair(request, DiagnosisSettings(**options), command=typed(), device=device)
     print_diagnosis(found, files, as_json=as_json)
     if open_report:
         click.launch(str(files.report))
     if found.findings.interrupted:
         click.get_current_context().exit(130)
-
-
-def _typed() -> str:
-    """What was typed, for the record."""
-    import shlex
-    import sys
-
-    return shlex.join(["bridgegarden", *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""``bridgegarden evaluate``."""
+"""``bridgegarden evaluate`` and ``judge``: how good answers are."""
 
 import json
 from pathlib import Path
@@ -6,25 +6,13 @@ from typing import Any
 
 import click
 
+from bridgegarden.cli.options import SET, BatchSize, patience_options, taken
 from bridgegarden.terminal import plain_console, plain_json, say
-
-
-class BatchSize(click.ParamType):
-    """A number, or ``auto``."""
-
-    name = "N|auto"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        if value == "auto":
-            return value
-        if not str(value).isdecimal() or int(value) < 1:
-            self.fail(f"{value!r}; expected a number of sequences, or auto.", param, ctx)
-        return int(value)
 
 
 @click.command("evaluate")
 @click.argument("target", metavar="RECIPE|MODEL")
-@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change a setting of the recipe.")
+@SET
 @click.option(
     "--tasks",
     metavar="NAME[,NAME]",
@@ -72,16 +60,7 @@ class BatchSize(click.ParamType):
 @click.option("--device", help="Such as cuda:1 or cpu.  [default: a GPU if there is one]")
 @click.option("--output", metavar="DIR", type=click.Path(path_type=Path), help="Folder for the result.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def evaluate_command(
-    target: str,
-    overrides: tuple[str, ...],
-    tasks: tuple[str, ...],
-    output: Path | None,
-    dtype: str,
-    device: str | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def evaluate_command(target: str, as_json: bool, **options: Any) -> None:
     """Score a model on tasks: of RECIPE its trained student, or MODEL, a folder or a name on the hub.
 
     Writes DIR/results.json, results.md and problems.jsonl (every answer). Answers are kept as they come: after an
@@ -92,10 +71,8 @@ def evaluate_command(
     from bridgegarden.evaluation.lm_eval import EvaluationOptions
     from bridgegarden.run.evaluate import EvaluateTarget, evaluate_target
 
-    found, files = evaluate_target(
-        EvaluateTarget(source=target, overrides=overrides, output=output, dtype=dtype, device=device),
-        EvaluationOptions(tasks=tasks, **options),
-    )
+    where = taken(EvaluateTarget, options, source=target)
+    found, files = evaluate_target(where, EvaluationOptions(**options))
     if as_json:
         click.echo(plain_json(json.dumps(found.to_dict(), indent=2, ensure_ascii=False)))
         return
@@ -108,3 +85,40 @@ def evaluate_command(
         table.add_row(*cells(score))
     plain_console(highlight=False).print(table)
     say(files.results)
+
+
+@click.command("judge")
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@click.option("--base-url", metavar="URL", required=True, help="The judge's OpenAI-compatible server.")
+@click.option("--model", metavar="NAME", required=True, help="The judge's name there.")
+@click.option("--prompt", metavar="COLUMN", help="Column of the question, if it is not called prompt.")
+@click.option("--completion", metavar="COLUMN", help="Column of the answer, if it is not called completion.")
+@click.option("--limit", type=click.IntRange(1), help="At most so many pairs.")
+@click.option(
+    "--output",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    default=Path("runs/judge"),
+    show_default=True,
+    help="Result and verdicts.",
+)
+@click.option("--concurrency", type=click.IntRange(1), default=8, show_default=True, help="Requests at a time.")
+@patience_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def judge_command(first: str, second: str, as_json: bool, **options: Any) -> None:
+    """Let a model say whose answers are better: those in A or those in B.
+
+    A and B are files of rows with a prompt and an answer, such as bridgegarden generate writes. Every pair is judged
+    in both orders. Verdicts are kept in DIR/verdicts.jsonl and not asked for again. Ends with status 1 if some are
+    missing.
+    """
+    from bridgegarden.data import Columns
+    from bridgegarden.run.judge import JudgeOptions, judge_answers
+    from bridgegarden.teacher.server import Server
+
+    server, columns = taken(Server, options), taken(Columns, options)
+    result = judge_answers(first, second, server, taken(JudgeOptions, options, columns=columns))
+    say(json.dumps(result.to_dict(), indent=2) if as_json else result)
+    if result.failed:
+        click.get_current_context().exit(1)

@@ -19,17 +19,17 @@ from bridgegarden.errors import BridgegardenError, Stopped, in_words
 from bridgegarden.terminal import PlainLines, one_line
 
 COMMANDS = {
-    "quickstart": "bridgegarden.cli.quickstart:quickstart_command",
-    "cache": "bridgegarden.cli.cache:cache_group",
+    "quickstart": "bridgegarden.cli.study:quickstart_command",
+    "cache": "bridgegarden.cli.teacher:cache_group",
     "train": "bridgegarden.cli.train:train_command",
-    "plan": "bridgegarden.cli.plan:plan_command",
-    "generate": "bridgegarden.cli.generate:generate_command",
+    "plan": "bridgegarden.cli.train:plan_command",
+    "generate": "bridgegarden.cli.teacher:generate_command",
     "diagnose": "bridgegarden.cli.diagnose:diagnose_command",
     "evaluate": "bridgegarden.cli.evaluate:evaluate_command",
-    "judge": "bridgegarden.cli.judge:judge_command",
-    "compare": "bridgegarden.cli.compare:compare_command",
-    "lab": "bridgegarden.cli.lab:lab_group",
-    "recipes": "bridgegarden.cli.recipes:recipes_group",
+    "judge": "bridgegarden.cli.evaluate:judge_command",
+    "compare": "bridgegarden.cli.study:compare_command",
+    "lab": "bridgegarden.cli.study:lab_group",
+    "recipes": "bridgegarden.cli.train:recipes_group",
 }
 """Every command and where it lives, in the order ``--help`` shows them."""
 

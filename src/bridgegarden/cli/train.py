@@ -1,9 +1,11 @@
-"""``bridgegarden train``."""
+"""``bridgegarden train``, ``plan`` and ``recipes``: commands on a recipe."""
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from bridgegarden.cli.options import SET
 from bridgegarden.terminal import say
 
 if TYPE_CHECKING:
@@ -57,3 +59,72 @@ def _resolved_text(recipe: "Recipe") -> str:
     from bridgegarden.recipe import build_objective, describe_objective
 
     return f"# objective: {describe_objective(build_objective(recipe.objective))}\n{recipe.to_yaml()}"
+
+
+@click.command("plan")
+@click.argument("recipe")
+@SET
+@click.option("--gpus", type=click.IntRange(1), help="How many.  [default: what this machine has]")
+@click.option("--gpu", metavar="NAME", help="a100, b200, h100, h200, l4, l40s or rtx4090.  [default: h100 with --gpus]")
+@click.option("--memory", metavar="SIZE", help="Of each, such as 80GiB.  [default: the GPU's]")
+@click.option(
+    "--sharding",
+    type=click.Choice(["ddp", "fsdp", "zero3"]),
+    default="ddp",
+    show_default=True,
+    help="Whether processes share the student.",
+)
+@click.option("--flops", type=click.FloatRange(0, min_open=True), help="Operations a second.  [default: the GPU's]")
+@click.option(
+    "--utilisation",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.4,
+    show_default=True,
+    help="Share of them that is reached: an assumption.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def plan_command(recipe: str, overrides: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Say what training RECIPE takes before it is run: memory, operations, hours, disk.
+
+    Reads configurations, tokenizers and rows; no weights. If it does not fit, says which settings would make it fit,
+    and how much each saves. How the numbers are made, and how far off they were: docs/plan.md.
+    """
+    from bridgegarden.plan import machine_of, plan_recipe
+    from bridgegarden.recipe import load_recipe
+
+    machine = machine_of(**options)
+    plan = plan_recipe(load_recipe(recipe, overrides), machine, recipe)
+    if as_json:
+        click.echo(json.dumps(plan.to_dict(), indent=2))
+        return
+    import shutil
+
+    from bridgegarden.plan.table import plan_text
+
+    click.echo(plan_text(plan, width=min(shutil.get_terminal_size((100, 24)).columns, 120)))
+
+
+@click.group("recipes")
+def recipes_group() -> None:
+    """List and show the recipes that come with the package."""
+
+
+@recipes_group.command("list")
+def list_command() -> None:
+    """List the shipped recipes, one a line: name, tab, what it is."""
+    from bridgegarden.recipe import describe_recipe, list_recipes
+
+    for name in list_recipes():
+        click.echo(f"{name}\t{describe_recipe(name)}")
+
+
+@recipes_group.command("show")
+@click.argument("name")
+def show_command(name: str) -> None:
+    """Print the recipe NAME as it is written: a start for your own.
+
+    For example: bridgegarden recipes show qwen2.5-7b-3b > my.yaml
+    """
+    from bridgegarden.recipe import read_recipe_text
+
+    click.echo(read_recipe_text(name), nl=False)
