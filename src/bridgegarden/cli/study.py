@@ -42,8 +42,8 @@ def quickstart_command(
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
     else:
-        from bridgegarden.quickstart.run import result_table
         from bridgegarden.quickstart.result import finding, frontier
+        from bridgegarden.quickstart.run import result_table
 
         console = plain_console(highlight=False)
         console.print(result_table(result, frontier(result), console.width))
@@ -107,8 +107,8 @@ def compare_command(recipe: str, overrides: tuple[str, ...], **options: Any) -> 
     all objectives on fixed rows; on-policy ones (gkd, on_policy_hybrid, ...) ask it as they go. Interrupted, it goes on
     with the trainings that are missing. Leaves DIR/report.html, tables.md, objectives.csv and result.json.
     """
-    from bridgegarden.compare.run import compare
     from bridgegarden.compare.result import CompareSettings, default_baseline
+    from bridgegarden.compare.run import compare
     from bridgegarden.evaluation.lm_eval import EvaluationOptions
 
     objectives = _names(options["objectives"])
@@ -223,8 +223,8 @@ def run_command(
     4 minutes without the sweep (24 students), 5 to 13 with it (81); all worlds (309) 20 to 50. Interrupted, it goes on
     where it stopped. Leaves DIR/report.html, tables.md, findings.csv, means.csv and result.json.
     """
-    from bridgegarden.lab.run import lab
     from bridgegarden.lab.result import LabSettings
+    from bridgegarden.lab.run import lab
 
     settings = LabSettings(worlds=world, objectives=objectives, seeds=tuple(range(seeds)), sweep=sweep)
     typed = [
