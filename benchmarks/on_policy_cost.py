@@ -41,7 +41,7 @@ from bridgegarden.objective.divergences import jensen_shannon
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import StaticWeight
 from bridgegarden.teacher.cache.reader import TeacherCache
-from bridgegarden.teacher.cache.writer import build_cache
+from bridgegarden.teacher.cache.writer import OneTeacher, build_cache
 from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.training.on_policy import OnPolicy
 from bridgegarden.training.trainer import HybridDistillationTrainer
@@ -221,7 +221,7 @@ def measure_build(task: Task) -> float:
     teacher, rows, spec = task.size.random_teacher(task.device), task.data(), cache_spec(task)
     watch = Watch(task.device)
     with watch.phase("teacher"):
-        build_cache(task.folder, teacher, [rows], spec)
+        build_cache(task.folder, OneTeacher(teacher, spec), [rows], spec)
     return watch.spent["teacher"] / task.steps
 
 

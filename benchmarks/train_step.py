@@ -57,7 +57,7 @@ from bridgegarden.data import chat_template_fingerprint, tokenizer_fingerprint
 from bridgegarden.objective.hybrid import PRESETS, HybridObjective
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.spec import DEFAULT_EXPONENTS, CacheSpec, Support
-from bridgegarden.teacher.cache.writer import build_cache
+from bridgegarden.teacher.cache.writer import OneTeacher, build_cache
 from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.training.trainer import HybridDistillationTrainer
 
@@ -195,7 +195,8 @@ class Clock(TrainerCallback):
 
 def build(task: Task) -> None:
     """The cache that the cached contestant reads."""
-    build_cache(task.folder, task.size.random_teacher(task.device), [task.data()], cache_spec(task))
+    spec = cache_spec(task)
+    build_cache(task.folder, OneTeacher(task.size.random_teacher(task.device), spec), [task.data()], spec)
 
 
 def cache_spec(task: Task) -> CacheSpec:

@@ -18,7 +18,7 @@ from bridgegarden.objective.hybrid import PRESETS, HybridObjective
 from bridgegarden.objective.soft_weight import TrainProgress
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.spec import DEFAULT_EXPONENTS, CacheSpec, Support
-from bridgegarden.teacher.cache.writer import build_cache
+from bridgegarden.teacher.cache.writer import OneTeacher, build_cache
 from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.training.trainer import HybridDistillationTrainer
 from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
@@ -153,7 +153,8 @@ def test_a_cache_built_on_a_gpu_trains_as_the_live_teacher_does(tmp_path):
         exponents=DEFAULT_EXPONENTS,
         bits=16,
     )
-    build_cache(tmp_path / "cache", tiny_model("llama", 270, hidden_size=48, seed=1).cuda(), [rows], spec)
+    teacher = tiny_model("llama", 270, hidden_size=48, seed=1).cuda()
+    build_cache(tmp_path / "cache", OneTeacher(teacher, spec), [rows], spec)
     cached = train(tmp_path, TeacherCache(tmp_path / "cache"), use_cpu=False)
     asked = train(tmp_path, live(), use_cpu=False)
     assert history(cached, "loss") == pytest.approx(history(asked, "loss"), rel=1e-3)

@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from bridgegarden.cli.main import cli
 from bridgegarden.run.cache_report import cache_page, write_cache_report
-from bridgegarden.teacher.cache.info import ServedNumbers, cache_distribution, cache_info
+from bridgegarden.teacher.cache.info import ServedNumbers, cache_info
 from bridgegarden.teacher.cache.record import RecordFormat
 from bridgegarden.teacher.cache.spec import Support
 from tests.chromium import chromium, needs_chromium
@@ -68,10 +68,10 @@ def test_an_empty_cache_makes_a_page(tmp_path):
 
 def test_of_a_served_teacher_the_page_says_what_is_a_bound(cache):
     bound = ServedNumbers(label_alone=1, smallest_tail=2, entropy_at_most=4.5)
-    text = cache_page(cache, replace(cache_info(cache), served=bound), cache_distribution(cache)).render()
+    text = cache_page(cache, replace(cache_info(cache), served=bound)).render()
     assert "the least that the entropy can be, 4.5 nats on average the most" in text
     assert "asked on a server" in text
-    assert "asked on a server" not in cache_page(cache, cache_info(cache), cache_distribution(cache)).render()
+    assert "asked on a server" not in cache_page(cache, cache_info(cache)).render()
 
 
 def test_nothing_is_fetched_and_a_name_that_looks_like_markup_stays_text(cache, tmp_path):

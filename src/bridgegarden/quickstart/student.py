@@ -46,7 +46,7 @@ from bridgegarden.study.students import distil, new_llama
 from bridgegarden.teacher.cache.manifest import read_spec
 from bridgegarden.teacher.cache.shard import documents_of
 from bridgegarden.teacher.cache.spec import CacheSpec, Support, weights_fingerprint
-from bridgegarden.teacher.cache.writer import BuildResult, build_cache
+from bridgegarden.teacher.cache.writer import BuildResult, OneTeacher, build_cache
 from bridgegarden.teacher.protocol import Teacher
 
 LOGS = 10
@@ -158,7 +158,7 @@ def keep_signals(
     spec = signals_spec(teacher, tokenizer)
     if not _holds(folder, spec):
         shutil.rmtree(folder, ignore_errors=True)
-    return build_cache(folder, teacher, [rows], spec)
+    return build_cache(folder, OneTeacher(teacher, spec), [rows], spec)
 
 
 def signals_spec(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> CacheSpec:

@@ -241,21 +241,22 @@ def fill_recipe_cache(
         ConfigError: the cache cannot be built there, or the engine cannot run.
         ModelError: the teacher cannot be used.
     """
-    from bridgegarden.teacher.cache.ray_engine import build_cache_with_ray
-    from bridgegarden.teacher.cache.writer import build_cache
+    from bridgegarden.teacher.cache.ray_engine import RayTeachers
+    from bridgegarden.teacher.cache.writer import OneTeacher, build_cache
 
     on_cpu = bool(recipe.training.arguments.get("use_cpu"))
     load = partial(load_teacher, teacher, recipe.teacher.device or ("cpu" if on_cpu else None))
     name = recipe.teacher.model
     if options.engine == "local":
         console.print(f"loading teacher {name}", markup=False, soft_wrap=True)
-        fill = partial(build_cache, folder, load())
+        engine = partial(OneTeacher, load(), spec)
     else:
         console.print(f"starting Ray, whose actors load teacher {name}", markup=False, soft_wrap=True)
         use_gpus = not on_cpu and recipe.teacher.device != "cpu"
-        fill = partial(build_cache_with_ray, folder, load, actors=options.actors, use_gpus=use_gpus)
+        engine = partial(RayTeachers, load, spec, actors=options.actors, use_gpus=use_gpus)
     with BuildDisplay(console) as display:
-        return fill(data, spec, part=options.part, batch_tokens=options.batch_tokens, on_progress=display)
+        asked = engine(batch_tokens=options.batch_tokens, on_progress=display)
+        return build_cache(folder, asked, data, spec, part=options.part)
 
 
 def load_teacher(teacher: ModelFacts, device: str | None) -> "PreTrainedModel":
@@ -345,7 +346,7 @@ def build_served_cache(recipe: Recipe, folder: Path, pair: Pair, options: CacheO
         DataError: rows give no signal, and leaving them out was not asked for.
     """
     from bridgegarden.teacher.cache.forward import AnswersEngine
-    from bridgegarden.teacher.cache.writer import fill_cache, remove_cache
+    from bridgegarden.teacher.cache.writer import build_cache, remove_cache
 
     sources = (*recipe.data.sources, *recipe.data.eval_sources)
     settings = answer_settings([source.path for source in sources])
@@ -362,7 +363,7 @@ def build_served_cache(recipe: Recipe, folder: Path, pair: Pair, options: CacheO
     datasets = [part.dataset() for part in answers]
     if options.replace:
         remove_cache(folder)
-    return ServedBuild(built=fill_cache(folder, engine, datasets, spec, part=options.part), answers=tuple(answers))
+    return ServedBuild(built=build_cache(folder, engine, datasets, spec, part=options.part), answers=tuple(answers))
 
 
 def _check_temperature(settings: AnswerSettings, options: CacheOptions) -> None:

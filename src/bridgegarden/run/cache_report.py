@@ -15,9 +15,7 @@ from bridgegarden.table import number
 from bridgegarden.teacher.cache.info import (
     BRIDGE_LIKE,
     CacheInfo,
-    Distribution,
     Histogram,
-    cache_distribution,
     cache_info,
 )
 from bridgegarden.teacher.cache.spec import short
@@ -57,21 +55,21 @@ def write_cache_report(folder: Path, path: Path) -> CacheInfo:
     """
     check_writable(path.parent, "--html")
     info = cache_info(folder)
-    write_page(cache_page(folder, info, cache_distribution(folder)).render(), path)
+    write_page(cache_page(folder, info).render(), path)
     return info
 
 
-def cache_page(folder: Path, info: CacheInfo, distribution: Distribution) -> Page:
+def cache_page(folder: Path, info: CacheInfo) -> Page:
     """What the page says."""
     return Page(
         title="What the teacher said",
         kicker=f"bridgegarden cache info, {folder}",
-        lead=_lead(info, distribution),
+        lead=_lead(info),
         sections=(
-            Section(anchor="entropy", title="Entropy of the teacher", body=_entropy(info, distribution)),
-            Section(anchor="confidence", title="Confidence", body=_confidence(info, distribution)),
-            Section(anchor="mass", title="Captured mass", body=_mass(info, distribution)),
-            Section(anchor="bytes", title="Bytes per token", body=_bytes(info, distribution)),
+            Section(anchor="entropy", title="Entropy of the teacher", body=_entropy(info)),
+            Section(anchor="confidence", title="Confidence", body=_confidence(info)),
+            Section(anchor="mass", title="Captured mass", body=_mass(info)),
+            Section(anchor="bytes", title="Bytes per token", body=_bytes(info)),
             Section(anchor="words", title="The words used here", body=terms(GLOSSARY)),
             Section(anchor="made", title="What the cache is", body=_made(info)),
         ),
@@ -80,7 +78,7 @@ def cache_page(folder: Path, info: CacheInfo, distribution: Distribution) -> Pag
     )
 
 
-def _lead(info: CacheInfo, distribution: Distribution) -> Markup:
+def _lead(info: CacheInfo) -> Markup:
     asked = "It was asked on a server, and what it answered is kept" if info.served else "It was asked once"
     return Markup("<p>{} about {} rows with {} positions. {}, {} bytes each, {} in all.</p><p>{}</p>").format(
         info.spec.teacher,
@@ -90,12 +88,12 @@ def _lead(info: CacheInfo, distribution: Distribution) -> Markup:
         number(info.bytes_per_position),
         _size(info.bytes),
         f"{_percent(info.bridge_like)} of the positions are Bridge-like: the teacher's likeliest token has a "
-        f"probability above {BRIDGE_LIKE} there. On average its confidence is {number(distribution.mean_confidence)}, "
+        f"probability above {BRIDGE_LIKE} there. On average its confidence is {number(info.confidence)}, "
         f"its entropy {number(info.entropy)} nats; the kept tokens hold {info.captured_mass:.4f} of the probability.",
     )
 
 
-def _entropy(info: CacheInfo, distribution: Distribution) -> Markup:
+def _entropy(info: CacheInfo) -> Markup:
     bound = (
         " A server gives no more than its likeliest tokens: what is counted here is the least that the entropy can be, "
         f"{number(info.served.entropy_at_most)} nats on average the most."
@@ -106,20 +104,20 @@ def _entropy(info: CacheInfo, distribution: Distribution) -> Markup:
         "Share of the positions by the teacher's entropy. At the top it knows what comes next, at the bottom many "
         f"tokens would do.{bound}"
     )
-    return _histogram(distribution.entropy, "entropy of the teacher", " nats", caption)
+    return _histogram(info.entropies, "entropy of the teacher", " nats", caption)
 
 
-def _confidence(info: CacheInfo, distribution: Distribution) -> Markup:
+def _confidence(info: CacheInfo) -> Markup:
     caption = (
         f"Share of the positions by max p. Above {BRIDGE_LIKE} a position counts as Bridge-like: "
         f"{_percent(info.bridge_like)} do. A hard label says nearly all there."
     )
-    return _histogram(distribution.confidence, "probability of the likeliest token", "", caption, end="1")
+    return _histogram(info.confidences, "probability of the likeliest token", "", caption, end="1")
 
 
-def _mass(info: CacheInfo, distribution: Distribution) -> Markup:
+def _mass(info: CacheInfo) -> Markup:
     spec = info.spec
-    if distribution.captured_mass is None:
+    if info.masses is None:
         what = "Draws from the teacher are kept" if spec.support.kind == "sampled" else "Every token is kept"
         return Markup("<p>{}: there is no tail.</p>").format(what)
     caption = (
@@ -127,7 +125,7 @@ def _mass(info: CacheInfo, distribution: Distribution) -> Markup:
         f"{info.captured_mass:.4f} on average, {info.least_captured_mass:.4f} at least. What they lack is not lost, "
         "but one cell: the student learns how much lies outside, and not where."
     )
-    return _histogram(distribution.captured_mass, "probability of the kept tokens", "", caption, end="1")
+    return _histogram(info.masses, "probability of the kept tokens", "", caption, end="1")
 
 
 def _histogram(counts: Histogram, name: str, unit: str, caption: str, *, end: str | None = None) -> Markup:
@@ -150,8 +148,8 @@ def _histogram(counts: Histogram, name: str, unit: str, caption: str, *, end: st
     return figure(responsive(partial(draw, parts=("Bridge-like", "others"))), caption) + details("The numbers", body)
 
 
-def _bytes(info: CacheInfo, distribution: Distribution) -> Markup:
-    parts: dict[str, float] = {PARTS[name]: float(size) for name, size in distribution.record_bytes.items()}
+def _bytes(info: CacheInfo) -> Markup:
+    parts: dict[str, float] = {PARTS[name]: float(size) for name, size in info.record_bytes.items()}
     rest = info.bytes_per_position - sum(parts.values())
     if info.positions:
         parts[FRAME if rest >= 0 else SAVED] = rest

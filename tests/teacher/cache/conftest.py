@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from bridgegarden.data import chat_template_fingerprint, tokenizer_fingerprint
 from bridgegarden.teacher.cache.spec import CacheSpec, Support
-from bridgegarden.teacher.cache.writer import build_cache
+from bridgegarden.teacher.cache.writer import OneTeacher, build_cache
 from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
 
 WIDTH = 270
@@ -59,9 +59,10 @@ def cache_spec(support: Support | None = None, **changes: Any) -> CacheSpec:
 def build(folder: Path, spec: CacheSpec | None = None, rows: Dataset | None = None, **options: Any) -> Path:
     """A cache in `folder`, of several shards."""
     options = {"shard_positions": 40, "batch_tokens": 60} | options
-    build_cache(
-        folder, options.pop("model", None) or teacher(), [rows or cache_rows()], spec or cache_spec(), **options
-    )
+    spec = spec or cache_spec()
+    own = {name: options.pop(name) for name in ("batch_tokens", "on_progress") if name in options}
+    engine = OneTeacher(options.pop("model", None) or teacher(), spec, **own)
+    build_cache(folder, engine, [rows or cache_rows()], spec, **options)
     return folder
 
 

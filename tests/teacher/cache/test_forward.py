@@ -11,13 +11,13 @@ from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import ConfidenceWeight, EntropyWeight
 from bridgegarden.teacher.answers import AnsweredRow, kept_position, label_alone
 from bridgegarden.teacher.cache.forward import AnswersEngine, position_arrays
-from bridgegarden.teacher.cache.info import cache_info, served_numbers
+from bridgegarden.teacher.cache.info import cache_info
 from bridgegarden.teacher.cache.manifest import write_spec
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.record import RecordFormat
 from bridgegarden.teacher.cache.shard import document_key
 from bridgegarden.teacher.cache.spec import CacheSpec, Served, Support
-from bridgegarden.teacher.cache.writer import fill_cache
+from bridgegarden.teacher.cache.writer import build_cache
 from tests.teacher.cache.conftest import cache_spec
 
 
@@ -51,7 +51,7 @@ def build(folder, rows=ROWS, spec=None):
     for row in rows:
         engine.add(row)
     data = Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
-    fill_cache(folder, engine, [data], spec)
+    build_cache(folder, engine, [data], spec)
     return folder
 
 
@@ -79,14 +79,13 @@ def test_of_equal_rows_the_first_is_kept(tmp_path):
 
 
 def test_numbers_are_those_of_all_positions(tmp_path):
-    numbers = served_numbers(build(tmp_path / "cache"))
+    info = cache_info(build(tmp_path / "cache"))
+    numbers = info.served
     assert (numbers.label_alone, numbers.smallest_tail) == (1, 1)
     tails = [(0.25, 3), (0.5, 1), (1e-7, 1), (1e-7, 2)]
     entropies = [position.entropy for row in ROWS for position in row.positions]
     most = [h + tail * math.log(259 - kept) for h, (tail, kept) in zip(entropies, tails, strict=True)]
     assert numbers.entropy_at_most == pytest.approx(np.mean(most), rel=1e-5)
-    info = cache_info(tmp_path / "cache")
-    assert info.served == numbers
     assert "entropy        at least" in str(info)
     assert json.loads(json.dumps(info.to_dict()))["spec"]["served"]["temperature"] == 0.0
 

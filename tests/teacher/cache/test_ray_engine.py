@@ -5,6 +5,7 @@ import signal
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -15,8 +16,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.teacher.cache.info import check_cache
 from bridgegarden.teacher.cache.manifest import finished_shards
-from bridgegarden.teacher.cache.ray_engine import build_cache_with_ray, ray_session, share_out
+from bridgegarden.teacher.cache.ray_engine import RayTeachers, ray_session, share_out
 from bridgegarden.teacher.cache.spec import Support
+from bridgegarden.teacher.cache.writer import SHARD_POSITIONS, BuildResult, build_cache
 from tests.teacher.cache.conftest import build, cache_rows, cache_spec, teacher, untimed
 from tests.tiny import save_tiny
 
@@ -52,13 +54,18 @@ def load(folder: Path, log: Path, actors: int = 1, pause: float = 0.0) -> PreTra
     return model
 
 
+def with_ray(folder: Path, load, data, spec, *, shard_positions: int = SHARD_POSITIONS, **options: Any) -> BuildResult:
+    """A cache that Ray has built."""
+    return build_cache(folder, RayTeachers(load, spec, **options), data, spec, shard_positions=shard_positions)
+
+
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): untimed(path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
 
 
 def test_two_actors_write_the_files_that_one_teacher_writes(weights, tmp_path):
     log, told = tmp_path / "log", []
-    result = build_cache_with_ray(
+    result = with_ray(
         tmp_path / "ray",
         partial(load, weights, log, actors=2),
         [cache_rows()],
@@ -93,7 +100,7 @@ def test_an_actor_killed_midway_changes_nothing(weights, tmp_path):
             killed.append((done, total))
 
     slow = partial(load, weights, log, actors=2, pause=0.3)
-    build_cache_with_ray(tmp_path / "ray", slow, [cache_rows()], spec, actors=2, on_progress=kill_one, **SIZES)
+    with_ray(tmp_path / "ray", slow, [cache_rows()], spec, actors=2, on_progress=kill_one, **SIZES)
     done, total = killed[0]
     assert done < total / 2
     assert len(log.read_text().split()) >= 3
@@ -109,14 +116,14 @@ def test_either_engine_goes_on_where_the_other_was_stopped(weights, tmp_path):
     whole = files(build(tmp_path / "whole", **SIZES))
     two = partial(load, weights, tmp_path / "two", actors=2)
     with pytest.raises(KeyboardInterrupt):
-        build_cache_with_ray(tmp_path / "a", two, [cache_rows()], cache_spec(), actors=2, on_progress=stop, **SIZES)
+        with_ray(tmp_path / "a", two, [cache_rows()], cache_spec(), actors=2, on_progress=stop, **SIZES)
     assert 0 < len(finished_shards(tmp_path / "a")) < len(finished_shards(tmp_path / "whole"))
     build(tmp_path / "a", **SIZES)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "b", on_progress=stop, **SIZES)
     kept = {path: path.stat().st_mtime_ns for path in finished_shards(tmp_path / "b")}
     one = partial(load, weights, tmp_path / "one")
-    result = build_cache_with_ray(tmp_path / "b", one, [cache_rows()], cache_spec(), actors=1, **SIZES)
+    result = with_ray(tmp_path / "b", one, [cache_rows()], cache_spec(), actors=1, **SIZES)
     assert kept
     assert result.kept > 0
     assert all(path.stat().st_mtime_ns == then for path, then in kept.items())
@@ -125,7 +132,7 @@ def test_either_engine_goes_on_where_the_other_was_stopped(weights, tmp_path):
 
 def test_a_cache_that_lacks_nothing_asks_no_actor(weights, tmp_path):
     build(tmp_path / "cache", **SIZES)
-    result = build_cache_with_ray(
+    result = with_ray(
         tmp_path / "cache", partial(load, weights, tmp_path / "log"), [cache_rows()], cache_spec(), **SIZES
     )
     assert (result.documents, result.kept) == (0, 24)
@@ -139,9 +146,7 @@ def test_what_is_wrong_in_an_actor_is_said_as_it_is_without_ray(tmp_path):
     weights = save_tiny(tmp_path / "teacher", broken)
     rows = Dataset.from_list([*cache_rows(3).to_list(), {"input_ids": [251, 3, 4], "labels": [-100, 3, 4], "row": 77}])
     with pytest.raises(ModelError, match=r"^teacher tiny: its distribution is not finite in row 77 .* weights\.$"):
-        build_cache_with_ray(
-            tmp_path / "cache", partial(load, weights, tmp_path / "log"), [rows], cache_spec(), actors=1
-        )
+        with_ray(tmp_path / "cache", partial(load, weights, tmp_path / "log"), [rows], cache_spec(), actors=1)
 
 
 @pytest.mark.parametrize(

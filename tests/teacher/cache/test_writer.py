@@ -23,7 +23,7 @@ from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.record import RecordFormat
 from bridgegarden.teacher.cache.shard import Document, Shard, documents_of
 from bridgegarden.teacher.cache.spec import Support
-from bridgegarden.teacher.cache.writer import build_cache, cut_batches, merge_caches, remove_cache
+from bridgegarden.teacher.cache.writer import OneTeacher, build_cache, cut_batches, merge_caches, remove_cache
 from tests.teacher.cache.conftest import build, cache_rows, cache_spec, teacher, untimed
 
 
@@ -111,7 +111,7 @@ def test_new_rows_are_added_and_old_ones_not_asked_again(cache, monkeypatch):
         lambda model, documents, spec: asked.extend(documents) or teacher_signals(model, documents, spec),
     )
     more = concatenate_datasets([cache_rows(), cache_rows(5, seed=1)])
-    result = build_cache(cache, teacher(), [more], cache_spec())
+    result = build_cache(cache, OneTeacher(teacher(), cache_spec()), [more], cache_spec())
     assert (result.documents, result.kept, len(asked)) == (5, 24, 5)
     assert before.items() <= files(cache).items()
 

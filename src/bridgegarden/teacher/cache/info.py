@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ from bridgegarden.teacher.cache.manifest import (
     remove_command,
     shards_without_record,
 )
-from bridgegarden.teacher.cache.record import RecordFormat
+from bridgegarden.teacher.cache.record import RecordFormat, Signals
 from bridgegarden.teacher.cache.shard import Shard, file_problem, framing_problem
-from bridgegarden.teacher.cache.spec import CacheSpec, short
+from bridgegarden.teacher.cache.spec import CacheSpec, Served, short
 from bridgegarden.terminal import counted
 
 ENTROPY_EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 5.0)
@@ -48,6 +47,18 @@ class ServedNumbers:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """Positions by a quantity, Bridge-like ones and others."""
+
+    edges: tuple[float, ...]
+    """Lower edge of each bin."""
+    bridge_like: tuple[int, ...]
+    """Positions where max p > :data:`BRIDGE_LIKE`."""
+    other: tuple[int, ...]
+    """All others."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CacheInfo:
     """Counts and means over all positions of a cache."""
 
@@ -63,10 +74,14 @@ class CacheInfo:
     """The least of any position."""
     entropy: float
     """Mean entropy of the teacher, nats."""
-    entropy_histogram: tuple[int, ...]
-    """Positions per bin of :data:`ENTROPY_EDGES`."""
-    bridge_like: float
-    """Share of positions where max p > :data:`BRIDGE_LIKE`."""
+    confidence: float
+    """Mean of max p."""
+    entropies: Histogram
+    """Over :data:`ENTROPY_EDGES`."""
+    confidences: Histogram
+    """Of max p."""
+    masses: Histogram | None
+    """Of the probability of the kept tokens; None where nothing can lie outside them."""
     built_in: BuildTime
     """What filling it took."""
     served: ServedNumbers | None = None
@@ -77,14 +92,31 @@ class CacheInfo:
         """Everything on disk counted."""
         return self.bytes / max(self.positions, 1)
 
+    @property
+    def record_bytes(self) -> dict[str, int]:
+        """Bytes of each field of a position's record, before any compression."""
+        return {name: field[0].itemsize for name, field in (RecordFormat(self.spec).dtype.fields or {}).items()}
+
+    @property
+    def entropy_histogram(self) -> tuple[int, ...]:
+        """Positions per bin of :data:`ENTROPY_EDGES`."""
+        return tuple(map(sum, zip(self.entropies.bridge_like, self.entropies.other, strict=True)))
+
+    @property
+    def bridge_like(self) -> float:
+        """Share of positions where max p > :data:`BRIDGE_LIKE`."""
+        return sum(self.entropies.bridge_like) / max(self.positions, 1)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         histogram = [
             {"from": edge, "positions": n} for edge, n in zip(ENTROPY_EDGES, self.entropy_histogram, strict=True)
         ]
-        extra = {"bytes_per_position": self.bytes_per_position, "entropy_histogram": histogram}
-        extra["built_in"] = self.built_in._asdict()
-        return asdict(self) | {"spec": self.spec.to_dict()} | extra
+        tree = asdict(self) | {"spec": self.spec.to_dict(), "built_in": self.built_in._asdict()}
+        tree |= {"bytes_per_position": self.bytes_per_position, "bridge_like": self.bridge_like}
+        for name in ("confidence", "entropies", "confidences", "masses"):
+            del tree[name]
+        return tree | {"entropy_histogram": histogram}
 
     def __str__(self) -> str:
         """For a person."""
@@ -133,124 +165,39 @@ def cache_info(folder: Path) -> CacheInfo:
     spec = read_spec(folder)
     layout = RecordFormat(spec)
     shards = finished_shards(folder)
-    entropy_sum = mass_sum = bridge_like = 0.0
-    least, histogram = 1.0, np.zeros(len(ENTROPY_EDGES), dtype=np.int64)
+    entropies, confidences, masses = map(_Counts, (ENTROPY_EDGES, CONFIDENCE_EDGES, MASS_EDGES))
+    served = None if spec.served is None else _ServedCounts(spec, spec.served)
+    sums, least = np.zeros(3), 1.0
     for path, record in shards.items():
         shard = Shard.open(path, record, layout)
         for index in range(record.documents):
             records = shard.records(index)
-            entropy = records["entropy"].astype(np.float64)
+            entropy, confidence = records["entropy"].astype(np.float64), np.exp(records["max_logp"].astype(np.float64))
             mass = -np.expm1(records["log_tail"].astype(np.float64)) if spec.has_tail else np.ones(len(records))
-            entropy_sum += entropy.sum()
-            mass_sum += mass.sum()
+            sums += entropy.sum(), confidence.sum(), mass.sum()
             least = min(least, mass.min())
-            bridge_like += np.count_nonzero(np.exp(records["max_logp"]) > BRIDGE_LIKE)
-            # Rounding can take the entropy of a sure teacher a hair below zero.
-            bins = np.searchsorted(ENTROPY_EDGES, np.maximum(entropy, 0.0), side="right") - 1
-            histogram += np.bincount(bins, minlength=len(ENTROPY_EDGES))
+            bridge_like = np.exp(records["max_logp"]) > BRIDGE_LIKE
+            for counts, values in ((entropies, entropy), (confidences, confidence), (masses, mass)):
+                counts.add(values, bridge_like)
+            if served is not None:
+                served.add(shard.signals(index))
     positions = sum(record.positions for record in shards.values())
-    count = max(positions, 1)
+    mean_entropy, mean_confidence, mean_mass = (sums / max(positions, 1)).tolist()
     return CacheInfo(
         spec=spec,
         shards=len(shards),
         documents=sum(record.documents for record in shards.values()),
         positions=positions,
         bytes=sum(record.bytes for record in shards.values()),
-        captured_mass=float(mass_sum / count),
+        captured_mass=mean_mass,
         least_captured_mass=float(least),
-        entropy=float(entropy_sum / count),
-        entropy_histogram=tuple(histogram.tolist()),
-        bridge_like=float(bridge_like / count),
+        entropy=mean_entropy,
+        confidence=mean_confidence,
+        entropies=entropies.histogram(),
+        confidences=confidences.histogram(),
+        masses=masses.histogram() if spec.has_tail else None,
         built_in=BuildTime.of(shards.values()),
-        served=None if spec.served is None else served_numbers(folder),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Histogram:
-    """Positions by a quantity, Bridge-like ones and others."""
-
-    edges: tuple[float, ...]
-    """Lower edge of each bin."""
-    bridge_like: tuple[int, ...]
-    """Positions where max p > :data:`bridgegarden.teacher.cache.info.BRIDGE_LIKE`."""
-    other: tuple[int, ...]
-    """All others."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Distribution:
-    """Of all positions of a cache."""
-
-    entropy: Histogram
-    """Of the teacher, nats; the last bin is open."""
-    confidence: Histogram
-    """max p."""
-    captured_mass: Histogram | None
-    """Probability of the kept tokens; None where nothing can lie outside them."""
-    mean_confidence: float
-    """Mean of max p."""
-    record_bytes: Mapping[str, int]
-    """Bytes of each field of a position's record, before any compression."""
-
-
-def cache_distribution(folder: Path) -> Distribution:
-    """Read the numbers of every position of the cache in `folder`.
-
-    Raises:
-        ConfigError: there is no cache, or one of another version.
-        DataError: a shard is missing or is not as long as it was.
-    """
-    layout = RecordFormat(read_spec(folder))
-    has_tail = layout.spec.has_tail
-    entropy, confidence, mass = _Counts(ENTROPY_EDGES), _Counts(CONFIDENCE_EDGES), _Counts(MASS_EDGES)
-    total, positions = 0.0, 0
-    for path, record in finished_shards(folder).items():
-        shard = Shard.open(path, record, layout)
-        for index in range(record.documents):
-            records = shard.records(index)
-            highest = np.exp(records["max_logp"].astype(np.float64))
-            bridge_like = np.exp(records["max_logp"]) > BRIDGE_LIKE
-            entropy.add(records["entropy"], bridge_like)
-            confidence.add(highest, bridge_like)
-            if has_tail:
-                mass.add(-np.expm1(records["log_tail"].astype(np.float64)), bridge_like)
-            total += float(highest.sum())
-            positions += len(records)
-    return Distribution(
-        entropy=entropy.histogram(),
-        confidence=confidence.histogram(),
-        captured_mass=mass.histogram() if has_tail else None,
-        mean_confidence=total / max(positions, 1),
-        record_bytes={name: field[0].itemsize for name, field in (layout.dtype.fields or {}).items()},
-    )
-
-
-def served_numbers(folder: Path) -> ServedNumbers:
-    """Read them from the cache in `folder`, which is a served teacher's.
-
-    Raises:
-        ConfigError: there is no cache, or one of another version.
-        DataError: a shard is missing or is not as long as it was.
-    """
-    spec = read_spec(folder)
-    assert spec.served is not None
-    layout, floor = RecordFormat(spec), math.log(spec.served.smallest_tail) + 1e-3
-    label_alone = smallest_tail = positions = 0
-    entropy = 0.0
-    for path, record in finished_shards(folder).items():
-        shard = Shard.open(path, record, layout)
-        for index in range(record.documents):
-            signals = shard.signals(index)
-            assert signals.ids is not None
-            assert signals.log_tail is not None
-            kept, log_tail = (signals.ids >= 0).sum(1), signals.log_tail.astype(np.float64)
-            label_alone += int(np.count_nonzero((kept == 1) & (log_tail <= floor)))
-            smallest_tail += int(np.count_nonzero((kept > 1) & (log_tail <= floor)))
-            entropy += float((signals.entropy + np.exp(log_tail) * np.log(spec.vocab_size - kept)).sum())
-            positions += len(kept)
-    return ServedNumbers(
-        label_alone=label_alone, smallest_tail=smallest_tail, entropy_at_most=entropy / max(positions, 1)
+        served=None if served is None else served.numbers(max(positions, 1)),
     )
 
 
@@ -326,6 +273,8 @@ def _problem(path: Path, record: ShardRecord, layout: RecordFormat) -> str:
 
 
 class _Counts:
+    """Of a :class:`Histogram`, while positions are looked at."""
+
     def __init__(self, edges: tuple[float, ...]) -> None:
         self._edges = edges
         self._counts = np.zeros((2, len(edges)), dtype=np.int64)
@@ -339,3 +288,27 @@ class _Counts:
     def histogram(self) -> Histogram:
         bridge_like, other = (tuple(row) for row in self._counts.tolist())
         return Histogram(edges=self._edges, bridge_like=bridge_like, other=other)
+
+
+class _ServedCounts:
+    """Of :class:`ServedNumbers`, while positions are looked at."""
+
+    def __init__(self, spec: CacheSpec, served: Served) -> None:
+        self._tokens, self._floor = spec.vocab_size, math.log(served.smallest_tail) + 1e-3
+        self._label_alone = self._smallest_tail = 0
+        self._entropy = 0.0
+
+    def add(self, signals: Signals) -> None:
+        assert signals.ids is not None
+        assert signals.log_tail is not None
+        kept, log_tail = (signals.ids >= 0).sum(1), signals.log_tail.astype(np.float64)
+        self._label_alone += int(np.count_nonzero((kept == 1) & (log_tail <= self._floor)))
+        self._smallest_tail += int(np.count_nonzero((kept > 1) & (log_tail <= self._floor)))
+        self._entropy += float((signals.entropy + np.exp(log_tail) * np.log(self._tokens - kept)).sum())
+
+    def numbers(self, positions: int) -> ServedNumbers:
+        return ServedNumbers(
+            label_alone=self._label_alone,
+            smallest_tail=self._smallest_tail,
+            entropy_at_most=self._entropy / positions,
+        )

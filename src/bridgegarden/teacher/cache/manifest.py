@@ -164,12 +164,9 @@ def shards_without_record(folder: Path) -> list[Path]:
 
 def _total(values: Iterable[float | None]) -> float | None:
     """The sum; None if one is."""
-    total = 0.0
-    for value in values:
-        if value is None:
-            return None
-        total += value
-    return total
+    listed = list(values)
+    known = [value for value in listed if value is not None]
+    return sum(known, 0.0) if len(known) == len(listed) else None
 
 
 def build_command(folder: Path) -> str:

@@ -15,12 +15,11 @@ import sys
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset
 from transformers import PreTrainedModel
 
 from bridgegarden.errors import BridgegardenError, ConfigError
@@ -30,12 +29,9 @@ from bridgegarden.teacher.cache.shard import SCHEMA, Document, Entry
 from bridgegarden.teacher.cache.spec import CacheSpec
 from bridgegarden.teacher.cache.writer import (
     BATCH_TOKENS,
-    SHARD_POSITIONS,
-    BuildResult,
     Clock,
     ReportProgress,
     cut_batches,
-    fill_cache,
 )
 
 if TYPE_CHECKING:
@@ -58,41 +54,6 @@ STORE_BYTES = 512 << 20
 """Shared memory of a Ray of our own; token ids and records on their way that take more go to its folder on the disk."""
 SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 """Nothing is reported to Ray's makers. Below fatal, Ray's core complains of how Ray Data makes its actors."""
-
-
-def build_cache_with_ray(
-    folder: Path,
-    load: LoadTeacher,
-    data: Iterable[Dataset],
-    spec: CacheSpec,
-    *,
-    actors: int | None = None,
-    use_gpus: bool = True,
-    part: tuple[int, int] = (1, 1),
-    batch_tokens: int = BATCH_TOKENS,
-    shard_positions: int = SHARD_POSITIONS,
-    on_progress: ReportProgress | None = None,
-) -> BuildResult:
-    """:func:`bridgegarden.teacher.cache.writer.build_cache` with several teachers at work.
-
-    Args:
-        folder: where, on this machine.
-        load: gives a teacher, on its device, in the process that calls it.
-        data: tokenised rows.
-        spec: what is kept.
-        actors: teachers; None is one for each GPU, or without GPUs one for each machine.
-        use_gpus: whether each actor is to have a GPU, where there are any.
-        part: ``(i, n)``: only the i-th of n parts, by content.
-        batch_tokens: tokens of a teacher's batch at most, padding included.
-        shard_positions: positions after which a shard is closed.
-        on_progress: told of the progress whenever batches come back.
-
-    Raises:
-        ConfigError: Ray is not installed or cannot be reached, or has fewer GPUs than `actors`; and as for one teacher.
-        ModelError: as for one teacher.
-    """
-    engine = _RayEngine(load, spec, batch_tokens, actors, use_gpus, on_progress)
-    return fill_cache(folder, engine, data, spec, part=part, shard_positions=shard_positions)
 
 
 class ActorShare(NamedTuple):
@@ -128,35 +89,35 @@ def share_out(machines: Sequence[Mapping[str, float]], actors: int | None, *, us
     return ActorShare(count, next(s for s in shares if sum(int(cpu / s + 1e-6) for cpu in cpus) >= count), gpus=0)
 
 
-class _RayEngine:
-    """The engine for teachers in actors."""
+@dataclass
+class RayTeachers:
+    """The engine for several teachers, each in an actor of its own.
 
-    clocks: tuple[Clock, ...] = ("seconds",)
+    Its use raises a ConfigError if Ray is not installed or cannot be reached, or has fewer GPUs than `actors`.
+    """
 
-    def __init__(
-        self,
-        load: LoadTeacher,
-        spec: CacheSpec,
-        batch_tokens: int,
-        actors: int | None,
-        use_gpus: bool,
-        on_progress: ReportProgress | None,
-    ) -> None:
-        self.seconds = 0.0
-        self._load = load
-        self._spec = spec
-        self._batch_tokens = batch_tokens
-        self._actors = actors
-        self._use_gpus = use_gpus
-        self._on_progress = on_progress
+    load: LoadTeacher
+    """Gives a teacher, on its device, in the process that calls it."""
+    spec: CacheSpec
+    """What is kept."""
+    actors: int | None = None
+    """Teachers; None is one for each GPU, or without GPUs one for each machine."""
+    use_gpus: bool = True
+    """Whether each actor is to have a GPU, where there are any."""
+    batch_tokens: int = BATCH_TOKENS
+    """Tokens of a teacher's batch at most, padding included."""
+    on_progress: ReportProgress | None = None
+    """Told of the progress whenever batches come back."""
+    seconds: float = field(default=0.0, init=False)
+    clocks: tuple[Clock, ...] = field(default=("seconds",), init=False)
 
     def entries(self, shards: Sequence[Sequence[Document]]) -> Generator[list[Entry], None, None]:
         if not shards:
             return
         with ray_session() as machines:
-            share = share_out(machines, self._actors, use_gpus=self._use_gpus)
-            batches = [batch for shard in shards for batch in cut_batches(shard, self._batch_tokens)]
-            answers = self._answers(_dataset(batches, self._load, self._spec, share), share, _positions(batches))
+            share = share_out(machines, self.actors, use_gpus=self.use_gpus)
+            batches = [batch for shard in shards for batch in cut_batches(shard, self.batch_tokens)]
+            answers = self._answers(_dataset(batches, self.load, self.spec, share), share, _positions(batches))
             for shard in shards:
                 entries = list(itertools.islice(answers, len(shard)))
                 assert [entry.key for entry in entries] == [document.key for document in shard]
@@ -164,12 +125,12 @@ class _RayEngine:
             assert next(answers, None) is None
 
     def _answers(self, dataset: "ray.data.Dataset", share: ActorShare, total: int) -> Iterator[Entry]:
-        layout, done = RecordFormat(self._spec), 0
+        layout, done = RecordFormat(self.spec), 0
         for table in _tables(dataset, share):
             self.seconds += sum(table["seconds"].to_pylist()) / share.actors
             done += sum(table["positions"].to_pylist())
-            if self._on_progress is not None:
-                self._on_progress(done, total)
+            if self.on_progress is not None:
+                self.on_progress(done, total)
             for key, block in zip(table["key"], table["records"], strict=True):
                 yield Entry(key.as_py(), np.frombuffer(block.as_buffer(), layout.dtype))
 

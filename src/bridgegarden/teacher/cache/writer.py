@@ -59,16 +59,16 @@ class BuildResult:
     """What a build did."""
 
     folder: Path
-    documents: int
+    documents: int = 0
     """Rows that were added."""
-    positions: int
+    positions: int = 0
     """Supervised positions that were added."""
     kept: int
     """Rows of the data that the cache held already."""
-    bytes: int
+    bytes: int = 0
     """Size of the added shards."""
-    seconds: float
-    teacher_seconds: float
+    seconds: float = 0.0
+    teacher_seconds: float = 0.0
     """Of these, in the teacher; the rest is finding rows, encoding what could not be done meanwhile, and writing."""
 
     def __str__(self) -> str:
@@ -78,39 +78,6 @@ class BuildResult:
         share = f"{self.teacher_seconds / max(self.seconds, 1e-9):.0%} of {self.seconds:.0f} s in the teacher"
         rows = counted(self.documents, "row")
         return f"{self.folder}: {rows} added{kept}; {self.positions:,} positions, {size}; {share}"
-
-
-def build_cache(
-    folder: Path,
-    model: PreTrainedModel,
-    data: Iterable[Dataset],
-    spec: CacheSpec,
-    *,
-    part: tuple[int, int] = (1, 1),
-    batch_tokens: int = BATCH_TOKENS,
-    shard_positions: int = SHARD_POSITIONS,
-    on_progress: ReportProgress | None = None,
-) -> BuildResult:
-    """Add to the cache in `folder` what it lacks of `data`. Interrupted at any moment, it goes on from the last shard.
-
-    Args:
-        folder: where; made if need be.
-        model: the teacher, on its device.
-        data: tokenised rows (``input_ids``, ``labels``). Equal rows are asked once.
-        spec: what is kept. A cache that is there already must have the same.
-        part: ``(i, n)``: only the i-th of n parts, by content. Parts are built anywhere and put together by
-            :func:`merge_caches`.
-        batch_tokens: tokens of a teacher's batch at most, padding included.
-        shard_positions: positions after which a shard is closed.
-        on_progress: told of the progress after every batch.
-
-    Raises:
-        ConfigError: the folder holds another cache, somebody else builds in it, or the disk is full.
-        ModelError: the teacher cannot be read, or its distribution is not finite.
-    """
-    begin_cache(folder, spec)
-    engine = _OneTeacher(WorkingTeacher(model, RecordFormat(spec)), batch_tokens, on_progress)
-    return fill_cache(folder, engine, data, spec, part=part, shard_positions=shard_positions)
 
 
 class Engine(Protocol):
@@ -131,7 +98,7 @@ class Engine(Protocol):
         ...
 
 
-def fill_cache(
+def build_cache(
     folder: Path,
     engine: Engine,
     data: Iterable[Dataset],
@@ -140,7 +107,21 @@ def fill_cache(
     part: tuple[int, int] = (1, 1),
     shard_positions: int = SHARD_POSITIONS,
 ) -> BuildResult:
-    """What every engine does alike: find the rows that are missing, and write the shards. See :func:`build_cache`."""
+    """Add to the cache in `folder` what it lacks of `data`. Interrupted at any moment, it goes on from the last shard.
+
+    Args:
+        folder: where, on this machine; made if need be.
+        engine: asks the teacher.
+        data: tokenised rows (``input_ids``, ``labels``). Equal rows are asked once.
+        spec: what is kept. A cache that is there already must have the same.
+        part: ``(i, n)``: only the i-th of n parts, by content. Parts are built anywhere and put together by
+            :func:`merge_caches`.
+        shard_positions: positions after which a shard is closed.
+
+    Raises:
+        ConfigError: the folder holds another cache, somebody else builds in it, or the disk is full; or of the engine.
+        ModelError: the teacher's distribution is not finite.
+    """
     begin_cache(folder, spec)
     layout = RecordFormat(spec)
     began = time.perf_counter()
@@ -149,7 +130,7 @@ def fill_cache(
     there = _held(folder, layout)
     if there.is_clean and wanted.keys() <= there.keys:
         # Nothing is written, so that it may be where nothing can be.
-        return _nothing_added(folder, len(wanted))
+        return BuildResult(folder=folder, kept=len(wanted))
     with build_lock(folder):
         held, first = clear_shards(folder, layout)
         todo = sorted((d for key, d in wanted.items() if key not in held), key=lambda d: (-len(d.ids), d.key))
@@ -284,19 +265,31 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / SHARDS / f"{number:05d}.arrow"
 
 
-def _nothing_added(folder: Path, kept: int) -> BuildResult:
-    return BuildResult(folder=folder, documents=0, positions=0, kept=kept, bytes=0, seconds=0.0, teacher_seconds=0.0)
-
-
-class _OneTeacher:
+class OneTeacher:
     """The engine for a teacher in this process."""
 
     clocks: tuple[Clock, ...] = ("seconds", "cpu_seconds")
 
-    def __init__(self, teacher: WorkingTeacher, batch_tokens: int, on_progress: ReportProgress | None) -> None:
-        self._teacher = teacher
-        self._batch_tokens = batch_tokens
-        self._on_progress = on_progress
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        spec: CacheSpec,
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        on_progress: ReportProgress | None = None,
+    ) -> None:
+        """
+        Args:
+            model: the teacher, on its device.
+            spec: what is kept.
+            batch_tokens: tokens of a batch at most, padding included.
+            on_progress: told of the progress after every batch.
+
+        Raises:
+            ModelError: the teacher cannot be read.
+        """
+        self._teacher = WorkingTeacher(model, RecordFormat(spec))
+        self._batch_tokens, self._on_progress = batch_tokens, on_progress
 
     @property
     def seconds(self) -> float:
