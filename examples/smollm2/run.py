@@ -17,8 +17,7 @@ from pathlib import Path
 
 import click
 
-from bridgegarden.errors import ConfigError
-from bridgegarden.registry import unknown_name
+from bridgegarden.errors import ConfigError, unknown_name
 
 HERE = Path(__file__).parent
 PROBLEMS = HERE / "problems.jsonl"

@@ -6,15 +6,22 @@ and what to do. The command line prints the message on one line and exits with s
 and keeps its traceback.
 
 Libraries raise errors of their own about what a user gave. Where they are handed it, :func:`foreign` stands around the
-call and around nothing of ours, so that a bug of ours is never shown as the user's mistake.
+call and around nothing of ours, so that a bug of ours is never shown as the user's mistake. A name that is looked up and
+is not there, and a value that is quoted, are told in one way everywhere.
 """
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import TypeVar
 
 LONGEST_WORDS = 300
 """Characters of another library's message that are quoted."""
+T = TypeVar("T")
+TEMPERATURES = (0.001, 1000.0)
+LONGEST_VALUE = 80
+"""Characters of a value that are quoted."""
 
 
 class BridgegardenError(Exception):
@@ -103,3 +110,54 @@ def in_words(error: BaseException) -> str:
     # The text of these is a name or a fragment, which says nothing by itself.
     alone = " " in words and not isinstance(error, AssertionError | MemoryError)
     return words if alone else f"{type(error).__name__}: {words}"
+
+
+def unknown_name(name: object, known: Iterable[str], *, field: str, kind: str = "name") -> ConfigError:
+    """The error for a name that is not one of `known`, with the closest known spelling.
+
+    Args:
+        name: what was found.
+        known: every accepted name.
+        field: where it was found, as a recipe path such as ``objective.divergence``.
+        kind: what the name is of (``name``, ``key``, ``preset``).
+    """
+    names, given = sorted(known), quoted(name)
+    close = get_close_matches(name if isinstance(name, str) else given, names, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return ConfigError(f"{field}: unknown {kind} {given}.{hint} Known: {', '.join(names)}.")
+
+
+def check_temperature(value: float, place: str, *, greedy: bool = True) -> None:
+    """Refuse a temperature at which logits leave the range of float32.
+
+    Args:
+        value: the temperature.
+        place: what names it.
+        greedy: whether 0, the likeliest token, is one.
+
+    Raises:
+        ConfigError: it is out of range.
+    """
+    least, most = TEMPERATURES
+    if not (least <= value <= most or (greedy and value == 0)):
+        raise ConfigError(f"{place} must be {'0 (greedy) or ' if greedy else ''}in [{least}, {most}], got {value}.")
+
+
+def quoted(value: object) -> str:
+    """``repr`` of a value of a recipe, as far as a message has room for it."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write out whole numbers of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
+
+
+def lookup(table: Mapping[str, T], name: str, *, field: str) -> T:
+    """The entry of `table` called `name`.
+
+    Raises:
+        ConfigError: when there is none; names `field` and suggests the closest entry.
+    """
+    if name not in table:
+        raise unknown_name(name, table, field=field)
+    return table[name]

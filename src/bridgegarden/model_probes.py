@@ -16,9 +16,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from bridgegarden.causal_lm import architecture, decoder_of, read_hidden
+from bridgegarden.causal_lm import architecture, decoder_of, gathered_by_zero, read_hidden
 from bridgegarden.errors import BridgegardenError, ModelError
-from bridgegarden.sharded_head import gathered_by_zero
 
 ORDER = tuple((7 * index + 3) % 16 for index in range(16))
 """The token ids of a probe: never one after the other, so that what is looked up by position shows."""

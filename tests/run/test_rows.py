@@ -9,8 +9,8 @@ from bridgegarden.cli.main import cli
 from bridgegarden.errors import DataError
 from bridgegarden.recipe import load_recipe
 from bridgegarden.run import audit
-from bridgegarden.run.diagnose_inputs import PromptSource, read_prompts
-from bridgegarden.run.teacher import recipe_pair, teacher_of
+from bridgegarden.run.diagnose import PromptSource, read_prompts
+from bridgegarden.run.models import recipe_pair, teacher_of
 from tests.tiny import tiny_tokenizer
 
 OWN_SHAPE = [

@@ -108,8 +108,7 @@ def diagnose_command(device: str | None, open_report: bool, as_json: bool, **opt
     from bridgegarden.cli.diagnose_table import print_diagnosis
     from bridgegarden.data import Columns
     from bridgegarden.diagnostics.diagnosis import DiagnosisSettings
-    from bridgegarden.run.diagnose import diagnose_pair
-    from bridgegarden.run.diagnose_inputs import DiagnoseRequest
+    from bridgegarden.run.diagnose import DiagnoseRequest, diagnose_pair
 
     request = taken(DiagnoseRequest, options, columns=taken(Columns, options))
     found, files = diagnose_pair(request, DiagnosisSettings(**options), command=typed(), device=device)

@@ -114,7 +114,7 @@ def judge_command(first: str, second: str, as_json: bool, **options: Any) -> Non
     missing.
     """
     from bridgegarden.data import Columns
-    from bridgegarden.run.judge import JudgeOptions, judge_answers
+    from bridgegarden.run.evaluate import JudgeOptions, judge_answers
     from bridgegarden.teacher.server import Server
 
     server, columns = taken(Server, options), taken(Columns, options)

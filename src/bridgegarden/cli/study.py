@@ -170,7 +170,7 @@ class NamesType(click.ParamType):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         if isinstance(value, tuple):
             return value
-        from bridgegarden.registry import lookup
+        from bridgegarden.errors import lookup
 
         names = self.known if value == "all" else tuple(str(value).split(","))
         for name in names:

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from bridgegarden.errors import ConfigError
+from bridgegarden.errors import ConfigError, lookup, unknown_name
 from bridgegarden.evaluation.lm_eval import EvaluationOptions
 from bridgegarden.recipe import ObjectiveSection
-from bridgegarden.registry import lookup, unknown_name
 from bridgegarden.study.kept import Plain
 
 Quantity = str

@@ -210,7 +210,7 @@ def reads_cache(row: ComparedRow) -> bool:
 def fill_cache(pair: Pair, jobs: Sequence[Job], folder: CompareFolder, console: "Console") -> CacheCost | None:
     """Fill the teacher's cache with what it lacks, if a training reads it; and what that cost."""
     from bridgegarden.run.cache import CacheOptions, build_recipe_cache
-    from bridgegarden.run.teacher import cache_folder
+    from bridgegarden.run.models import cache_folder
     from bridgegarden.teacher.cache.manifest import BuildTime, finished_shards
     from bridgegarden.teacher.cache.writer import BuildResult
 
@@ -366,7 +366,7 @@ def check_student(recipe: Recipe, seed: int) -> None:
         ModelError: there is none.
     """
     from bridgegarden.preflight import load_facts
-    from bridgegarden.run.teacher import student_reference
+    from bridgegarden.run.models import student_reference
 
     load_facts(student_reference(seeded(recipe, seed)))
 

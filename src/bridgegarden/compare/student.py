@@ -24,7 +24,7 @@ from bridgegarden.evaluation.lm_eval import evaluate_model, prepare_tasks
 from bridgegarden.evaluation.results import SHARES, Evaluation
 from bridgegarden.preflight import ModelFacts, ModelReference, load_facts
 from bridgegarden.recipe import Recipe, TrainingSection
-from bridgegarden.run.diagnose_inputs import Prompts, PromptSource, read_prompts
+from bridgegarden.run.diagnose import Prompts, PromptSource, read_prompts
 from bridgegarden.run.models import load_model
 from bridgegarden.run.record import TrainSummary
 from bridgegarden.run.train import train

@@ -5,8 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from bridgegarden.errors import ConfigError, DataError
-from bridgegarden.registry import unknown_name
+from bridgegarden.errors import ConfigError, DataError, unknown_name
 
 Message = dict[str, Any]
 """At least ``role`` and ``content``; further keys (``tool_calls``, ``name``) are the chat template's business."""

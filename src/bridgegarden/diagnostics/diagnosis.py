@@ -13,10 +13,9 @@ from bridgegarden.diagnostics.attribution import Attribution
 from bridgegarden.diagnostics.exposure_bias import ExposureBias, StudentDifference
 from bridgegarden.diagnostics.kappa import Choice, KappaResult, PositionKappa
 from bridgegarden.diagnostics.rollout import RollOuts, walk
-from bridgegarden.errors import ConfigError
+from bridgegarden.errors import ConfigError, lookup
 from bridgegarden.objective.divergences import DIVERGENCES, Divergence
 from bridgegarden.policy import Policy
-from bridgegarden.registry import lookup
 from bridgegarden.statistics import to_plain
 
 TOP = 5

@@ -12,10 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bridgegarden.errors import ConfigError, DataError
+from bridgegarden.errors import ConfigError, DataError, check_temperature
 from bridgegarden.objective.divergences import Divergence, forward_kl, total_variation
 from bridgegarden.policy import Decoding, Policy
-from bridgegarden.registry import check_temperature
 
 DEFAULT_MAX_ROWS = 32
 """Texts in progress at a time, unless another number is asked for."""

@@ -4,11 +4,10 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from bridgegarden.errors import ConfigError, ModelError
+from bridgegarden.errors import ConfigError, ModelError, check_temperature
 from bridgegarden.evaluation.confined import CONFINEMENT, check_confinement
 from bridgegarden.evaluation.results import Evaluation
 from bridgegarden.evaluation.tasks import ASKS, RUNS_CODE, Chosen, choose
-from bridgegarden.registry import check_temperature
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from bridgegarden.errors import ConfigError
-from bridgegarden.registry import lookup
+from bridgegarden.errors import ConfigError, lookup
 from bridgegarden.study.arms import LAMBDAS, OBJECTIVES, LlamaSize
 from bridgegarden.study.kept import Plain
 

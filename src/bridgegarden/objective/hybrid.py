@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bridgegarden.errors import ConfigError
+from bridgegarden.errors import ConfigError, check_temperature, lookup
 from bridgegarden.objective.alignment import IGNORE, next_token_labels
 from bridgegarden.objective.divergences import Divergence, forward_kl
 from bridgegarden.objective.risk import risk_penalty, value_gap
@@ -31,7 +31,6 @@ from bridgegarden.objective.soft_weight import (
     TrainProgress,
 )
 from bridgegarden.objective.support import ABSENT_LOG_MASS, StudentSupport, TeacherSignal
-from bridgegarden.registry import check_temperature, lookup
 
 HARD_TARGETS = ("teacher_argmax", "data")
 """Whose token the hard label is."""

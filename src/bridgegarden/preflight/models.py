@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bridgegarden.errors import ModelError, foreign
+from bridgegarden.errors import ModelError, foreign, quoted
 from bridgegarden.preflight.trial import fault_of_template, fault_of_tokenizer, fault_of_tokenizer_file
-from bridgegarden.registry import quoted
 
 if TYPE_CHECKING:
     import torch

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from bridgegarden.errors import ConfigError
-from bridgegarden.registry import lookup
+from bridgegarden.errors import ConfigError, lookup
 from bridgegarden.statistics import Estimate, Interval
 from bridgegarden.study.arms import OBJECTIVES, LlamaSize
 from bridgegarden.study.kept import Plain

@@ -1,4 +1,4 @@
-"""From a file, or the name of a recipe that comes with the package, with changes from the command line, to a checked :class:`Recipe`."""
+"""From a file, or the name of a shipped recipe, with changes from the command line, to a checked :class:`Recipe`."""
 
 import os
 from collections.abc import Sequence
@@ -7,10 +7,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from bridgegarden.errors import ConfigError
+from bridgegarden.errors import ConfigError, quoted, unknown_name
 from bridgegarden.recipe.sections import Recipe
 from bridgegarden.recipe.values import read_yaml, read_yaml_file
-from bridgegarden.registry import quoted, unknown_name
 
 PATHS = (("teacher", "model"), ("teacher", "cache"), ("student", "model"), ("data", "train"), ("data", "eval"))
 """Settings that may name something beside the recipe's file."""

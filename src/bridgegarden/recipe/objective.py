@@ -7,9 +7,8 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from bridgegarden.errors import ConfigError
+from bridgegarden.errors import ConfigError, lookup, unknown_name
 from bridgegarden.recipe.values import coerce, section_from
-from bridgegarden.registry import lookup, unknown_name
 
 if TYPE_CHECKING:
     from bridgegarden.objective.divergences import Divergence

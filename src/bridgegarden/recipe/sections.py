@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bridgegarden.data import Source
-from bridgegarden.errors import ConfigError
+from bridgegarden.errors import ConfigError, check_temperature, unknown_name
 from bridgegarden.recipe.objective import ObjectiveSection, build_objective
 from bridgegarden.recipe.training import (
     MEASURED,
@@ -17,7 +17,6 @@ from bridgegarden.recipe.training import (
     TrainingSection,
 )
 from bridgegarden.recipe.values import plain, require_positive, section_from, write_yaml
-from bridgegarden.registry import check_temperature, unknown_name
 from bridgegarden.teacher.server_connection import check_url
 from bridgegarden.training.on_policy import OnPolicy, check_on_policy
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from bridgegarden.errors import ConfigError, foreign
+from bridgegarden.errors import ConfigError, foreign, quoted, unknown_name
 from bridgegarden.recipe.values import coerce, require_positive
-from bridgegarden.registry import quoted, unknown_name
 
 if TYPE_CHECKING:
     from peft import LoraConfig

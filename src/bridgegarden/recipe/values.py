@@ -12,8 +12,7 @@ from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin,
 
 import yaml
 
-from bridgegarden.errors import ConfigError
-from bridgegarden.registry import quoted, unknown_name
+from bridgegarden.errors import ConfigError, quoted, unknown_name
 
 T = TypeVar("T")
 

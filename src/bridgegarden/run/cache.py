@@ -14,7 +14,16 @@ from bridgegarden.data import chat_template_fingerprint, tokenizer_fingerprint, 
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.preflight import Endings, ModelFacts, Pair
 from bridgegarden.recipe import Recipe, build_objective, load_recipe
-from bridgegarden.run.models import load_model, usable_device
+from bridgegarden.run.models import (
+    AnsweringServer,
+    CachedModel,
+    cache_folder,
+    identity,
+    load_model,
+    recipe_pair,
+    teacher_of,
+    usable_device,
+)
 from bridgegarden.run.output import check_writable
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.rows import (
@@ -26,7 +35,6 @@ from bridgegarden.run.rows import (
     read_answers,
     training_rows,
 )
-from bridgegarden.run.teacher import AnsweringServer, CachedModel, cache_folder, identity, recipe_pair, teacher_of
 from bridgegarden.terminal import TimeLeft, counted
 
 if TYPE_CHECKING:

@@ -1,15 +1,271 @@
-"""The models of a recipe, loaded the same way everywhere: safetensors only, no code from the hub."""
+"""The models of a recipe: which kind of teacher, what that kind reads, how its signals are opened; and how weights are loaded.
 
+A new kind of teacher is a class here, a value of :data:`~bridgegarden.recipe.sections.TeacherKind`, and a
+:class:`~bridgegarden.teacher.protocol.Teacher`. Weights are safetensors only, and no code comes from the hub.
+"""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from bridgegarden.data import Mix, RowRules
 from bridgegarden.errors import ConfigError, ModelError, foreign
-from bridgegarden.preflight import ModelFacts
+from bridgegarden.preflight import ModelFacts, ModelReference, Pair, check_pair
+from bridgegarden.recipe import Recipe, build_objective
+from bridgegarden.run.rows import (
+    RunData,
+    evaluation_rows,
+    mix_text,
+    rules_of,
+    tokenised,
+    training_rows,
+    usable_answers,
+)
+from bridgegarden.terminal import counted
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel
 
+    from bridgegarden.teacher.cache.reader import TeacherCache
+    from bridgegarden.teacher.protocol import Teacher
+
 SHOWN = 4
+Say = Callable[[str], None]
+"""Tells a person a line."""
+NOT_FROM_A_SERVER = (
+    "teacher.server: a server does not give the distributions that training needs, but its answers may hold enough of "
+    "them. Let it write some (bridgegarden generate RECIPE --top-logprobs 20) and keep what they hold (bridgegarden "
+    "cache build RECIPE --set data.train=ANSWERS --set teacher.cache=FOLDER); learn answers without log-probabilities "
+    "as hard labels (--set data.train=ANSWERS --set objective.preset=hard --set objective.hard_target=data); or train "
+    "with a teacher.model of this machine, without teacher.server."
+)
+
+
+@dataclass(frozen=True)
+class RecipeTeacher(ABC):
+    """The teacher that a recipe describes, with nothing of it loaded."""
+
+    recipe: Recipe
+
+    @property
+    @abstractmethod
+    def reference(self) -> ModelReference | None:
+        """Its model on this machine; None where nothing is known of it but what it said."""
+
+    @abstractmethod
+    def signals(self, pair: Pair, say: Say) -> "Teacher":
+        """What the trainer asks.
+
+        Raises:
+            ConfigError: there is no cache, or it holds something else.
+            ModelError: the weights cannot be loaded, or the cache is another teacher's.
+        """
+
+    def tokenised(self, mix: Mix, pair: Pair, rules: RowRules) -> "list[Dataset]":
+        """Token ids and labels of each part of `mix`.
+
+        Raises:
+            DataError: a row, or all those of a source, cannot be used.
+            ModelError: the tokenizer cannot write the rows.
+        """
+        return tokenised(mix, pair.endings.tokenizer, rules)
+
+    def rows(self, pair: Pair) -> RunData:
+        """All rows of the recipe, ready for the trainer.
+
+        Raises:
+            DataError: a row, or all of them, cannot be used.
+            ModelError: the tokenizer cannot write the rows.
+        """
+        rules = rules_of(self.recipe)
+        train, held_out = training_rows(self.recipe.data), evaluation_rows(self.recipe.data)
+        return RunData(
+            train=train.joined(self.tokenised(train, pair, rules)),
+            evaluation=None if held_out is None else held_out.joined(self.tokenised(held_out, pair, rules)),
+            mix=mix_text(train),
+        )
+
+
+class LiveModel(RecipeTeacher):
+    """A model in memory, which reads every batch."""
+
+    @property
+    def reference(self) -> ModelReference:
+        teacher = self.recipe.teacher
+        return ModelReference(role="teacher", model=teacher.model, revision=teacher.revision, dtype=teacher.dtype)
+
+    def signals(self, pair: Pair, say: Say) -> "Teacher":
+        from bridgegarden.teacher.live import LiveTeacher
+
+        assert pair.teacher is not None
+        section = self.recipe.teacher
+        say(f"loading teacher {section.model}")
+        return LiveTeacher(load_model(pair.teacher), top_k=section.top_k, device=section.device)
+
+
+class CachedModel(LiveModel):
+    """A model that has read the rows before: what it said is on disk."""
+
+    def signals(self, pair: Pair, say: Say) -> "TeacherCache":
+        return _told(self.recipe, self.cache(pair), say)
+
+    def cache(self, pair: Pair) -> "TeacherCache":
+        """The recipe's cache, if it is what this teacher said.
+
+        Raises:
+            ConfigError: there is none, or it is of another version or kind.
+            ModelError: it is another teacher's.
+        """
+        from bridgegarden.teacher.cache.manifest import replace_command
+        from bridgegarden.teacher.cache.reader import TeacherCache
+
+        assert pair.teacher is not None
+        cache = TeacherCache(cache_folder(self.recipe))
+        expected = dataclasses.replace(cache.spec, **identity(pair.teacher))
+        differences = cache.spec.differences(expected)
+        advice = replace_command(cache.folder, cache.spec)
+        if differences:
+            raise pair.teacher.reference.error(
+                f"the cache {cache.folder} is another teacher's: {differences}. {advice}"
+            )
+        top_k = self.recipe.teacher.top_k
+        if top_k is not None and top_k != cache.spec.support.k:
+            raise ConfigError(
+                f"teacher.top_k is {top_k}, but the cache {cache.folder} keeps {cache.spec.support}. Leave "
+                f"teacher.top_k out, or build anew. {replace_command(cache.folder)}"
+            )
+        return cache
+
+
+class AnsweringServer(RecipeTeacher):
+    """A model on a server whose answers, with their log-probabilities, are rows and signals: they are on disk."""
+
+    @property
+    def reference(self) -> None:
+        return None
+
+    def tokenised(self, mix: Mix, pair: Pair, rules: RowRules) -> "list[Dataset]":
+        return usable_answers(self.recipe, mix, pair, rules.max_length)
+
+    def signals(self, pair: Pair, say: Say) -> "TeacherCache":
+        return _told(self.recipe, self.cache(pair), say)
+
+    def cache(self, pair: Pair) -> "TeacherCache":
+        """The recipe's cache, if it was built from the answers of this teacher.
+
+        Raises:
+            ConfigError: there is none, or it is of another version or teacher.
+        """
+        from bridgegarden.teacher.cache.manifest import replace_command
+        from bridgegarden.teacher.cache.reader import TeacherCache
+
+        name, folder = self.recipe.teacher.model, cache_folder(self.recipe)
+        cache = TeacherCache(folder)
+        if cache.spec.served is None:
+            raise ConfigError(
+                f"teacher.server: the cache {folder} was built by running {cache.spec.teacher}, not from a server's "
+                "answers. Leave teacher.server out, or name another folder (--set teacher.cache=FOLDER)."
+            )
+        if cache.spec.teacher != name:
+            raise ConfigError(
+                f"teacher.model: the cache {folder} holds what {cache.spec.teacher!r} said, not {name!r}. "
+                f"{replace_command(folder)}"
+            )
+        return cache
+
+
+class LabelsAlone(RecipeTeacher):
+    """A model on a server whose answers are the data, and all that is learnt of it: as hard labels."""
+
+    @property
+    def reference(self) -> None:
+        return None
+
+    def signals(self, pair: Pair, say: Say) -> "Teacher":
+        from bridgegarden.teacher.protocol import DataTokens
+
+        say("no teacher is loaded: the hard labels of the data are all that is learnt")
+        return DataTokens(pair.student.width)
+
+
+def teacher_of(recipe: Recipe) -> RecipeTeacher:
+    """The teacher of a recipe that is trained from.
+
+    Raises:
+        ConfigError: it is on a server, and more is to be learnt of it than its answers.
+    """
+    kind = recipe.teacher.kind
+    if kind == "live":
+        return LiveModel(recipe)
+    if kind == "cached":
+        return CachedModel(recipe)
+    if kind == "answers":
+        return AnsweringServer(recipe)
+    if build_objective(recipe.objective).learns_data_alone:
+        return LabelsAlone(recipe)
+    raise ConfigError(NOT_FROM_A_SERVER)
+
+
+def student_reference(recipe: Recipe) -> ModelReference:
+    """The student of a recipe."""
+    student, eos_token = recipe.student, recipe.training.arguments.get("eos_token")
+    return ModelReference(
+        role="student", model=student.model, revision=student.revision, dtype=student.dtype, eos_token=eos_token
+    )
+
+
+def recipe_pair(recipe: Recipe, *, weights: bool = True) -> Pair:
+    """Both models of a recipe, checked against each other with no weights loaded.
+
+    Args:
+        recipe: names them.
+        weights: whether their weights have to be there.
+
+    Raises:
+        ConfigError: as in :func:`teacher_of`.
+        ModelError: a model cannot be used, or not with the other, or not on rows of the recipe's length.
+    """
+    return check_pair(
+        teacher_of(recipe).reference,
+        student_reference(recipe),
+        max_length=recipe.training.arguments["max_length"],
+        chat_template=recipe.data.chat_template,
+        weights=weights,
+    )
+
+
+def cache_folder(recipe: Recipe) -> Path:
+    """Where the recipe's cache is.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    if recipe.teacher.cache is None:
+        raise ConfigError("teacher.cache: the recipe names no folder for it; add one, or --set teacher.cache=FOLDER.")
+    return Path(recipe.teacher.cache).expanduser()
+
+
+def identity(teacher: ModelFacts) -> dict[str, Any]:
+    """What a cache says of the model whose signals it holds."""
+    from bridgegarden.teacher.cache.spec import weights_fingerprint
+
+    reference = teacher.reference
+    return {
+        "teacher": reference.model,
+        "revision": None if reference.is_local else teacher.stored_revision,
+        "weights": weights_fingerprint(Path(reference.location)) if reference.is_local else None,
+        "dtype": str(teacher.dtype).removeprefix("torch."),
+    }
+
+
+def _told(recipe: Recipe, cache: "TeacherCache", say: Say) -> "TeacherCache":
+    say(f"reading teacher {recipe.teacher.model} from {cache.folder} ({counted(len(cache), 'row')})")
+    return cache
 
 
 def load_model(facts: ModelFacts, *, spread: bool = False) -> "PreTrainedModel":
@@ -24,7 +280,7 @@ def load_model(facts: ModelFacts, *, spread: bool = False) -> "PreTrainedModel":
     """
     from transformers import AutoModelForCausalLM
 
-    from bridgegarden.sharded_head import whole_in_every_process
+    from bridgegarden.causal_lm import whole_in_every_process
 
     def refusal(words: str) -> ModelError:
         return facts.reference.error(f"its weights cannot be loaded ({words}). Are its files complete?")

@@ -16,21 +16,14 @@ from bridgegarden.files import write_json
 from bridgegarden.recipe import FreeRunningSection, Recipe
 from bridgegarden.run.checked import CheckedRun, check_run, training_arguments
 from bridgegarden.run.checkpoints import StopSignals, checkpoints_in, put_aside
-from bridgegarden.run.models import load_model, usable_device
+from bridgegarden.run.models import load_model, teacher_of, usable_device
 from bridgegarden.run.output import OutputFolder, RunLock, full_disk_is_one_line
 from bridgegarden.run.quiet import quiet_libraries
-from bridgegarden.run.record import (
-    FREE_RUNNING,
-    TERMS,
-    TrainSummary,
-    card_text,
-    continued_record,
-    finished_record,
-    run_record,
-)
+from bridgegarden.run.record import FREE_RUNNING, TERMS, TrainSummary, continued_record, finished_record, run_record
 from bridgegarden.run.rehearsal import rehearse
 from bridgegarden.run.save import (
     HubTarget,
+    card_text,
     hub_target,
     publish_trained,
     push,
@@ -38,7 +31,6 @@ from bridgegarden.run.save import (
     save_trained,
     set_generation_stops,
 )
-from bridgegarden.run.teacher import teacher_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -293,7 +285,7 @@ def _fit(
     """Train, in sight of the user; the metrics on held-out rows after the last step, empty if there are none."""
     import torch
 
-    from bridgegarden.run.callbacks import EpochEndBeforeSave, SealCheckpoints, StopWhenAsked
+    from bridgegarden.run.checkpoints import EpochEndBeforeSave, SealCheckpoints, StopWhenAsked
     from bridgegarden.training.callbacks import EarlyStopping
     from bridgegarden.training.progress import MetricsLog, ProgressDisplay
 

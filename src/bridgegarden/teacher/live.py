@@ -14,15 +14,16 @@ from bridgegarden.causal_lm import (
     add_hidden_loss,
     freeze,
     head_size,
+    is_split_by_zero,
     language_model_in,
     read_hidden,
     take_off_wrappers,
+    whole_in_every_process,
 )
 from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.model_probes import check_causal_lm
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.fused import ProjectedTeacher
-from bridgegarden.sharded_head import is_split_by_zero, whole_in_every_process
 
 if TYPE_CHECKING:
     from peft import PeftModel

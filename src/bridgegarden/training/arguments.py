@@ -1,5 +1,4 @@
-"""Arguments of TRL's trainer, and how it was started: what contradicts the objective, and what would be left out without a
-word."""
+"""Arguments of TRL's trainer, and how it was started: what contradicts the objective, or would be left out unsaid."""
 
 import logging
 import os

@@ -13,8 +13,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from bridgegarden.causal_lm_policy import CausalLMPolicy
 from bridgegarden.data import end_of_turn_ids
 from bridgegarden.diagnostics.exposure_bias import ExposureBias, exposure_bias
-from bridgegarden.errors import ConfigError
-from bridgegarden.registry import lookup
+from bridgegarden.errors import ConfigError, lookup
 from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.training.trainer import HybridDistillationTrainer
 

@@ -14,10 +14,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from bridgegarden.causal_lm import gathered_by_zero
 from bridgegarden.errors import NonFiniteError
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.fused import FusedLoss
-from bridgegarden.sharded_head import gathered_by_zero
 
 _NAMES = ("loss", "soft_loss", "hard_loss", "risk_loss", "soft_weight", "teacher_entropy", "captured_mass")
 """Terms, each of which has a sum over positions."""

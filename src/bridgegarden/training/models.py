@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bridgegarden.causal_lm import architecture, language_model_in, read_hidden
+from bridgegarden.causal_lm import architecture, language_model_in, read_hidden, rows
 from bridgegarden.data import vocabulary_size
 from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.model_probes import Collate, check_causal_lm, check_packing, position_table
-from bridgegarden.sharded_head import rows
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.teacher.protocol import Teacher

@@ -7,8 +7,7 @@ import hashlib
 import random
 from dataclasses import dataclass
 
-from bridgegarden.errors import ConfigError
-from bridgegarden.registry import check_temperature
+from bridgegarden.errors import ConfigError, check_temperature
 
 
 @dataclass(frozen=True, kw_only=True)

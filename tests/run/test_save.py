@@ -4,7 +4,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard as HubCard
 
-from bridgegarden.training.model_card import ModelCard, Origin, code
+from bridgegarden.run.save import ModelCard, Origin, code
 
 CARD = ModelCard(
     student=Origin(name="Qwen/Qwen2.5-3B", is_local=False, revision="abc123"),
