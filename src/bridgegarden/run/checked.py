@@ -1,4 +1,4 @@
-"""A recipe whose models and data have been checked, with nothing heavy loaded yet; and a look at its rows (``--audit``)."""
+"""A recipe whose models and data have been checked, with nothing heavy loaded yet; and ``--audit`` of its rows."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING

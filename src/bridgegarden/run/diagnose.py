@@ -1,4 +1,4 @@
-"""A pair of models to its diagnosis: what is asked for, which prompts, and what ``bridgegarden diagnose`` does with them."""
+"""A pair of models and prompts to a diagnosis: what ``bridgegarden diagnose`` does."""
 
 import platform
 import re
