@@ -1,4 +1,4 @@
-"""The models of a recipe: its kind of teacher, what that kind reads, how its signals are opened; how weights are loaded.
+"""The models of a recipe: its kind of teacher, what that kind reads, how its signals are opened; how weights load.
 
 A new kind of teacher is a class here, a value of :data:`~bridgegarden.recipe.sections.TeacherKind`, and a
 :class:`~bridgegarden.teacher.protocol.Teacher`. Weights are safetensors only, and no code comes from the hub.
