@@ -20,8 +20,8 @@ import click
 import torch
 
 from bridgegarden.exact.process import sample
-from bridgegarden.exact.tasks.arithmetic import END, ArithmeticWorld, make_problems
-from bridgegarden.exact.world import Split
+from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
+from bridgegarden.exact.world import END, Split
 from bridgegarden.quickstart import TEACHER
 from bridgegarden.quickstart.result import STUDENT_SIZE, QuickstartSettings
 from bridgegarden.quickstart.student import keep_signals, load_teacher, load_tokenizer, train_student, training_rows
@@ -40,7 +40,7 @@ def write_rows(path: Path, count: int, *, split: Split) -> None:
     """`count` questions with an answer each."""
     world, generator = ArithmeticWorld(), torch.Generator().manual_seed(SEED)
     with path.open("w", encoding="utf-8") as file:
-        for problem in make_problems(count, SEED, split=split, world=world):
+        for problem in world.problems(count, SEED, split=split):
             question = world.prompt(problem, generator)
             tokens = [token for token in sample(world.process(problem), generator) if token != END]
             file.write(json.dumps({"question": question, "answer": world.decode(tokens)}) + "\n")

@@ -18,14 +18,16 @@ from bridgegarden.exact.process import (
     TablePolicy,
     count_prefixes,
     prefixes_by_length,
-    reachable_states,
     role,
     sample,
     trace,
 )
+from bridgegarden.exact.script import LOST
 from bridgegarden.exact.tasks import WORLDS
-from bridgegarden.exact.tasks.arithmetic import END, LOST, ArithmeticWorld, make_problems
+from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
+from bridgegarden.exact.world import END
 from bridgegarden.policy import Decoding, Policy
+from tests.exact.walk import reachable_states
 
 STOP, LEFT, RIGHT, PLEASE, KINDLY = range(5)
 
@@ -187,7 +189,7 @@ def test_samples_are_those_of_the_process_inside():
 
 
 WORLD = ArithmeticWorld(modulus=5, steps=1, wordings=3)
-PROCESS = WORLD.process(make_problems(1, seed=0, world=WORLD)[0])
+PROCESS = WORLD.process(WORLD.problems(1, seed=0)[0])
 PROMPT = (2, 2, 3)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.exact.process import Process, Role, reachable_states, role, sample, trace
+from bridgegarden.exact.process import Process, Role, role, sample, trace
 from bridgegarden.exact.script import (
     COMPLETE,
     LOST,
@@ -20,14 +20,15 @@ from bridgegarden.exact.script import (
     weighted,
     wording,
 )
-from bridgegarden.exact.world import END, PAD, UNKNOWN, SpokenWorld
-from tests.exact.walk import texts
+from bridgegarden.exact.world import END, PAD, UNKNOWN, World
+from tests.exact.walk import reachable_states, texts
 
 
-class Cafe(SpokenWorld):
+class Cafe(World):
     """ "Please bring tea . So tea ." where a drink is a Bridge, and the cup it comes in a choice without a meaning."""
 
     name = "cafe"
+    process = succeeds = problem_of = None
 
     def spoken(self):
         return ("tea", "milk", "water"), ["Please bring", "Kindly", ". So", "cup", "mug"]

@@ -7,7 +7,7 @@ from bridgegarden import exact
 from bridgegarden.errors import ConfigError, DataError, ModelError, NonFiniteError
 from bridgegarden.exact import ExactSolution, Role, TablePolicy
 from bridgegarden.exact.process import EndsOffScript, OffScript
-from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld, make_problems
+from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
 from tests.exact.enumeration import random_process
 
 
@@ -54,7 +54,7 @@ def test_rows_of_a_few_nodes_are_those_of_the_whole_table():
 
 
 WORLD = ArithmeticWorld(modulus=3, steps=1, wordings=2, closings=1, restate=False)
-PROCESS = EndsOffScript(WORLD.process(make_problems(1, seed=0, world=WORLD)[0]))
+PROCESS = EndsOffScript(WORLD.process(WORLD.problems(1, seed=0)[0]))
 
 
 def smoothed(state):

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.exact import Process, TabularProcess
-from bridgegarden.exact.process import EndsOffScript, reachable_states, role
+from bridgegarden.exact.process import EndsOffScript, role
 from bridgegarden.exact.tabular import chunks, expectation, normalised, tabulate
-from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld, make_problems
+from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
+from tests.exact.walk import reachable_states
 
 WORLD = ArithmeticWorld(modulus=5, steps=1, wordings=3)
-PROCESS = WORLD.process(make_problems(1, seed=0, world=WORLD)[0])
+PROCESS = WORLD.process(WORLD.problems(1, seed=0)[0])
 
 
 def arrays(**changed):

@@ -16,15 +16,34 @@ from bridgegarden.exact.world import (
     SPLIT_SHARES,
     UNKNOWN,
     USER,
-    SpokenWorld,
+    World,
     ask,
     digits,
-    draw_problems,
     first_phrases,
     phrase_at,
     split_of,
     split_words,
 )
+
+
+class Small(World):
+    name = "small"
+    process = succeeds = None
+
+    def __init__(self, count=500):
+        self.radices, self.sizes = [count], f"{count} numbers"
+
+    def problem_of(self, choices):
+        return str(*choices)
+
+    def spoken(self):
+        return ("two", "one"), ["one day, soon.", "( so ) !"]
+
+    def prompt(self, problem, generator):
+        return problem
+
+
+SMALL = Small()
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=4))
@@ -55,39 +74,22 @@ def test_a_problem_s_split_is_that_of_the_hundredth_its_content_falls_into():
         assert split_of(number) == ("train" if hundredth < 80 else "validation" if hundredth < 90 else "test")
 
 
-def drawn(n, seed, split="train", count=500):
-    return draw_problems(n, seed, split=split, count=count, nth=str, world="toy", sizes=f"{count} numbers")
-
-
 def test_problems_are_distinct_of_their_split_and_decided_by_the_seed():
-    assert len(set(drawn(100, 0))) == 100
-    assert {split_of(problem) for problem in drawn(30, 0, split="test")} == {"test"}
-    assert drawn(20, 1) == drawn(20, 1) != drawn(20, 2)
+    assert len(set(SMALL.problems(100, 0))) == 100
+    assert {split_of(problem) for problem in SMALL.problems(30, 0, split="test")} == {"test"}
+    assert SMALL.problems(20, 1) == SMALL.problems(20, 1) != SMALL.problems(20, 2)
 
 
 def test_all_problems_are_in_some_split():
     everything = [str(number) for number in range(500)]
     sizes = {split: sum(split_of(problem) == split for problem in everything) for split in SPLIT_SHARES}
-    found = [problem for split, size in sizes.items() for problem in drawn(size, 3, split=split)]
+    found = [problem for split, size in sizes.items() for problem in SMALL.problems(size, 3, split=split)]
     assert sorted(found) == sorted(everything)
 
 
 def test_more_than_there_are_is_refused_with_what_decides_how_many():
-    with pytest.raises(ConfigError, match=r"toy: asked for 500 train problems, but 500 numbers give \d+\."):
-        drawn(500, 0)
-
-
-class Small(SpokenWorld):
-    name = "small"
-
-    def spoken(self):
-        return ("two", "one"), ["one day, soon.", "( so ) !"]
-
-    def prompt(self, problem, generator):
-        return problem
-
-
-SMALL = Small()
+    with pytest.raises(ConfigError, match=r"small: asked for 500 train problems, but 500 numbers give \d+\."):
+        SMALL.problems(500, 0)
 
 
 def test_special_tokens_come_first_then_the_named_then_the_rest_once_and_sorted():

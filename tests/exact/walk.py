@@ -37,3 +37,18 @@ def success_rate(world, problem) -> float:
                     following[child] = (before + mass, text)
         layer = following
     return total
+
+
+def reachable_states(process):
+    """Every state of a text on script, terminal ones included, in breadth-first order."""
+    states = [process.initial]
+    seen = set(states)
+    for state in states:
+        if process.is_terminal(state):
+            continue
+        for token in process.continuations(state):
+            following = process.step(state, token)
+            if following not in seen:
+                seen.add(following)
+                states.append(following)
+    return states

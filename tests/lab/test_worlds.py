@@ -6,10 +6,10 @@ import torch
 from bridgegarden.causal_lm_policy import CausalLMPolicy
 from bridgegarden.errors import ConfigError
 from bridgegarden.exact import solve
-from bridgegarden.exact.process import EndsOffScript, trace
+from bridgegarden.exact.process import EndsOffScript, count_prefixes, trace
 from bridgegarden.exact.tasks import WORLDS
 from bridgegarden.exact.world import END
-from bridgegarden.lab.worlds import count_prefixes, describe_worlds, draw_data, tabulated
+from bridgegarden.lab.worlds import describe_worlds, draw_data, tabulated
 from bridgegarden.objective.alignment import IGNORE, SupervisedPositions
 from bridgegarden.study.arms import LlamaSize
 from bridgegarden.study.students import new_llama

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from bridgegarden.exact.process import Role, role, trace
-from bridgegarden.exact.tasks.arithmetic import END, ArithmeticWorld, make_problems
+from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
+from bridgegarden.exact.world import END
 from bridgegarden.quickstart.result import STUDENT_SIZE, QuickstartSettings
 from bridgegarden.quickstart.student import (
     examine,
@@ -104,8 +105,8 @@ def test_the_same_seed_gives_the_same_problems_and_answers(held_out):
 
 
 def test_no_held_out_problem_is_trained_on():
-    train = {problem for seed in range(5) for problem in make_problems(2000, seed, split="train")}
-    held = {problem for seed in range(5) for problem in make_problems(1000, seed, split="test")}
+    train = {problem for seed in range(5) for problem in ArithmeticWorld().problems(2000, seed, split="train")}
+    held = {problem for seed in range(5) for problem in ArithmeticWorld().problems(1000, seed, split="test")}
     assert not train & held
 
 

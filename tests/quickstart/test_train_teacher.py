@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from bridgegarden.exact.process import Role
-from bridgegarden.exact.tasks.arithmetic import END, PAD, ArithmeticWorld, check_answer, make_problems
+from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld, check_answer
+from bridgegarden.exact.world import END, PAD
 from bridgegarden.quickstart import TEACHER
 from bridgegarden.quickstart.result import STUDENT_SIZE
 from bridgegarden.quickstart.student import write_answers
@@ -38,7 +39,7 @@ def record():
 @pytest.fixture(scope="module")
 def examples():
     generator = torch.Generator().manual_seed(7)
-    return [draw_example(WORLD, problem, generator) for problem in make_problems(150, 7, split="test")]
+    return [draw_example(WORLD, problem, generator) for problem in ArithmeticWorld().problems(150, 7, split="test")]
 
 
 def test_the_folder_is_small_and_holds_no_pickle():

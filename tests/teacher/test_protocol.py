@@ -7,7 +7,7 @@ import torch
 
 from bridgegarden.errors import DataError
 from bridgegarden.exact.process import sample, trace
-from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld, make_problems
+from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.hybrid import HybridObjective, dense_student_support
 from bridgegarden.teacher.protocol import ProcessTeacher, Teacher
@@ -20,7 +20,7 @@ def written(count: int = 4):
     """Rows ``(prompt, answer, process)`` of different lengths."""
     generator = torch.Generator().manual_seed(0)
     rows = []
-    for number, problem in enumerate(make_problems(count, 0, world=WORLD)):
+    for number, problem in enumerate(WORLD.problems(count, 0)):
         prompt = [2, *WORLD.encode(WORLD.prompt(problem, generator)), 4, 3]
         answer = sample(WORLD.process(problem), generator)
         rows.append((prompt, answer[: len(answer) - number], WORLD.process(problem)))
@@ -137,7 +137,7 @@ def test_tokens_after_the_end_are_refused():
 
 def test_processes_over_different_vocabularies_are_refused():
     other = ArithmeticWorld(modulus=7, steps=2, wordings=3)
-    processes = {(1,): written(1)[0][2], (2,): other.process(make_problems(1, 0, world=other)[0])}
+    processes = {(1,): written(1)[0][2], (2,): other.process(other.problems(1, 0)[0])}
     with pytest.raises(DataError, match="one vocabulary, got sizes"):
         ProcessTeacher(processes)
     with pytest.raises(DataError, match="one vocabulary, got sizes"):

@@ -132,21 +132,6 @@ def sample(process: Process, generator: torch.Generator) -> list[int]:
     return tokens
 
 
-def reachable_states(process: Process[StateT]) -> list[StateT]:
-    """Every state of a text on script, terminal ones included, in breadth-first order."""
-    states = [process.initial]
-    seen = set(states)
-    for state in states:
-        if process.is_terminal(state):
-            continue
-        for token in process.continuations(state):
-            following = process.step(state, token)
-            if following not in seen:
-                seen.add(following)
-                states.append(following)
-    return states
-
-
 def prefixes_by_length(process: Process) -> list[int]:
     """How many distinct prefixes of texts on script have 0, 1, 2, ... tokens; texts that have ended are not counted.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.exact.world import END, PAD, Phrases, SpokenWorld
+from bridgegarden.exact.world import END, PAD, Phrases, World
 
 MemoryT = TypeVar("MemoryT", bound=Hashable)
 
@@ -129,12 +129,12 @@ def weighted(tokens: Sequence[int], weights: Sequence[float], *, vocab_size: int
     return Choices(tokens, (prob / prob.sum()).log())
 
 
-def wording(world: SpokenWorld, phrases: Phrases) -> Slot:
+def wording(world: World, phrases: Phrases) -> Slot:
     """A Garden: any of `phrases`."""
     return Slot("wording", tree=phrase_tree(world.encode_phrases(phrases), len(world.vocabulary)))
 
 
-def fixed(world: SpokenWorld, phrase: str) -> Slot:
+def fixed(world: World, phrase: str) -> Slot:
     """The words of `phrase` and nothing else."""
     return wording(world, {phrase: 1.0})
 

@@ -5,11 +5,11 @@ import random
 import re
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 from math import prod
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 
@@ -34,9 +34,8 @@ SPLIT_SHARES: Mapping[Split, int] = {"train": 80, "validation": 10, "test": 10}
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
-@runtime_checkable
-class World(Protocol):
-    """Problems of one family and size, and for each the exact process that answers it.
+class World(ABC, Generic[ProblemT]):
+    """Problems of one family and size, and for each the exact process that answers it. All of it is text, as token ids.
 
     Everything the process depends on is in the prompt and in what has been written, so a student never has to guess.
     Problems are hashable, and belong to the world that made them.
@@ -45,81 +44,62 @@ class World(Protocol):
     name: ClassVar[str]
     """What the family is called."""
 
-    @property
-    def vocabulary(self) -> tuple[str, ...]:
-        """Every token; its place is its id. The special tokens of `bridgegarden.exact.world` come first."""
-        ...
+    prompt_wordings: int
+    """Wordings of each part of a prompt; the likeliest are kept."""
 
-    @property
-    def ids(self) -> Mapping[str, int]:
-        """Token to id."""
-        ...
+    sizes: str
+    """What decides how many problems there are, in words."""
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of plain text; a word outside the vocabulary becomes `UNKNOWN`."""
-        ...
+    radices: Sequence[int]
+    """How many values each choice has that a problem is made of; their product is the number of problems."""
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of `tokens`, special ones left out."""
-        ...
-
-    def problems(self, n: int, seed: int, *, split: Split = "train") -> list[Any]:
-        """`n` distinct problems of one split, in random order. No problem is in two splits, whatever the seeds.
-
-        Raises:
-            ConfigError: when the split has fewer than `n` problems.
-        """
-        ...
-
-    def prompt(self, problem: Any, generator: torch.Generator) -> str:
-        """`problem` in words, its wording drawn at random."""
-        ...
-
-    def prompt_ids(self, problem: Any, generator: torch.Generator) -> list[int]:
-        """The whole prompt as a student sees it, in a wording drawn at random; the answer starts right after it."""
-        ...
-
-    def process(self, problem: Any) -> Process[Any]:
-        """The exact process that answers `problem`, the end token being the last of an answer."""
-        ...
-
-    def succeeds(self, problem: Any, tokens: Sequence[int]) -> bool:
-        """Whether the answer `tokens` does what was asked."""
-        ...
-
-
-class SpokenWorld(ABC):
-    """A world's text as token ids. The id of a token is its place in `vocabulary`."""
-
-    name: ClassVar[str]
-    """What the family of worlds is called."""
+    @abstractmethod
+    def problem_of(self, choices: Sequence[int]) -> ProblemT:
+        """The problem of these choices, each from 0 to below its radix; other choices give another problem."""
 
     @abstractmethod
     def spoken(self) -> tuple[Sequence[str], Iterable[str]]:
         """Words whose ids stand in this order, and phrases that hold all others."""
 
     @abstractmethod
-    def prompt(self, problem: Any, generator: torch.Generator) -> str:
+    def prompt(self, problem: ProblemT, generator: torch.Generator) -> str:
         """`problem` in words, its wording drawn at random."""
 
-    @property
-    def vocabulary(self) -> tuple[str, ...]:
-        """Every token, the special ones first."""
-        return self._vocabulary
+    @abstractmethod
+    def process(self, problem: ProblemT) -> Process[Any]:
+        """The exact process that answers `problem`, the end token being the last of an answer."""
+
+    @abstractmethod
+    def succeeds(self, problem: ProblemT, tokens: Sequence[int]) -> bool:
+        """Whether the answer `tokens` does what was asked."""
+
+    def problems(self, n: int, seed: int, *, split: Split = "train") -> list[ProblemT]:
+        """`n` distinct problems of one split, in random order. No problem is in two splits, whatever the seeds.
+
+        Raises:
+            ConfigError: when the split has fewer than `n` problems.
+        """
+        count = prod(self.radices)
+        codes = random.Random(seed).sample(range(count), min(count, 150 * n // SPLIT_SHARES[split] + 1000))
+        drawn = (self.problem_of(digits(code, self.radices)) for code in codes)
+        problems = [problem for problem in drawn if split_of(problem) == split][:n]
+        if len(problems) < n:
+            raise ConfigError(
+                f"{self.name}: asked for {n} {split} problems, but {self.sizes} give {len(problems)}. "
+                "Ask for fewer, or raise one of the sizes."
+            )
+        return problems
 
     @cached_property
-    def _vocabulary(self) -> tuple[str, ...]:
+    def vocabulary(self) -> tuple[str, ...]:
+        """Every token, the special ones first; its place is its id."""
         first, phrases = self.spoken()
         others = {word for phrase in phrases for word in split_words(phrase)}.difference(first)
         return (*SPECIAL_TOKENS, *first, *sorted(others))
 
-    @property
+    @cached_property
     def ids(self) -> Mapping[str, int]:
         """Token to id."""
-        return self._ids
-
-    @cached_property
-    def _ids(self) -> Mapping[str, int]:
         return {word: index for index, word in enumerate(self.vocabulary)}
 
     def encode(self, text: str) -> list[int]:
@@ -135,9 +115,12 @@ class SpokenWorld(ABC):
         """`phrases` with token ids for words."""
         return {tuple(self.encode(phrase)): weight for phrase, weight in phrases.items()}
 
-    def prompt_ids(self, problem: Any, generator: torch.Generator) -> list[int]:
-        """The ids that an answer to `problem` follows: all that a student sees of it."""
+    def prompt_ids(self, problem: ProblemT, generator: torch.Generator) -> list[int]:
+        """The whole prompt as a student sees it, in a wording drawn at random; the answer starts right after it."""
         return ask(self.encode(self.prompt(problem, generator)))
+
+    def _asked(self, table: Phrases, uniform: float) -> str:
+        return phrase_at(first_phrases(table, self.prompt_wordings), uniform)
 
     def _check(self, sizes: Mapping[str, tuple[int, int]], rates: Sequence[str] = ("slip_rate",)) -> None:
         """Refuse fields of `sizes` that are no whole number from low to high, and rates outside [0, 1)."""
@@ -187,30 +170,3 @@ def digits(code: int, radices: Sequence[int]) -> list[int]:
         code, digit = divmod(code, radix)
         found.append(digit)
     return found
-
-
-def draw_problems(
-    n: int, seed: int, *, split: Split, count: int, nth: Callable[[int], ProblemT], world: str, sizes: str
-) -> list[ProblemT]:
-    """`n` distinct problems of one split, in random order.
-
-    Args:
-        n: how many.
-        seed: decides which, and their order.
-        split: where they belong; no problem is in two splits.
-        count: how many problems there are.
-        nth: the problem of a number from 0 to `count` - 1, another one for every number.
-        world: the world's name, for messages.
-        sizes: what decides `count`, for messages.
-
-    Raises:
-        ConfigError: when the split has fewer than `n` problems.
-    """
-    codes = random.Random(seed).sample(range(count), min(count, 150 * n // SPLIT_SHARES[split] + 1000))
-    problems = [problem for problem in map(nth, codes) if split_of(problem) == split][:n]
-    if len(problems) < n:
-        raise ConfigError(
-            f"{world}: asked for {n} {split} problems, but {sizes} give {len(problems)}. "
-            "Ask for fewer, or raise one of the sizes."
-        )
-    return problems

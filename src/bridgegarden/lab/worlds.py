@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from datasets import Dataset
 
-from bridgegarden.exact.process import EndsOffScript, Process, Role, answered_row, role, sample, trace
+from bridgegarden.exact.process import EndsOffScript, Process, Role, answered_row, count_prefixes, role, sample, trace
 from bridgegarden.exact.tabular import TabularProcess, tabulate
 from bridgegarden.exact.tasks import WORLDS
 from bridgegarden.exact.world import SPECIAL_TOKENS, World
@@ -201,20 +201,3 @@ def _describe(name: str, seed: int) -> WorldView:
         prompt=prompt,
         answer=" ".join(word for word in words if word not in SPECIAL_TOKENS),
     )
-
-
-def count_prefixes(process: Process) -> int:
-    """Distinct texts after which an answer still goes on, on script, the empty one included."""
-    table: TabularProcess = tabulate(EndsOffScript(process), MOST_STATES).process
-    here = torch.zeros(len(table.terminal), dtype=torch.float64)
-    here[table.initial] = 1.0
-    total = 0.0
-    for _ in range(table.horizon):
-        here[table.terminal] = 0.0
-        total += here.sum().item()
-        going_on = here.nonzero().squeeze(-1)
-        following = torch.zeros_like(here)
-        for state in going_on.tolist():
-            following.index_add_(0, table.following[state], here[state].expand(table.vocab_size))
-        here = following
-    return round(total)

@@ -26,16 +26,8 @@ from bridgegarden.causal_lm import cache_argument
 from bridgegarden.data import chat_template_fingerprint, tokenizer_fingerprint, vocabulary_size
 from bridgegarden.errors import BridgegardenError
 from bridgegarden.exact.process import Role, answered_row, role, trace
-from bridgegarden.exact.tasks.arithmetic import (
-    END,
-    PAD,
-    SPECIAL_TOKENS,
-    ArithmeticWorld,
-    Problem,
-    check_answer,
-    make_problems,
-)
-from bridgegarden.exact.world import ask
+from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld, Problem, check_answer
+from bridgegarden.exact.world import END, PAD, SPECIAL_TOKENS, ask
 from bridgegarden.objective.soft_weight import ConfidenceWeight, EntropyWeight, StaticWeight
 from bridgegarden.objective.support import TeacherSignal
 from bridgegarden.quickstart import TEACHER
@@ -106,7 +98,7 @@ def training_rows(world: ArithmeticWorld, problems: int, seed: int) -> Dataset:
     """
     generator = torch.Generator().manual_seed(2 * seed)
     rows = []
-    for row, problem in enumerate(make_problems(problems, seed, split="train", world=world)):
+    for row, problem in enumerate(world.problems(problems, seed, split="train")):
         prompt = prompt_ids(world, world.prompt(problem, generator))
         rows.append(answered_row(row, prompt, world.process(problem), generator))
     return Dataset.from_list(rows)
@@ -258,7 +250,7 @@ class PerProblem(NamedTuple):
 
 def hold_out(world: ArithmeticWorld, teacher: PreTrainedModel, problems: int, seed: int) -> HeldOut:
     """`problems` test problems with the teacher's answers."""
-    drawn = make_problems(problems, seed, split="test", world=world)
+    drawn = world.problems(problems, seed, split="test")
     generator = torch.Generator().manual_seed(2 * seed + 1)
     prompts = [prompt_ids(world, world.prompt(problem, generator)) for problem in drawn]
     answers = whole_answers(teacher, world, drawn, prompts, torch.Generator().manual_seed(seed))

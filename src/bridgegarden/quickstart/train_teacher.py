@@ -21,7 +21,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM, PreTrainedModel
 
 from bridgegarden.exact.process import Role, role, sample, trace
-from bridgegarden.exact.tasks.arithmetic import END, PAD, ArithmeticWorld, Problem, check_answer, make_problems
+from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld, Problem, check_answer
+from bridgegarden.exact.world import END, PAD
 from bridgegarden.quickstart.result import TEACHER_SIZE
 from bridgegarden.quickstart.student import prompt_ids, write_answers
 from bridgegarden.statistics import Estimate
@@ -118,7 +119,7 @@ def train(
 ) -> tuple[LlamaForCausalLM, list[tuple[int, float]]]:
     """The trained model and its loss curve: (step, mean KL in nats over the steps since the last entry)."""
     model = new_llama(world, TEACHER_SIZE, training.seed)
-    problems = make_problems(training.problems, training.seed, world=world)
+    problems = world.problems(training.problems, training.seed)
     generator = torch.Generator().manual_seed(training.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, training.steps))
@@ -211,7 +212,7 @@ def measure_teacher(folder: Path, world: ArithmeticWorld, *, problems: int, seed
     """The saved model on test problems: each quantity with its mean and standard error over problems."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(seed)
-    examples = [draw_example(world, p, generator) for p in make_problems(problems, seed, split="test", world=world)]
+    examples = [draw_example(world, p, generator) for p in world.problems(problems, seed, split="test")]
     found = {f"kl_{role}": kl for role, kl in kl_by_role(model, examples).items()}
     found["accuracy_greedy"] = right_answers(model, world, examples)
     found["accuracy_sampled"] = right_answers(model, world, examples, generator=generator)

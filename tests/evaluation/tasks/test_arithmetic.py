@@ -3,6 +3,7 @@ import pytest
 from bridgegarden.evaluation.harness import load_tasks
 from bridgegarden.evaluation.tasks.arithmetic import PROBLEMS, grade, problem_of, problems
 from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
+from bridgegarden.exact.world import split_of
 
 
 def task(samples=0):
@@ -16,7 +17,7 @@ def test_problems_are_distinct_the_same_each_time_and_none_is_trained_on():
     assert rows.to_list() == problems()["test"].to_list()
     asked = [problem_of(row) for row in rows]
     assert len(set(asked)) == PROBLEMS
-    assert {problem.split for problem in asked} == {"test"}
+    assert {split_of(problem) for problem in asked} == {"test"}
     assert rows[0]["question"].startswith("Start with 0 then plus 5 then plus 2 then times 4.")
 
 

@@ -9,21 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.exact.process import Process, Role, reachable_states, role, sample, trace
+from bridgegarden.exact.process import Process, Role, role, sample, trace
+from bridgegarden.exact.script import LOST
 from bridgegarden.exact.tasks import arithmetic as words
-from bridgegarden.exact.tasks.arithmetic import (
-    END,
-    LOST,
-    ArithmeticWorld,
-    Operation,
-    Problem,
-    check_answer,
-    make_problems,
-)
-from tests.exact.walk import success_rate
+from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld, Operation, Problem, check_answer
+from bridgegarden.exact.world import END, split_of
+from tests.exact.walk import reachable_states, success_rate
 
 WORLD = ArithmeticWorld()
 PROBLEM = Problem(modulus=7, start=3, operations=(Operation("plus", 6), Operation("times", 4), Operation("minus", 2)))
+
+
+def answer(world, problem, generator):
+    return world.decode(sample(world.process(problem), generator))
 
 
 def seeded(seed=0):
@@ -45,7 +43,7 @@ def test_the_process_of_a_problem_is_a_process():
 
 @pytest.mark.parametrize("world", [WORLD, ArithmeticWorld(modulus=3, steps=1, wordings=1, slip_rate=0.0)])
 def test_every_state_has_a_distribution_over_its_continuations(world):
-    process = world.process(make_problems(1, 0, world=world)[0])
+    process = world.process(world.problems(1, 0)[0])
     for state in [*reachable_states(process), LOST]:
         logp = process.log_probs(state)
         assert logp.shape == (process.vocab_size,)
@@ -55,7 +53,7 @@ def test_every_state_has_a_distribution_over_its_continuations(world):
 
 
 def test_the_likeliest_answer_is_right_for_every_problem():
-    for problem in make_problems(300, 0, split="test"):
+    for problem in ArithmeticWorld().problems(300, 0, split="test"):
         process = WORLD.process(problem)
         state, tokens = process.initial, []
         while not process.is_terminal(state):
@@ -67,18 +65,16 @@ def test_the_likeliest_answer_is_right_for_every_problem():
 
 def test_sampled_answers_are_right_as_often_as_the_slips_allow():
     # Five running values must come out unslipped; two slips that cancel are rarer than the interval is wide.
-    problems = make_problems(1000, 0)
+    problems = ArithmeticWorld().problems(1000, 0)
     generator = seeded()
-    right = sum(check_answer(problem, WORLD.answer(problem, generator)) for problem in problems) / len(problems)
+    right = sum(check_answer(problem, answer(WORLD, problem, generator)) for problem in problems) / len(problems)
     assert abs(right - 0.9**5) < 4 * math.sqrt(0.9**5 * (1 - 0.9**5) / len(problems))
 
 
 def test_without_slips_every_answer_is_right():
     world = ArithmeticWorld(slip_rate=0.0)
     generator = seeded()
-    assert all(
-        check_answer(problem, world.answer(problem, generator)) for problem in make_problems(100, 0, world=world)
-    )
+    assert all(check_answer(problem, answer(world, problem, generator)) for problem in world.problems(100, 0))
 
 
 def test_after_a_slip_the_narration_goes_on_from_the_wrong_value():
@@ -95,7 +91,7 @@ def test_after_a_slip_the_narration_goes_on_from_the_wrong_value():
 
 def test_values_and_operators_are_bridges_and_wordings_are_not():
     generator = seeded()
-    for problem in make_problems(50, 0):
+    for problem in ArithmeticWorld().problems(50, 0):
         process = WORLD.process(problem)
         tokens = sample(process, generator)
         for token, state in zip(tokens, trace(process, tokens), strict=True):
@@ -119,7 +115,7 @@ def test_an_answer_leaves_several_nats_to_its_wording():
 
 def test_nothing_is_hidden_the_problem_can_be_read_off_its_prompt():
     generator = seeded()
-    for problem in make_problems(200, 1):
+    for problem in ArithmeticWorld().problems(200, 1):
         prompt = WORLD.prompt(problem, generator)
         steps = re.findall(rf"({'|'.join(words.OPERATORS)}) (\d+)", prompt)
         start = re.search(r"\d+", prompt)
@@ -136,13 +132,13 @@ def test_nothing_is_hidden_the_problem_can_be_read_off_its_prompt():
 def test_prompts_and_answers_are_worded_in_many_ways():
     generator = seeded()
     assert len({WORLD.prompt(PROBLEM, generator) for _ in range(200)}) > 100
-    assert len({WORLD.answer(PROBLEM, generator) for _ in range(200)}) > 190
+    assert len({answer(WORLD, PROBLEM, generator) for _ in range(200)}) > 190
 
 
 def test_text_survives_the_round_trip_through_ids():
     generator = seeded()
-    for problem in make_problems(100, 2):
-        for text in (WORLD.prompt(problem, generator), WORLD.answer(problem, generator)):
+    for problem in ArithmeticWorld().problems(100, 2):
+        for text in (WORLD.prompt(problem, generator), answer(WORLD, problem, generator)):
             assert WORLD.decode(WORLD.encode(text)) == text
 
 
@@ -159,23 +155,24 @@ def test_any_tokens_can_be_replayed_and_nonsense_is_lost_until_the_end_token(tok
 
 def test_splits_share_no_problem_whatever_the_seeds():
     splits = {
-        split: make_problems(600, seed, split=split) for seed, split in enumerate(("train", "validation", "test"))
+        split: ArithmeticWorld().problems(600, seed, split=split)
+        for seed, split in enumerate(("train", "validation", "test"))
     }
     for split, problems in splits.items():
         assert len(set(problems)) == 600
-        assert {problem.split for problem in problems} == {split}
-    assert not set(splits["train"]) & set(make_problems(600, 0, split="test"))
+        assert {split_of(problem) for problem in problems} == {split}
+    assert not set(splits["train"]) & set(ArithmeticWorld().problems(600, 0, split="test"))
 
 
 def test_problems_depend_on_the_seed_alone():
-    assert make_problems(50, 3) == make_problems(50, 3)
-    assert make_problems(50, 3) != make_problems(50, 4)
+    assert ArithmeticWorld().problems(50, 3) == ArithmeticWorld().problems(50, 3)
+    assert ArithmeticWorld().problems(50, 3) != ArithmeticWorld().problems(50, 4)
 
 
 def test_more_problems_than_there_are_is_refused():
     tiny = ArithmeticWorld(modulus=3, steps=1)
     with pytest.raises(ConfigError, match=r"asked for 100 test problems.*modulus 3 and 1 steps"):
-        make_problems(100, 0, split="test", world=tiny)
+        tiny.problems(100, 0, split="test")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +241,7 @@ def test_one_result_and_its_repetition_are_right_unless_one_slip_mends_the_other
     world = ArithmeticWorld(modulus=5, steps=1, restate=False, wordings=1)
     # Right twice, or a wrong result and then, among four wrong repetitions of it, the right answer by accident.
     expected = 0.9**2 + 0.1 * 0.1 / 4
-    for problem in make_problems(5, 0, world=world):
+    for problem in world.problems(5, 0):
         assert success_rate(world, problem) == pytest.approx(expected, abs=1e-12)
 
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.exact.process import Role, prefixes_by_length, reachable_states, role, sample, trace
+from bridgegarden.exact.process import Role, prefixes_by_length, role, sample, trace
 from bridgegarden.exact.tasks.control import ControlWorld, Request
 from bridgegarden.exact.world import END, UNKNOWN
+from tests.exact.walk import reachable_states
 
 WORLD = ControlWorld()
 

@@ -8,7 +8,7 @@ import torch
 from bridgegarden.exact.process import Role, role, sample, trace
 from bridgegarden.exact.tasks import dialogue as words
 from bridgegarden.exact.tasks.dialogue import DialogueWorld, Item, Message
-from bridgegarden.exact.world import END
+from bridgegarden.exact.world import END, digits
 from tests.exact.walk import success_rate
 
 WORLD = DialogueWorld()
@@ -98,7 +98,7 @@ def test_nothing_is_hidden_the_problem_can_be_read_off_its_prompt():
 
 def test_nobody_writes_to_themselves_and_all_problems_are_different():
     small = DialogueWorld(people=3, things=2, days=2)
-    everything = [small._nth(code) for code in range(3 * 2 * 2 * 2 * 1 * 2)]
+    everything = [small.problem_of(digits(code, small.radices)) for code in range(3 * 2 * 2 * 2 * 1 * 2)]
     assert len(set(everything)) == len(everything)
     assert all(problem.sender != problem.recipient for problem in everything)
     assert {(problem.sender, problem.recipient) for problem in everything} == {

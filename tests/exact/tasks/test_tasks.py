@@ -13,7 +13,6 @@ from bridgegarden.exact.process import (
     Role,
     count_prefixes,
     prefixes_by_length,
-    reachable_states,
     role,
     sample,
     trace,
@@ -24,7 +23,7 @@ from bridgegarden.exact.tasks.control import ControlWorld
 from bridgegarden.exact.tasks.dialogue import DialogueWorld
 from bridgegarden.exact.tasks.program import ProgramWorld
 from bridgegarden.exact.world import ASSISTANT, END, SPECIAL_TOKENS, UNKNOWN, USER, World
-from tests.exact.walk import success_rate, texts
+from tests.exact.walk import reachable_states, success_rate, texts
 
 TINY = {
     "dialogue": DialogueWorld(people=2, things=2, days=2, wordings=2),

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld, Operation, Problem, check_answer, make_problems
+from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld, Operation, Problem, check_answer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,7 +30,7 @@ def problems(**_: Any) -> "dict[str, Dataset]":
             "operators": [operation.operator for operation in problem.operations],
             "operands": [operation.operand for operation in problem.operations],
         }
-        for problem in make_problems(PROBLEMS, SEED, split="test", world=world)
+        for problem in world.problems(PROBLEMS, SEED, split="test")
     ]
     return {"test": Dataset.from_list(rows)}
 

@@ -21,43 +21,12 @@ from typing import ClassVar, NamedTuple
 import torch
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.exact.process import sample
-from bridgegarden.exact.script import LOST, Choices, ScriptProcess, Slot, State, slipping, wording
+from bridgegarden.exact.script import Choices, ScriptProcess, Slot, slipping, wording
 from bridgegarden.exact.world import (
-    ASSISTANT,
-    END,
-    PAD,
-    SPECIAL_TOKENS,
-    UNKNOWN,
-    USER,
     Phrases,
-    Split,
-    SpokenWorld,
-    digits,
-    draw_problems,
+    World,
     first_phrases,
-    phrase_at,
-    split_of,
 )
-
-__all__ = [
-    "ASSISTANT",
-    "END",
-    "LOST",
-    "PAD",
-    "SPECIAL_TOKENS",
-    "UNKNOWN",
-    "USER",
-    "ArithmeticProcess",
-    "ArithmeticWorld",
-    "Operation",
-    "Problem",
-    "Split",
-    "State",
-    "Written",
-    "check_answer",
-    "make_problems",
-]
 
 OPERATORS = ("plus", "minus", "times")
 
@@ -178,11 +147,6 @@ class Problem:
             value = operation.apply(value, self.modulus)
         return value
 
-    @property
-    def split(self) -> Split:
-        """Where the problem belongs, by its content alone: 80 % train, 10 % validation, 10 % test."""
-        return split_of(self)
-
 
 class Written(NamedTuple):
     """What a narration has said that its continuation depends on."""
@@ -198,7 +162,7 @@ class Written(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArithmeticWorld(SpokenWorld):
+class ArithmeticWorld(World[Problem]):
     """The vocabulary, wordings and slips shared by all problems of one size."""
 
     name: ClassVar[str] = "arithmetic"
@@ -241,23 +205,27 @@ class ArithmeticWorld(SpokenWorld):
         return numbers + OPERATORS, phrases
 
     def process(self, problem: Problem) -> "ArithmeticProcess":
-        """The exact process that answers `problem`."""
         return ArithmeticProcess(self, problem)
 
-    def problems(self, n: int, seed: int, *, split: Split = "train") -> list[Problem]:
-        """`n` distinct problems of one split; see `make_problems`."""
-        return make_problems(n, seed, split=split, world=self)
+    @property
+    def sizes(self) -> str:
+        return f"modulus {self.modulus} and {self.steps} steps"
+
+    @property
+    def radices(self) -> Sequence[int]:
+        return self.modulus, *(self.modulus - 1, len(OPERATORS)) * self.steps
+
+    def problem_of(self, choices: Sequence[int]) -> Problem:
+        start, *steps = choices
+        pairs = zip(steps[::2], steps[1::2], strict=True)
+        operations = tuple(Operation(OPERATORS[operator], operand + 1) for operand, operator in pairs)
+        return Problem(modulus=self.modulus, start=start, operations=operations)
 
     def succeeds(self, problem: Problem, tokens: Sequence[int]) -> bool:
         """Whether the answer `tokens` states the right result."""
         return check_answer(problem, self.decode(tokens))
 
-    def answer(self, problem: Problem, generator: torch.Generator) -> str:
-        """One answer drawn from the process, slips included."""
-        return self.decode(sample(self.process(problem), generator))
-
     def prompt(self, problem: Problem, generator: torch.Generator) -> str:
-        """The problem in words, its wording drawn at random."""
         count = 2 + len(problem.operations)
         draws = iter(torch.rand(count, generator=generator, dtype=torch.float64).tolist())
         text = f"{self._asked(PROMPT_START, next(draws))} {problem.start}"
@@ -265,9 +233,6 @@ class ArithmeticWorld(SpokenWorld):
             text += f" {self._asked(PROMPT_JOINING, next(draws))} {operator} {operand}"
         text += f" {self._asked(PROMPT_QUESTION, next(draws))} {problem.modulus}?"
         return self.decode(self.encode(text))
-
-    def _asked(self, table: Phrases, uniform: float) -> str:
-        return phrase_at(first_phrases(table, self.prompt_wordings), uniform)
 
     @cached_property
     def slots(self) -> tuple[Slot, ...]:
@@ -302,7 +267,7 @@ class ArithmeticProcess(ScriptProcess[Written]):
         if (problem.modulus, len(problem.operations)) != (world.modulus, world.steps):
             raise ConfigError(
                 f"arithmetic: the problem has modulus {problem.modulus} and {len(problem.operations)} steps, the world "
-                f"{world.modulus} and {world.steps}. Make the problem with make_problems(..., world=world)."
+                f"{world.modulus} and {world.steps}. Make the problem with world.problems(...)."
             )
         known = Written() if world.restate else Written(value=problem.start)
         super().__init__(world.slots, memory=known, vocab_size=len(world.vocabulary))
@@ -336,32 +301,6 @@ class ArithmeticProcess(ScriptProcess[Written]):
             return memory._replace(operator=token - self.world.operator_ids.start)
         value = token - self.world.value_ids.start
         return memory._replace(operand=value) if slot.name == "operand" else Written(value=value)
-
-
-def make_problems(n: int, seed: int, *, split: Split = "train", world: ArithmeticWorld | None = None) -> list[Problem]:
-    """`n` distinct problems of one split, in random order. No problem is in two splits, whatever the seeds.
-
-    Raises:
-        ConfigError: when the split has fewer than `n` problems.
-    """
-    world = world or ArithmeticWorld()
-    return draw_problems(
-        n,
-        seed,
-        split=split,
-        count=world.modulus * (len(OPERATORS) * (world.modulus - 1)) ** world.steps,
-        nth=lambda code: nth_problem(code, world.modulus, world.steps),
-        world="arithmetic",
-        sizes=f"modulus {world.modulus} and {world.steps} steps",
-    )
-
-
-def nth_problem(code: int, modulus: int, steps: int) -> Problem:
-    """The `code`-th of the modulus * (3 * (modulus - 1))^steps problems: a number written in mixed radix."""
-    start, *steps_taken = digits(code, [modulus] + [modulus - 1, len(OPERATORS)] * steps)
-    pairs = zip(steps_taken[::2], steps_taken[1::2], strict=True)
-    operations = tuple(Operation(OPERATORS[operator], operand + 1) for operand, operator in pairs)
-    return Problem(modulus=modulus, start=start, operations=operations)
 
 
 def check_answer(problem: Problem, text: str) -> bool:

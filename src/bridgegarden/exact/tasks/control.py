@@ -15,7 +15,7 @@ import torch
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.exact.script import ScriptProcess, Slot, fixed, wording
-from bridgegarden.exact.world import Phrases, Split, SpokenWorld, digits, draw_problems, first_phrases, phrase_at
+from bridgegarden.exact.world import Phrases, World, first_phrases
 
 PEOPLE = ("Ida", "Jan", "Klara", "Leo", "Mina", "Nils", "Olga", "Paul")
 
@@ -63,7 +63,7 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlWorld(SpokenWorld):
+class ControlWorld(World[Request]):
     """The vocabulary and wordings shared by all requests of one size."""
 
     name: ClassVar[str] = "control"
@@ -103,38 +103,28 @@ class ControlWorld(SpokenWorld):
         return named + hours, phrases
 
     def prompt(self, problem: Request, generator: torch.Generator) -> str:
-        """The problem in words, its wording drawn at random."""
         uniform = torch.rand(1, generator=generator, dtype=torch.float64).item()
-        start = phrase_at(first_phrases(PROMPT_START, self.prompt_wordings), uniform)
+        start = self._asked(PROMPT_START, uniform)
         person, topic, tone = PEOPLE[problem.person], TOPICS[problem.topic], TONES[problem.tone]
         return self.decode(self.encode(f"{start} {person} {tone} at {problem.hour} about the {topic}."))
 
     def process(self, problem: Request) -> "ControlProcess":
-        """The exact process that answers `problem`."""
         return ControlProcess(self, problem)
 
     def succeeds(self, problem: Request, tokens: Sequence[int]) -> bool:
         """Whether `tokens` is a whole text on script: there is no other way to fail."""
         return self.process(problem).read(tokens) is not None
 
-    def problems(self, n: int, seed: int, *, split: Split = "train") -> list[Request]:
-        """`n` distinct problems of one split, in random order. No problem is in two splits, whatever the seeds.
+    @property
+    def sizes(self) -> str:
+        return f"{self.people} people, {self.topics} topics, {self.tones} tones and {self.hours} hours"
 
-        Raises:
-            ConfigError: when the split has fewer than `n` problems.
-        """
-        return draw_problems(
-            n,
-            seed,
-            split=split,
-            count=self.people * self.topics * self.tones * self.hours,
-            nth=self._nth,
-            world=self.name,
-            sizes=f"{self.people} people, {self.topics} topics, {self.tones} tones and {self.hours} hours",
-        )
+    @property
+    def radices(self) -> Sequence[int]:
+        return self.people, self.topics, self.tones, self.hours
 
-    def _nth(self, code: int) -> Request:
-        person, topic, tone, hour = digits(code, [self.people, self.topics, self.tones, self.hours])
+    def problem_of(self, choices: Sequence[int]) -> Request:
+        person, topic, tone, hour = choices
         return Request(person=person, topic=topic, tone=tone, hour=hour + 1)
 
     @cached_property

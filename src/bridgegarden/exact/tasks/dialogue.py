@@ -16,7 +16,7 @@ import torch
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.exact.script import Choices, ScriptProcess, Slot, fixed, slipping, wording
-from bridgegarden.exact.world import Phrases, Split, SpokenWorld, digits, draw_problems, first_phrases, phrase_at
+from bridgegarden.exact.world import Phrases, World, first_phrases
 
 PEOPLE = ("Anna", "Ben", "Clara", "David", "Emma", "Felix", "Greta", "Hugo")
 
@@ -93,7 +93,7 @@ class Said(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DialogueWorld(SpokenWorld):
+class DialogueWorld(World[Message]):
     """The vocabulary, wordings and slips shared by all messages of one size."""
 
     name: ClassVar[str] = "dialogue"
@@ -135,7 +135,6 @@ class DialogueWorld(SpokenWorld):
         return named + numbers + ("to",), phrases
 
     def prompt(self, problem: Message, generator: torch.Generator) -> str:
-        """The problem in words, its wording drawn at random."""
         draws = iter(torch.rand(1 + len(problem.items), generator=generator, dtype=torch.float64).tolist())
         start = self._asked(PROMPT_START, next(draws))
         clauses = []
@@ -146,11 +145,7 @@ class DialogueWorld(SpokenWorld):
         text = f"{start} {PEOPLE[problem.sender]} to {PEOPLE[problem.recipient]}: {' and '.join(clauses)}."
         return self.decode(self.encode(text))
 
-    def _asked(self, table: Phrases, uniform: float) -> str:
-        return phrase_at(first_phrases(table, self.prompt_wordings), uniform)
-
     def process(self, problem: Message) -> "DialogueProcess":
-        """The exact process that answers `problem`."""
         return DialogueProcess(self, problem)
 
     def succeeds(self, problem: Message, tokens: Sequence[int]) -> bool:
@@ -158,29 +153,20 @@ class DialogueWorld(SpokenWorld):
         process = self.process(problem)
         return process.read(tokens) == process.right
 
-    def problems(self, n: int, seed: int, *, split: Split = "train") -> list[Message]:
-        """`n` distinct problems of one split, in random order. No problem is in two splits, whatever the seeds.
+    @property
+    def sizes(self) -> str:
+        return f"{self.people} people, {self.things} things, {self.days} days and {self.items} items"
 
-        Raises:
-            ConfigError: when the split has fewer than `n` problems.
-        """
-        per_item = self.things * self.days * (self.days - 1) * len(DIRECTIONS)
-        return draw_problems(
-            n,
-            seed,
-            split=split,
-            count=self.people * (self.people - 1) * per_item**self.items,
-            nth=self._nth,
-            world=self.name,
-            sizes=f"{self.people} people, {self.things} things, {self.days} days and {self.items} items",
-        )
+    @property
+    def radices(self) -> Sequence[int]:
+        item = (self.things, self.days, self.days - 1, len(DIRECTIONS))
+        return self.people, self.people - 1, *item * self.items
 
-    def _nth(self, code: int) -> Message:
-        radices = [self.things, self.days, self.days - 1, len(DIRECTIONS)]
-        recipient, other, *parts = digits(code, [self.people, self.people - 1, *radices * self.items])
+    def problem_of(self, choices: Sequence[int]) -> Message:
+        recipient, other, *parts = choices
         items = tuple(
             Item(thing=parts[at], day=parts[at + 1], offset=parts[at + 2] + 1, direction=parts[at + 3])
-            for at in range(0, len(parts), len(radices))
+            for at in range(0, len(parts), 4)
         )
         # The sender is one of the others: counted on from the recipient, never all the way round.
         return Message(sender=(recipient + 1 + other) % self.people, recipient=recipient, items=items)

@@ -10,7 +10,6 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from math import prod
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
@@ -32,12 +31,8 @@ from bridgegarden.exact.world import (
     END,
     SPECIAL_TOKENS,
     Phrases,
-    Split,
-    SpokenWorld,
-    digits,
-    draw_problems,
+    World,
     first_phrases,
-    phrase_at,
 )
 
 VARIABLES = ("a", "b", "c", "d", "e", "f")
@@ -123,30 +118,6 @@ class Specification:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class SpecificationSizes:
-    """What decides how many specifications there are."""
-
-    variables: int
-    """Names to choose the two from."""
-
-    assignments: int
-    """Computations."""
-
-    branches: int
-    """Tests."""
-
-    constants: int
-    """Constants to compare with: 1 up to this."""
-
-    def radices(self) -> list[int]:
-        """One digit for the variables, then those of each computation, each test, and the last return."""
-        pairs = len(_pairs(self.variables))
-        computations = [len(FORMS), *[2, len(FORMS)] * (self.assignments - 1)]
-        tests = [len(COMPARATORS), self.constants, 2] * self.branches
-        return [pairs, *computations, *tests, 3]
-
-
 class Draft(NamedTuple):
     """What a program has said."""
 
@@ -164,7 +135,7 @@ class Draft(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProgramWorld(SpokenWorld):
+class ProgramWorld(World[Specification]):
     """The vocabulary, wordings and slips shared by all programs of one size."""
 
     name: ClassVar[str] = "program"
@@ -211,7 +182,6 @@ class ProgramWorld(SpokenWorld):
         return [f"{name}{place + 1}" for name in first_phrases(TEMPORARIES, self.wordings)]
 
     def prompt(self, problem: Specification, generator: torch.Generator) -> str:
-        """The problem in words, its wording drawn at random."""
         draws = iter(torch.rand(2 + len(problem.tests), generator=generator, dtype=torch.float64).tolist())
         start = self._asked(PROMPT_START, next(draws))
         computed = [f"{first} {ASKED_OPERATORS[name]} {second}" for name, first, second in problem.computations]
@@ -222,11 +192,7 @@ class ProgramWorld(SpokenWorld):
         sentences.append(f"{self._asked(PROMPT_OTHERWISE, next(draws))} {problem.otherwise}")
         return self.decode(self.encode(". ".join(sentences) + "."))
 
-    def _asked(self, table: Phrases, uniform: float) -> str:
-        return phrase_at(first_phrases(table, self.prompt_wordings), uniform)
-
     def process(self, problem: Specification) -> "ProgramProcess":
-        """The exact process that answers `problem`."""
         return ProgramProcess(self, problem)
 
     def succeeds(self, problem: Specification, tokens: Sequence[int]) -> bool:
@@ -245,27 +211,40 @@ class ProgramWorld(SpokenWorld):
         inputs = range(-self.constants - 1, self.constants + 2)
         return same_results(written, problem.program(), problem.variables, inputs)
 
-    def problems(self, n: int, seed: int, *, split: Split = "train") -> list[Specification]:
-        """`n` distinct problems of one split, in random order. No problem is in two splits, whatever the seeds.
+    @property
+    def sizes(self) -> str:
+        numbers = f"{self.variables} variables, {self.assignments} assignments, {self.branches} branches"
+        return f"{numbers} and {self.constants} constants"
 
-        Raises:
-            ConfigError: when the split has fewer than `n` problems.
-        """
-        return draw_problems(
-            n,
-            seed,
-            split=split,
-            count=prod(self._sizes.radices()),
-            nth=lambda code: nth_specification(code, self._sizes),
-            world=self.name,
-            sizes=f"{self.variables} variables, {self.assignments} assignments, {self.branches} branches and "
-            f"{self.constants} constants",
-        )
+    @property
+    def radices(self) -> Sequence[int]:
+        """One digit for the variables, then those of each computation, each test, and the last return."""
+        computations = [len(FORMS), *[2, len(FORMS)] * (self.assignments - 1)]
+        tests = [len(COMPARATORS), self.constants, 2] * self.branches
+        return [len(self._pairs), *computations, *tests, 3]
 
-    @cached_property
-    def _sizes(self) -> SpecificationSizes:
-        return SpecificationSizes(
-            variables=self.variables, assignments=self.assignments, branches=self.branches, constants=self.constants
+    @property
+    def _pairs(self) -> list[tuple[str, str]]:
+        return list(combinations(VARIABLES[: self.variables], 2))
+
+    def problem_of(self, choices: Sequence[int]) -> Specification:
+        """No test returns what the next one, or the last return, does."""
+        left = iter(choices)
+        variables = self._pairs[next(left)]
+        computations = [_computation(variables, next(left))]
+        for _ in range(self.assignments - 1):
+            computations.append(_computation((IT, variables[next(left)]), next(left)))
+        parts = [(COMPARATORS[next(left)], next(left) + 1, next(left) + 1) for _ in range(self.branches)]
+        values = (*variables, IT)
+        returned = next(left)
+        otherwise = values[returned]
+        tests: list[Condition] = []
+        for comparator, constant, turn in reversed(parts):
+            # Counted on from what is returned next, never all the way round.
+            returned = (returned + turn) % len(values)
+            tests.insert(0, Condition(comparator, constant, values[returned]))
+        return Specification(
+            variables=variables, computations=tuple(computations), tests=tuple(tests), otherwise=otherwise
         )
 
     @cached_property
@@ -368,29 +347,6 @@ class ProgramProcess(ScriptProcess[Draft]):
 
     def _slipping(self, tokens: Sequence[int], right: int) -> Choices:
         return slipping(tokens, right, slip_rate=self.world.slip_rate, vocab_size=self.vocab_size)
-
-
-def nth_specification(code: int, sizes: SpecificationSizes) -> Specification:
-    """The `code`-th specification. No test returns what the next one, or the last return, does."""
-    left = iter(digits(code, sizes.radices()))
-    variables = _pairs(sizes.variables)[next(left)]
-    computations = [_computation(variables, next(left))]
-    for _ in range(sizes.assignments - 1):
-        computations.append(_computation((IT, variables[next(left)]), next(left)))
-    parts = [(COMPARATORS[next(left)], next(left) + 1, next(left) + 1) for _ in range(sizes.branches)]
-    values = (*variables, IT)
-    returned = next(left)
-    otherwise = values[returned]
-    tests: list[Condition] = []
-    for comparator, constant, turn in reversed(parts):
-        # Counted on from what is returned next, never all the way round.
-        returned = (returned + turn) % len(values)
-        tests.insert(0, Condition(comparator, constant, values[returned]))
-    return Specification(variables=variables, computations=tuple(computations), tests=tuple(tests), otherwise=otherwise)
-
-
-def _pairs(variables: int) -> Sequence[tuple[str, str]]:
-    return list(combinations(VARIABLES[:variables], 2))
 
 
 def _computation(operands: tuple[str, str], form: int) -> Computation:
