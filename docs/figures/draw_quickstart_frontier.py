@@ -16,7 +16,7 @@ from bridgegarden.report.charts import standalone
 
 def draw(result: QuickstartResult) -> str:
     """The text of the SVG file."""
-    title = "Right answers when sampling against the diversity kept, for every objective"
+    title = "Right answers when sampling against the variety kept, for every objective"
     return standalone(frontier_chart(result), title=title)
 
 

@@ -6,10 +6,10 @@ from typing import NamedTuple
 from bridgegarden.lab.findings import CONTROL, ClaimSummary, Finding, Verdict, difference
 from bridgegarden.lab.report import CHOICES, optimum, roles_of, sweep_weights
 from bridgegarden.lab.result import REGIMES, LabResult, Measured
-from bridgegarden.lab.tables import label, markdown_table
+from bridgegarden.lab.tables import label
 from bridgegarden.statistics import Effect
 from bridgegarden.study.arms import ALL_OBJECTIVES, HYBRIDS
-from bridgegarden.table import number, span
+from bridgegarden.table import Table, number, span
 
 Quantity = Callable[[Measured], float]
 PURE = tuple(name for name, objective in ALL_OBJECTIVES.items() if objective.pure)
@@ -133,7 +133,7 @@ def kappa_by_role(result: LabResult) -> str:
             cells.append(f"{_signed(_mean(found), 2)} ({len(found)})" if found else "")
         if tokens:
             table.append([str(place), *cells])
-    return markdown_table(["place", "at Bridges", "at Gardens", "forced"], table)
+    return Table(columns=["place", "at Bridges", "at Gardens", "forced"], rows=table).markdown()
 
 
 def compared_cells(one: Compared, unit: float) -> list[str]:

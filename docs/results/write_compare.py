@@ -10,15 +10,8 @@ import sys
 from pathlib import Path
 
 from bridgegarden.compare.findings import QUALITIES, price, qualities, sentences, summary, times
+from bridgegarden.compare.report import cost_caption, cost_table, difference_table, quality_table, seed_table
 from bridgegarden.compare.result import CompareResult
-from bridgegarden.compare.tables import (
-    cost_caption,
-    cost_rows,
-    difference_rows,
-    markdown,
-    quality_rows,
-    seed_rows,
-)
 
 
 def page(result: CompareResult) -> str:
@@ -29,9 +22,10 @@ def page(result: CompareResult) -> str:
     problems = len(next(run.measured.by_unit["greedy"] for run in result.runs if run.measured is not None))
     found = "\n".join(f"* {sentence}" for sentence in sentences(result))
     by_seed = "\n\n".join(
-        f"{QUALITIES[q].capitalize()}, seed by seed, in per cent:\n\n{markdown(*seed_rows(result, q))}"
+        f"{QUALITIES[q].capitalize()}, seed by seed, in per cent:\n\n{seed_table(result, q).markdown()}"
         for q in qualities(result)
     )
+    against = difference_table(result)
     return f"""# Objectives compared on the quickstart pair
 
 Written by `python docs/results/write_compare.py RESULT` from the result of
@@ -54,7 +48,7 @@ for each, the same one for all objectives of a seed. Quality is measured on {pro
 
 ## Quality and drift
 
-{markdown(*quality_rows(result))}
+{quality_table(result).markdown()}
 
 ± is half of a 95 % interval over {seeds} seeds and the problems. L and exposure bias in nats a text: L_dT on texts that
 the teacher wrote, L_dθ on the student's own, exposure bias their difference. *Entropy kept* is the student's over the
@@ -62,13 +56,13 @@ teacher's on held-out rows: hard labels give up the wordings (and the slips), so
 
 ## Cost
 
-{markdown(*cost_rows(result))}
+{cost_table(result).markdown()}
 
 {cost_caption(result)}
 
 ## Against {base}
 
-{markdown(*difference_rows(result))}
+{"" if against is None else against.markdown()}
 
 The objective minus {base}, paired by seed and problem. Higher and lower are said only where the interval leaves zero
 out.

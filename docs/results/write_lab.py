@@ -25,7 +25,8 @@ from lab_words import (
 
 from bridgegarden.lab.findings import CLAIMS, ClaimSummary, Finding, Verdict, findings, summaries
 from bridgegarden.lab.result import REGIMES, LabResult
-from bridgegarden.lab.tables import effect_rows, label, markdown_table, mean_rows, verdict_rows
+from bridgegarden.lab.tables import effect_table, label, mean_table, verdict_table
+from bridgegarden.table import Table
 
 
 def page(result: LabResult) -> str:
@@ -83,13 +84,13 @@ def claims(result: LabResult, rows: Sequence[Finding], lines: Sequence[ClaimSumm
         f"for one of them at an interval widened for their number; with {len(result.settings.seeds)} seeds such an "
         "interval is wide.",
         "\n".join(_counted(lines)),
-        _folded("What is compared", markdown_table(["claim", "quantity"], quantities)),
+        _folded("What is compared", Table(columns=["claim", "quantity"], rows=quantities).markdown()),
     ]
     for world in result.worlds:
-        parts += [f"### {world}", markdown_table(*verdict_rows(result, world, lines))]
+        parts += [f"### {world}", verdict_table(result, world, rows).markdown()]
         for regime in result.regimes(world):
             here = [row for row in rows if (row.world, row.regime) == (world, regime)]
-            parts.append(_folded(f"Effects: {Place(world, regime)}", markdown_table(*effect_rows(here))))
+            parts.append(_folded(f"Effects: {Place(world, regime)}", effect_table(result, here).markdown()))
     return "\n\n".join(parts)
 
 
@@ -107,7 +108,7 @@ def paying(result: LabResult) -> str:
         "of each by mean, and their difference paired by seed. The interval is widened for the number of pairs there "
         "were to choose from. L_dθ is likeness to the teacher on the student's own answers, lower is better; *right* "
         "is the probability of a right answer when sampling. On the *frontier* are objectives that no other beats at "
-        "both right answers and variety kept, by mean.\n\n" + markdown_table(heads, rows)
+        "both right answers and variety kept, by mean.\n\n" + Table(columns=heads, rows=rows).markdown()
     )
 
 
@@ -116,9 +117,9 @@ def means(result: LabResult) -> Iterator[str]:
     for world in result.worlds:
         first, *others = result.regimes(world)
         yield f"### {Place(world, first)}"
-        yield markdown_table(*mean_rows(result, world, first))
+        yield mean_table(result, world, first).markdown()
         for regime in others:
-            yield _folded(str(Place(world, regime)), markdown_table(*mean_rows(result, world, regime)))
+            yield _folded(str(Place(world, regime)), mean_table(result, world, regime).markdown())
 
 
 def _counted(lines: Sequence[ClaimSummary]) -> Iterator[str]:

@@ -5,8 +5,8 @@ import stat
 import pytest
 from markupsafe import Markup
 
-from bridgegarden.report.page import Page, Section, embedded_json, table, terms, write_page
-from bridgegarden.report.tokens import RoleLayer, Token, ValueLayer, token_data, token_text
+from bridgegarden.report.page import Page, Section, embedded_json, findings, terms, write_page
+from bridgegarden.report.tokens import KindLayer, NumberLayer, Panel, Token, heatmap, heatmap_data
 from tests.chromium import chromium, needs_chromium
 
 EVIL = '</script><script>document.title = "taken"</script><!--'
@@ -19,11 +19,15 @@ def page(body: str = "<p>text</p>", data=None, title: str = "A report") -> str:
     return Page(title=title, kicker="kind", lead=lead, sections=(section,), data=data, footer="end").render()
 
 
+def panels(tokens: list[Token]) -> list[Panel]:
+    return [Panel(choice=(), title="Answer", before=Markup(""), tokens=tuple(tokens))]
+
+
 def long_text(count: int) -> tuple[Markup, dict]:
     tokens = [Token(text=f"word{index % 90}", gap=" ") for index in range(count)]
     layers = [
-        RoleLayer(values=("bridge", "garden") * (count // 2), about=""),
-        ValueLayer(
+        KindLayer(values=("bridge", "garden") * (count // 2), name="role", group="", about=""),
+        NumberLayer(
             values=tuple(index % 11 / 10 for index in range(count)),
             name="entropy",
             group="λ",
@@ -33,7 +37,7 @@ def long_text(count: int) -> tuple[Markup, dict]:
             ends=("0", "1"),
         ),
     ]
-    return token_text(tokens, layers, label="Long"), token_data(tokens, layers)
+    return heatmap(panels(tokens), (), layers), heatmap_data(panels(tokens), layers)
 
 
 def test_no_address_outside_the_file_is_named_where_a_browser_would_fetch():
@@ -61,11 +65,11 @@ def test_a_number_that_is_not_finite_is_refused():
         embedded_json({"loss": float("nan")})
 
 
-def test_cells_and_terms_are_escaped_unless_they_are_markup():
-    text = table(["objective", "<b>"], [[EVIL, Markup("<em>1</em>")]], caption="<i>") + terms({"<u>": EVIL})
+def test_terms_and_findings_are_escaped_unless_they_are_markup():
+    text = terms({"<u>": EVIL, "b": Markup("<em>1</em>")}) + findings([EVIL])
     assert EVIL not in text
     assert "<em>1</em>" in text
-    assert not {"<b>", "<i>", "<u>"} & set(re.findall(r"<\w>", text))
+    assert not {"<u>"} & set(re.findall(r"<\w>", text))
 
 
 def test_a_page_replaces_the_old_one_whole_and_leaves_nothing_beside_it(tmp_path):

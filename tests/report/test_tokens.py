@@ -2,26 +2,28 @@ import json
 from html.parser import HTMLParser
 
 import pytest
+from markupsafe import Markup
 
 from bridgegarden.report.tokens import (
     DIVERGING,
     ENDS,
     LEVELS,
-    RoleLayer,
+    KindLayer,
+    NumberLayer,
+    Panel,
     Thought,
     Token,
-    ValueLayer,
     contrast,
+    heatmap,
+    heatmap_data,
     level,
     shades,
     stylesheet,
-    token_data,
-    token_text,
     visible,
 )
 
-ROLE = RoleLayer(values=("garden", "bridge", "forced"), about="Read off the process.")
-LAMBDA = ValueLayer(
+ROLE = KindLayer(values=("garden", "bridge", "forced"), name="role", group="", about="Read off the process.")
+LAMBDA = NumberLayer(
     values=(0.9, 0.0, 0.51), name="entropy", group="Soft weight", about="", scale="weight", most=1.0, ends=("0", "1")
 )
 EVIL = '</script><img src=x onerror=alert(1)>&amp;"'
@@ -30,6 +32,10 @@ TOKENS = [
     Token(text="4", gap=" "),
     Token(text=EVIL),
 ]
+
+
+def panels(tokens: list[Token]) -> list[Panel]:
+    return [Panel(choice=(), title="Answer", before=Markup(""), tokens=tuple(tokens))]
 
 
 class Spans(HTMLParser):
@@ -47,25 +53,25 @@ class Spans(HTMLParser):
 
 
 def test_the_text_is_all_there_with_its_gaps_and_nothing_of_it_is_markup():
-    page = Spans(token_text(TOKENS, [ROLE, LAMBDA], label="Answer"))
+    page = Spans(heatmap(panels(TOKENS), (), [ROLE, LAMBDA]))
     assert page.text.endswith(f"so 4{EVIL}")
     assert "img" not in page.tags
     assert "script" not in page.tags
 
 
 def test_tokens_are_painted_by_the_first_layer_before_any_script_runs():
-    painted = str(token_text(TOKENS, [ROLE, LAMBDA], label="Answer")).split('class="text"')[1]
+    painted = str(heatmap(panels(TOKENS), (), [ROLE, LAMBDA])).split('class="text"')[1]
     assert [part.split('"')[0] for part in painted.split('data-level="')[1:]] == ["garden", "bridge", "forced"]
 
 
 def test_one_token_alone_is_a_stop_of_the_tab_key():
-    painted = str(token_text(TOKENS, [ROLE], label="Answer")).split('class="text"')[1]
+    painted = str(heatmap(panels(TOKENS), (), [ROLE])).split('class="text"')[1]
     assert painted.count('tabindex="0"') == 1
     assert painted.count('tabindex="-1"') == len(TOKENS) - 1
 
 
 def test_the_data_has_every_layer_and_every_card():
-    data = json.loads(json.dumps(token_data(TOKENS, [ROLE, LAMBDA])))
+    data = json.loads(json.dumps(heatmap_data(panels(TOKENS), [ROLE, LAMBDA])))
     assert [layer["scale"] for layer in data["layers"]] == ["role", "weight"]
     assert data["layers"][1]["levels"] == [9, 0, 5]
     assert data["tokens"][0]["thoughts"] == [
@@ -74,14 +80,14 @@ def test_the_data_has_every_layer_and_every_card():
 
 
 def test_the_legend_of_roles_names_those_that_occur():
-    only = RoleLayer(values=("bridge",), about="")
-    page = Spans(token_text([Token(text="4")], [only], label="Answer"))
+    only = KindLayer(values=("bridge",), name="role", group="", about="")
+    page = Spans(heatmap(panels([Token(text="4")]), (), [only]))
     assert "Bridge" in page.text
     assert "Garden" not in page.text
 
 
 def test_an_empty_answer_can_be_shown():
-    assert "Answer" in token_text([], [RoleLayer(values=(), about="")], label="Answer")
+    assert "Answer" in heatmap(panels([]), (), [KindLayer(values=(), name="role", group="", about="")])
 
 
 def test_characters_that_hide_or_turn_text_are_shown_as_escapes():

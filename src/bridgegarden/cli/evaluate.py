@@ -76,14 +76,9 @@ def evaluate_command(target: str, as_json: bool, **options: Any) -> None:
     if as_json:
         click.echo(plain_json(json.dumps(found.to_dict(), indent=2, ensure_ascii=False)))
         return
-    from rich.table import Table
+    from bridgegarden.evaluation.results import scores_table
 
-    from bridgegarden.evaluation.results import NOTE, cells
-
-    table = Table("task", "answers", "metric", "score", "problems", caption=NOTE)
-    for score in found.shown():
-        table.add_row(*cells(score))
-    plain_console(highlight=False).print(table)
+    plain_console(highlight=False).print(scores_table(found.shown()))
     say(files.results)
 
 

@@ -42,11 +42,11 @@ def quickstart_command(
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
     else:
-        from bridgegarden.quickstart.result import finding, frontier
-        from bridgegarden.quickstart.run import result_table
+        from bridgegarden.quickstart.report import result_table
+        from bridgegarden.quickstart.result import finding
 
         console = plain_console(highlight=False)
-        console.print(result_table(result, frontier(result), console.width))
+        console.print(result_table(result))
         console.print(finding(result))
         console.print(f"\nThe report is {folder.report}", soft_wrap=True)
     if open_report:
@@ -145,10 +145,10 @@ def compare_command(recipe: str, overrides: tuple[str, ...], **options: Any) -> 
         return
 
     from bridgegarden.compare.findings import sentences
-    from bridgegarden.compare.tables import terminal_tables
+    from bridgegarden.compare.report import terminal_tables
 
     console = plain_console(highlight=False)
-    for table in terminal_tables(result, console.width):
+    for table in terminal_tables(result):
         console.print(table)
     for sentence in sentences(result):
         console.print(f"* {sentence}", markup=False)

@@ -1,7 +1,7 @@
 """What the numbers say: means with intervals, paired differences, costs, which objectives nothing beats; in words."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal, NamedTuple
@@ -131,7 +131,7 @@ def asking_time(result: CompareResult) -> float | None:
 def price(result: CompareResult, objective: str) -> Price:
     """What a training of `objective` cost."""
     runs, clock = result.runs_of(objective).values(), _clock(result)
-    flops, seconds = (average(runs, lambda run, name=name: getattr(run.spent, name)) for name in ("flops", clock))
+    flops, seconds = (spent(runs, field) for field in ("flops", clock))
     cache = result.cache
     if cache is None or not result.rows[objective].asks_teacher or result.rows[objective].lmbda > 0:
         return Price(flops, flops, seconds, seconds)
@@ -146,9 +146,9 @@ def entropy_kept(result: CompareResult, objective: str) -> float | None:
     return _mean(known) if known else None
 
 
-def average(runs: Any, value: Callable[[CompareRun], float]) -> float:
-    """Over seeds."""
-    return _mean([float(value(run)) for run in runs])
+def spent(runs: Iterable[CompareRun], field: str) -> float:
+    """`field` of `Spent`, mean over `runs`, none of which failed."""
+    return _mean([float(getattr(run.spent, field)) for run in runs])
 
 
 def beats(result: CompareResult, one: str, other: str, quantity: Quantity) -> bool:

@@ -1,53 +1,32 @@
-"""The comparison as one HTML page: tables and charts."""
+"""The comparison for a reader and for a program: tables, charts, and one HTML page of both."""
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from markupsafe import Markup
 
 from bridgegarden.compare.findings import (
     LOSSES,
     QUALITIES,
+    difference,
     entropy_kept,
     percent,
     price,
     qualities,
     sentences,
+    spent,
     summary,
     times,
+    times_less,
 )
 from bridgegarden.compare.result import CompareResult, Quantity
-from bridgegarden.compare.tables import (
-    cost_caption,
-    cost_rows,
-    difference_rows,
-    quality_rows,
-    seed_rows,
-    task_rows,
-)
 from bridgegarden.report.charts import Dot, Point, Row, Shape, dot_plot, responsive, scatter
 from bridgegarden.report.marks import Axis, Reading
-from bridgegarden.report.page import Page, Section, details, figure, table, terms
-from bridgegarden.table import number
-
-GLOSSARY = {
-    "hard label": "One token as the target: the teacher's likeliest, or (SFT, SeqKD) the one in the data.",
-    "soft label": "The teacher's whole next-token distribution as the target.",
-    "hybrid": "Both, mixed at each position by a soft weight from 0 (hard) to 1 (soft).",
-    "on-policy": "The student writes the answers that it is trained on, and the teacher judges them token by token.",
-    "L_dT": "KL from teacher to student, summed over texts that the teacher wrote.",
-    "L_dθ": "The same over the student's own texts: what its user meets. Likeness to the teacher, not rightness.",
-    "exposure bias": "L_dθ − L_dT: what drifting costs once the student writes by itself.",
-    "entropy kept": (
-        "The student's entropy over the teacher's, on held-out rows. Below 100 %: surer than its teacher, by less "
-        "variety or fewer doubts; above: unlearned."
-    ),
-    "FLOPs": (
-        "Multiplications and additions of matrix products, estimated from the models' configurations and the tokens "
-        "that they read and wrote. They say little about how well a machine is used: writing token by token takes few "
-        "of them and much time."
-    ),
-}
+from bridgegarden.report.page import Page, Section, details, figure, findings, made_section, words_section
+from bridgegarden.statistics import PairedDifference
+from bridgegarden.table import Cell, Column, Table, difference_cell, mean_cell, number, share_parts
+from bridgegarden.terminal import counted, duration
 
 
 def report_page(result: CompareResult) -> Page:
@@ -59,32 +38,44 @@ def report_page(result: CompareResult) -> Page:
             sections.append(Section(anchor="entropy", title="Quality against entropy kept", body=_entropy(result)))
     sections += [
         Section(anchor="quality", title="Quality and drift", body=_quality(result)),
-        Section(anchor="cost", title="Cost", body=table(*cost_rows(result), caption=cost_caption(result))),
+        Section(anchor="cost", title="Cost", body=cost_table(result).html()),
     ]
-    if result.settings.baseline in result.objectives and len(result.objectives) > 1:
+    against = difference_table(result)
+    if against is not None:
         title = f"Against {result.label(result.settings.baseline)}"
-        sections.append(Section(anchor="differences", title=title, body=_differences(result)))
+        sections.append(Section(anchor="differences", title=title, body=against.html()))
     sections += [
         Section(anchor="drift", title="Loss on the teacher's and on the student's texts", body=_drift(result)),
-        Section(anchor="words", title="The words used here", body=terms(GLOSSARY)),
-        Section(anchor="made", title="How it was made", body=_made(result)),
+        words_section(*WORDS),
+        _made(result),
     ]
     return Page(
         title="Objectives compared",
         kicker=f"bridgegarden compare, {result.started[:10]}",
         lead=_lead(result),
         sections=tuple(sections),
-        data={},
-        footer="Made by bridgegarden. This file needs no network and holds all of its data.",
     )
+
+
+WORDS = (
+    "hard label",
+    "soft label",
+    "hybrid",
+    "on-policy",
+    "L_dT",
+    "L_dθ",
+    "exposure bias",
+    "entropy kept",
+    "FLOPs",
+)
+"""What the page explains."""
 
 
 def _lead(result: CompareResult) -> Markup:
     seeds, pair = len(result.settings.seeds), result.pair
     equal = "the same optimiser steps" if result.settings.budget == "steps" else "the same estimated FLOPs"
-    found = Markup("").join(Markup("<li>{}</li>").format(sentence) for sentence in sentences(result))
     return Markup(
-        "<p>{} objectives, {} each, distil {} ({:,} parameters) into {} ({:,}) from {:,} rows, with {}.</p><ul>{}</ul>"
+        "<p>{} objectives, {} each, distil {} ({:,} parameters) into {} ({:,}) from {:,} rows, with {}.</p>{}"
     ).format(
         len(result.rows),
         f"{seeds} trainings" if seeds > 1 else "one training",
@@ -94,7 +85,7 @@ def _lead(result: CompareResult) -> Markup:
         pair.student_parameters,
         pair.rows,
         equal,
-        found,
+        findings(sentences(result)),
     )
 
 
@@ -137,29 +128,13 @@ def _frontier_caption(result: CompareResult, by: str) -> str:
 
 
 def _quality(result: CompareResult) -> Markup:
-    seeds, pair = len(result.settings.seeds), result.pair
-    over = f"over {seeds} seeds and the problems" if seeds > 1 else "over problems; they say nothing about other seeds"
-    caption = (
-        f"95 % intervals {over}. Losses and exposure bias in nats a text, on {pair.prompts} "
-        f"{'held-out' if pair.held_out else 'training'} prompts, {result.settings.samples} texts each."
-    )
-    body = table(*quality_rows(result), caption=caption)
-    for quantity in qualities(result):
-        if seeds > 1:
+    body = quality_table(result).html()
+    if len(result.settings.seeds) > 1:
+        for quantity in qualities(result):
             name = f"{QUALITIES[quantity].capitalize()}, seed by seed"
-            body += details(name, table(*seed_rows(result, quantity), caption="Per cent. A mean hides a failure."))
-    heads, rows = task_rows(result)
-    return body + details("Task by task", table(heads, rows, caption="Per cent, mean over seeds.")) if rows else body
-
-
-def _differences(result: CompareResult) -> Markup:
-    base = result.label(result.settings.baseline)
-    caption = (
-        f"The objective minus {base}, paired by seed and problem, with half of a 95 % interval. Higher or lower is "
-        "said only where the interval leaves zero out, else it is open; of twenty such comparisons one is called by "
-        "chance. All other pairs are in result.json."
-    )
-    return table(*difference_rows(result), caption=caption)
+            body += details(name, seed_table(result, quantity).html())
+    tasks = task_table(result)
+    return body if tasks is None else body + details("Task by task", tasks.html())
 
 
 def _drift(result: CompareResult) -> Markup:
@@ -170,7 +145,7 @@ def _drift(result: CompareResult) -> Markup:
     )
 
 
-def _made(result: CompareResult) -> Markup:
+def _made(result: CompareResult) -> Section:
     settings = result.settings
     evaluation = settings.evaluation
     tasks = "none" if evaluation is None else ", ".join(evaluation.tasks)
@@ -185,15 +160,13 @@ def _made(result: CompareResult) -> Markup:
         for row in result.rows.values()
     )
     facts: dict[str, str | Markup] = {
-        "command": Markup("<code>{}</code>").format(result.command),
         "recipe": details("as it was run", Markup("<pre>{}</pre>").format(result.recipe)),
         "objectives": details("every field", Markup("<ul>{}</ul>").format(objectives)),
         "tasks": tasks,
         "commit": result.commit or "unknown",
-        "versions": ", ".join(f"{name} {version}" for name, version in result.versions.items()),
-        "started": f"{result.started}; took {result.seconds / 60:.0f} min",
+        "took": duration(result.seconds),
     }
-    return terms(facts, small=True)
+    return made_section(facts, command=result.command, versions=result.versions, started=result.started)
 
 
 By = Literal["time", "flops"]
@@ -266,3 +239,215 @@ def _point(result: CompareResult, name: str, quantity: Quantity, by: By) -> Poin
         shape="ring" if result.rows[name].lmbda else "disc",
         about=f"{result.label(name)}: {cells} {QUALITIES[quantity]}, {cost}",
     )
+
+
+TOKENS = {
+    "teacher_tokens": "teacher tokens",
+    "student_tokens": "student tokens",
+    "generated_tokens": "generated tokens",
+}
+"""Fields of `Spent` and their heads."""
+
+UNITS = ("", "k", "M", "G", "T", "P", "E")
+"""Thousands."""
+
+
+def terminal_tables(result: CompareResult) -> list[Table]:
+    """Quality and cost, for a terminal; the files have more."""
+    return [quality_table(result), cost_table(result)]
+
+
+def quality_table(result: CompareResult) -> Table:
+    """Quality and drift of every objective."""
+    seeds, pair = len(result.settings.seeds), result.pair
+    over = f"over {seeds} seeds and the problems" if seeds > 1 else "over problems; they say nothing about other seeds"
+    columns = ["objective", *(f"{QUALITIES[q]}, %" for q in qualities(result)), "entropy kept", *LOSSES.values()]
+    return Table(
+        columns=columns,
+        rows=[[result.label(name), *_quality_cells(result, name)] for name in result.objectives],
+        note=f"95 % intervals {over}. Losses and exposure bias in nats a text, on {pair.prompts} "
+        f"{'held-out' if pair.held_out else 'training'} prompts, {result.settings.samples} texts each. Entropy kept: "
+        "of the teacher's, on held-out rows.",
+    )
+
+
+def _quality_cells(result: CompareResult, objective: str) -> list[Cell]:
+    shares = [summary(result, objective, quantity) for quantity in qualities(result)]
+    kept = entropy_kept(result, objective)
+    losses = [summary(result, objective, quantity) for quantity in LOSSES]
+    return [
+        *(Cell(*share_parts(mean.value, mean.interval)) for mean in shares),
+        Cell("–" if kept is None else f"{100 * kept:.0f} %"),
+        *(mean_cell(mean.value, mean.interval) for mean in losses),
+    ]
+
+
+def cost_table(result: CompareResult) -> Table:
+    """What every objective cost, and how many times less than the baseline."""
+    on_cpu = result.pair.device == "cpu"
+    varied = len({run.spent.steps for run in result.runs if run.spent is not None}) > 1
+    base = result.label(result.settings.baseline)
+    columns = [
+        "objective",
+        Column("steps", detail=not varied),
+        *([Column("wall s", detail=True), "CPU s"] if on_cpu else ["wall s"]),
+        *TOKENS.values(),
+        "FLOPs",
+        Column("peak memory", detail=True),
+        f"less time than {base}",
+        "fewer FLOPs",
+    ]
+    return Table(
+        columns=columns,
+        rows=[[result.label(name), *_cost_cells(result, name)] for name in result.objectives],
+        note=cost_caption(result),
+    )
+
+
+def _cost_cells(result: CompareResult, objective: str) -> list[str]:
+    runs = list(result.runs_of(objective).values())
+    clocks = ("seconds", "cpu_seconds") if result.pair.device == "cpu" else ("seconds",)
+    memory = max(run.spent.peak_memory for run in runs if run.spent is not None)
+    return [
+        f"{spent(runs, 'steps'):,.0f}",
+        *(number(spent(runs, clock)) for clock in clocks),
+        *(short(spent(runs, tokens)) for tokens in TOKENS),
+        short(price(result, objective).flops),
+        f"{memory / 1e6:,.0f} MB" if memory < 1e9 else f"{memory / 1e9:.1f} GB",
+        *cheaper(result, objective),
+    ]
+
+
+def cheaper(result: CompareResult, objective: str) -> tuple[str, str]:
+    """How many times less than the baseline `objective` costs, in time and in operations."""
+    base = result.settings.baseline
+    if base not in result.objectives:
+        return "–", "–"
+    one, other = price(result, objective), price(result, base)
+    return times_less([other.seconds / one.seconds]), times_less([other.flops / one.flops])
+
+
+def difference_table(result: CompareResult) -> Table | None:
+    """Every objective against the baseline, with what is called; None where there is nothing to hold against it."""
+    base = result.settings.baseline
+    others = [name for name in result.objectives if name != base]
+    if base not in result.objectives or not others:
+        return None
+    quantities = (*qualities(result), "student_loss", "exposure_bias")
+    names: Mapping[Quantity, str] = {**QUALITIES, **LOSSES}
+    return Table(
+        columns=["objective", *(names[q] + (", points" if q in QUALITIES else "") for q in quantities)],
+        rows=[
+            [result.label(name), *(_difference_cell(difference(result, name, base, q), q) for q in quantities)]
+            for name in others
+        ],
+        note=f"The objective minus {result.label(base)}, paired by seed and problem, with half of a 95 % interval. "
+        "Higher or lower is said only where the interval leaves zero out, else it is open; of twenty such comparisons "
+        "one is called by chance. All other pairs are in result.json.",
+    )
+
+
+def _difference_cell(found: PairedDifference | None, quantity: Quantity) -> Cell:
+    """A difference with its interval, and what is called: open where the interval holds zero."""
+    if found is None:
+        return Cell("–")
+    return difference_cell(found.mean, found.interval, times=100 if quantity in QUALITIES else 1)
+
+
+def seed_table(result: CompareResult, quantity: Quantity) -> Table:
+    """Every single training: a mean hides one that failed."""
+    rows = []
+    for name in result.settings.objectives:
+        runs = result.runs_of(name)
+        means = dict(zip(runs, summary(result, name, quantity).by_seed, strict=True)) if runs else {}
+        cells = [f"{100 * means[seed]:.1f}" if seed in means else "failed" for seed in result.settings.seeds]
+        rows.append([result.label(name), *cells])
+    columns = ["objective", *(f"seed {seed}" for seed in result.settings.seeds)]
+    return Table(columns=columns, rows=rows, note="Per cent. A mean hides a failure.")
+
+
+def task_table(result: CompareResult) -> Table | None:
+    """Quality by task, in per cent; None where there is but one."""
+    found = [run.measured.by_task for run in result.runs if run.measured is not None]
+    places = dict.fromkeys((task, quantity) for tasks in found for task, means in tasks.items() for quantity in means)
+    if len({task for task, _ in places}) < 2:
+        return None
+    rows = []
+    for name in result.objectives:
+        own = [run.measured.by_task for run in result.runs_of(name).values() if run.measured is not None]
+        means = [sum(tasks[task][quantity] for tasks in own) / len(own) for task, quantity in places]
+        rows.append([result.label(name), *(f"{100 * mean:.1f}" for mean in means)])
+    columns = ["objective", *(f"{task}, {quantity}" for task, quantity in places)]
+    return Table(columns=columns, rows=rows, note="Per cent, mean over seeds.")
+
+
+def cost_caption(result: CompareResult) -> str:
+    """How the columns of the cost table are meant."""
+    parts = ["Means over seeds. FLOPs are estimated."]
+    cache = result.cache
+    if cache is not None and cache.sharers:
+        clock = cache.cpu_seconds if result.pair.device == "cpu" else cache.seconds
+        known = "its time is not known and not counted" if clock is None else f"{number(clock)} s"
+        readers = [n for n in result.objectives if result.rows[n].asks_teacher and not result.rows[n].lmbda]
+        parts.append(
+            f"The teacher was asked once about {cache.tokens:,} tokens ({short(cache.flops)}FLOP, {known}), "
+            f"for {counted(cache.sharers, 'training')}. FLOPs and both ratios include a share of 1/{cache.sharers} of "
+            "that."
+        )
+        base = result.settings.baseline
+        if readers and base in result.objectives and base not in readers:
+            one, other = price(result, readers[0]), price(result, base)
+            time = times_less([other.seconds / one.seconds_alone], "less")
+            flops = times_less([other.flops / one.flops_alone], "fewer")
+            parts.append(
+                f"If {result.label(readers[0])} alone had to pay for all of it, it would take {time} time and "
+                f"{flops} FLOPs than {result.label(base)}."
+            )
+    return " ".join(parts)
+
+
+def objectives_csv(result: CompareResult) -> str:
+    """One line an objective, in plain numbers; shares from 0 to 1, losses in nats a text."""
+    return Table.of([_plain_row(result, name) for name in result.objectives]).csv()
+
+
+def tables_markdown(result: CompareResult) -> str:
+    """Everything for a reader."""
+    tables: dict[str, Table | None] = {"Quality and drift": quality_table(result), "Cost": cost_table(result)}
+    tables[f"Against {result.label(result.settings.baseline)}"] = difference_table(result)
+    for quantity in qualities(result):
+        tables[f"{QUALITIES[quantity].capitalize()}, seed by seed"] = seed_table(result, quantity)
+    tables["Task by task"] = task_table(result)
+    parts = [
+        "# Objectives compared",
+        f"`{result.command}`, started {result.started}, commit {result.commit or 'unknown'}.",
+        "\n".join(f"* {sentence}" for sentence in sentences(result)),
+    ]
+    for title, table in tables.items():
+        if table is not None:
+            parts += [f"## {title}", table.markdown(), str(table.note)]
+    return "\n\n".join(parts) + "\n"
+
+
+def short(value: float) -> str:
+    """Three digits and a thousand's letter: ``116 k``."""
+    power = 0
+    while abs(value) >= 999.5 and power < len(UNITS) - 1:
+        value, power = value / 1000, power + 1
+    return f"{number(value)} {UNITS[power]}".rstrip()
+
+
+def _plain_row(result: CompareResult, name: str) -> dict[str, Any]:
+    runs = list(result.runs_of(name).values())
+    row: dict[str, Any] = {"objective": name, "label": result.label(name), "seeds": len(runs)}
+    for quantity in (*qualities(result), *LOSSES):
+        mean = summary(result, name, quantity)
+        row |= {quantity: mean.value, f"{quantity}_low": mean.interval.low, f"{quantity}_high": mean.interval.high}
+    row["entropy_kept"] = entropy_kept(result, name)
+    for field in ("steps", "seconds", "cpu_seconds", *TOKENS, "prompt_tokens", "peak_memory"):
+        row[field] = spent(runs, field)
+    row["training_flops"] = spent(runs, "flops")
+    found = price(result, name)
+    row |= {"flops_with_share_of_cache": found.flops, "flops_with_whole_cache": found.flops_alone}
+    row |= {"time_with_share_of_cache": found.seconds, "time_with_whole_cache": found.seconds_alone}
+    return row

@@ -98,8 +98,7 @@ class CompareFolder(StudyFolder):
     def save(self, result: CompareResult) -> None:
         """Write what a finished comparison leaves."""
         from bridgegarden.compare.findings import all_differences
-        from bridgegarden.compare.report import report_page
-        from bridgegarden.compare.tables import objectives_csv, tables_markdown
+        from bridgegarden.compare.report import objectives_csv, report_page, tables_markdown
 
         self.finish(
             {**result.to_dict(), "differences": all_differences(result)},

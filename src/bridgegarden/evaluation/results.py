@@ -13,6 +13,7 @@ from typing import Any
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.files import AppendedLines
 from bridgegarden.statistics import exact_share
+from bridgegarden.table import Column, Table
 
 SHARES = ("acc", "exact_match", "pass@", "math_verify", "em", "f1")
 """How the names of metrics begin that are shares."""
@@ -107,9 +108,8 @@ class Evaluation:
     def to_markdown(self) -> str:
         """A page with every score."""
         settings = "\n".join(f"* {name}: {_plain(value)}" for name, value in self.settings.items())
-        lines = [" | ".join(cells(score)) for score in self.scores]
-        table = "\n".join(["| task | answers | metric | score | problems |", "|---|---|---|---|---|"])
-        return f"# {self.model}\n\n{table}\n" + "".join(f"| {line} |\n" for line in lines) + f"\n{NOTE}\n\n{settings}\n"
+        table = scores_table(self.scores)
+        return f"# {self.model}\n\n{table.markdown()}\n\n{table.note}\n\n{settings}\n"
 
 
 class KeptAnswers:
@@ -197,10 +197,14 @@ class KeptAnswers:
         return f"{self._decides}-{_digest([kind, *question])}"
 
 
-def cells(score: Score) -> list[str]:
-    """A row of a table."""
-    reading = "" if score.filter == "none" else f" ({score.filter})"
-    return [score.task, score.decoding, f"{score.metric}{reading}", shown_mean(score), str(score.problems)]
+def scores_table(scores: Sequence[Score]) -> Table:
+    """Every score with its error."""
+    rows = []
+    for score in scores:
+        reading = "" if score.filter == "none" else f" ({score.filter})"
+        rows.append([score.task, score.decoding, f"{score.metric}{reading}", shown_mean(score), score.problems])
+    columns = ["task", Column("answers", words=True), Column("metric", words=True), "score", "problems"]
+    return Table(columns=columns, rows=rows, note=NOTE)
 
 
 def shown_mean(score: Score) -> str:

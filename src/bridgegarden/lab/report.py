@@ -9,16 +9,15 @@ from markupsafe import Markup
 
 from bridgegarden.lab.findings import Verdict, difference, findings, summaries
 from bridgegarden.lab.result import REGIMES, LabResult, LabRun, Measured, TokenView
-from bridgegarden.lab.tables import effect_rows, interval_words, label, mean_rows, signed, verdict_rows
+from bridgegarden.lab.tables import effect_table, interval_words, label, mean_table, over, signed, verdict_table
 from bridgegarden.report.charts import WIDE, Curve, CurvePoint, Dot, Row, Shape, curve_chart, dot_plot, responsive
 from bridgegarden.report.marks import Axis, Reading
-from bridgegarden.report.page import Page, Section, details, figure, table, terms
+from bridgegarden.report.page import Page, Section, details, figure, made_section, words_section
 from bridgegarden.report.tokens import (
     CardTable,
-    Cell,
     Facet,
-    HeatLayer,
     KindLayer,
+    Layer,
     NumberLayer,
     Panel,
     Token,
@@ -29,24 +28,7 @@ from bridgegarden.report.tokens import (
 from bridgegarden.statistics import Effect
 from bridgegarden.study.arms import LAMBDAS
 from bridgegarden.table import number
-
-GLOSSARY = {
-    "hard label": "One token as the target: the teacher's likeliest (argmax), or the one in the data.",
-    "soft label": "The teacher's whole next-token distribution as the target.",
-    "hybrid": "Both, mixed at each position by a soft weight λ from 0 (hard) to 1 (soft).",
-    "Bridge": "A position that decides what the text means from here on. A slip spoils what follows.",
-    "Garden": "A position where many words would do.",
-    "L_dT": "KL from teacher to student summed over the teacher's answers.",
-    "L_dθ": "The same over the student's own answers: what its user meets.",
-    "exposure bias": (
-        "L_dθ − L_dT. What drifting costs once the student runs by itself; below zero its own answers are easier for "
-        "it than the teacher's, which alone is no merit."
-    ),
-    "error of a role": "The part of L_dθ at its positions on the teacher's answers, and the drift that they cause.",
-    "κ": "How much choosing a token here changes the loss that is still to come, in nats.",
-    "off script": "Answers that leave every text the world can produce.",
-    "variety kept": "Entropy of the student over entropy of the teacher, at the Gardens of the teacher's answers.",
-}
+from bridgegarden.terminal import duration
 
 
 def report_page(result: LabResult) -> Page:
@@ -62,8 +44,8 @@ def report_page(result: LabResult) -> Page:
         sections.append(Section(anchor="sweep", title="How much soft label", body=_sweep(result, swept)))
     sections += [
         Section(anchor="tokens", title="Answers, token by token", body=tokens_section(result)),
-        Section(anchor="words", title="The words used here", body=terms(GLOSSARY)),
-        Section(anchor="made", title="How it was made", body=_made(result)),
+        words_section(*WORDS),
+        _made(result),
     ]
     return Page(
         title="Bridges, Gardens and exposure bias, computed",
@@ -71,8 +53,24 @@ def report_page(result: LabResult) -> Page:
         lead=_lead(result),
         sections=tuple(sections),
         data=tokens_data(result),
-        footer="Made by bridgegarden. This file needs no network and holds all of its data.",
     )
+
+
+WORDS = (
+    "hard label",
+    "soft label",
+    "hybrid",
+    "Bridge",
+    "Garden",
+    "L_dT",
+    "L_dθ",
+    "exposure bias",
+    "error of a role",
+    "kappa",
+    "off script",
+    "variety kept",
+)
+"""What the page explains."""
 
 
 def _lead(result: LabResult) -> Markup:
@@ -85,29 +83,23 @@ def _lead(result: LabResult) -> Markup:
     ).format(
         len(result.runs),
         f"the world{'s' if len(result.worlds) > 1 else ''} {', '.join(result.worlds)}",
-        _over(result),
+        over(result),
         what or "no claim could be judged",
     )
 
 
 def _claims(result: LabResult) -> Markup:
     found = findings(result)
-    lines = summaries(found)
     body = Markup(
         "<p>A claim holds where the 95 % interval of its effect lies on the claimed side of zero, and does not hold "
         "where it lies on the other. A claim about hybrids holds if it does for one of them at an interval widened for "
         "their number.</p>"
     )
     for world in result.worlds:
-        heads, rows = verdict_rows(result, world, lines)
-        shown = [[row[0], *map(_verdict, row[1:])] for row in rows]
-        body += _heading(world) + table(heads, shown, caption=f"Verdicts in the world {world}.", wordy=True)
-        here = [finding for finding in found if finding.world == world]
+        body += _heading(world) + verdict_table(result, world, found).html()
         for regime in result.regimes(world):
-            rows = effect_rows([finding for finding in here if finding.regime == regime])
-            caption = f"Effects are the objective's value minus the other's. {_over(result)}."
-            effects = table(*rows, caption=caption, wordy=True)
-            body += details(f"Effects: {world}, {REGIMES[regime].label}", effects)
+            here = [finding for finding in found if (finding.world, finding.regime) == (world, regime)]
+            body += details(f"Effects: {world}, {REGIMES[regime].label}", effect_table(result, here).html())
     return body
 
 
@@ -116,10 +108,8 @@ def _means(result: LabResult) -> Markup:
     for world in result.worlds:
         body += _heading(world)
         for regime in result.regimes(world):
-            caption = f"{world}, {REGIMES[regime].label}. Losses and exposure bias in nats an answer. {_over(result)}."
-            made = table(*mean_rows(result, world, regime), caption=caption)
-            main = regime == main_regime(result, world)
-            body += made if main else details(f"{world}, {REGIMES[regime].label}", made)
+            means = mean_table(result, world, regime)
+            body += means.html() if regime == main_regime(result, world) else details(means.title, means.html())
     return body
 
 
@@ -163,23 +153,17 @@ def _sweep(result: LabResult, worlds: list[str]) -> Markup:
     return body
 
 
-def _made(result: LabResult) -> Markup:
+def _made(result: LabResult) -> Section:
     settings = result.settings
     facts: dict[str, str | Markup] = {
-        "command": Markup("<code>{}</code>").format(result.command),
         "commit": result.commit or "unknown",
         "seeds": f"{', '.join(map(str, settings.seeds))}, for first weights, problems, answers and their order",
         "training": f"at most {settings.steps:,} steps of {settings.batch} answers, AdamW; the best by validation kept",
         "measured on": f"{settings.test_problems} test problems that no student saw",
         "training time": f"{sum(run.training.cpu_seconds for run in result.runs):,.0f} CPU seconds in all",
-        "versions": ", ".join(f"{name} {version}" for name, version in result.versions.items()),
-        "started": f"{result.started}; took {result.seconds / 60:.0f} min",
+        "took": duration(result.seconds),
     }
-    return terms(facts, small=True)
-
-
-def _verdict(verdict: str) -> str | Markup:
-    return Markup("<strong>{}</strong>").format(verdict) if verdict == Verdict.HOLDS else verdict
+    return made_section(facts, command=result.command, versions=result.versions, started=result.started)
 
 
 def _choices(result: LabResult, world: str) -> str:
@@ -187,12 +171,7 @@ def _choices(result: LabResult, world: str) -> str:
 
 
 def _where(result: LabResult, world: str) -> str:
-    return f"{world}, {REGIMES[main_regime(result, world)].label}; {_over(result)}."
-
-
-def _over(result: LabResult) -> str:
-    count = len(result.settings.seeds)
-    return f"95 % t-intervals over {count} seeds" if count > 1 else "One seed, so there are no intervals"
+    return f"{world}, {REGIMES[main_regime(result, world)].label}; {over(result)}."
 
 
 def _heading(world: str) -> Markup:
@@ -378,13 +357,13 @@ def _panels(result: LabResult) -> list[Panel]:
             choice=(result.worlds.index(run.world), objectives.index(run.objective)),
             title=f"{run.world}, student of {label(run.objective)}",
             before=Markup("<blockquote>{}</blockquote>").format(visible(run.example.prompt)),
-            cells=tuple(_cell(view, first=at == 0) for at, view in enumerate(run.example.tokens)),
+            tokens=tuple(_token(view, first=at == 0) for at, view in enumerate(run.example.tokens)),
         )
         for run in runs
     ]
 
 
-def _layers(result: LabResult) -> list[HeatLayer]:
+def _layers(result: LabResult) -> list[Layer]:
     views = [view for run in _runs(result) for view in run.example.tokens]
     return [
         _signed("κ(s)", [v.kappa for v in views], "Summed over all tokens that keep the text on script."),
@@ -410,7 +389,7 @@ def _growing(name: str, values: list[float], about: str) -> NumberLayer:
     return NumberLayer.growing(values, name=name, group="Models", about=about)
 
 
-def _cell(view: TokenView, *, first: bool) -> Cell:
+def _token(view: TokenView, *, first: bool) -> Token:
     # The worlds' tokens are words and marks; their decoders put spaces between words.
     glued = first or re.fullmatch(r"[.,!?;:]", view.text)
     facts = (
@@ -419,12 +398,9 @@ def _cell(view: TokenView, *, first: bool) -> Cell:
         ("loss l(s)", f"{number(view.kl, 2)} nats"),
         ("teacher", f"max p {number(view.confidence, 2)}, entropy {number(view.entropy, 2)} nats"),
     )
-    return Cell(
-        token=Token(text=view.text, gap="" if glued else " ", facts=facts),
-        table=CardTable(
-            heads=("if it goes on with", "teacher", "student", "κ, later cost"), rows=tuple(_actions(view))
-        ),
-    )
+    heads = ("if it goes on with", "teacher", "student", "κ, later cost")
+    table = CardTable(heads=heads, rows=tuple(_actions(view)))
+    return Token(text=view.text, gap="" if glued else " ", facts=facts, table=table)
 
 
 def _actions(view: TokenView) -> Iterator[tuple[bool, tuple[str, ...]]]:

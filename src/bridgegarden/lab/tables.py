@@ -1,18 +1,13 @@
 """The findings and the means as tables: CSV for a program, Markdown and the terminal for a reader."""
 
-import csv
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
-
-from rich import box
-from rich.table import Table
+from typing import Any, Literal
 
 from bridgegarden.lab.findings import ClaimSummary, Finding, Verdict, difference, findings, summaries
 from bridgegarden.lab.result import REGIMES, ROLES, LabResult, Measured
 from bridgegarden.statistics import Effect
 from bridgegarden.study.arms import ALL_OBJECTIVES
-from bridgegarden.table import number, span
+from bridgegarden.table import Cell, Column, Table, mean_cell, number, span
 from bridgegarden.terminal import counted
 
 COLUMNS: Mapping[str, tuple[str, Callable[[Measured], float], float]] = {
@@ -25,62 +20,50 @@ COLUMNS: Mapping[str, tuple[str, Callable[[Measured], float], float]] = {
 }
 """Head, quantity and unit of the columns of `means_table`."""
 
-STYLES = {Verdict.HOLDS: "green", Verdict.FAILS: "red", Verdict.OPEN: "dim"}
+TONES: Mapping[Verdict, Literal["good", "bad", "quiet"]] = {
+    Verdict.HOLDS: "good",
+    Verdict.FAILS: "bad",
+    Verdict.OPEN: "quiet",
+}
 
 
 def tables(result: LabResult) -> Iterator[Table]:
     """Claims of each world, and below them the means of each regime."""
     found = findings(result)
-    lines = summaries(found)
     for world in result.worlds:
-        yield claims_table(result, world, found, lines)
+        yield verdict_table(result, world, found)
         for regime in result.regimes(world):
-            yield means_table(result, world, regime)
+            yield mean_table(result, world, regime)
 
 
-def claims_table(result: LabResult, world: str, found: Sequence[Finding], lines: Sequence[ClaimSummary]) -> Table:
-    """One row a claim, one column a regime."""
+def over(result: LabResult) -> str:
+    """What intervals are over."""
+    count = len(result.settings.seeds)
+    return f"95 % t-intervals over {count} seeds" if count > 1 else "One seed, so there are no intervals"
+
+
+def verdict_table(result: LabResult, world: str, found: Sequence[Finding]) -> Table:
+    """What each claim came to in each regime of `world`, with its effect, or how many hybrids it holds for."""
     regimes = result.regimes(world)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=world, title_justify="left")
-    table.add_column("claim")
-    for regime in regimes:
-        table.add_column(REGIMES[regime].label)
-    here = {(line.claim, line.regime): line for line in lines if line.world == world}
-    for claim in dict.fromkeys(line.claim for line in lines if line.world == world):
-        text = next(line.text for line in lines if line.claim == claim)
-        cells = [_cell(here.get((claim, regime)), found) for regime in regimes]
-        table.add_row(f"{claim}  {text}", *cells)
-    seeds = len(result.settings.seeds)
-    table.caption = (
-        f"Effects with 95 % intervals over {counted(seeds, 'seed')}, paired. Where several hybrids are "
-        "judged, the claim holds if it does for one of them at an interval widened for their number."
+    lines = [line for line in summaries(found) if line.world == world]
+    here = {(line.claim, line.regime): line for line in lines}
+    texts = {line.claim: line.text for line in lines}
+    rows = [
+        [f"{claim}: {text}", *(_verdict(here.get((claim, regime)), found) for regime in regimes)]
+        for claim, text in texts.items()
+    ]
+    return Table(
+        columns=[Column("claim", words=True), *(Column(REGIMES[regime].label, words=True) for regime in regimes)],
+        rows=rows,
+        title=world,
+        note=f"Effects are paired by seed. {over(result)}. Where several hybrids are judged, the claim holds if it "
+        "does for one of them at an interval widened for their number.",
     )
-    table.caption_justify, table.caption_style = "left", ""
-    return table
 
 
-def means_table(result: LabResult, world: str, regime: str) -> Table:
-    """Every objective of one regime of one world, means with half of their 95 % intervals over seeds."""
-    title = f"{world}, {REGIMES[regime].label}"
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left")
-    table.add_column("objective", no_wrap=True)
-    for head, _, _ in COLUMNS.values():
-        table.add_column(head, justify="right")
-    for objective in result.objectives(world, regime):
-        effects = [
-            (difference(result, world, regime, objective, None, quantity), unit)
-            for _, quantity, unit in COLUMNS.values()
-        ]
-        table.add_row(ALL_OBJECTIVES[objective].label, *(_mean(effect, unit) for effect, unit in effects))
-    table.caption = "Losses and exposure bias in nats an answer."
-    table.caption_justify, table.caption_style = "left", ""
-    return table
-
-
-def _cell(line: ClaimSummary | None, found: Sequence[Finding]) -> str:
+def _verdict(line: ClaimSummary | None, found: Sequence[Finding]) -> Cell:
     if line is None:
-        return ""
-    verdict = f"[{STYLES[line.verdict]}]{line.verdict}[/]"
+        return Cell("")
     names = (*line.holds, *line.fails, *line.open)
     if len(names) == 1:
         place = line.claim, line.world, line.regime
@@ -89,26 +72,58 @@ def _cell(line: ClaimSummary | None, found: Sequence[Finding]) -> str:
             for row in found
             if (row.claim.partition(":")[0], row.world, row.regime) == place and row.supports is None
         ]
-        return f"{verdict}\n{_interval(row.effect)}"
-    counts = (("yes", line.holds), ("no", line.fails), ("open", line.open))
-    return f"{verdict}\n" + ", ".join(f"{len(rows)} {word}" for word, rows in counts if rows)
+        interval = "" if row.effect.interval is None else f" ({interval_words(row.effect)})"
+        said = effect_words(row.effect) + interval
+    else:
+        counts = (("yes", line.holds), ("no", line.fails), ("open", line.open))
+        said = ", ".join(f"{len(rows)} {word}" for word, rows in counts if rows)
+    return Cell(str(line.verdict), said, strong=line.verdict is Verdict.HOLDS, tone=TONES[line.verdict])
 
 
-def _interval(effect: Effect) -> str:
+def effect_table(result: LabResult, found: Sequence[Finding]) -> Table:
+    """Every finding with its effect."""
+    rows = [
+        [
+            f"{finding.claim}: {finding.text}",
+            label(finding.objective),
+            "zero" if finding.reference is None else label(finding.reference),
+            effect_words(finding.effect),
+            interval_words(finding.effect),
+            str(finding.verdict),
+        ]
+        for finding in found
+    ]
+    columns = ["claim", "objective", "against", "effect", "95 % interval", "verdict"]
+    return Table(
+        columns=[Column(head, words=True) for head in columns],
+        rows=rows,
+        note=f"Effects are the objective's value minus the other's. {over(result)}.",
+    )
+
+
+def mean_table(result: LabResult, world: str, regime: str) -> Table:
+    """Every objective of one regime of one world, means with half of their 95 % intervals over seeds."""
+    rows = [
+        [label(objective), *(_mean(result, world, regime, objective, name) for name in COLUMNS)]
+        for objective in result.objectives(world, regime)
+    ]
+    title = f"{world}, {REGIMES[regime].label}"
+    return Table(
+        columns=["objective", *(head for head, _, _ in COLUMNS.values())],
+        rows=rows,
+        title=title,
+        note=f"{title}. Losses and exposure bias in nats an answer. {over(result)}.",
+    )
+
+
+def _mean(result: LabResult, world: str, regime: str, objective: str, name: str) -> Cell:
+    _, quantity, unit = COLUMNS[name]
+    effect = difference(result, world, regime, objective, None, quantity)
     if effect.mean is None:
-        return "does not exist"
+        return Cell("")
     if effect.interval is None:
-        return f"{effect.mean:+.3g}"
-    return f"{effect.mean:+.3g} ({effect.interval.low:+.3g} to {effect.interval.high:+.3g})"
-
-
-def _mean(effect: Effect, unit: float) -> str:
-    if effect.mean is None:
-        return ""
-    text = f"{unit * effect.mean:.3g}"
-    if effect.interval is None:
-        return text
-    return f"{text} ± {unit * (effect.interval.high - effect.mean):.2g}"
+        return Cell(number(unit * effect.mean))
+    return mean_cell(effect.mean, effect.interval, times=unit)
 
 
 def _error(role: str) -> Callable[[Measured], float]:
@@ -128,13 +143,13 @@ def findings_csv(result: LabResult) -> str:
     ``effect`` is `objective` minus `reference`, ``low`` to ``high`` its 95 % interval, ``corrected_low`` to
     ``corrected_high`` the one widened for the number of hybrids; ``beside_`` are other differences of the same pair.
     """
-    return _csv([_finding_cells(finding) for finding in findings(result)])
+    return Table.of([_finding_cells(finding) for finding in findings(result)]).csv()
 
 
 def means_csv(result: LabResult) -> str:
     """One line for each quantity of each objective, with its 95 % interval over seeds; empty with one seed."""
     places = [(world, regime) for world in result.worlds for regime in result.regimes(world)]
-    return _csv(
+    return Table.of(
         [
             {
                 "world": world,
@@ -148,13 +163,12 @@ def means_csv(result: LabResult) -> str:
             for objective in result.objectives(world, regime)
             for name, quantity in MEANS.items()
         ]
-    )
+    ).csv()
 
 
 def tables_markdown(result: LabResult) -> str:
     """Verdicts of each world, then effects and means of each of its regimes."""
     found = findings(result)
-    lines = summaries(found)
     count = len(result.settings.seeds)
     parts = [
         "# What the lab found",
@@ -163,52 +177,12 @@ def tables_markdown(result: LabResult) -> str:
         "seed. Losses, errors and exposure bias are in nats an answer.",
     ]
     for world in result.worlds:
-        parts += [f"## {world}", markdown_table(*verdict_rows(result, world, lines))]
+        parts += [f"## {world}", verdict_table(result, world, found).markdown()]
         for regime in result.regimes(world):
             here = [finding for finding in found if (finding.world, finding.regime) == (world, regime)]
-            parts += [f"### {world}, {REGIMES[regime].label}", markdown_table(*effect_rows(here))]
-            parts.append(markdown_table(*mean_rows(result, world, regime)))
+            parts += [f"### {world}, {REGIMES[regime].label}", effect_table(result, here).markdown()]
+            parts.append(mean_table(result, world, regime).markdown())
     return "\n\n".join(parts) + "\n"
-
-
-def verdict_rows(result: LabResult, world: str, lines: Sequence[ClaimSummary]) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows: what each claim came to in each regime of `world`."""
-    regimes = result.regimes(world)
-    here = {(line.claim, line.regime): line for line in lines if line.world == world}
-    texts = {line.claim: line.text for line in lines if line.world == world}
-    rows = [
-        [
-            f"{claim}: {text}",
-            *(str(here[claim, regime].verdict) if (claim, regime) in here else "" for regime in regimes),
-        ]
-        for claim, text in texts.items()
-    ]
-    return ["claim", *(REGIMES[regime].label for regime in regimes)], rows
-
-
-def effect_rows(found: Sequence[Finding]) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows: every finding with its effect."""
-    rows = [
-        [
-            f"{finding.claim}: {finding.text}",
-            label(finding.objective),
-            "zero" if finding.reference is None else label(finding.reference),
-            effect_words(finding.effect),
-            interval_words(finding.effect),
-            str(finding.verdict),
-        ]
-        for finding in found
-    ]
-    return ["claim", "objective", "against", "effect", "95 % interval", "verdict"], rows
-
-
-def mean_rows(result: LabResult, world: str, regime: str) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows: every objective of one regime with its means."""
-    rows = [
-        [label(objective), *(_mean_words(result, world, regime, objective, name) for name in COLUMNS)]
-        for objective in result.objectives(world, regime)
-    ]
-    return ["objective", *(head for head, _, _ in COLUMNS.values())], rows
 
 
 def label(objective: str) -> str:
@@ -229,16 +203,6 @@ def interval_words(effect: Effect) -> str:
 def signed(value: float) -> str:
     """A difference for a reader."""
     return f"+{number(value)}" if value > 0 else number(value)
-
-
-def _mean_words(result: LabResult, world: str, regime: str, objective: str, name: str) -> str:
-    _, quantity, unit = COLUMNS[name]
-    effect = difference(result, world, regime, objective, None, quantity)
-    if effect.mean is None:
-        return ""
-    if effect.interval is None:
-        return number(unit * effect.mean)
-    return f"{number(unit * effect.mean)} ± {number(unit * (effect.interval.high - effect.mean), 2)}"
 
 
 def _finding_cells(finding: Finding) -> dict[str, Any]:
@@ -267,22 +231,3 @@ def _finding_cells(finding: Finding) -> dict[str, Any]:
 def _effect_cells(name: str, effect: Effect, *, prefix: str = "") -> dict[str, float | None]:
     low, high = (None, None) if effect.interval is None else effect.interval
     return {name: effect.mean, f"{prefix}low": low, f"{prefix}high": high}
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    heads = list(dict.fromkeys(name for row in rows for name in row))
-    file = io.StringIO()
-    writer = csv.DictWriter(file, heads, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
-
-
-def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table as Markdown has it."""
-
-    def lines() -> Iterator[str]:
-        for cells in (heads, ["---"] * len(heads), *rows):
-            yield f"| {' | '.join(cells)} |"
-
-    return "\n".join(lines())

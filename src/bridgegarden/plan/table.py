@@ -1,13 +1,10 @@
 """A plan on a terminal."""
 
 import io
-from typing import TYPE_CHECKING
 
 from bridgegarden.plan.memory import KEPT_FREE, PARTS, gibibytes
 from bridgegarden.plan.plan import Advice, CacheSize, Plan
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from bridgegarden.table import Table
 
 SHARDING = {
     "ddp": "each with all of the student",
@@ -63,43 +60,26 @@ def _heading(plan: Plan) -> list[str]:
     ]
 
 
-def _memory(plan: Plan) -> "Table":
-    from rich import box
-    from rich.table import Table
-
-    names = [moment.name for moment in plan.moments]
-    table = Table(title="\nMemory of a process, GiB", title_justify="left", title_style="", box=box.SIMPLE_HEAD)
-    table.add_column("")
-    for name in names:
-        table.add_column(f"{name} *" if name == plan.fullest.name else name, justify="right")
+def _memory(plan: Plan) -> Table:
+    rows = []
     for part in PARTS:
         values = [moment.parts.get(part, 0) for moment in plan.moments]
         if any(values):
-            table.add_row(part, *[f"{value / 2**30:,.2f}" if value else "" for value in values])
-    table.add_section()
-    table.add_row("sum", *[f"{moment.total / 2**30:,.2f}" for moment in plan.moments])
-    table.caption = "* the fullest moment"
-    table.caption_justify, table.caption_style = "left", ""
-    return table
+            rows.append([part, *(f"{value / 2**30:,.2f}" if value else "" for value in values)])
+    rows.append(["sum", *(f"{moment.total / 2**30:,.2f}" for moment in plan.moments)])
+    names = [f"{moment.name} *" if moment.name == plan.fullest.name else moment.name for moment in plan.moments]
+    return Table(
+        columns=["", *names], rows=rows, title="\nMemory of a process, GiB", note="* the fullest moment", last=1
+    )
 
 
-def _work(plan: Plan) -> "Table":
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title="\nWork", title_justify="left", title_style="", box=box.SIMPLE_HEAD)
-    table.add_column("")
-    table.add_column("operations", justify="right")
-    table.add_column("time", justify="right")
-    rows = list(plan.work.flops.items())
+def _work(plan: Plan) -> Table:
+    parts = list(plan.work.flops.items())
     if plan.uses_cache and plan.cache is not None and plan.cache.flops is not None:
-        rows.insert(0, ("teacher, once, for the cache", plan.cache.flops))
-    for name, flops in rows:
-        table.add_row(name, f"{flops:.3g}", _hours(plan.hours(flops)))
-    table.add_section()
-    total = sum(flops for _, flops in rows)
-    table.add_row("sum", f"{total:.3g}", _hours(plan.hours(total)))
-    return table
+        parts.insert(0, ("teacher, once, for the cache", plan.cache.flops))
+    parts.append(("sum", sum(flops for _, flops in parts)))
+    rows = [[name, f"{flops:.3g}", _hours(plan.hours(flops))] for name, flops in parts]
+    return Table(columns=["", "operations", "time"], rows=rows, title="\nWork", last=1)
 
 
 def _closing(plan: Plan) -> list[str]:

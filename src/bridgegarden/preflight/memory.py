@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 from bridgegarden.errors import ConfigError, foreign, quoted
 from bridgegarden.objective.selected_logits import default_chunk_tokens
 from bridgegarden.preflight.models import ModelFacts, meta_model, parameter_count
+from bridgegarden.table import Table
 
 if TYPE_CHECKING:
     import torch
     from peft import LoraConfig
-    from rich.table import Table
 
 LOSS_BUFFERS = {"dense": 6, "top_k": 3, "cached": 2}
 """Float32 buffers of the size of a chunk's logits that are alive at once, counted in the code of the loss: with the
@@ -54,21 +54,17 @@ class MemoryEstimate:
             "another device (teacher.dtype, teacher.device), or shard with `accelerate launch`.",
         )
 
-    def table(self) -> "Table":
+    def table(self) -> Table:
         """For the terminal."""
-        from rich import box
-        from rich.table import Table
-
-        table = Table(title="Memory, estimated", title_justify="left", title_style="", box=box.SIMPLE_HEAD)
-        table.add_column("what")
-        table.add_column("parameters", justify="right")
-        table.add_column("memory", justify="right")
-        for part in self.parts:
-            table.add_row(part.name, "" if part.parameters is None else f"{part.parameters:,}", gigabytes(part.bytes))
-        table.add_section()
-        table.add_row("sum; activations come on top", "", gigabytes(self.total))
-        table.add_row(f"{self.device} has", "", gigabytes(self.available))
-        return table
+        rows = [
+            *(
+                [part.name, "" if part.parameters is None else f"{part.parameters:,}", gigabytes(part.bytes)]
+                for part in self.parts
+            ),
+            ["sum; activations come on top", "", gigabytes(self.total)],
+            [f"{self.device} has", "", gigabytes(self.available)],
+        ]
+        return Table(columns=["what", "parameters", "memory"], rows=rows, title="Memory, estimated", last=2)
 
 
 def estimate_memory(

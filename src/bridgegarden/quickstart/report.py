@@ -1,41 +1,41 @@
 """The quickstart's result as one HTML page: tables, charts, and one answer token by token."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
 from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
-from bridgegarden.quickstart.result import STUDENT_SIZE, TEACHER_SIZE, QuickstartResult, TokenView, finding, frontier
+from bridgegarden.quickstart.result import (
+    STUDENT_SIZE,
+    TEACHER_SIZE,
+    Measured,
+    ObjectiveRun,
+    QuickstartResult,
+    TokenView,
+    finding,
+    frontier,
+)
 from bridgegarden.report.charts import WIDE, Dot, Point, Row, dot_plot, responsive, scatter
 from bridgegarden.report.marks import Axis, Reading
-from bridgegarden.report.page import Page, Section, figure, table, terms
-from bridgegarden.report.tokens import ROLES, Layer, RoleLayer, Thought, Token, ValueLayer, token_data, token_text
+from bridgegarden.report.page import Page, Section, figure, made_section, words_section
+from bridgegarden.report.tokens import (
+    KINDS,
+    KindLayer,
+    Layer,
+    NumberLayer,
+    Panel,
+    Thought,
+    Token,
+    heatmap,
+    heatmap_data,
+)
 from bridgegarden.statistics import Estimate, Interval
 from bridgegarden.study.arms import LlamaSize
 from bridgegarden.study.students import new_llama
-from bridgegarden.table import number, plus_minus, span
-
-GLOSSARY = {
-    "hard label": "One token as the target: the teacher's likeliest (argmax), or the one in the data.",
-    "soft label": "The teacher's whole next-token distribution as the target.",
-    "soft weight λ": (
-        "How much of the loss at a position comes from the soft label, 0 to 1; the hard label gets the rest. Static: "
-        "the same everywhere. Confidence: 1 − max p. Entropy: H(p) / log V. Curriculum: grows during training. "
-        "Risk-guided: static, and the hard term weighs more where the student's own values call it risky."
-    ),
-    "Bridge": "A position that decides what the text means from here on, such as a digit. A slip spoils what follows.",
-    "Garden": "A position where many words would do. A student that keeps the teacher's diversity may vary here.",
-    "diversity kept": "Entropy of the student over entropy of the teacher, at the Gardens of the teacher's answers.",
-    "KL": "Kullback-Leibler divergence from teacher to student, in nats: 0 where both expect the same.",
-    "exposure bias": (
-        "The student's KL to the teacher summed over answers it wrote itself, minus the same over the teacher's "
-        "answers to the same problems. It is what drifting costs once the student runs by itself."
-    ),
-    "surprise": "Minus the log-probability of the token that was written, in nats: 0 is expected, 2.3 one in ten.",
-    "sampled, greedy": "Drawn from the model's distribution at temperature 1, or the likeliest token at each place.",
-}
+from bridgegarden.table import Cell, Column, Table, mean_cell, number, share_parts, span
+from bridgegarden.terminal import duration
 
 
 def percent(share: float) -> str:
@@ -51,15 +51,58 @@ def interval_words(result: QuickstartResult) -> str:
 
 
 COLUMNS = {
-    "accuracy_sampled": "right answers, sampled",
-    "accuracy_greedy": "right answers, greedy",
-    "diversity": "diversity kept",
-    "kl_bridge": "KL at Bridges",
-    "kl_garden": "KL at Gardens",
-    "teacher_loss": "loss on the teacher's answers",
-    "exposure_bias": "exposure bias",
+    "accuracy_sampled": Column("right, sampled"),
+    "accuracy_greedy": Column("right, greedy"),
+    "diversity": Column("variety kept"),
+    "kl_bridge": Column("KL at Bridges"),
+    "kl_garden": Column("KL at Gardens"),
+    "teacher_loss": Column("loss on the teacher's answers", detail=True),
+    "exposure_bias": Column("exposure bias"),
 }
-"""Fields of `Measured` in the table, with their heads."""
+"""Fields of `Measured` in tables."""
+
+
+def result_table(result: QuickstartResult) -> Table:
+    """Every objective, those on the frontier starred, and the teacher."""
+    kept = frontier(result)
+    rows = []
+    for name in result.objectives:
+        found = [(result.summary(name, field), field) for field in COLUMNS]
+        star = " *" if name in kept else ""
+        rows.append([f"{result.label(name)}{star}", *(_cell(s.mean, s.interval, field) for s, field in found)])
+    # Held against itself, the teacher has nothing but its answers to show.
+    teacher = [_estimate(result.teacher, field) if field.startswith("accuracy") else "–" for field in COLUMNS]
+    return Table(
+        columns=["objective", *COLUMNS.values()],
+        rows=[*rows, ["teacher", *teacher]],
+        last=1,
+        note="KLs in nats a token, losses and exposure bias in nats an answer. ± is half the width of "
+        f"{interval_words(result)}. * on the frontier: no other objective is better at sampled accuracy and at "
+        "variety. The teacher's own row is over problems; when it samples, it slips at about one value in ten, as the "
+        "text it learned from does.",
+    )
+
+
+def runs_table(runs: Sequence[ObjectiveRun]) -> Table:
+    """Single trainings, with intervals over problems."""
+    return Table(
+        columns=["", *COLUMNS.values()],
+        rows=[
+            [f"{run.label}, seed {run.seed}", *(_estimate(run.measured, field) for field in COLUMNS)] for run in runs
+        ],
+    )
+
+
+def _estimate(measured: Measured, field: str) -> Cell:
+    estimate: Estimate = getattr(measured, field)
+    interval = estimate.share_interval() if field.startswith("accuracy") else estimate.interval()
+    return _cell(estimate.mean, interval, field)
+
+
+def _cell(mean: float, interval: Interval, field: str) -> Cell:
+    if field.startswith("accuracy"):
+        return Cell(*share_parts(mean, interval), "%")
+    return mean_cell(mean, interval, times=100, unit="%") if field == "diversity" else mean_cell(mean, interval)
 
 
 def report_page(result: QuickstartResult) -> Page:
@@ -71,16 +114,30 @@ def report_page(result: QuickstartResult) -> Page:
         lead=_lead(result),
         sections=(
             Section(anchor="table", title="What came out", body=_table(result)),
-            Section(anchor="frontier", title="Accuracy against diversity", body=_frontier(result)),
+            Section(anchor="frontier", title="Accuracy against variety", body=_frontier(result)),
             Section(anchor="bias", title="Exposure bias", body=_bias(result)),
             Section(anchor="kl", title="Distance from the teacher", body=_kl(result)),
             Section(anchor="answer", title="One answer, token by token", body=answer_section(result)),
-            Section(anchor="words", title="The words used here", body=terms(GLOSSARY)),
-            Section(anchor="made", title="How it was made", body=_made(result)),
+            words_section(*WORDS),
+            _made(result),
         ),
         data=answer_data(result),
-        footer="Made by bridgegarden. This file needs no network and holds all of its data.",
     )
+
+
+WORDS = (
+    "hard label",
+    "soft label",
+    "soft weight λ",
+    "Bridge",
+    "Garden",
+    "variety kept",
+    "KL",
+    "exposure bias",
+    "surprise",
+    "sampled, greedy",
+)
+"""What the page explains."""
 
 
 def _lead(result: QuickstartResult) -> Markup:
@@ -104,32 +161,11 @@ def _lead(result: QuickstartResult) -> Markup:
 
 
 def _table(result: QuickstartResult) -> Markup:
-    rows: list[list[str | Markup]] = []
-    for objective in result.objectives:
-        found = [(result.summary(objective, quantity), quantity) for quantity in COLUMNS]
-        rows.append([result.label(objective), *(_cell(s.mean, s.interval, quantity) for s, quantity in found)])
-    teacher: list[str | Markup] = [Markup("<em>teacher</em>")]
-    for quantity in COLUMNS:
-        estimate: Estimate = getattr(result.teacher, quantity)
-        is_measured = quantity.startswith("accuracy")
-        teacher.append(_cell(estimate.mean, estimate.share_interval(), quantity) if is_measured else "–")
-    caption = (
-        "KLs in nats per token, losses and exposure bias in nats per answer. ± is half the width of "
-        f"{interval_words(result)}. The teacher's own row is over problems; when it samples, it slips at about one "
-        "value in ten, as the text it learned from does."
-    )
     how = Markup(
         "<p>Some tokens of an answer are Bridges: one is right, and a slip spoils what follows. Others are Gardens: "
         "many would do. A good student is right often and still varies its words as its teacher does.</p>"
     )
-    return how + table(["objective", *COLUMNS.values()], [*rows, teacher], caption=caption)
-
-
-def _cell(mean: float, interval: Interval, quantity: str) -> Markup:
-    half, unit = (interval.high - interval.low) / 2, ""
-    if quantity.startswith("accuracy") or quantity == "diversity":
-        mean, half, unit = 100 * mean, 100 * half, " %"
-    return Markup("{1}{0}<small>± {2}{0}</small>").format(unit, *plus_minus(mean, half))
+    return how + result_table(result).html()
 
 
 def _frontier(result: QuickstartResult) -> Markup:
@@ -164,10 +200,9 @@ def _bars(result: QuickstartResult) -> str:
     return f"Bars: {interval_words(result)}.{seeds}"
 
 
-def _made(result: QuickstartResult) -> Markup:
+def _made(result: QuickstartResult) -> Section:
     settings = result.settings
-    facts = {
-        "command": Markup("<code>{}</code>").format(result.command),
+    facts: dict[str, str | Markup] = {
         "teacher": f"{_parameters(TEACHER_SIZE):,} parameters, {_shape(TEACHER_SIZE)}; comes with the package",
         "student": f"{_parameters(STUDENT_SIZE):,} parameters, {_shape(STUDENT_SIZE)}; starts untrained",
         "training data": f"{settings.train_problems:,} problems with one sampled answer each",
@@ -176,10 +211,9 @@ def _made(result: QuickstartResult) -> Markup:
         "training": f"{settings.steps:,} steps of {settings.batch} answers, AdamW",
         "learning rate": f"{settings.learning_rate:g} at its peak",
         "seeds": f"{', '.join(map(str, settings.seeds))}, for first weights, data and its order",
-        "versions": ", ".join(f"{name} {version}" for name, version in result.versions.items()),
-        "started": f"{result.started}; took {_duration(result.seconds)}",
+        "took": duration(result.seconds),
     }
-    rows: list[list[str | Markup]] = [
+    rows = [
         [
             run.label,
             str(run.seed),
@@ -191,12 +225,13 @@ def _made(result: QuickstartResult) -> Markup:
         ]
         for run in result.runs
     ]
-    heads = ["objective", "seed", "hard label", "seconds", "CPU seconds", "tokens read", "last loss"]
+    columns = ["objective", "seed", "hard label", "seconds", "CPU seconds", "tokens read", "last loss"]
     caption = (
         "Training alone, one row per student. The last loss is in nats per token and cannot be compared between "
         "objectives: each minimises something else. For soft alone the hard label has no weight."
     )
-    return terms(facts, small=True) + table(heads, rows, caption=caption)
+    runs = Table(columns=columns, rows=rows, note=caption).html()
+    return made_section(facts, command=result.command, versions=result.versions, started=result.started, more=runs)
 
 
 def _parameters(size: LlamaSize) -> int:
@@ -205,10 +240,6 @@ def _parameters(size: LlamaSize) -> int:
 
 def _shape(size: LlamaSize) -> str:
     return f"Llama of {size.layers} layers, width {size.hidden}"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def answer_section(result: QuickstartResult) -> Markup:
@@ -221,27 +252,28 @@ def answer_section(result: QuickstartResult) -> Markup:
         f"The student of “{answer.written_by}”",
         "; the students are those of the first seed" if len(result.settings.seeds) > 1 else "",
         answer.prompt,
-        token_text(_tokens(result), _layers(result), label="The answer"),
+        heatmap(_panels(result), (), _layers(result)),
     )
 
 
 def answer_data(result: QuickstartResult) -> dict[str, Any]:
     """The same for the page's script."""
-    return token_data(_tokens(result), _layers(result))
+    return heatmap_data(_panels(result), _layers(result))
 
 
 def _layers(result: QuickstartResult) -> list[Layer]:
     views = result.answer.tokens
     layers: list[Layer] = [
-        RoleLayer(
+        KindLayer(
             values=tuple(view.role for view in views),
+            name="role",
             group="What it decides",
             about="Read off the process that the teacher learned, not guessed from the models.",
         )
     ]
     for rule in views[0].soft_weights if views else ():
         layers.append(
-            ValueLayer(
+            NumberLayer(
                 values=tuple(view.soft_weights[rule] for view in views),
                 name=rule.replace("_", "-"),
                 group="Soft weight λ of",
@@ -255,7 +287,7 @@ def _layers(result: QuickstartResult) -> list[Layer]:
     most = max([1.0, *surprises])
     for objective in views[0].student_surprise if views else ():
         layers.append(
-            ValueLayer(
+            NumberLayer(
                 values=tuple(view.student_surprise[objective] for view in views),
                 name=result.label(objective),
                 group="Surprise of",
@@ -268,8 +300,9 @@ def _layers(result: QuickstartResult) -> list[Layer]:
     return layers
 
 
-def _tokens(result: QuickstartResult) -> list[Token]:
-    return [_token(result, view, first=index == 0) for index, view in enumerate(result.answer.tokens)]
+def _panels(result: QuickstartResult) -> list[Panel]:
+    tokens = tuple(_token(result, view, first=index == 0) for index, view in enumerate(result.answer.tokens))
+    return [Panel(choice=(), title="The answer", before=Markup(""), tokens=tokens)]
 
 
 def _token(result: QuickstartResult, view: TokenView, *, first: bool) -> Token:
@@ -287,7 +320,7 @@ def _token(result: QuickstartResult, view: TokenView, *, first: bool) -> Token:
     return Token(
         text=view.text,
         gap="" if glued else " ",
-        facts=(("role", ROLES[view.role]), ("soft weight λ", weights)),
+        facts=(("role", ": ".join(KINDS[view.role])), ("soft weight λ", weights)),
         thoughts=(Thought(model="teacher", top=view.teacher_top), *students),
     )
 
@@ -306,7 +339,7 @@ def objective_points(result: QuickstartResult) -> list[Point]:
             about=_about(
                 result,
                 objective,
-                {"right answers, sampled": "accuracy_sampled", "diversity kept": "diversity"},
+                {"right answers, sampled": "accuracy_sampled", "variety kept": "diversity"},
                 percent,
             ),
         )
@@ -315,16 +348,16 @@ def objective_points(result: QuickstartResult) -> list[Point]:
 
 
 def frontier_chart(result: QuickstartResult, size: int = WIDE) -> Markup:
-    """Sampled accuracy against diversity kept."""
+    """Sampled accuracy against variety kept."""
     accuracy, diversity = result.teacher.accuracy_sampled, result.teacher.diversity
     right = f"{percent(accuracy.mean)} ({span(accuracy.interval(), percent)})"
-    about = f"teacher\nright answers, sampled: {right}\ndiversity kept: all\n95 % t-interval over the problems"
+    about = f"teacher\nright answers, sampled: {right}\nvariety kept: all\n95 % t-interval over the problems"
     teacher = Point(name="teacher", x=_of(diversity), y=_of(accuracy), shape="diamond", about=about)
     return scatter(
         [*objective_points(result), teacher],
-        x=Axis(label="diversity kept in Gardens →", percent=True, least=0),
+        x=Axis(label="variety kept in Gardens →", percent=True, least=0),
         y=Axis(label="↑ right answers, sampled", percent=True, least=0, most=1),
-        about="Right answers when sampling against diversity kept, one point per objective.",
+        about="Right answers when sampling against variety kept, one point per objective.",
         size=size,
     )
 

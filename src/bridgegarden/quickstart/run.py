@@ -11,19 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from rich import box
-from rich.table import Table
 
 from bridgegarden.quickstart import TEACHER
+from bridgegarden.quickstart.report import runs_table
 from bridgegarden.quickstart.result import AnswerView, Measured, ObjectiveRun, QuickstartResult, QuickstartSettings
 from bridgegarden.run.output import partial
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import now
-from bridgegarden.statistics import Estimate, Interval
 from bridgegarden.study.arms import OBJECTIVES
 from bridgegarden.study.kept import StudyFolder, deciding_versions, keep, kept, key_of
 from bridgegarden.study.run import MOST, Tell, available_processors, one_thread, run_jobs, steps_told, studying
-from bridgegarden.table import share_parts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,24 +41,6 @@ FULL_SEEDS = 3
 
 MEASURING = 60
 """What measuring a student costs, in training steps, for the progress bar."""
-
-
-SHOWN = {
-    "accuracy_sampled": "right, sampled",
-    "accuracy_greedy": "right, greedy",
-    "diversity": "variety kept",
-    "kl_bridge": "KL Bridges",
-    "kl_garden": "KL Gardens",
-    "exposure_bias": "exposure bias",
-}
-"""Fields of `Measured` in the table, with their heads."""
-
-
-ROOMY = 118
-"""Columns of a terminal from which on a number and its error fit on one line."""
-
-
-SHARES = ("accuracy_sampled", "accuracy_greedy", "diversity")
 
 
 class QuickstartFolder(StudyFolder):
@@ -273,7 +252,7 @@ def _all_runs(
         told=lambda _, run: told(run),
         resume=resume,
         prepare=lambda todo: _ask_the_teacher(settings, folder, todo, console),
-        above=lambda runs: runs_table(runs, console.width),
+        above=runs_table,
     )
     order = {objective: place for place, objective in enumerate(settings.objectives)}
     return tuple(sorted(found.values(), key=lambda run: (order[run.objective], settings.seeds.index(run.seed))))
@@ -344,63 +323,6 @@ def told(run: ObjectiveRun) -> str:
     """One finished training on one line."""
     found = run.measured
     return (
-        f"{_run_name(run)}: {100 * found.accuracy_sampled.mean:.1f} % right when sampling, "
+        f"{run.label}, seed {run.seed}: {100 * found.accuracy_sampled.mean:.1f} % right when sampling, "
         f"{100 * found.diversity.mean:.1f} % of the variety kept"
     )
-
-
-def runs_table(runs: Sequence[ObjectiveRun], width: int) -> Table:
-    """The trainings so far, for a terminal of `width` columns."""
-    return measured_table([(_run_name(run), run.measured) for run in runs], width)
-
-
-def measured_table(rows: Sequence[tuple[str, Measured]], width: int) -> Table:
-    """Single models, with standard errors over problems, for a terminal of `width` columns."""
-    table = _empty_table("")
-    for name, measured in rows:
-        table.add_row(name, *(written(getattr(measured, field), field, width) for field in SHOWN))
-    return table
-
-
-def result_table(result: QuickstartResult, kept: Sequence[str], width: int) -> Table:
-    """Every objective, with standard errors; those in `kept` (the frontier) are starred."""
-    table = _empty_table("objective")
-    for name in result.objectives:
-        summaries = {field: result.summary(name, field) for field in SHOWN}
-        cells = [written(Estimate(s.mean, s.stderr, s.n), field, width, s.interval) for field, s in summaries.items()]
-        table.add_row(result.label(name) + (" *" if name in kept else ""), *cells)
-    table.add_section()
-    table.add_row("teacher", *(written(getattr(result.teacher, field), field, width) for field in SHOWN))
-    seeds = len(result.settings.seeds)
-    over = f"{seeds} seeds" if seeds > 1 else f"{result.settings.test_problems:,} held-out problems"
-    table.caption = (
-        f"± one standard error over {over}. KL in nats a token on the teacher's answers, exposure bias in nats an "
-        "answer. * on the frontier: no other objective is better at sampled accuracy and at variety."
-    )
-    table.caption_justify, table.caption_style = "left", ""
-    return table
-
-
-def written(estimate: Estimate, field: str, width: int, interval: Interval | None = None) -> str:
-    """`estimate` with its standard error, below it where the terminal is narrow; shares in per cent.
-
-    Where all answers were right, or wrong, and there is no spread to take an error from, the end of `interval` instead.
-    """
-    gap = " " if width >= ROOMY else "\n"
-    if field.startswith("accuracy") and estimate.mean in (0.0, 1.0):
-        return gap.join(share_parts(estimate.mean, interval or estimate.share_interval())) + " %"
-    if field in SHARES:
-        return f"{100 * estimate.mean:.1f}{gap}± {100 * estimate.stderr:.1f} %"
-    return f"{estimate.mean:.3g}{gap}± {estimate.stderr:.1g}"
-
-
-def _empty_table(first: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(first, no_wrap=True)
-    for head in SHOWN.values():
-        table.add_column(head, justify="right")
-    return table
-
-
-def _run_name(run: ObjectiveRun) -> str:
-    return f"{run.label}, seed {run.seed}"

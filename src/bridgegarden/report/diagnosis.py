@@ -1,13 +1,11 @@
 """A diagnosis as one HTML page."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from markupsafe import Markup
 
 from bridgegarden.diagnostics.advise import Advice
 from bridgegarden.diagnostics.diagnosis import Diagnosis, ModelUsed, StudentDiagnosis
-from bridgegarden.diagnostics.exposure_bias import StudentDifference
 from bridgegarden.report.charts import responsive
 from bridgegarden.report.diagnosis_figures import (
     bias_chart,
@@ -19,23 +17,19 @@ from bridgegarden.report.diagnosis_figures import (
     texts_section,
 )
 from bridgegarden.report.diagnosis_words import (
-    GLOSSARY,
-    MEASURES,
-    SPACE,
     advice_words,
     agreement_words,
+    bias_table,
     bias_words,
     bootstrapped,
-    duration_words,
+    difference_table,
     kind_words,
-    measured,
-    ranged,
     thanks_to,
 )
-from bridgegarden.report.page import Page, Section, details, figure, table, terms, write_page
+from bridgegarden.report.page import Page, Section, details, figure, findings, made_section, words_section, write_page
 from bridgegarden.report.tokens import visible
-from bridgegarden.table import number
-from bridgegarden.terminal import counted
+from bridgegarden.table import Cell, Table, number
+from bridgegarden.terminal import counted, duration
 
 
 def write_diagnosis(diagnosis: Diagnosis, path: Path) -> Path:
@@ -63,17 +57,29 @@ def diagnosis_page(diagnosis: Diagnosis) -> Page:
             Section(anchor="tokens", title="Token by token", body=texts_section(diagnosis)),
             Section(anchor="origin", title="Where it comes from", body=_origin(diagnosis)),
             Section(anchor="rule", title="Which rule suits", body=_rule(diagnosis)),
-            Section(anchor="words", title="The words used here", body=terms(GLOSSARY)),
-            Section(anchor="made", title="How it was measured", body=_made(diagnosis)),
+            words_section(*WORDS),
+            _made(diagnosis),
         ),
         data=texts_data(diagnosis.findings),
-        footer="Made by bridgegarden. This file needs no network and holds all of its data.",
     )
 
 
+WORDS = (
+    "exposure bias",
+    "loss l(s)",
+    "kappa",
+    "Bridge, Garden",
+    "contribution",
+    "soft weight λ",
+    "ExAccErr",
+    "surprise",
+)
+"""What the page explains."""
+
+
 def _lead(diagnosis: Diagnosis) -> Markup:
-    findings, settings, used = diagnosis.findings, diagnosis.settings, diagnosis.prompts.used
-    count = len(findings.students)
+    found, settings, used = diagnosis.findings, diagnosis.settings, diagnosis.prompts.used
+    count = len(found.students)
     done = Markup(
         "<p>The teacher and {students} wrote {samples} from each of {prompts} prompts, at most {most} tokens long, at "
         "temperature {temperature}. What each student loses on its own texts beyond what it loses on the teacher's is "
@@ -85,92 +91,28 @@ def _lead(diagnosis: Diagnosis) -> Markup:
         most=settings.max_new_tokens,
         temperature=number(settings.temperature),
     )
-    found = Markup("").join(
-        Markup("<li><b>{}</b> {} <b>{}</b> {}</li>").format(
-            student.name, bias_words(student), *advice_words(student.advice)
-        )
-        for student in findings.students
+    said = findings(
+        Markup("<b>{}</b> {} <b>{}</b> {}").format(student.name, bias_words(student), *advice_words(student.advice))
+        for student in found.students
     )
     stopped = (
-        Markup("<p><b>Interrupted</b> during “{}”; what came after it is missing.</p>").format(findings.interrupted)
-        if findings.interrupted
+        Markup("<p><b>Interrupted</b> during “{}”; what came after it is missing.</p>").format(found.interrupted)
+        if found.interrupted
         else ""
     )
-    return done + stopped + Markup('<ul class="findings">{}</ul>').format(found)
+    return done + stopped + said
 
 
 def _bias(diagnosis: Diagnosis) -> Markup:
-    students = diagnosis.findings.students
-    rows: list[list[str | Markup]] = []
-    for student in students:
-        bias = student.exposure_bias
-        last = bias.excess_error[-1].per_cent if bias.excess_error else None
-        rows.append(
-            [
-                student.name,
-                _cell(measured(bias.teacher_loss)),
-                _cell(measured(bias.student_loss)),
-                _cell(measured(bias.exposure_bias)),
-                _cell(measured(bias.exposure_bias_per_token)),
-                "–" if last is None else _cell(measured(last, " %")),
-                _cell(measured(bias.teacher_length)),
-                _cell(measured(bias.student_length)),
-            ]
-        )
-    heads = [
-        "student",
-        "loss on the teacher's texts",
-        "loss on its own",
-        "exposure bias",
-        "per token",
-        "ExAccErr",
-        "tokens, teacher",
-        "tokens, its own",
-    ]
-    caption = (
-        "Losses and exposure bias in nats a text, summed over its tokens; ± is half the width of a 95 % interval over "
-        f"{diagnosis.prompts.used} prompts, on which teacher and student are paired. {_cut_off(students)}"
-    )
-    shown = table(heads, rows, caption=caption)
-    if len(students) == 1:
+    shown = bias_table(diagnosis).html()
+    if len(diagnosis.findings.students) == 1:
         return shown
     chart = figure(
         responsive(lambda size: bias_chart(diagnosis.findings, size)),
         "Right of zero a student drifts; left of zero its own texts are easier for it than the teacher's. Intervals of "
         "two students may overlap although the paired difference below is certain.",
     )
-    return shown + chart + Markup("<h3>Students compared, prompt by prompt</h3>") + _differences(diagnosis)
-
-
-def _differences(diagnosis: Diagnosis) -> Markup:
-    pairs: dict[tuple[str, str], dict[str, StudentDifference]] = {}
-    for one in diagnosis.findings.differences:
-        pairs.setdefault((one.first, one.second), {})[one.measure] = one
-    rows: list[list[str | Markup]] = [
-        [f"{first} \N{MINUS SIGN} {second}", *(_difference(of[measure]) for measure in MEASURES)]
-        for (first, second), of in pairs.items()
-    ]
-    caption = (
-        "Nats a text, first minus second, on the same prompts and random numbers. The second line is the 95 % interval "
-        "over prompts; a difference whose interval leaves out zero is in bold. Of many comparisons, one in twenty "
-        "looks certain by chance."
-    )
-    return table(["pair", *MEASURES.values()], rows, caption=caption)
-
-
-def _difference(one: StudentDifference) -> Markup:
-    mean = Markup("<b>{}</b>" if one.lower else "{}").format(measured(one.difference))
-    return Markup("{}<small>{}</small>").format(mean, ranged(one.difference.interval()))
-
-
-def _cut_off(students: Sequence[StudentDiagnosis]) -> str:
-    """Texts that are cut off end the sum where they are."""
-    full = max([s.exposure_bias.student_full.mean for s in students] + [students[0].exposure_bias.teacher_full.mean])
-    if full < 0.05:
-        return ""
-    parts = [f"{number(100 * students[0].exposure_bias.teacher_full.mean)} % of the teacher's texts"]
-    parts += [f"{number(100 * one.exposure_bias.student_full.mean)} % of {one.name}'s" for one in students]
-    return f"As long as allowed, most of them cut off there: {', '.join(parts)}."
+    return shown + chart + Markup("<h3>Students compared, prompt by prompt</h3>") + difference_table(diagnosis).html()
 
 
 def _along(diagnosis: Diagnosis) -> Markup:
@@ -245,7 +187,7 @@ ORIGINS = (position_chart, confidence_chart)
 
 
 def _costly(student: StudentDiagnosis) -> Markup:
-    rows: list[list[str | Markup]] = [
+    rows = [
         [
             Markup('<span class="excerpt">…{}</span>').format(visible(draw.before)),
             Markup("<code>{}</code>").format(visible(draw.student_token.text)),
@@ -255,8 +197,9 @@ def _costly(student: StudentDiagnosis) -> Markup:
         for draw in student.largest[:8]
     ]
     caption = "Single samples, the largest of many: they show what a costly place looks like, not how much it costs."
-    heads = ["after", "the student's token", "the teacher's", "later cost, nats"]
-    return details(f"Costly places of {student.name}", table(heads, rows, caption=caption)) if rows else Markup("")
+    columns = ["after", "the student's token", "the teacher's", "later cost, nats"]
+    shown = Table(columns=columns, rows=rows, note=caption)
+    return details(f"Costly places of {student.name}", shown.html()) if rows else Markup("")
 
 
 def _rule(diagnosis: Diagnosis) -> Markup:
@@ -265,47 +208,40 @@ def _rule(diagnosis: Diagnosis) -> Markup:
         "<p>A rule for the soft weight λ should be soft at Gardens and hard at Bridges: λ should fall where κ(s) "
         "rises. This says how well a rule aims on this pair, not how a student trained with it turns out.</p>"
     )
-    said = Markup("").join(
-        Markup("<li><b>{}</b>: {}. <b>{}</b> {}</li>").format(
-            student.name, kind_words(student), *advice_words(student.advice)
-        )
+    said = findings(
+        Markup("<b>{}</b>: {}. <b>{}</b> {}").format(student.name, kind_words(student), *advice_words(student.advice))
         for student in students
     )
     rows = [row for student in students if student.advice is not None for row in _scores(student, student.advice)]
     if not rows:
-        return how + Markup('<ul class="findings">{}</ul>').format(said)
+        return how + said
     caption = (
         "With 95 % intervals over prompts. Rank correlation of λ with κ(s): negative is good. Told apart: how often a "
         "Garden's λ is above a Bridge's; 0.5 is chance. Separation: mean λ at Gardens minus at Bridges. Gain: how much "
         "more kappa the hard label covers than under a static rule of the same mean, nats a place. A static rule has "
         "no correlation, tells nothing apart and gains nothing."
     )
-    heads = ["student, rule", "mean λ", "rank correlation", "told apart", "separation", "gain"]
-    return how + Markup('<ul class="findings">{}</ul>').format(said) + table(heads, rows, caption=caption)
+    columns = ["student, rule", "mean λ", "rank correlation", "told apart", "separation", "gain"]
+    return how + said + Table(columns=columns, rows=rows, note=caption).html()
 
 
-def _scores(student: StudentDiagnosis, advice: Advice) -> list[list[str | Markup]]:
+def _scores(student: StudentDiagnosis, advice: Advice) -> list[list[str | Cell]]:
     return [
         [
             f"{student.name}, {score.rule}",
             number(score.mean_weight, 2),
-            *(
-                Markup("{}<small>{}</small>").format(*cells)
-                for cells in (
-                    bootstrapped(score.spearman, least=-1, most=1),
-                    bootstrapped(score.auc, least=0, most=1),
-                    bootstrapped(score.separation, least=-1, most=1),
-                    bootstrapped(score.gain),
-                )
-            ),
+            bootstrapped(score.spearman, least=-1, most=1),
+            bootstrapped(score.auc, least=0, most=1),
+            bootstrapped(score.separation, least=-1, most=1),
+            bootstrapped(score.gain),
         ]
         for score in advice.scores
     ]
 
 
-def _made(diagnosis: Diagnosis) -> Markup:
+def _made(diagnosis: Diagnosis) -> Section:
     settings, cost = diagnosis.settings, diagnosis.findings.cost
-    facts: dict[str, str | Markup] = {"command": Markup("<code>{}</code>").format(diagnosis.command)}
+    facts: dict[str, str | Markup] = {}
     for used in (diagnosis.teacher, *diagnosis.students):
         facts[used.name] = _model(used)
     facts |= {
@@ -320,16 +256,20 @@ def _made(diagnosis: Diagnosis) -> Markup:
         "more token of each that stands for all others; the same random numbers for all tokens of a round",
         "cost": f"{thanks_to(diagnosis)}; {cost.read:,} tokens of prefixes read",
         "ran on": diagnosis.device,
-        "versions": ", ".join(f"{name} {version}" for name, version in diagnosis.versions.items()),
-        "started": diagnosis.started,
     }
     if diagnosis.prompts.left_out:
         facts["left out"] = f"{len(diagnosis.prompts.left_out)} prompts, too long: {diagnosis.prompts.left_out[0]}"
     for number_, warning in enumerate(diagnosis.warnings, 1):
         facts[f"warning {number_}"] = warning
-    rows: list[list[str | Markup]] = [[phase.name, duration_words(phase.seconds)] for phase in cost.phases]
-    phases = table(["part", "time"], rows, caption="Loading the models is not in it.")
-    return terms(facts, small=True) + details("Time part by part", phases) + _notes(diagnosis)
+    rows = [[phase.name, duration(phase.seconds)] for phase in cost.phases]
+    phases = Table(columns=["part", "time"], rows=rows, note="Loading the models is not in it.").html()
+    return made_section(
+        facts,
+        command=diagnosis.command,
+        versions=diagnosis.versions,
+        started=diagnosis.started,
+        more=details("Time part by part", phases) + _notes(),
+    )
 
 
 _POSITIONS = {
@@ -339,7 +279,7 @@ _POSITIONS = {
 }
 
 
-def _notes(diagnosis: Diagnosis) -> Markup:
+def _notes() -> Markup:
     notes = (
         "Prompts are the independent units of every interval: tokens of a text, and texts of a prompt, are not.",
         "Kappa's intervals at a single place are over its rounds, of which there are few: they come from Student's t.",
@@ -354,10 +294,3 @@ def _notes(diagnosis: Diagnosis) -> Markup:
 def _model(used: ModelUsed) -> str:
     commit = f" at {used.commit[:12]}" if used.commit else ""
     return f"{used.model}{commit}, {used.parameters:,} parameters, {used.dtype}"
-
-
-def _cell(words: str) -> Markup:
-    """A mean with its error below it."""
-    mean, _, half = words.partition(f"{SPACE}±{SPACE}")
-    unit = " %" if half.endswith(" %") else ""
-    return Markup("{}{}<small>± {}</small>").format(mean, unit, half)

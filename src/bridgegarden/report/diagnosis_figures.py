@@ -15,10 +15,9 @@ from bridgegarden.report.marks import Axis, Reading
 from bridgegarden.report.page import details
 from bridgegarden.report.tokens import (
     CardTable,
-    Cell,
     Facet,
-    HeatLayer,
     KindLayer,
+    Layer,
     NumberLayer,
     Panel,
     Thought,
@@ -205,7 +204,7 @@ def _panels(findings: Findings) -> list[Panel]:
             choice=(row, column),
             title=f"Text {column + 1} of {student.name}",
             before=_prompt(text),
-            cells=tuple(_token_cell(findings, student, token, first=at == 0) for at, token in enumerate(text.tokens)),
+            tokens=tuple(_token(findings, student, token, first=at == 0) for at, token in enumerate(text.tokens)),
         )
         for row, student in enumerate(with_texts)
         for column, text in enumerate(student.texts)
@@ -217,14 +216,14 @@ def _prompt(text: ShownText) -> Markup:
     return details("The prompt", quoted) if len(text.prompt_text) > LONG else quoted
 
 
-def _layers(findings: Findings) -> list[HeatLayer]:
+def _layers(findings: Findings) -> list[Layer]:
     tokens = [token for student in findings.students for text in student.texts for token in text.tokens]
     places = [token.kappa for token in tokens]
     results = {student.name: student.kappa or student.shown_kappa for student in findings.students}
     thresholds = ", ".join(
         f"{number(result.threshold)} nats for {name}" for name, result in results.items() if result is not None
     )
-    layers: list[HeatLayer] = [
+    layers: list[Layer] = [
         KindLayer(
             values=tuple(None if place is None else place.kind.value for place in places),
             name="Bridge or Garden",
@@ -280,7 +279,7 @@ def _growing(name: str, values: Sequence[float], about: str) -> NumberLayer:
     return NumberLayer.growing(values, name=name, group="Models", about=about)
 
 
-def _token_cell(findings: Findings, student: StudentDiagnosis, shown: ShownToken, *, first: bool) -> Cell:
+def _token(findings: Findings, student: StudentDiagnosis, shown: ShownToken, *, first: bool) -> Token:
     place = shown.kappa
     weights = " · ".join(f"{rule} {number(value, 2)}" for rule, value in shown.soft_weights.items())
     facts: list[tuple[str, str]] = [("κ(s)", "not measured")]
@@ -290,29 +289,23 @@ def _token_cell(findings: Findings, student: StudentDiagnosis, shown: ShownToken
             ("contribution", f"{measured(place.contribution)} nats"),
         ]
     facts += [("soft weight λ", weights), ("loss l(s)", f"{number(shown.loss, 2)} nats")]
-    text = shown.piece.text
-    return Cell(
-        token=Token(
-            text=text,
-            gap="" if first else shown.piece.gap,
-            facts=tuple(facts),
-            thoughts=(
-                Thought(
-                    model="teacher",
-                    top=_top(findings, shown.teacher_top),
-                    note=f"entropy {number(shown.teacher_entropy, 2)}",
-                ),
-                Thought(
-                    model=student.name,
-                    top=_top(findings, shown.student_top),
-                    note=f"surprise {number(shown.student_surprise, 2)}",
-                ),
+    heads = ("if it goes on with", "teacher", "student", "κ, later cost")
+    return Token(
+        text=shown.piece.text,
+        gap="" if first else shown.piece.gap,
+        facts=tuple(facts),
+        table=None if place is None else CardTable(heads=heads, rows=tuple(_actions(findings, place))),
+        thoughts=(
+            Thought(
+                model="teacher",
+                top=_top(findings, shown.teacher_top),
+                note=f"entropy {number(shown.teacher_entropy, 2)}",
             ),
-        ),
-        table=None
-        if place is None
-        else CardTable(
-            heads=("if it goes on with", "teacher", "student", "κ, later cost"), rows=tuple(_actions(findings, place))
+            Thought(
+                model=student.name,
+                top=_top(findings, shown.student_top),
+                note=f"surprise {number(shown.student_surprise, 2)}",
+            ),
         ),
     )
 

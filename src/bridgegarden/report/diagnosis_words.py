@@ -1,52 +1,16 @@
-"""What a diagnosis says in plain words, the same on the page and on a terminal."""
+"""What a diagnosis says in words and tables, the same on the page and on a terminal."""
 
 import math
 import re
+from collections.abc import Sequence
 
 from bridgegarden.diagnostics.advise import Advice, Bootstrapped
 from bridgegarden.diagnostics.diagnosis import Diagnosis, StudentDiagnosis
 from bridgegarden.diagnostics.exposure_bias import StudentDifference
 from bridgegarden.diagnostics.kappa import Kind
-from bridgegarden.statistics import Estimate, Interval
-from bridgegarden.table import number, plus_minus, span
-from bridgegarden.terminal import counted
-
-GLOSSARY = {
-    "exposure bias": (
-        "A student learns on its teacher's texts and is used on its own. Its exposure bias is the loss summed over "
-        "texts it wrote itself, minus the loss summed over the teacher's texts from the same prompts, in nats a text: "
-        "what drifting costs. It can be negative, where a student's own texts are easier for it; a low one alone is no "
-        "merit."
-    ),
-    "loss l(s)": (
-        "How far the student's next-token distribution is from the teacher's at one place: KL(teacher ‖ student) "
-        "unless another divergence was asked for. Always at temperature 1, in nats."
-    ),
-    "kappa": (
-        "What one token costs later: the student's loss summed over what follows it, when the teacher goes on writing, "
-        "minus the same for a token that the teacher draws. Positive: that token leads to where the student fits "
-        "badly. κ(s), of a place, is the sum over the likeliest tokens of both models."
-    ),
-    "Bridge, Garden": (
-        "A place whose 95 % interval of κ(s) lies above the threshold is a Bridge: its token must be exact. One whose "
-        "interval lies below is a Garden: it may vary. The rest is undecided; a larger budget decides more."
-    ),
-    "contribution": (
-        "What a place adds to exposure bias: kappa of each token that could come next, weighted with how likely the "
-        "student is to take it. Summed over all places of the student's texts it is the exposure bias, exactly."
-    ),
-    "soft weight λ": (
-        "How much of the training loss at a place comes from the teacher's whole distribution; the rest from one "
-        "token. Static: the same everywhere. Confidence: 1 − max p. Entropy: H(p) / log V."
-    ),
-    "ExAccErr": (
-        "Exposure bias up to a length, in per cent of what the student loses on the teacher's texts up to there (Arora "
-        "et al., 2022). 0 %: no drift."
-    ),
-    "surprise": "Minus the log-probability of the token that was written, in nats: 0 is expected, 2.3 one in ten.",
-}
-"""Terms and what they mean."""
-
+from bridgegarden.statistics import Estimate
+from bridgegarden.table import Cell, Column, Table, difference_cell, mean_cell, number, span
+from bridgegarden.terminal import counted, duration
 
 SPACE = "\N{NO-BREAK SPACE}"
 """Between what must stay on one line."""
@@ -55,23 +19,83 @@ MINUS = re.compile(r"(?<![\w.])-(?=\d)")
 
 def measured(estimate: Estimate, unit: str = "") -> str:
     """A mean with half its 95 % interval: ``1.23 ± 0.05``."""
-    low, high = estimate.interval()
-    mean, half = plus_minus(estimate.mean, (high - low) / 2)
-    return f"{mean}{SPACE}±{SPACE}{half}{unit}"
+    return _cell(estimate).line().replace(" ", SPACE) + unit
 
 
-def ranged(interval: Interval) -> str:
-    """Both ends of an interval."""
-    return span(interval, lambda value: number(value, 3))
-
-
-def bootstrapped(statistic: Bootstrapped, *, least: float = -math.inf, most: float = math.inf) -> tuple[str, str]:
+def bootstrapped(statistic: Bootstrapped, *, least: float = -math.inf, most: float = math.inf) -> Cell:
     """A statistic and its interval, cut where no value can be; dashes where there is none."""
     value = "–" if statistic.value is None else number(statistic.value, 2)
     if statistic.interval is None:
-        return value, "–"
+        return Cell(value, "–")
     low, high = (min(max(end, least), most) for end in statistic.interval)
-    return value, span((low, high), lambda end: number(end, 2))
+    return Cell(value, span((low, high), lambda end: number(end, 2)))
+
+
+def bias_table(diagnosis: Diagnosis) -> Table:
+    """Losses and exposure bias of every student; the page has more columns than a terminal."""
+    rows = []
+    for student in diagnosis.findings.students:
+        bias = student.exposure_bias
+        last = bias.excess_error[-1].per_cent if bias.excess_error else None
+        rows.append(
+            [
+                student.name,
+                *map(_cell, (bias.teacher_loss, bias.student_loss, bias.exposure_bias, bias.exposure_bias_per_token)),
+                "–" if last is None else _cell(last)._replace(unit="%"),
+                *map(_cell, (bias.teacher_length, bias.student_length)),
+            ]
+        )
+    columns = (
+        "student",
+        "loss on the teacher's texts",
+        "loss on its own",
+        "exposure bias",
+        Column("per token", detail=True),
+        "ExAccErr",
+        Column("tokens, teacher", detail=True),
+        Column("tokens, its own", detail=True),
+    )
+    note = (
+        "Losses and exposure bias in nats a text, summed over its tokens; ± is half the width of a 95 % interval over "
+        f"{diagnosis.prompts.used} prompts, on which teacher and student are paired. "
+        f"{_cut_off(diagnosis.findings.students)}"
+    )
+    return Table(columns=columns, rows=rows, note=note.rstrip())
+
+
+def difference_table(diagnosis: Diagnosis) -> Table:
+    """Every pair of students in every measure."""
+    pairs: dict[tuple[str, str], dict[str, StudentDifference]] = {}
+    for one in diagnosis.findings.differences:
+        pairs.setdefault((one.first, one.second), {})[one.measure] = one
+    rows = [
+        [f"{first} \N{MINUS SIGN} {second}", *(_difference(of[measure]) for measure in MEASURES)]
+        for (first, second), of in pairs.items()
+    ]
+    note = (
+        "Nats a text, first minus second, on the same prompts and random numbers, with half of a 95 % interval over "
+        "prompts. Higher or lower is said only where the interval leaves out zero, else it is open. Of many "
+        "comparisons, one in twenty looks certain by chance."
+    )
+    return Table(columns=["pair", *MEASURES.values()], rows=rows, title="Paired by prompt", note=note)
+
+
+def _cell(estimate: Estimate) -> Cell:
+    return mean_cell(estimate.mean, estimate.interval())
+
+
+def _difference(one: StudentDifference) -> Cell:
+    return difference_cell(one.difference.mean, one.difference.interval())
+
+
+def _cut_off(students: Sequence[StudentDiagnosis]) -> str:
+    """Texts that are cut off end the sum where they are."""
+    full = max([s.exposure_bias.student_full.mean for s in students] + [students[0].exposure_bias.teacher_full.mean])
+    if full < 0.05:
+        return ""
+    parts = [f"{number(100 * students[0].exposure_bias.teacher_full.mean)} % of the teacher's texts"]
+    parts += [f"{number(100 * one.exposure_bias.student_full.mean)} % of {one.name}'s" for one in students]
+    return f"As long as allowed, most of them cut off there: {', '.join(parts)}."
 
 
 def bias_words(student: StudentDiagnosis) -> str:
@@ -125,11 +149,6 @@ def kind_words(student: StudentDiagnosis) -> str:
     )
 
 
-def difference_words(difference: StudentDifference) -> str:
-    """Which of two students is below the other."""
-    return f"{difference.lower} is lower" if difference.lower else "no difference to be seen"
-
-
 MEASURES = {
     "exposure_bias": "exposure bias",
     "student_loss": "loss on own texts",
@@ -144,12 +163,5 @@ def thanks_to(diagnosis: Diagnosis) -> str:
     per_second = cost.distributions / cost.seconds if cost.seconds > 0 else 0.0
     return (
         f"{cost.written:,} tokens written and {cost.distributions:,} next-token distributions in "
-        f"{duration_words(cost.seconds)} ({number(per_second)} a second)"
+        f"{duration(cost.seconds)} ({number(per_second)} a second)"
     )
-
-
-def duration_words(seconds: float) -> str:
-    """``8 s``, ``12 min``, ``2.1 h``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

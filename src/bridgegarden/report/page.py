@@ -3,10 +3,11 @@
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -14,6 +15,79 @@ from markupsafe import Markup
 
 from bridgegarden.files import write_text
 from bridgegarden.report.tokens import stylesheet
+
+GLOSSARY: Mapping[str, str] = MappingProxyType(
+    {
+        "hard label": "One token as the target: the teacher's likeliest (argmax), or the one in the data.",
+        "soft label": "The teacher's whole next-token distribution as the target.",
+        "hybrid": "Both, mixed at each position by a soft weight λ from 0 (hard) to 1 (soft).",
+        "soft weight λ": (
+            "How much of the training loss at a place comes from the teacher's whole distribution, 0 to 1; the rest "
+            "from one token. Static: the same everywhere. Confidence: 1 − max p. Entropy: H(p) / log V. Curriculum: "
+            "grows during training. Risk-guided: static, and the hard term weighs more where the student's own values "
+            "call it risky."
+        ),
+        "on-policy": (
+            "The student writes the answers that it is trained on, and the teacher judges them token by token."
+        ),
+        "Bridge": (
+            "A position that decides what the text means from here on, such as a digit. A slip spoils what follows."
+        ),
+        "Garden": ("A position where many words would do. A student that keeps the teacher's variety may vary here."),
+        "Bridge, Garden": (
+            "A place whose 95 % interval of κ(s) lies above the threshold is a Bridge: its token must be exact. One "
+            "whose interval lies below is a Garden: it may vary. The rest is undecided; a larger budget decides more."
+        ),
+        "KL": "Kullback-Leibler divergence from teacher to student, in nats: 0 where both expect the same.",
+        "loss l(s)": (
+            "How far the student's next-token distribution is from the teacher's at one place: KL(teacher ‖ student) "
+            "unless another divergence was asked for. Always at temperature 1, in nats."
+        ),
+        "L_dT": "KL from teacher to student, summed over texts that the teacher wrote.",
+        "L_dθ": (
+            "The same over the student's own texts: what its user meets. Likeness to the teacher, not rightness. "
+            "L_dθ − L_dT is the exposure bias."
+        ),
+        "exposure bias": (
+            "A student learns on its teacher's texts and is used on its own. Its exposure bias is the loss summed over "
+            "texts it wrote itself, minus the loss summed over the teacher's texts from the same prompts, in nats a "
+            "text: what drifting costs. It can be negative, where a student's own texts are easier for it; a low one "
+            "alone is no merit."
+        ),
+        "ExAccErr": (
+            "Exposure bias up to a length, in per cent of what the student loses on the teacher's texts up to there "
+            "(Arora et al., 2022). 0 %: no drift."
+        ),
+        "kappa": (
+            "κ: what one token costs later, in nats: the student's loss summed over what follows it, when the teacher "
+            "goes on writing, minus the same for a token that the teacher draws. Positive: that token leads to where "
+            "the student fits badly. κ(s), of a place, is the sum over the tokens that could stand there."
+        ),
+        "contribution": (
+            "What a place adds to exposure bias: kappa of each token that could come next, weighted with how likely "
+            "the student is to take it. Summed over all places of the student's texts it is the exposure bias, exactly."
+        ),
+        "error of a role": (
+            "The part of L_dθ at its positions on the teacher's answers, and the drift that they cause."
+        ),
+        "off script": "Answers that leave every text the world can produce.",
+        "variety kept": "Entropy of the student over entropy of the teacher, at the Gardens of the teacher's answers.",
+        "entropy kept": (
+            "The student's entropy over the teacher's, on held-out rows. Below 100 %: surer than its teacher, by less "
+            "variety or fewer doubts; above: unlearned."
+        ),
+        "surprise": "Minus the log-probability of the token that was written, in nats: 0 is expected, 2.3 one in ten.",
+        "sampled, greedy": (
+            "Drawn from the model's distribution at temperature 1, or the likeliest token at each place."
+        ),
+        "FLOPs": (
+            "Multiplications and additions of matrix products, estimated from the models' configurations and the "
+            "tokens that they read and wrote. They say little about how well a machine is used: writing token by token "
+            "takes few of them and much time."
+        ),
+    }
+)
+"""Every word that a page explains, said once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +120,10 @@ class Page:
     sections: tuple[Section, ...]
     """In order."""
 
-    data: Mapping[str, Any]
-    """For the page's script, see `tokens.token_data`."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """For the page's script, see `tokens.heatmap_data`."""
 
-    footer: str
+    footer: str = "Made by bridgegarden. This file needs no network and holds all of its data."
     """The last line."""
 
     def render(self) -> str:
@@ -66,7 +140,7 @@ class Page:
                 policy=f"{policy}; base-uri 'none'; form-action 'none'",
                 style=Markup(_read("page.css") + _read("chart.css") + stylesheet()),
                 script=Markup(script),
-                data=embedded_json(self.data),
+                data=embedded_json(dict(self.data)),
             )
         )
 
@@ -90,32 +164,6 @@ def embedded_json(tree: Mapping[str, Any]) -> Markup:
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
-def table(
-    heads: Sequence[str], rows: Sequence[Sequence[str | Markup]], *, caption: str | Markup, wordy: bool = False
-) -> Markup:
-    """A table whose first column names the rows; it scrolls inside itself where the page is narrow.
-
-    Cells are numbers, of one line each, or `wordy`: then lines are broken.
-    """
-
-    def line(tag: str, cells: Sequence[str | Markup]) -> Markup:
-        first = Markup('<th scope="{}">{}</th>').format("col" if tag == "th" else "row", cells[0])
-        scope = Markup(' scope="col"') if tag == "th" else ""
-        rest = Markup("").join(Markup("<{0}{1}>{2}</{0}>").format(tag, scope, cell) for cell in cells[1:])
-        return Markup("<tr>{}{}</tr>").format(first, rest)
-
-    return Markup(
-        '<div class="scroll" tabindex="0" role="region" aria-label="Table by {}"><table{}><thead>{}</thead>'
-        '<tbody>{}</tbody></table></div><p class="caption">{}</p>'
-    ).format(
-        heads[0],
-        Markup(' class="wordy"' if wordy else ""),
-        line("th", heads),
-        Markup("").join(line("td", row) for row in rows),
-        caption,
-    )
-
-
 def terms(items: Mapping[str, str | Markup], *, small: bool = False) -> Markup:
     """Terms and what they are, side by side."""
     pairs = Markup("").join(Markup("<dt>{}</dt><dd>{}</dd>").format(term, text) for term, text in items.items())
@@ -130,6 +178,35 @@ def figure(chart: Markup, caption: str | Markup) -> Markup:
 def details(summary: str, body: Markup) -> Markup:
     """`body`, shown once `summary` is opened."""
     return Markup("<details><summary>{}</summary>{}</details>").format(summary, body)
+
+
+def findings(said: Iterable[str | Markup]) -> Markup:
+    """What was found, the most important first."""
+    items = Markup("").join(Markup("<li>{}</li>").format(one) for one in said)
+    return Markup('<ul class="findings">{}</ul>').format(items)
+
+
+def words_section(*names: str) -> Section:
+    """What `names`, keys of `GLOSSARY`, mean."""
+    return Section(anchor="words", title="The words used here", body=terms({name: GLOSSARY[name] for name in names}))
+
+
+def made_section(
+    facts: Mapping[str, str | Markup],
+    *,
+    command: str,
+    versions: Mapping[str, str],
+    started: str,
+    more: str | Markup = "",
+) -> Section:
+    """How a result came about: the command, `facts`, versions and time; then `more`."""
+    listed = {
+        "command": Markup("<code>{}</code>").format(command),
+        **facts,
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "started": started,
+    }
+    return Section(anchor="made", title="How it was made", body=terms(listed, small=True) + more)
 
 
 def write_page(text: str, path: Path) -> Path:

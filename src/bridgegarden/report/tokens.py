@@ -26,14 +26,6 @@ PART = "\u25cc"
 """Stands for a token that is only the beginning of a character."""
 
 
-ROLES: Mapping[str, str] = {
-    "bridge": "Bridge: what follows hangs on it",
-    "garden": "Garden: the wording may vary",
-    "forced": "forced: one token keeps to the script",
-}
-"""Roles in words. A stylesheet tells them apart by lightness, weight and underline."""
-
-
 KINDS: dict[str, tuple[str, str]] = {
     "bridge": ("Bridge", "what follows hangs on it"),
     "garden": ("Garden", "it may vary"),
@@ -61,6 +53,17 @@ class Thought:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CardTable:
+    """A small table on the card of a token."""
+
+    heads: tuple[str, ...]
+    """Names of the columns."""
+
+    rows: tuple[tuple[bool, tuple[str, ...]], ...]
+    """Cells of each row, and whether it is of the token that was written."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Token:
     """One token and its card."""
 
@@ -73,91 +76,11 @@ class Token:
     facts: tuple[tuple[str, str], ...] = ()
     """Names and values on the card."""
 
+    table: CardTable | None = None
+    """On the card, between facts and models."""
+
     thoughts: tuple[Thought, ...] = ()
     """One for each model."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoleLayer:
-    """Colours by role."""
-
-    values: tuple[Literal["bridge", "garden", "forced"], ...]
-    """One per token."""
-
-    name: str = "role"
-    """On the switch."""
-
-    group: str = ""
-    """Heading on the switch."""
-
-    about: str
-    """What the colours say."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValueLayer:
-    """Colours by a number."""
-
-    values: tuple[float, ...]
-    """One per token."""
-
-    name: str
-    """On the switch."""
-
-    group: str
-    """Heading on the switch; layers with the same one stand side by side."""
-
-    about: str
-    """What the colours say."""
-
-    scale: Literal["weight", "surprise"]
-    """Which colours."""
-
-    most: float
-    """Value that gets the last colour, > 0; the first belongs to 0."""
-
-    ends: tuple[str, str]
-    """Words beside the two ends of the legend."""
-
-
-Layer = RoleLayer | ValueLayer
-
-
-def token_text(tokens: Sequence[Token], layers: Sequence[Layer], *, label: str) -> Markup:
-    """The switch, the legend and the text, painted by the first layer.
-
-    Args:
-        tokens: in order; together they are the text.
-        layers: what it can be coloured by.
-        label: what the text is, for screen readers.
-    """
-    first = layers[0]
-    paint = _levels(first)
-    spans = Markup("").join(
-        Markup('{}<span class="token" role="button" tabindex="{}" data-level="{}">{}</span>').format(
-            token.gap, 0 if index == 0 else -1, at, visible(token.text)
-        )
-        for index, (token, at) in enumerate(zip(tokens, paint, strict=True))
-    )
-    return Markup(
-        '<div class="tokens">{}<div class="legend" aria-live="polite">{}</div>'
-        '<p class="text" role="group" aria-label="{}. Arrow keys move from token to token." data-scale="{}">'
-        "{}</p></div>"
-    ).format(
-        switch([(layer.group, layer.name) for layer in layers]),
-        Markup("").join(map(_legend, layers)),
-        label,
-        _scale(first),
-        spans,
-    )
-
-
-def token_data(tokens: Sequence[Token], layers: Sequence[Layer]) -> dict[str, Any]:
-    """What the page's script needs, as JSON can say it."""
-    return {
-        "layers": [{"scale": _scale(layer), "levels": _levels(layer)} for layer in layers],
-        "tokens": [{"text": named(token.text), "facts": token.facts, "thoughts": thoughts(token)} for token in tokens],
-    }
 
 
 def thoughts(token: Token) -> list[dict[str, Any]]:
@@ -181,16 +104,6 @@ def visible(text: str) -> str:
     """`text` with control and layout-turning characters shown as escapes; a line break keeps its effect."""
     shown = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
     return shown.replace("\n", "⏎\n")
-
-
-def _scale(layer: Layer) -> str:
-    return "role" if isinstance(layer, RoleLayer) else layer.scale
-
-
-def _levels(layer: Layer) -> list[str] | list[int]:
-    if isinstance(layer, RoleLayer):
-        return list(layer.values)
-    return [level(value / layer.most) for value in layer.values]
 
 
 def switch(layers: Sequence[tuple[str, str]], *, name: str = "layer", legend: str = "Colour the tokens by") -> Markup:
@@ -219,22 +132,6 @@ def ramp(scale: str, ends: tuple[str, str]) -> Markup:
     )
 
 
-def _legend(layer: Layer) -> Markup:
-    if isinstance(layer, RoleLayer):
-        keys = Markup("").join(
-            Markup('<span class="key"><span class="token" data-level="{}">{}</span> {}</span>').format(
-                role, *words.split(": ")
-            )
-            for role, words in ROLES.items()
-            if role in layer.values
-        )
-        body = Markup('<span data-scale="role">{}</span>').format(keys)
-    else:
-        body = ramp(layer.scale, layer.ends)
-    hidden = "" if isinstance(layer, RoleLayer) else Markup(" hidden")
-    return Markup('<div class="key-row"{}>{}<p class="about">{}</p></div>').format(hidden, body, layer.about)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Facet:
     """One row of buttons."""
@@ -244,28 +141,6 @@ class Facet:
 
     options: tuple[str, ...]
     """What there is to choose from."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CardTable:
-    """A small table on the card of a token."""
-
-    heads: tuple[str, ...]
-    """Names of the columns."""
-
-    rows: tuple[tuple[bool, tuple[str, ...]], ...]
-    """Cells of each row, and whether it is of the token that was written."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One token with its card."""
-
-    token: Token
-    """Text, facts and what models expected."""
-
-    table: CardTable | None = None
-    """Between facts and models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,8 +156,8 @@ class Panel:
     before: Markup
     """Shown above it."""
 
-    cells: tuple[Cell, ...]
-    """Its tokens, in order."""
+    tokens: tuple[Token, ...]
+    """In order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -364,10 +239,10 @@ class NumberLayer:
         return level((root + 1) / 2)
 
 
-HeatLayer = KindLayer | NumberLayer
+Layer = KindLayer | NumberLayer
 
 
-def heatmap(panels: Sequence[Panel], facets: Sequence[Facet], layers: Sequence[HeatLayer]) -> Markup:
+def heatmap(panels: Sequence[Panel], facets: Sequence[Facet], layers: Sequence[Layer]) -> Markup:
     """Switches, legend and texts; the first text is seen, all are painted by the first layer."""
     switches = Markup("").join(
         switch([("", option) for option in facet.options], name=f"facet-{index}", legend=facet.name)
@@ -380,25 +255,25 @@ def heatmap(panels: Sequence[Panel], facets: Sequence[Facet], layers: Sequence[H
     return Markup('<div class="tokens heat">{}{}<div class="legend" aria-live="polite">{}</div>{}</div>').format(
         switches,
         switch([(layer.group, layer.name) for layer in layers]),
-        Markup("").join(_heat_legend(layer, first=index == 0) for index, layer in enumerate(layers)),
+        Markup("").join(_legend(layer, first=index == 0) for index, layer in enumerate(layers)),
         bodies,
     )
 
 
-def heatmap_data(panels: Sequence[Panel], layers: Sequence[HeatLayer]) -> dict[str, Any]:
+def heatmap_data(panels: Sequence[Panel], layers: Sequence[Layer]) -> dict[str, Any]:
     """What the page's script needs, as JSON can say it."""
     return {
         "layers": [{"scale": layer.scale, "levels": layer.levels} for layer in layers],
-        "tokens": [_card(cell) for panel in panels for cell in panel.cells],
+        "tokens": [_card(token) for panel in panels for token in panel.tokens],
     }
 
 
 def _panel(panel: Panel, shown: Sequence[int], scale: str, levels: Any) -> Markup:
     spans = Markup("").join(
         Markup('{}<span class="token" role="button" tabindex="{}" data-level="{}">{}</span>').format(
-            cell.token.gap, 0 if index == 0 else -1, next(levels), visible(cell.token.text) or PART
+            token.gap, 0 if index == 0 else -1, next(levels), visible(token.text) or PART
         )
-        for index, cell in enumerate(panel.cells)
+        for index, token in enumerate(panel.tokens)
     )
     return Markup(
         '<div class="panel" data-choice="{}"><p class="panel-title">{}</p>{}<p class="text" role="group" '
@@ -408,16 +283,15 @@ def _panel(panel: Panel, shown: Sequence[int], scale: str, levels: Any) -> Marku
     )
 
 
-def _card(cell: Cell) -> dict[str, Any]:
-    token = cell.token
+def _card(token: Token) -> dict[str, Any]:
     card: dict[str, Any] = {
         "text": named(token.text) or f"{PART} part of a character",
         "facts": token.facts,
         "thoughts": thoughts(token),
     }
-    if cell.table is not None:
-        rows = [[written, *map(named_cell, cells)] for written, cells in cell.table.rows]
-        card["table"] = {"heads": cell.table.heads, "rows": rows}
+    if token.table is not None:
+        rows = [[written, *map(named_cell, cells)] for written, cells in token.table.rows]
+        card["table"] = {"heads": token.table.heads, "rows": rows}
     return card
 
 
@@ -426,7 +300,7 @@ def named_cell(text: str) -> str:
     return visible(text).replace("\n", "")
 
 
-def _heat_legend(layer: HeatLayer, *, first: bool) -> Markup:
+def _legend(layer: Layer, *, first: bool) -> Markup:
     missing = Markup("")
     if any(value is None for value in layer.values):
         missing = Markup(

@@ -9,9 +9,9 @@ from markupsafe import Markup
 
 from bridgegarden.report.charts import WIDE, Bar, bar_chart, responsive
 from bridgegarden.report.marks import Axis
-from bridgegarden.report.page import Page, Section, details, figure, table, terms, write_page
+from bridgegarden.report.page import Page, Section, details, figure, terms, write_page
 from bridgegarden.run.output import check_writable
-from bridgegarden.table import number
+from bridgegarden.table import Table, number
 from bridgegarden.teacher.cache.info import (
     BRIDGE_LIKE,
     CacheInfo,
@@ -144,7 +144,7 @@ def _histogram(counts: Histogram, name: str, unit: str, caption: str, *, end: st
         _draw, bars, axis=Axis(label="share of the positions →", percent=True, most=1), about=f"{name}{unit}"
     )
     heads = [f"{name}{',' if unit else ''}{unit}", "Bridge-like", "others", "share"]
-    body = table(heads, rows, caption=f"Positions by {name}.")
+    body = Table(columns=heads, rows=rows, note=f"Positions by {name}.").html()
     return figure(responsive(partial(draw, parts=("Bridge-like", "others"))), caption) + details("The numbers", body)
 
 
@@ -165,7 +165,7 @@ def _bytes(info: CacheInfo) -> Markup:
         f"What a position takes{compressed}: {number(info.bytes_per_position)} bytes on disk in all. More tokens, or "
         "more bits a log-probability, make the first two longer; the rest stays."
     )
-    body = table(["part", "bytes"], rows, caption="Mean bytes a position.")
+    body = Table(columns=["part", "bytes"], rows=rows, note="Mean bytes a position.").html()
     return figure(responsive(draw), caption) + details("The numbers", body)
 
 

@@ -1,6 +1,5 @@
 """What is written about a run: ``run.json`` (what it depended on), the model's card, the summary on a terminal."""
 
-import io
 import os
 import platform
 import re
@@ -18,11 +17,10 @@ from bridgegarden.errors import ConfigError
 from bridgegarden.run.checked import CheckedRun
 from bridgegarden.run.checkpoints import step_of
 from bridgegarden.run.output import OutputFolder
-from bridgegarden.terminal import counted
+from bridgegarden.table import Table
+from bridgegarden.terminal import counted, duration
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from bridgegarden.training.measured import Cost
 
 TERMS = (
@@ -84,32 +82,25 @@ class TrainSummary:
     is_main: bool = True
     """Whether this is the process that speaks for all of a distributed run."""
 
-    def table(self) -> "Table":
+    def table(self) -> Table:
         """For the terminal."""
-        from rich import box
-        from rich.table import Table
-
         from bridgegarden.preflight.memory import gigabytes
-        from bridgegarden.terminal import duration
 
-        table = Table(
-            title=f"Trained {counted(self.steps, 'step')}",
-            title_justify="left",
-            title_style="bold",
-            box=box.SIMPLE_HEAD,
-        )
-        table.add_column("per supervised token, nats")
-        table.add_column("training, last log", justify="right")
+        columns = {"training, last log": self.training}
         if self.evaluation:
-            table.add_column("evaluation", justify="right")
-        for term in TERMS:
-            if term in self.training or term in self.evaluation:
-                row = [_number(values.get(term)) for values in (self.training, self.evaluation)]
-                table.add_row(term, *row[: len(table.columns) - 1])
+            columns["evaluation"] = self.evaluation
+        rows = [
+            [term, *(_number(values.get(term)) for values in columns.values())]
+            for term in TERMS
+            if any(term in values for values in columns.values())
+        ]
         speed = "" if self.tokens_per_second is None else f"{self.tokens_per_second:,.0f} tokens/s, "
-        table.caption = f"{speed}{duration(self.wall_seconds)} in all, peak memory {gigabytes(self.peak_memory)}"
-        table.caption_justify, table.caption_style = "left", ""
-        return table
+        return Table(
+            columns=["per supervised token, nats", *columns],
+            rows=rows,
+            title=f"Trained {counted(self.steps, 'step')}",
+            note=f"{speed}{duration(self.wall_seconds)} in all, peak memory {gigabytes(self.peak_memory)}",
+        )
 
     def _tokens(self) -> str:
         """What was worked on, in one line."""
@@ -121,12 +112,7 @@ class TrainSummary:
 
     def __str__(self) -> str:
         """The table and where the model is, as plain text."""
-        from rich.console import Console
-
-        text = io.StringIO()
-        Console(file=text, width=100, force_terminal=False, color_system=None).print(self.table())
-        lines = [line.rstrip() for line in text.getvalue().splitlines()]
-        return "\n".join([*lines, *self._own_texts(), self._tokens(), f"The student is in {self.model}"])
+        return "\n".join([self.table().text(), *self._own_texts(), self._tokens(), f"The student is in {self.model}"])
 
     def _own_texts(self) -> list[str]:
         if not self.free_running:
