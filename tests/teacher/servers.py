@@ -27,6 +27,7 @@ class OpenAIServer(ThreadingHTTPServer):
         self.seen: list[dict[str, Any]] = []
         self.times: list[float] = []
         self.keys: list[str | None] = []
+        self.connections: set[tuple[str, int]] = set()
         self.answer: Callable[[dict[str, Any]], dict[str, Any]] = reply_to
         self.lock = threading.Lock()
 
@@ -49,6 +50,7 @@ class Handler(BaseHTTPRequestHandler):
         content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
             self.server.seen.append(content)
+            self.server.connections.add(self.client_address)
             self.server.times.append(time.monotonic())
             self.server.keys.append(self.headers.get("Authorization"))
             fault = self.server.faults.pop(0) if self.server.faults else self.server.always(content)

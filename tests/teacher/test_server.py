@@ -172,6 +172,12 @@ def test_requests_run_side_by_side_but_no_more_than_asked_for(server, tmp_path):
     assert 2 <= max(most) <= 4
 
 
+def test_requests_one_after_the_other_share_a_connection(server, tmp_path):
+    ask(server, tmp_path / "out.jsonl", rows=12, concurrency=3)
+    assert len(server.seen) == 12
+    assert len(server.connections) <= 3
+
+
 def test_top_logprobs_are_kept_as_a_distribution_over_top_k_and_tail(server, tmp_path):
     output = tmp_path / "out.jsonl"
     ask(server, output, rows=[{"q": "aé"}], top_logprobs=3)

@@ -1,17 +1,22 @@
 """A teacher behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, or hosted."""
 
+import asyncio
 import json
 import queue
 import random
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.teacher.generate import Answer, Decoding, Failure, Outcome, Request
 from bridgegarden.teacher.server_connection import BadReply, Connection, check_url, read_reply
+
+if TYPE_CHECKING:
+    import httpx2
 
 LONGEST_BACKOFF = 60.0
 """Seconds between two attempts, unless the server asks for more."""
@@ -92,14 +97,11 @@ class ServerEngine:
         Raises:
             ConfigError: the server refuses the key, or sends us elsewhere.
         """
-        todo: queue.SimpleQueue[Request] = queue.SimpleQueue()
-        for request in requests:
-            todo.put(request)
         found: queue.SimpleQueue[Outcome | Exception] = queue.SimpleQueue()
-        traffic = _Traffic(self.server.patience, self._complain)
-        for _ in range(min(self.server.concurrency, len(requests))):
-            # Daemons: an interrupted run must not wait for what is under way.
-            threading.Thread(target=self._work, args=(todo, found, decoding, traffic), daemon=True).start()
+        loop = asyncio.new_event_loop()
+        work = loop.create_task(self._answer_all(requests, decoding, found))
+        # A daemon: an interrupted run must not wait for what is under way.
+        threading.Thread(target=_run, args=(loop, work), daemon=True).start()
         left = len(requests)
         try:
             while left:
@@ -114,33 +116,36 @@ class ServerEngine:
                     if isinstance(item, Exception):
                         raise item
         finally:
-            traffic.stopped.set()
+            with suppress(RuntimeError):  # it is over, and the loop closed
+                if left:
+                    loop.call_soon_threadsafe(work.cancel)
 
-    def _work(
-        self,
-        todo: "queue.SimpleQueue[Request]",
-        found: "queue.SimpleQueue[Outcome | Exception]",
-        decoding: Decoding,
-        traffic: "_Traffic",
+    async def _answer_all(
+        self, requests: Sequence[Request], decoding: Decoding, found: "queue.SimpleQueue[Outcome | Exception]"
     ) -> None:
-        while not traffic.stopped.is_set():
-            try:
-                request = todo.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                found.put((request, self._answer(request, decoding, traffic)))
-            except Exception as error:  # raised again by the thread that reads
-                found.put(error)
+        todo, traffic = iter(requests), _Traffic(self.server.patience, self._complain)
 
-    def _answer(self, request: Request, decoding: Decoding, traffic: "_Traffic") -> Answer | Failure:
+        async def work() -> None:
+            for request in todo:
+                found.put((request, await self._answer(request, decoding, traffic, client)))
+
+        try:
+            async with self._connection.client() as client, asyncio.TaskGroup() as group:
+                for _ in range(min(self.server.concurrency, len(requests))):
+                    group.create_task(work())
+        except* Exception as errors:
+            found.put(errors.exceptions[0])  # raised again by the thread that reads
+
+    async def _answer(
+        self, request: Request, decoding: Decoding, traffic: "_Traffic", client: "httpx2.AsyncClient"
+    ) -> Answer | Failure:
         path, content = self._content(request, decoding)
         attempts, began_to_fail = 0, None
         while True:
-            traffic.wait_for_turn()
+            await traffic.wait_for_turn()
             attempts += 1
             try:
-                answer = self._asked(path, content)
+                answer = await self._asked(client, path, content)
                 traffic.worked()
                 return answer
             except BadReply as bad:
@@ -161,10 +166,10 @@ class ServerEngine:
             if pause is not None:
                 traffic.pause(pause)
             traffic.complain(reason)
-            traffic.sleep(wait)
+            await asyncio.sleep(wait)
 
-    def _asked(self, path: str, content: Mapping[str, Any]) -> Answer:
-        reply = self._connection.post(path, content)
+    async def _asked(self, client: "httpx2.AsyncClient", path: str, content: Mapping[str, Any]) -> Answer:
+        reply = await self._connection.post(client, path, content)
         answer = read_reply(reply.text, model=self.server.model, top_k=self.server.top_logprobs)
         # Tokens are listed as bytes, too, which no search in the text of a reply finds.
         if reply.held_key or self._connection.holds_key(json.dumps(asdict(answer))):
@@ -192,50 +197,48 @@ class ServerEngine:
 
 
 class _Traffic:
-    """What the threads of one run have in common: a rate limit for one is one for all, and so is an outage."""
+    """What the requests of one run have in common: a rate limit for one is one for all, and so is an outage."""
 
     def __init__(self, patience: float, complain: Callable[[str], None]) -> None:
-        self.stopped = threading.Event()
         self._patience, self._complain = patience, complain
         self._open_at = 0.0
         self._down_since: float | None = None
         self._complained_at = -SECONDS_BETWEEN_COMPLAINTS
-        self._lock = threading.Lock()
 
     def worked(self) -> None:
         """The server is there."""
-        with self._lock:
-            self._down_since = None
+        self._down_since = None
 
     def has_patience(self, since: float, wait: float) -> bool:
         """Whether a request that has failed since then may wait for so long and be tried again."""
         now = time.monotonic()
-        with self._lock:
-            self._down_since = self._down_since or now
-            ends = min(since, self._down_since) + self._patience
-        return not self.stopped.is_set() and now + wait <= ends
+        self._down_since = self._down_since or now
+        return now + wait <= min(since, self._down_since) + self._patience
 
     def complain(self, reason: str) -> None:
         """Tell why it takes time, if that was not told just now."""
         now = time.monotonic()
-        with self._lock:
-            if now - self._complained_at < SECONDS_BETWEEN_COMPLAINTS:
-                return
+        if now - self._complained_at >= SECONDS_BETWEEN_COMPLAINTS:
             self._complained_at = now
-        self._complain(f"no answer, trying again for {self._patience:g} s in all: {reason}")
+            self._complain(f"no answer, trying again for {self._patience:g} s in all: {reason}")
 
     def pause(self, seconds: float) -> None:
         """Let nobody ask for so long."""
-        with self._lock:
-            self._open_at = max(self._open_at, time.monotonic() + seconds)
+        self._open_at = max(self._open_at, time.monotonic() + seconds)
 
-    def wait_for_turn(self) -> None:
-        while not self.stopped.is_set() and (left := self._open_at - time.monotonic()) > 0:
-            self.sleep(left)
+    async def wait_for_turn(self) -> None:
+        while (left := self._open_at - time.monotonic()) > 0:
+            await asyncio.sleep(left)
 
-    def sleep(self, seconds: float) -> None:
-        """Until then, or until the run is stopped."""
-        self.stopped.wait(seconds)
+
+def _run(loop: asyncio.AbstractEventLoop, work: "asyncio.Task[None]") -> None:
+    try:
+        with suppress(asyncio.CancelledError):
+            loop.run_until_complete(work)
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
 
 
 def _tried(reason: str, attempts: int) -> str:
