@@ -30,11 +30,11 @@ def test_learnt_text_stands_between_guillemets(gemma):
 def test_spans_join_to_the_whole_text_and_count_every_token(name, request):
     tokenizer = request.getfixturevalue(name)
     row = tokenised({"messages": MESSAGES}, tokenizer)
-    audit = audit_spans(row, tokenizer)
-    assert "".join(span.text for span in audit.spans) == tokenizer.decode(row.input_ids)
-    assert [span.supervised for span in audit.spans] == [False, True, False, True]
-    assert sum(span.tokens for span in audit.spans) == audit.tokens == len(row.input_ids)
-    assert sum(span.tokens for span in audit.spans if span.supervised) == audit.supervised == row.supervised
+    spans = audit_spans(row, tokenizer)
+    assert "".join(span.text for span in spans) == tokenizer.decode(row.input_ids)
+    assert [span.supervised for span in spans] == [False, True, False, True]
+    assert sum(span.tokens for span in spans) == len(row.input_ids)
+    assert sum(span.tokens for span in spans if span.supervised) == row.supervised
 
 
 def test_the_space_between_a_sentencepiece_prompt_and_answer_is_shown(sentencepiece):
@@ -44,9 +44,8 @@ def test_the_space_between_a_sentencepiece_prompt_and_answer_is_shown(sentencepi
 
 def test_the_first_token_is_shown_as_not_learnt_since_nothing_precedes_it(plain):
     ids = plain("four")["input_ids"]
-    audit = audit_spans(TokenisedRow(input_ids=ids, labels=ids), plain)
-    assert audit.supervised == len(ids) - 1
-    assert not audit.spans[0].supervised
+    spans = audit_spans(TokenisedRow(input_ids=ids, labels=ids), plain)
+    assert [(span.supervised, span.tokens) for span in spans] == [(False, 1), (True, len(ids) - 1)]
 
 
 def test_terminal_escapes_and_disguises_are_shown_escaped(plain):
@@ -62,5 +61,4 @@ def test_ordinary_text_in_any_script_is_shown_as_it_is():
 
 
 def test_a_row_without_tokens_has_no_spans(plain):
-    audit = audit_spans(TokenisedRow(input_ids=[], labels=[]), plain)
-    assert (audit.spans, audit.summary) == ((), "0 of 0 tokens supervised")
+    assert audit_text(TokenisedRow(input_ids=[], labels=[]), plain) == "0 of 0 tokens supervised\n"

@@ -1,62 +1,12 @@
-import json
-
 import pytest
-from datasets import Dataset
 from tokenizers import AddedToken, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from bridgegarden.data import (
     chat_template_fingerprint,
-    dataset_fingerprint,
-    load_rows,
-    tokenise,
     tokenizer_fingerprint,
 )
 from bridgegarden.errors import ModelError
-
-ROWS = [{"prompt": f"p{n}", "completion": f"c{n}"} for n in range(1500)]
-
-
-def test_one_content_has_one_fingerprint_in_every_format(tmp_path):
-    rows = Dataset.from_list(ROWS)
-    rows.to_parquet(tmp_path / "rows.parquet")
-    rows.save_to_disk(str(tmp_path / "saved"))
-    (tmp_path / "rows.jsonl").write_text("\n\n".join(json.dumps(dict(reversed(row.items()))) for row in ROWS))
-    (tmp_path / "nulls.jsonl").write_text("\n".join(json.dumps({**row, "note": None}) for row in ROWS))
-    names = ["rows.parquet", "saved", "rows.jsonl", "nulls.jsonl"]
-    found = {dataset_fingerprint(load_rows(str(tmp_path / name))) for name in names}
-    assert found == {dataset_fingerprint(rows)}
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [ROWS[:-1], ROWS[::-1], [{**ROWS[0], "prompt": "p0 "}, *ROWS[1:]], [{**row, "more": 1} for row in ROWS]],
-)
-def test_other_rows_have_another_fingerprint(changed):
-    assert dataset_fingerprint(Dataset.from_list(changed)) != dataset_fingerprint(Dataset.from_list(ROWS))
-
-
-def test_ids_are_named_by_ids_and_labels_only_whatever_their_width_and_order_in_memory(plain):
-    tokenised = tokenise(Dataset.from_list(ROWS), plain)
-    want = dataset_fingerprint(tokenised)
-    assert dataset_fingerprint(Dataset.from_list(tokenised.to_list()).remove_columns("row")) == want
-    assert dataset_fingerprint(tokenised.select(list(range(1499, -1, -1))).select(list(range(1499, -1, -1)))) == want
-    assert dataset_fingerprint(tokenised.with_format("torch")) == want
-
-
-@pytest.mark.parametrize(
-    ("ids", "labels"),
-    [
-        ([[1, 2], [3]], [[-100, 2], [3]]),
-        ([[1], [2, 3]], [[-100], [2, -100]]),
-        ([[1, 2, 3]], [[-100, 2, -100]]),
-        ([[1, 2], [3]], [[-100, -100], [3]]),
-    ],
-)
-def test_the_same_numbers_cut_or_labelled_otherwise_have_another_fingerprint(ids, labels):
-    base = Dataset.from_dict({"input_ids": [[1, 2], [3]], "labels": [[-100, 2], [-100]]})
-    other = Dataset.from_dict({"input_ids": ids, "labels": labels})
-    assert dataset_fingerprint(base) != dataset_fingerprint(other)
 
 
 def test_a_tokenizer_keeps_its_fingerprint_when_saved_used_or_given_a_template(chatml, tmp_path):

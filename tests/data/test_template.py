@@ -33,7 +33,7 @@ def read(messages):
 def test_the_stop_token_is_the_one_the_template_writes(name, stop, request):
     tokenizer = request.getfixturevalue(name)
     found = chat_format(tokenizer)
-    assert (found.stop, found.stop_id) == (stop, tokenizer.convert_tokens_to_ids(stop))
+    assert (found.stop, found.stop_ids[0]) == (stop, tokenizer.convert_tokens_to_ids(stop))
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

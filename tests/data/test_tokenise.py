@@ -5,7 +5,7 @@ import time
 import pytest
 from datasets import Dataset, IterableDataset
 
-from bridgegarden.data import Columns, RowRules, dataset_fingerprint, load_rows, tokenise, tokenise_row, tokenise_stream
+from bridgegarden.data import Columns, RowRules, load_rows, tokenise, tokenise_row, tokenise_stream
 from bridgegarden.data.chat import conversation
 from bridgegarden.data.tokenise import RowReader
 from bridgegarden.errors import ConfigError, DataError
@@ -202,7 +202,7 @@ def test_tokenising_a_saved_data_set_writes_nothing(plain, tmp_path, monkeypatch
     before = sorted(tmp_path.rglob("*"))
     got = tokenise(load_rows("rows"), plain)
     assert sorted(tmp_path.rglob("*")) == before
-    assert dataset_fingerprint(got) == dataset_fingerprint(tokenise(Dataset.from_list(PAIRS), plain))
+    assert got.to_list() == tokenise(Dataset.from_list(PAIRS), plain).to_list()
 
 
 def test_a_thousand_conversations_take_under_five_seconds_of_processor_time(chatml):

@@ -1,9 +1,9 @@
 """Any accepted data set to token ids and labels, with a way to look at the result and to name it."""
 
-from bridgegarden.data.audit import MaskAudit, Span, audit_spans, audit_text
+from bridgegarden.data.audit import Span, audit_spans, audit_text
 from bridgegarden.data.chat import Columns, Conversation, conversation, prompt, with_answer
 from bridgegarden.data.encode import TokenisedRow, end_of_turn_ids, tokenise_row, vocabulary_size
-from bridgegarden.data.fingerprint import chat_template_fingerprint, dataset_fingerprint, tokenizer_fingerprint
+from bridgegarden.data.fingerprint import chat_template_fingerprint, tokenizer_fingerprint
 from bridgegarden.data.json_rows import RowsAsWritten
 from bridgegarden.data.rows import Mix, Source, load_mix, load_rows, place
 from bridgegarden.data.tokenise import RowRules, tokenise, tokenise_stream
@@ -11,7 +11,6 @@ from bridgegarden.data.tokenise import RowRules, tokenise, tokenise_stream
 __all__ = [
     "Columns",
     "Conversation",
-    "MaskAudit",
     "Mix",
     "RowRules",
     "RowsAsWritten",
@@ -22,7 +21,6 @@ __all__ = [
     "audit_text",
     "chat_template_fingerprint",
     "conversation",
-    "dataset_fingerprint",
     "end_of_turn_ids",
     "load_mix",
     "load_rows",

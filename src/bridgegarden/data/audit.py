@@ -1,13 +1,13 @@
 """Token ids as text for a human: what is learnt of a row, before a long run, and what each single token says."""
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
-from bridgegarden.data.encode import IGNORED
+from bridgegarden.data.encode import IGNORED, TokenisedRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,15 +23,6 @@ CONTEXT = 4
 """Tokens before a text that may have a say in how its first one is decoded."""
 
 
-class Tokens(Protocol):
-    """A row with ids and labels, such as :class:`bridgegarden.data.TokenisedRow`."""
-
-    @property
-    def input_ids(self) -> Sequence[int]: ...
-    @property
-    def labels(self) -> Sequence[int]: ...
-
-
 class Span(NamedTuple):
     """Consecutive tokens that are all learnt or all not."""
 
@@ -41,39 +32,32 @@ class Span(NamedTuple):
     tokens: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class MaskAudit:
-    """Which text of a row is learnt."""
-
-    spans: tuple[Span, ...]
-    tokens: int
-    """In the row."""
-    supervised: int
-    """Of them, how many are learnt. The first token of a row never is, whatever its label: nothing precedes it."""
-
-    @property
-    def summary(self) -> str:
-        """The counts, as one line."""
-        return f"{self.supervised} of {self.tokens} tokens supervised"
-
-
-def audit_spans(row: Tokens, tokenizer: "PreTrainedTokenizerBase") -> MaskAudit:
-    """Cut `row` where supervision begins and ends, and decode the pieces."""
+def audit_spans(row: TokenisedRow, tokenizer: "PreTrainedTokenizerBase") -> list[Span]:
+    """`row` cut where supervision begins and ends. Its first token is never learnt: nothing precedes it."""
     learnt = [label != IGNORED for label in row.labels]
     learnt[:1] = [False] * len(learnt[:1])
-    spans = tuple(_spans(list(row.input_ids), learnt, tokenizer))
-    return MaskAudit(spans=spans, tokens=len(learnt), supervised=sum(learnt))
+    spans: list[Span] = []
+    start, before = 0, ""
+    for supervised, group in groupby(learnt):
+        end = start + len(list(group))
+        # As a difference, since SentencePiece drops the first space of whatever it decodes.
+        through = _decode(row.input_ids[:end], tokenizer)
+        text = through[len(before) :] if through.startswith(before) else _decode(row.input_ids[start:end], tokenizer)
+        spans.append(Span(text, supervised, end - start))
+        start, before = end, through
+    return spans
 
 
-def audit_text(row: Tokens, tokenizer: "PreTrainedTokenizerBase") -> str:
+def audit_text(row: TokenisedRow, tokenizer: "PreTrainedTokenizerBase") -> str:
     """`row` as plain text, what is learnt between « and », after a line with the counts.
 
     Line breaks are shown as ``\\n`` and broken there too; other control and invisible characters, terminal escapes
     and guillemets of the text itself are shown escaped, so that a row cannot disguise what it holds.
     """
-    audit = audit_spans(row, tokenizer)
-    shown = [f"{OPEN}{visible(span.text)}{CLOSE}" if span.supervised else visible(span.text) for span in audit.spans]
-    return f"{audit.summary}\n{''.join(shown)}"
+    spans = audit_spans(row, tokenizer)
+    shown = [f"{OPEN}{visible(span.text)}{CLOSE}" if span.supervised else visible(span.text) for span in spans]
+    learnt = sum(span.tokens for span in spans if span.supervised)
+    return f"{learnt} of {len(row.labels)} tokens supervised\n{''.join(shown)}"
 
 
 def visible(text: str) -> str:
@@ -89,20 +73,8 @@ def _visible_character(character: str) -> str:
     return character
 
 
-def _spans(ids: list[int], learnt: list[bool], tokenizer: "PreTrainedTokenizerBase") -> Iterator[Span]:
-    start, before = 0, ""
-    for supervised, group in groupby(learnt):
-        count = len(list(group))
-        end = start + count
-        # As a difference, since SentencePiece drops the first space of whatever it decodes.
-        through = _decode(ids[:end], tokenizer)
-        text = through[len(before) :] if through.startswith(before) else _decode(ids[start:end], tokenizer)
-        yield Span(text, supervised, count)
-        start, before = end, through
-
-
-def _decode(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> str:
-    text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+def _decode(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> str:
+    text = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text
 
@@ -175,6 +147,4 @@ class TokenTexts:
         return Piece(text)
 
     def _decode(self, ids: Sequence[int]) -> str:
-        decoded = self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        assert isinstance(decoded, str)
-        return decoded
+        return _decode(ids, self._tokenizer)

@@ -364,12 +364,7 @@ def _message(item: Any, place: str) -> Message:
 
 def _with_tool_calls(message: Message, place: str) -> Message:
     """`message` with its calls checked, which may be JSON text; without the key where it makes none."""
-    calls = message["tool_calls"]
-    if isinstance(calls, str):
-        try:
-            calls = json.loads(calls)
-        except ValueError as error:
-            raise DataError(f"{place}.tool_calls is a string but not valid JSON ({error}).") from error
+    calls = _decoded(message["tool_calls"], f"{place}.tool_calls")
     if not _is_list(calls):
         raise DataError(f"{place}.tool_calls is {_kind(calls)}; expected a list.")
     for call in calls:
@@ -399,12 +394,7 @@ def _unknown_role(role: str, place: str) -> DataError:
 
 def _tools(row: Mapping[str, Any], place: str) -> tuple[dict[str, Any], ...] | None:
     """The row's ``tools``: a list of JSON schemas, or that list as a JSON string, as TRL takes it."""
-    tools = row.get("tools")
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except ValueError as error:
-            raise DataError(f"{place}: 'tools' is a string but not valid JSON ({error}).") from error
+    tools = _decoded(row.get("tools"), f"{place}: 'tools'")
     if tools is None:
         return None
     if not _is_list(tools) or not all(isinstance(tool, Mapping) for tool in tools):
@@ -414,12 +404,7 @@ def _tools(row: Mapping[str, Any], place: str) -> tuple[dict[str, Any], ...] | N
 
 def _variables(row: Mapping[str, Any], place: str) -> Mapping[str, Any]:
     """The row's ``chat_template_kwargs``: an object, or one as a JSON string."""
-    variables = row.get("chat_template_kwargs")
-    if isinstance(variables, str):
-        try:
-            variables = json.loads(variables)
-        except ValueError as error:
-            raise DataError(f"{place}: 'chat_template_kwargs' is a string but not valid JSON ({error}).") from error
+    variables = _decoded(row.get("chat_template_kwargs"), f"{place}: 'chat_template_kwargs'")
     if variables is None:
         return {}
     if not isinstance(variables, Mapping):
@@ -431,6 +416,16 @@ def _variables(row: Mapping[str, Any], place: str) -> Mapping[str, Any]:
     if not _is_list(documents) or not all(isinstance(document, Mapping) for document in documents):
         raise DataError(f"{place}: 'chat_template_kwargs' has 'documents', which must be a list of objects.")
     return dict(variables)
+
+
+def _decoded(value: Any, what: str) -> Any:
+    """`value`, which may be written as JSON text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise DataError(f"{what} is a string but not valid JSON ({error}).") from error
 
 
 def _is_list(value: object) -> bool:

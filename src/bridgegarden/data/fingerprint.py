@@ -5,27 +5,13 @@ All are SHA-256 in hexadecimal. None depends on paths, file formats, or settings
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from bridgegarden.data.json_rows import RowsAsWritten
 from bridgegarden.data.template import name_of
 from bridgegarden.errors import ModelError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
-
-BATCH = 1000
-
-
-def dataset_fingerprint(dataset: "Dataset") -> str:
-    """Of what is in `dataset`, in order: ``input_ids`` and ``labels`` where it has both, else all fields of its rows.
-
-    A null field counts as an absent one, since some formats cannot tell them apart.
-    """
-    names = set(dataset.column_names)
-    return _of_ids(dataset) if {"input_ids", "labels"} <= names else _of_rows(dataset)
 
 
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -53,35 +39,6 @@ def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
 def chat_template_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Of the chat template; the same for every tokenizer that has none."""
     return _sha256(_canonical(tokenizer.chat_template))
-
-
-def _of_ids(dataset: "Dataset") -> str:
-    import numpy as np
-
-    digest = hashlib.sha256(b"ids")
-    for batch in dataset.select_columns(["input_ids", "labels"]).with_format("arrow").iter(BATCH):
-        table = cast("pa.Table", batch)
-        for name in ("input_ids", "labels"):
-            column = table[name].combine_chunks()
-            for part in (column.value_lengths(), column.flatten()):
-                digest.update(np.asarray(part, dtype="<i8").tobytes())
-    return digest.hexdigest()
-
-
-def _of_rows(dataset: "Dataset") -> str:
-    digest = hashlib.sha256(b"rows")
-    for row in RowsAsWritten(dataset):
-        digest.update(_canonical(_without_nulls(row)))
-        digest.update(b"\n")
-    return digest.hexdigest()
-
-
-def _without_nulls(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    return value
 
 
 def _canonical(value: object) -> bytes:

@@ -8,7 +8,7 @@ decoded when a row is read.
 import codecs
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, overload
 
@@ -106,28 +106,22 @@ class _RowOfAnotherTypeError(DataError):
 def _line_rows(path: Path) -> Iterator[_Row | DataError]:
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
-            if number == 1:
-                raw = raw.removeprefix(codecs.BOM_UTF8)
-            if raw.strip():
-                place = f"{path}:{number}"
-                try:
-                    row = _Row(place, _object(_parse(raw.rstrip(), path, number), place))
-                except DataError as error:
-                    yield error
-                else:
-                    yield row
+            line = (raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw).rstrip()
+            if line.strip():
+                yield _row(f"{path}:{number}", lambda line=line, number=number: _parse(line, path, number))
 
 
 def _array_rows(path: Path) -> Iterator[_Row | DataError]:
     items = _parse(path.read_bytes().removeprefix(codecs.BOM_UTF8), path, None)
     for number, item in enumerate(items, start=1):
-        place = f"{path}, item {number}"
-        try:
-            row = _Row(place, _object(item, place))
-        except DataError as error:
-            yield error
-        else:
-            yield row
+        yield _row(f"{path}, item {number}", lambda item=item: item)
+
+
+def _row(place: str, read: Callable[[], Any]) -> _Row | DataError:
+    try:
+        return _Row(place, _object(read(), place))
+    except DataError as error:
+        return error
 
 
 def _parse(raw: bytes, path: Path, line: int | None) -> Any:

@@ -93,11 +93,6 @@ class ChatFormat:
         return self.ends.answer
 
     @property
-    def stop_id(self) -> int:
-        """The end of an ordinary turn."""
-        return self.stop_ids[0]
-
-    @property
     def stop_ids(self) -> tuple[int, ...]:
         """Every token that ends a turn, that of an ordinary one first."""
         ids = {token.content: index for index, token in self.tokenizer.added_tokens_decoder.items()}

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -265,12 +265,7 @@ class _Work:
                 self._failed_in_a_row += 1
         self._file.add(answers, failures)
         now = self.progress
-        self.progress = Progress(
-            total=now.total,
-            before=now.before,
-            answered=now.answered + len(answers),
-            failed=now.failed + len(failures),
-        )
+        self.progress = replace(now, answered=now.answered + len(answers), failed=now.failed + len(failures))
         self._on_progress(self.progress)
         if self._failed_in_a_row >= GIVE_UP_AFTER:
             raise ModelError(

@@ -81,19 +81,8 @@ class ProcessTeacher:
         if len(widths) != 1:
             raise DataError(f"process teacher: expected processes over one vocabulary, got sizes {sorted(widths)}.")
         self._processes = processes
-        self._width = widths.pop()
-        self._name = name
+        self.width, self.name = widths.pop(), name
         self._seen: dict[tuple[Prompt, Prompt], Tensor] = {}
-
-    @property
-    def name(self) -> str:
-        """What it was called."""
-        return self._name
-
-    @property
-    def width(self) -> int:
-        """Size of the processes' vocabulary."""
-        return self._width
 
     def place(self, student_device: torch.device) -> None:
         """Nothing to move: signals go to the positions' device."""
