@@ -2,8 +2,14 @@
 
 from bridgegarden.data.audit import Span, audit_spans, audit_text
 from bridgegarden.data.chat import Columns, Conversation, conversation, prompt, with_answer
-from bridgegarden.data.encode import TokenisedRow, end_of_turn_ids, tokenise_row, vocabulary_size
-from bridgegarden.data.fingerprint import chat_template_fingerprint, tokenizer_fingerprint
+from bridgegarden.data.encode import (
+    TokenisedRow,
+    chat_template_fingerprint,
+    end_of_turn_ids,
+    tokenise_row,
+    tokenizer_fingerprint,
+    vocabulary_size,
+)
 from bridgegarden.data.json_rows import RowsAsWritten
 from bridgegarden.data.rows import Mix, Source, load_mix, load_rows, place
 from bridgegarden.data.tokenise import RowRules, tokenise, tokenise_stream

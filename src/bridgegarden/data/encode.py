@@ -1,8 +1,14 @@
-"""One conversation to token ids and labels: what the student reads, and what it is to learn."""
+"""One conversation to token ids and labels: what the student reads, and what it is to learn. Also fingerprints of tokenizers.
 
+They are SHA-256 in hexadecimal, equal exactly when token ids would mean the same thing. None depends on paths, file
+formats, or settings that do not change the ids.
+"""
+
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from bridgegarden.data.chat import Conversation
 from bridgegarden.data.template import ChatFormat, Segment, chat_format, name_of
@@ -26,13 +32,6 @@ Keep = Literal["start", "end"]
 """Which part of a row that is too long stays."""
 
 
-class GenerationSettings(Protocol):
-    """The part of ``transformers.GenerationConfig`` that says when to stop."""
-
-    @property
-    def eos_token_id(self) -> int | list[int] | None: ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class TokenisedRow:
     """One row as a causal language model is trained on it."""
@@ -54,6 +53,13 @@ class TokenisedRow:
             return self
         kept = slice(max_length) if keep == "start" else slice(-max_length, None)
         return TokenisedRow(input_ids=self.input_ids[kept], labels=self.labels[kept])
+
+
+class GenerationSettings(Protocol):
+    """The part of ``transformers.GenerationConfig`` that says when to stop."""
+
+    @property
+    def eos_token_id(self) -> int | list[int] | None: ...
 
 
 def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -89,6 +95,33 @@ def end_of_turn_ids(
             "generation config has no eos_token_id. Set tokenizer.eos_token."
         )
     return found
+
+
+def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Of how `tokenizer` turns text into ids: vocabulary, merges, normaliser, added tokens, and its ends of text.
+
+    Not of its chat template (:func:`chat_template_fingerprint`), nor of padding and truncation, which change while it
+    is in use.
+
+    Raises:
+        ModelError: when it is not backed by the ``tokenizers`` library, and so cannot be read as a whole.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ModelError(
+            f"{name_of(tokenizer)} is not backed by the tokenizers library, so whether it agrees with another cannot "
+            "be told. Use a model that has a tokenizer.json."
+        )
+    state: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    state = {key: value for key, value in state.items() if key not in ("padding", "truncation")}
+    ends = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
+    return _sha256([state, {name: None if token is None else str(token) for name, token in ends.items()}])
+
+
+def chat_template_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Of the chat template; the same for every tokenizer that has none."""
+    return _sha256(tokenizer.chat_template)
 
 
 def tokenise_row(chat: Conversation, tokenizer: "PreTrainedTokenizerBase", *, place: str = "row") -> TokenisedRow:
@@ -271,3 +304,8 @@ def _ids_after(before: str, text: str, tokenizer: "PreTrainedTokenizerBase") -> 
 def _eos_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     index = tokenizer.eos_token_id
     return index if isinstance(index, int) else None
+
+
+def _sha256(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bridgegarden.data import end_of_turn_ids
-from bridgegarden.data.fingerprint import tokenizer_fingerprint
+from bridgegarden.data.encode import tokenizer_fingerprint
 from bridgegarden.data.render import TemplateRefusal, render
 from bridgegarden.data.template import chat_format
 from bridgegarden.errors import ConfigError, ModelError

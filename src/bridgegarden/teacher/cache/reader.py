@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bridgegarden.data.fingerprint import chat_template_fingerprint, tokenizer_fingerprint
+from bridgegarden.data.encode import chat_template_fingerprint, tokenizer_fingerprint
 from bridgegarden.errors import ConfigError, DataError, ModelError
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.divergences import forward_kl
