@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bridgegarden.terminal import (
+    Display,
     PlainLines,
     TimeLeft,
     counted,
@@ -160,3 +161,36 @@ def test_a_run_goes_on_when_nobody_reads_what_it_tells():
         run.stdin.close()
         assert run.stdout.read() == b"saved\n"
     assert run.returncode == 0
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_bar_gives_the_terminal_back_however_work_ends(error, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    screen = Screen()
+
+    def work():
+        with Display(plain_console(file=screen, force_terminal=True, width=100), "rows", 4) as display:
+            display.update(3, words="rows of \x1b[31m[red]")
+            raise error
+
+    with pytest.raises(error):
+        work()
+    assert "3/4" in screen.getvalue()
+    assert "\u241b[31m[red]" in screen.getvalue()
+    assert screen.getvalue().rstrip().endswith("\x1b[?25h")
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then():
+    log = io.StringIO()
+    with Display(plain_console(file=log), "rows", every=60.0) as display:
+        display.update(1, total=4)
+        display.update(2, line="phase two", now=True)
+        display.every = 0.0
+        display.update(3)
+        display.say("done")
+    assert log.getvalue().splitlines() == ["phase two", "rows: 3 of 4", "done"]

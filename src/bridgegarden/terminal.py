@@ -9,10 +9,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
 REPLACEMENT = "\ufffd"
 _PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: "\u2421"}
@@ -153,3 +153,118 @@ class TimeLeft:
         """``3m 20s left``; empty while nobody can say."""
         seconds = self.seconds()
         return "" if seconds is None else f"{duration(seconds)} left"
+
+
+class Display:
+    """How far work is: a bar with the time left on a terminal, a plain line now and then elsewhere.
+
+    A context manager, so that whatever ends the work, an interruption too, gives the terminal back.
+    """
+
+    def __init__(
+        self,
+        console: "Console",
+        words: str = "",
+        total: float | None = None,
+        *,
+        percent: bool = False,
+        lasting: bool = True,
+        every: float = 10.0,
+        frame: "Callable[[RenderableType], RenderableType]" = lambda bar: bar,
+    ) -> None:
+        """
+        Args:
+            console: where to.
+            words: what is being done; without any there is no bar until `restart`.
+            total: units of work; None if nobody knows.
+            percent: whether units mean nothing to a reader.
+            lasting: whether the bar stays when all is done.
+            every: seconds between lines where there is no terminal.
+            frame: what a terminal shows, made of the bar.
+        """
+        from rich.live import Live
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeElapsedColumn,
+        )
+
+        self.console, self.every = console, every
+        self.interactive = console.is_terminal and not console.is_dumb_terminal
+        self.bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            TaskProgressColumn() if percent else MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
+            console=console,
+        )
+        self._words, self._total = words, total
+        self._task = self.bar.add_task(plain(words), total=total, left="", visible=bool(words))
+        self._clock = TimeLeft(total or 0)
+        self._spoke = time.monotonic()
+        self._live = Live(
+            console=console,
+            get_renderable=lambda: frame(self.bar.get_renderable()),
+            refresh_per_second=4,
+            transient=not lasting,
+        )
+
+    def __enter__(self) -> Self:
+        if self.interactive:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.interactive:
+            self._live.stop()
+
+    @property
+    def left(self) -> str:
+        """``3m 20s left``; empty while nobody can say."""
+        return self._clock.text()
+
+    def restart(self, words: str, total: float | None, done: float = 0) -> None:
+        """Work of `total` units begins, `done` of which were done before."""
+        self._words, self._total, self._clock = words, total, TimeLeft(total or 0)
+        self.bar.reset(self._task, description=plain(words), total=total, completed=int(done), visible=True)
+
+    def update(
+        self,
+        done: float,
+        *,
+        total: float | None = None,
+        words: str | None = None,
+        line: str | None = None,
+        now: bool = False,
+    ) -> None:
+        """So many units are done in all.
+
+        Args:
+            done: in all.
+            total: if it has become known.
+            words: what is being done, if that has changed.
+            line: where there is no terminal, instead of words and numbers; the time left follows it.
+            now: whether that line is due whenever the last one was.
+        """
+        self._words, self._total = words or self._words, total or self._total
+        self._clock.total = self._total or 0
+        self._clock.update(done)
+        left = self.left
+        # What is drawn live does not go through the console's own filter.
+        self.bar.update(self._task, description=plain(self._words), total=self._total, completed=done, left=left)
+        due = now or time.monotonic() - self._spoke >= self.every
+        if due and not self.interactive and (line is not None or self._total):
+            told = line if line is not None else f"{self._words}: {done:,} of {self._total:,}"
+            self.say(f"{told}, {left}" if left else told)
+
+    def say(self, line: str) -> None:
+        """A line where there is no terminal."""
+        if not self.interactive:
+            from rich.text import Text
+
+            self.console.print(Text(line), soft_wrap=True)
+            self._spoke = time.monotonic()

@@ -37,11 +37,11 @@ def test_lm_eval_s_words_become_ours(terminal):
     assert "generate_until" not in terminal.getvalue()
 
 
-def test_elsewhere_there_is_a_plain_line_now_and_then(monkeypatch, capsys):
+def test_elsewhere_there_is_a_plain_line_now_and_then(capsys):
     bar = Bar(total=4, desc="Running loglikelihood requests")
     bar.update()
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    bar._display.every = 0.0
     bar.update()
     assert capsys.readouterr().err.startswith("weighing answers: 2 of 4")
 

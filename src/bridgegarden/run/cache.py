@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,7 +34,7 @@ from bridgegarden.run.rows import (
     read_answers,
     training_rows,
 )
-from bridgegarden.terminal import TimeLeft, counted
+from bridgegarden.terminal import Display, counted
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -47,8 +46,6 @@ if TYPE_CHECKING:
     from bridgegarden.teacher.cache.writer import BuildResult
 
 DEFAULT_TOP_K = 64
-SECONDS_BETWEEN_LINES = 10.0
-"""How often progress is told where there is no terminal."""
 AS_IT_IS = (0.0, 1.0)
 """Sampling temperatures at which no server that is known of returns other log-probabilities than those of
 temperature 1."""
@@ -262,8 +259,10 @@ def fill_recipe_cache(
         console.print(f"starting Ray, whose actors load teacher {name}", markup=False, soft_wrap=True)
         use_gpus = not on_cpu and recipe.teacher.device != "cpu"
         engine = partial(RayTeachers, load, spec, actors=options.actors, use_gpus=use_gpus)
-    with BuildDisplay(console) as display:
-        asked = engine(batch_tokens=options.batch_tokens, on_progress=display)
+    with Display(console, "positions") as display:
+        asked = engine(
+            batch_tokens=options.batch_tokens, on_progress=lambda done, total: display.update(done, total=total)
+        )
         return build_cache(folder, asked, data, spec, part=options.part)
 
 
@@ -273,52 +272,6 @@ def load_teacher(teacher: ModelFacts, device: str | None) -> "PreTrainedModel":
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return load_model(teacher).to(device)  # pyright: ignore[reportArgumentType]
-
-
-class BuildDisplay:
-    """A bar with the time left on a terminal; elsewhere a plain line now and then.
-
-    Called with the positions done and all there are. A context manager, since a build may end by an exception.
-    """
-
-    def __init__(self, console: "Console") -> None:
-        """
-        Args:
-            console: where to.
-        """
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self.console = console
-        self.interactive = console.file.isatty() and not console.is_dumb_terminal
-        columns = (
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
-        )
-        self._bar = Progress(TextColumn("positions"), *columns, console=console)
-        self._task = self._bar.add_task("positions", total=None, left="")
-        self._told = time.monotonic()
-        self._clock = TimeLeft(0)
-
-    def __enter__(self) -> "BuildDisplay":
-        if self.interactive:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.interactive:
-            self._bar.stop()
-
-    def __call__(self, done: int, total: int) -> None:
-        self._clock.total = total
-        self._clock.update(done)
-        self._bar.update(self._task, completed=done, total=total, left=self._clock.text())
-        now = time.monotonic()
-        if not self.interactive and now - self._told >= SECONDS_BETWEEN_LINES:
-            self._told = now
-            left = self._clock.text()
-            self.console.print(f"{done:,} of {total:,} positions{left and ', ' + left}", soft_wrap=True)
 
 
 @dataclass(frozen=True, kw_only=True)

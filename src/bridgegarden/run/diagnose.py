@@ -3,14 +3,12 @@
 import platform
 import re
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
 from bridgegarden.causal_lm_policy import CausalLMPolicy
@@ -29,7 +27,7 @@ from bridgegarden.run.output import OutputFolder, check_writable, write_or_rescu
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import now, package_versions
 from bridgegarden.run.rows import columns_of
-from bridgegarden.terminal import TimeLeft, counted
+from bridgegarden.terminal import Display, counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -265,7 +263,6 @@ def _prompts(inputs: DiagnoseInputs, pair: CheckedPair, limit: int | None, setti
 
 
 def _tell(console: "Console", inputs: DiagnoseInputs, pair: CheckedPair, prompts: Prompts) -> None:
-    from rich.text import Text
 
     used = prompts.used
     console.print(Text(f"{counted(used.used, 'prompt')} from {used.source}, {used.tokens:,} tokens"), soft_wrap=True)
@@ -495,10 +492,10 @@ def _ids(row: Mapping[str, Any], columns: Columns, tokeniser: RowTokeniser, wher
     return tuple(tokeniser.prompt(prompt(row, columns, place=where), where))
 
 
-class DiagnoseDisplay:
-    """A bar on a terminal, plain lines elsewhere; a :class:`~bridgegarden.diagnostics.diagnose.Watcher`.
+class DiagnoseDisplay(Display):
+    """A bar over all phases; a :class:`~bridgegarden.diagnostics.diagnose.Watcher`.
 
-    A context manager. A phase that takes fewer tokens than were expected counts as whole once the next one begins.
+    A phase that takes fewer tokens than were expected counts as whole once the next one begins.
     """
 
     def __init__(self, console: Console, total: int) -> None:
@@ -507,52 +504,27 @@ class DiagnoseDisplay:
             console: where to.
             total: tokens of all phases, as far as is known.
         """
-        self.console, self.total = console, max(total, 1)
-        self.interactive = console.is_terminal and not console.is_dumb_terminal
+        super().__init__(console, "getting ready", max(total, 1), percent=True, lasting=False)
+        self.total = max(total, 1)
         self._phase, self._planned, self._done, self._before = "", 0, 0, 0
-        self._spoke = time.monotonic()
-        self._clock = TimeLeft(self.total)
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[left]}", markup=False),
-            console=console,
-            transient=True,
-            disable=not self.interactive,
-        )
-        self._task = self._bar.add_task("", total=self.total, left="")
-
-    def __enter__(self) -> "DiagnoseDisplay":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
 
     def begin(self, phase: str, tokens: int) -> None:
         """A phase begins, which will take about so many tokens."""
         self._before += self._planned
         self._phase, self._planned, self._done = phase, tokens, 0
-        self._show(force=True)
+        self._show(now=True)
 
     def advance(self, tokens: int) -> None:
         """So many tokens more are done."""
         self._done += tokens
-        self._show(force=False)
+        self._show(now=False)
 
     @property
     def share(self) -> float:
         """How much of everything is done, from 0 to 1."""
         return min((self._before + min(self._done, self._planned)) / self.total, 1.0)
 
-    def _show(self, *, force: bool) -> None:
-        self._clock.update(self.share * self.total)
-        left = self._clock.text()
-        self._bar.update(self._task, description=self._phase, completed=self.share * self.total, left=left)
-        now = time.monotonic()
-        if self.interactive or (not force and now - self._spoke < EVERY):
-            return
-        self._spoke = now
+    def _show(self, *, now: bool) -> None:
         at = f"{self._done:,} of {self._planned:,} tokens" if self._done else f"up to {self._planned:,} tokens"
-        self.console.print(Text(f"[{self.share:4.0%}] {self._phase}: {at}{left and ', ' + left}"), soft_wrap=True)
+        line = f"[{self.share:4.0%}] {self._phase}: {at}"
+        self.update(self.share * self.total, words=self._phase, line=line, now=now)

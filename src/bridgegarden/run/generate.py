@@ -1,9 +1,6 @@
 """A recipe to its teacher's answers: what ``bridgegarden generate`` does."""
 
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,9 +25,6 @@ from bridgegarden.teacher.server_connection import api_key
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-SECONDS_BETWEEN_LINES = 10.0
-"""How often progress is told where there is no terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +55,7 @@ def generate_answers(recipe: Recipe, decoding: Decoding, options: GenerateOption
         DataError: a row has no prompt, or a file cannot be read or written.
         ModelError: the teacher cannot be used, or fails again and again.
     """
-    from bridgegarden.terminal import stderr_console
+    from bridgegarden.terminal import Display, stderr_console
 
     section = recipe.data
     output = options.output or recipe.output.with_name(f"{recipe.output.name}-answers.jsonl")
@@ -73,7 +67,12 @@ def generate_answers(recipe: Recipe, decoding: Decoding, options: GenerateOption
         questions = Questions(rows=training_rows(section), columns=columns_of(section), samples=options.samples)
         console = stderr_console()
         engine = _engine(recipe, options, console)
-        with _display(console) as show:
+        with Display(console, "answers") as display:
+
+            def show(progress: Progress) -> None:
+                words = f"answers, {progress.failed} failed" if progress.failed else "answers"
+                display.update(progress.done, total=progress.total, words=words, line=str(progress))
+
             return generate(
                 questions, engine, output, decoding, keep_truncated=options.keep_truncated, on_progress=show
             )
@@ -114,48 +113,3 @@ def _engine(recipe: Recipe, options: GenerateOptions, console: "Console") -> Eng
     model.to(device)  # pyright: ignore[reportArgumentType]
     name = facts.reference.model if facts.commit is None else f"{facts.reference.model}@{facts.commit}"
     return LocalEngine(model, facts.tokenizer, name=name, batch_size=options.batch_size)
-
-
-@contextmanager
-def _display(console: "Console") -> Iterator[Callable[[Progress], None]]:
-    """A bar on a terminal; elsewhere a line now and then."""
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    interactive = console.file.isatty() and not console.is_dumb_terminal
-    lines = _Lines(console)
-    with Bar(*columns, console=console, disable=not interactive) as bar:
-        task = bar.add_task("answers", total=None)
-
-        def show(progress: Progress) -> None:
-            bar.update(task, description=str(progress), total=progress.total, completed=progress.done)
-            if not interactive:
-                lines.show(progress)
-
-        yield show
-
-
-class _Lines:
-    """Progress without a terminal."""
-
-    def __init__(self, console: "Console") -> None:
-        self._console = console
-        self._began = self._said = time.monotonic()
-
-    def show(self, progress: Progress) -> None:
-        from bridgegarden.terminal import duration
-
-        now = time.monotonic()
-        if now - self._said < SECONDS_BETWEEN_LINES:
-            return
-        self._said = now
-        new = progress.done - progress.before
-        left = (progress.total - progress.done) * (now - self._began) / new if new else 0
-        self._console.print(f"{progress}, {duration(left)} left", markup=False, soft_wrap=True)

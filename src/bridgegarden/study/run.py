@@ -5,28 +5,23 @@ import os
 import queue
 import signal
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from functools import partial
 from multiprocessing.queues import Queue
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-from rich.text import Text
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.run.quiet import quiet_libraries
-from bridgegarden.terminal import TimeLeft, counted
+from bridgegarden.terminal import Display, counted
 
 EVERY = 15.0
 """Seconds between lines where there is no terminal."""
-
 
 TELL_EVERY = 10
 """Steps between two signs of life from a training."""
@@ -125,8 +120,8 @@ def steps_told(job: Job, tell: Tell, *, weight: int = 1) -> Callable[[int], None
     return on_step
 
 
-class JobsDisplay:
-    """One bar with the time left, and what came of those that are done: live on a terminal, plain lines elsewhere."""
+class JobsDisplay(Display):
+    """One bar with the time left, and what came of those that are done."""
 
     def __init__(
         self, console: Console, total: int, above: "Callable[[Sequence[Any]], RenderableType] | None" = None
@@ -137,56 +132,25 @@ class JobsDisplay:
             total: units of work in all.
             above: what a terminal shows above the bar of the runs so far.
         """
-        self.console, self.total = console, total
-        self.interactive = console.is_terminal and not console.is_dumb_terminal
         self._above = above
         self._done: dict[str, int] = {}
         self._runs: list[Any] = []
-        self._clock = TimeLeft(total)
-        self._spoke = time.monotonic()
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=None), TaskProgressColumn(), console=console
-        )
-        self._task = self._bar.add_task("getting ready", total=total)
-        self._live = Live(console=console, get_renderable=self._screen, refresh_per_second=4, transient=True)
-
-    def __enter__(self) -> Self:
-        if self.interactive:
-            self._live.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.interactive:
-            self._live.stop()
+        super().__init__(console, "getting ready", total, percent=True, lasting=False, every=EVERY, frame=self._screen)
 
     def advance(self, name: str, units: int) -> None:
         """The job called `name` has done `units` of its work."""
         self._done[name] = units
         done = sum(self._done.values())
-        self._clock.update(done)
-        self._bar.update(self._task, completed=done)
-        if not self.interactive and time.monotonic() - self._spoke > EVERY:
-            self._say(f"{done / self.total:.0%}{self._time_left()}")
+        self.update(done, words=f"{len(self._runs)} trained", line=f"{done / (self._total or 1):.0%}")
 
     def finished(self, job: Job, run: Any, line: str) -> None:
         """A job is done; `line` is what came of it."""
-        self.advance(job.name, job.units)
         self._runs.append(run)
-        if not self.interactive:
-            self._say(f"{line}{self._time_left()}")
+        self.advance(job.name, job.units)
+        self.say(f"{line}, {self.left}" if self.left else line)
 
-    def _say(self, line: str) -> None:
-        self.console.print(Text(line), soft_wrap=True)
-        self._spoke = time.monotonic()
-
-    def _screen(self) -> Group:
-        self._bar.update(self._task, description=f"{len(self._runs)} trained{self._time_left()}")
-        above = [self._above(self._runs)] if self._above is not None and self._runs else []
-        return Group(*above, self._bar.get_renderable())
-
-    def _time_left(self) -> str:
-        left = self._clock.text()
-        return left and f", {left}"
+    def _screen(self, bar: RenderableType) -> RenderableType:
+        return Group(self._above(self._runs), bar) if self._above is not None and self._runs else bar
 
 
 def available_processors() -> int:

@@ -8,13 +8,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.console import Console, Group, RenderableType
 from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from bridgegarden.terminal import TimeLeft, stderr_console
+from bridgegarden.terminal import Display, stderr_console
 
 SHOWN = (
     ("loss", "loss", ".4g"),
@@ -53,47 +51,32 @@ class ProgressDisplay(TrainerCallback):
         Args:
             console: where to; stderr if None.
         """
-        self.console = console or stderr_console()
-        self.interactive = self.console.file.isatty() and not self.console.is_dumb_terminal
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
-            console=self.console,
-        )
-        self._training = self._bar.add_task("training", total=None, visible=False, left="")
-        self._evaluating = self._bar.add_task("evaluating", total=None, visible=False, left="")
         self._train_line, self._eval_line, self._own_line = Text(), Text(), Text()
-        self._live = Live(console=self.console, get_renderable=self._screen, refresh_per_second=4)
-        self._clock = TimeLeft(0)
+        self._display = Display(console or stderr_console(), every=math.inf, frame=self._screen)
+        self._evaluating = self._display.bar.add_task("evaluating", total=None, visible=False, left="")
 
     def __enter__(self) -> "ProgressDisplay":
-        if self.interactive:
-            self._live.start()
+        self._display.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self.interactive:
-            self._bar.update(self._evaluating, visible=False)
-            self._live.stop()
+        self._display.bar.update(self._evaluating, visible=False)
+        self._display.__exit__(*exception)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._clock = TimeLeft(state.max_steps)
-        self._bar.reset(self._training, total=state.max_steps, completed=state.global_step, visible=True)
+        self._display.restart("training", state.max_steps, state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._clock.update(state.global_step)
-        self._bar.update(self._training, completed=state.global_step, left=self._clock.text())
+        self._display.update(state.global_step)
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         loader = kwargs.get("eval_dataloader")
-        self._bar.update(self._evaluating, advance=1, total=None if loader is None else len(loader), visible=True)
+        total = None if loader is None else len(loader)
+        self._display.bar.update(self._evaluating, advance=1, total=total, visible=True)
 
     def on_log(
         self,
@@ -108,25 +91,21 @@ class ProgressDisplay(TrainerCallback):
         where = f"step {state.global_step}/{state.max_steps}"
         if "loss" in logs:
             self._train_line = Text(terms_text(logs))
-            self._say(f"{where}  {self._train_line}  {self._clock.text()}")
+            self._display.say(f"{where}  {self._train_line}  {self._display.left}".rstrip())
         if "eval_loss" in logs:
-            self._bar.reset(self._evaluating, visible=False)
+            self._display.bar.reset(self._evaluating, visible=False)
             self._eval_line = Text(f"evaluation at {where}: {terms_text(logs, 'eval_')}")
-            self._say(str(self._eval_line))
+            self._display.say(str(self._eval_line))
         if "eval_free_running_loss" in logs:
             self._own_line = Text(
                 f"own texts at {where}: loss {logs['eval_free_running_loss']:.4g}  exposure bias "
                 f"{logs['eval_exposure_bias']:+.4g} nats a text"
             )
-            self._say(str(self._own_line))
+            self._display.say(str(self._own_line))
 
-    def _say(self, line: str) -> None:
-        if not self.interactive:
-            self.console.print(Text(line.rstrip()), soft_wrap=True)
-
-    def _screen(self) -> Group:
+    def _screen(self, bar: RenderableType) -> Group:
         lines = (self._train_line, self._eval_line, self._own_line)
-        return Group(self._bar.get_renderable(), *(line for line in lines if line.plain))
+        return Group(bar, *(line for line in lines if line.plain))
 
 
 class MetricsLog(TrainerCallback):
