@@ -2,6 +2,7 @@
 
 import gc
 import math
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -146,6 +147,21 @@ def test_fast_path_equals_slow_path_with_a_sharpened_target_and_either_weight_of
     assert_same(pair, pair.fast(objective), pair.slow(objective))
     sparse = pair.fast(objective, teacher=pair.whole_vocabulary_as_sparse(objective))
     assert_same(pair, sparse, pair.slow(objective))
+
+
+@pytest.mark.parametrize("divergence", ALL_DIVERGENCES)
+def test_a_student_in_float64_learns_from_signals_in_float32(divergence):
+    """As a cache and an exact process give them."""
+    pair = Pair(student_width=13, teacher_width=13)
+    objective = HybridObjective(divergence=ALL_DIVERGENCES[divergence])
+    signal = pair.whole_vocabulary_as_sparse(objective)
+    rounded = replace(
+        signal,
+        **{name: getattr(signal, name).float() for name in ("logp", "log_tail", "entropy", "max_logp")},
+    )
+    torch.testing.assert_close(
+        pair.fast(objective, teacher=rounded).loss, pair.slow(objective).mean(), rtol=1e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 100])

@@ -247,6 +247,41 @@ def run_command(
     console.print(f"\nThe report is {output / 'report.html'}, the numbers are in result.json beside it", soft_wrap=True)
 
 
+@lab_group.command("map")
+@click.option("--quick", is_flag=True, help="Four cells of the 32 with 16 seeds: what the map looks like, in minutes.")
+@click.option(
+    "--output",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    default=Path("runs") / "map",
+    show_default=True,
+    help="Folder for the result. Cells finished in it are kept.",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per processor, at most 4]")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON instead of tables.")
+def map_command(quick: bool, output: Path, workers: int | None, as_json: bool) -> None:
+    """Decide which labels are better where: many students trained at once, measured exactly.
+
+    Teachers that are sure, unsure, slip or are wrong in places; students with room enough or too small; few rows or
+    many; short or long training. Twelve kinds of labels, each with one setting and with settings tuned for it, 64
+    seeds. Every claim has a smallest effect of interest, and holds, does not hold, or says how much more it needs.
+    Interrupted, it goes on where it stopped. Leaves DIR/report.html, tables.md, claims.csv, cells.csv and result.json.
+    """
+    from bridgegarden.lab.map.cells import QUICK, MapSettings
+    from bridgegarden.lab.map.report import tables
+    from bridgegarden.lab.map.run import lab_map
+
+    typed = f"bridgegarden lab map{' --quick' if quick else ''}"
+    result = lab_map(output, QUICK if quick else MapSettings(), command=typed, workers=workers)
+    if as_json:
+        click.echo((output / "result.json").read_text(encoding="utf-8"), nl=False)
+        return
+    console = plain_console(highlight=False)
+    for table in tables(result):
+        console.print(table)
+    console.print(f"\nThe report is {output / 'report.html'}, the numbers are in result.json beside it", soft_wrap=True)
+
+
 @lab_group.command("worlds")
 @click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
 def worlds_command(as_json: bool) -> None:

@@ -44,7 +44,7 @@ class HybridLoss:
     """The terms of the objective per position, all ``(*batch,)``, in nats; zero where `mask` is False."""
 
     total: Float[Tensor, "*batch"]
-    """What is minimised: ``soft_weight * soft + (1 - soft_weight) * (hard + risk)``; see `risk_weight` of the objective."""
+    """What is minimised: ``soft_weight * soft + (1 - soft_weight) * (hard + risk)``; see `risk_weight` for the risk."""
     soft: Float[Tensor, "*batch"]
     """The divergence at the loss temperature, times its square; before weighting."""
     hard: Float[Tensor, "*batch"]
@@ -88,8 +88,8 @@ class HybridObjective:
     temperature: float = 1.0
     """Loss temperature T > 0: divides both logits of the soft loss, which is multiplied by T^2."""
     sharpening: float = 1.0
-    """Exponent g > 0 of the soft target, which is the teacher's p^g over its sum: above 1 a surer teacher, below 1 a less
-    sure one. The student is left as it is (a loss temperature changes both), and rules read the teacher's own p."""
+    """Exponent g > 0 of the soft target, which is the teacher's p^g over its sum: above 1 a surer teacher, below 1 a
+    less sure one. The student is left as it is (a loss temperature changes both); rules read the teacher's own p."""
     risk_alpha: float = 0.0
     """Weight of the risk term, >= 0; the paper uses 0.1. At 0 there is none."""
     risk_weight: str = "hard"
@@ -195,6 +195,8 @@ class HybridObjective:
             return self._sampled_soft(signal, signal.weights, student)
         teacher = signal.cells(self._target_temperature)
         other = _without_gradient_unless(wanted, student.cells(self.temperature))
+        dtype = torch.promote_types(teacher.dtype, other.dtype)
+        teacher, other = teacher.to(dtype), other.to(dtype)
         if teacher.shape[-1] < other.shape[-1]:
             absent = torch.full_like(teacher[..., :1], ABSENT_LOG_MASS)
             teacher = torch.cat([teacher, absent], -1)

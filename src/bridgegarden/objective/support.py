@@ -203,7 +203,8 @@ class TeacherSignal:
             raise ConfigError(
                 f"teacher signal: the tail's sum of p^{exponent:g} was not stored (stored exponents: "
                 f"{sorted(self.tail_powers) or 'none'}), but the loss temperature, the sharpening or the power entropy "
-                f"of this objective needs it. Make the signal with exponents=({exponent:g},), or keep the whole vocabulary."
+                f"of this objective needs it. Make the signal with exponents=({exponent:g},), or keep the whole "
+                "vocabulary."
             )
         return self.tail_powers[exponent]
 

@@ -1,0 +1,269 @@
+"""The map: which labels are better where, decided on students that are trained many at once.
+
+A cell of the map is a teacher, a student's size, a number of rows and a number of steps. In every cell each arm's
+learning rate, weight decay and step to stop are chosen on worlds and problems of their own, once for the lowest loss
+and once for the most right answers; then the arms are trained on other seeds, with these choices and with one fixed
+setting for all. A seed decides the world (how wordings are preferred, where a teacher is wrong), the problems, the
+answers and their order, and the first weights; the arms of a seed share all of it, so their differences are paired.
+"""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bridgegarden.exact.tasks.chain import ChainWorld, Expression
+from bridgegarden.lab.map.cells import ARMS, BUDGETS, FAIRNESS, ROWS, STUDENTS, Cell, CellRun, MapSettings, Setting
+from bridgegarden.lab.map.findings import MapResult, pooled_effects
+from bridgegarden.lab.map.measure import Measures, measure
+from bridgegarden.lab.map.students import Weights, Worlds, draw_order, draw_rows, draw_uniform, new_weights, train
+from bridgegarden.run.record import git_commit, now
+from bridgegarden.study.kept import StudyFolder, deciding_versions, keep, kept, key_of, to_tree
+from bridgegarden.study.run import MOST, Tell, available_processors, run_jobs, studying
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+BLOCK = 8
+"""Seeds that are trained at once: more are no faster."""
+TUNING_SEEDS = 100_000
+"""The first seed of those that settings are chosen on; none of them is trained on again."""
+
+
+class MapFolder(StudyFolder):
+    """With ``cells.csv``, ``claims.csv`` and ``tables.md`` beside the result."""
+
+    command = "bridgegarden lab map"
+
+    def run(self, cell: Cell) -> Path:
+        """One finished cell."""
+        return self.path / "cells" / f"{cell.name}.json"
+
+    def save(self, result: MapResult) -> None:
+        """Write what a finished map leaves."""
+        from bridgegarden.lab.map.report import cells_csv, claims_csv, report_page, tables_markdown
+
+        tree = {f.name: to_tree(getattr(result, f.name)) for f in fields(result) if f.name != "runs"}
+        self.finish(
+            {**tree, "effects": to_tree(result.effects), "pooled": to_tree(pooled_effects(result.effects))},
+            report_page(result),
+            {"cells.csv": cells_csv(result), "claims.csv": claims_csv(result), "tables.md": tables_markdown(result)},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellJob:
+    """One cell to do."""
+
+    cell: Cell
+    """Which."""
+    settings: MapSettings
+    """What else its numbers depend on."""
+    folder: MapFolder
+    """Where they are kept."""
+
+    @property
+    def name(self) -> str:
+        """For the display."""
+        return self.cell.name
+
+    @property
+    def key(self) -> str:
+        """Of everything the numbers depend on."""
+        from bridgegarden.recipe import describe_objective
+
+        shared = {f.name: getattr(self.settings, f.name) for f in fields(self.settings)}
+        for name in ("teachers", "students", "rows", "budgets"):
+            del shared[name]
+        objectives = {name: describe_objective(ARMS[name].arm(0.0, 0.0).objective) for name in self.settings.arms}
+        sizes = {"student": STUDENTS[self.cell.student], "rows": ROWS[self.cell.rows], "steps": self.steps}
+        arms = {name: asdict(ARMS[name]) for name in self.settings.arms}
+        parts = {"cell": asdict(self.cell), **sizes, "settings": shared, "arms": arms, "objectives": objectives}
+        return key_of({**parts, "versions": dict(deciding_versions())})
+
+    @property
+    def steps(self) -> int:
+        """Of a whole training."""
+        return BUDGETS[self.cell.budget]
+
+    @property
+    def units(self) -> int:
+        """All its work: steps of one student, counting three settings where there may be fewer."""
+        settings, grid = self.settings, len(self.settings.learning_rates) * len(self.settings.weight_decays)
+        students = settings.tuning_seeds * grid + settings.seeds * len(FAIRNESS)
+        return self.steps * len(settings.arms) * students
+
+    def kept(self) -> CellRun | None:
+        """What an earlier run found with everything as it is here."""
+        return kept(self.folder.run(self.cell), self.key, CellRun)
+
+
+Asked = tuple[str, float, float]
+"""An arm's name, its learning rate and weight decay."""
+
+
+def run_cell(job: CellJob, tell: Tell) -> CellRun:
+    """Choose settings, train and measure one cell, and keep the numbers in the job's folder."""
+    started, settings = time.process_time(), job.settings
+    world, done = world_of(job.cell, 0), 0
+
+    def on_students(count: int) -> None:
+        nonlocal done
+        done += count * job.steps
+        tell(job.name, min(done, job.units))
+
+    grid = list(product(settings.arms, settings.learning_rates, settings.weight_decays))
+    stops = [max(1, round(share * job.steps)) for share in settings.stops]
+    judged = _trained(
+        job,
+        [TUNING_SEEDS + seed for seed in range(settings.tuning_seeds)],
+        {asked: tuple(stops) for asked in grid},
+        world.problems(settings.validation_problems, 0, split="validation"),
+    )
+    on_students(settings.tuning_seeds * len(grid))
+    chosen = _choose(job, judged)
+    wanted: dict[Asked, tuple[int, ...]] = {}
+    for by_arm in chosen.values():
+        for name, one in by_arm.items():
+            asked = name, one.learning_rate, one.weight_decay
+            wanted[asked] = tuple(sorted({*wanted.get(asked, ()), one.steps}))
+    problems = world.problems(settings.test_problems, 0, split="test")
+    blocks = []
+    for start in range(0, settings.seeds, BLOCK):
+        seeds = range(start, min(start + BLOCK, settings.seeds))
+        blocks.append(_trained(job, seeds, wanted, problems))
+        on_students(len(seeds) * len(settings.arms) * len(FAIRNESS))
+    run = CellRun(
+        cell=job.cell,
+        settings=chosen,
+        measures={
+            way: {
+                name: _columns([block[name, one.learning_rate, one.weight_decay][one.steps] for block in blocks])
+                for name, one in by_arm.items()
+            }
+            for way, by_arm in chosen.items()
+        },
+        students=settings.tuning_seeds * len(grid) + settings.seeds * len(wanted),
+        cpu_seconds=time.process_time() - started,
+    )
+    keep(job.folder.run(job.cell), job.key, run)
+    return run
+
+
+def world_of(cell: Cell, seed: int) -> ChainWorld:
+    """The world of one seed."""
+    return ChainWorld(teacher=cell.teacher, seed=seed)
+
+
+def _trained(
+    job: CellJob, seeds: Sequence[int], wanted: Mapping[Asked, tuple[int, ...]], problems: Sequence[Expression]
+) -> dict[Asked, dict[int, Measures]]:
+    """Of every arm asked for, its students after the steps wanted, measured on `problems`: columns ``(S, 1)``."""
+    worlds = Worlds.of([world_of(job.cell, seed) for seed in seeds])
+    rows = draw_rows(worlds, seeds, ROWS[job.cell.rows])
+    order = draw_order(seeds, ROWS[job.cell.rows], job.steps, job.settings.batch)
+    found: dict[Asked, dict[int, Measures]] = {asked: {} for asked in wanted}
+    for on_policy in (False, True):
+        group = [asked for asked in wanted if ARMS[asked[0]].on_policy == on_policy]
+        if not group:
+            continue
+        uniform = draw_uniform(seeds, 3, job.steps, job.settings.batch, 2 * worlds.size.steps) if on_policy else None
+        weights = new_weights(worlds.size, STUDENTS[job.cell.student], seeds, len(group))
+        arms = [ARMS[name].arm(rate, decay) for name, rate, decay in group]
+        steps = sorted({step for asked in group for step in wanted[asked]})
+        stacks = train(worlds, rows, arms, weights, order, uniform=uniform, keep=steps)
+        for step in steps:
+            places = [place for place, asked in enumerate(group) if step in wanted[asked]]
+            measured = measure(worlds, Weights(*(tensor[:, places] for tensor in stacks[step])), problems)
+            for column, place in enumerate(places):
+                found[group[place]][step] = measured.of_arm(column)
+    return found
+
+
+def _choose(job: CellJob, judged: Mapping[Asked, Mapping[int, Measures]]) -> dict[str, dict[str, Setting]]:
+    settings = job.settings
+    chosen: dict[str, dict[str, Setting]] = {way: {} for way in FAIRNESS}
+    for name in settings.arms:
+        tried = [
+            Setting(
+                learning_rate=rate,
+                weight_decay=decay,
+                steps=step,
+                held_out_loss=measures.teacher_loss.mean().item(),
+                held_out_right=measures.right_greedy.mean().item(),
+            )
+            for (arm, rate, decay), by_step in judged.items()
+            if arm == name
+            for step, measures in by_step.items()
+        ]
+        alike = settings.fixed_rate, settings.fixed_decay, job.steps
+        for one in tried:
+            if (one.learning_rate, one.weight_decay, one.steps) == alike:
+                chosen["one setting"][name] = one
+        chosen["tuned by loss"][name] = min(tried, key=lambda one: one.held_out_loss)
+        chosen["tuned by right answers"][name] = min(tried, key=lambda one: (-one.held_out_right, one.held_out_loss))
+    return chosen
+
+
+def _columns(blocks: Sequence[Measures]) -> dict[str, tuple[float, ...]]:
+    together = Measures.joined(blocks)
+    # Six digits are more than the seeds leave certain, and the numbers are kept as text.
+    return {
+        f.name: tuple(float(f"{x:.6g}") for x in getattr(together, f.name).flatten().tolist()) for f in fields(Measures)
+    }
+
+
+def lab_map(
+    output: Path,
+    settings: MapSettings,
+    *,
+    command: str,
+    workers: int | None = None,
+    console: "Console | None" = None,
+) -> MapResult:
+    """Make the map, and leave ``result.json``, ``report.html``, ``tables.md``, ``cells.csv`` and ``claims.csv``.
+
+    They appear at the very end; until then, and after an interrupt, a file ``INCOMPLETE`` lies in `output`. Cells that
+    an earlier run finished there with the same settings are kept. The numbers depend on the settings, the libraries'
+    versions and the machine, not on the number of workers.
+
+    Args:
+        output: folder; made if need be.
+        settings: what to run.
+        command: what was typed, for the record.
+        workers: processes of one thread each; the processors there are, at most 4, if None.
+        console: for progress; stderr if None.
+
+    Raises:
+        ConfigError: `output` is a file, a setting is wrong, or a worker was ended from outside.
+    """
+    from bridgegarden.terminal import stderr_console
+
+    began, started = time.perf_counter(), now()
+    console = console or stderr_console()
+    folder = MapFolder(output)
+    with studying(console):
+        folder.begin()
+        jobs = [CellJob(cell=cell, settings=settings, folder=folder) for cell in settings.cells]
+        workers = workers or min(available_processors(), MOST)
+        found = run_jobs(run_cell, jobs, console, workers=workers, told=_told)
+        result = MapResult(
+            settings=settings,
+            runs=tuple(found[job.name] for job in jobs),
+            versions=deciding_versions(),
+            commit=git_commit(),
+            command=command,
+            started=started,
+            seconds=time.perf_counter() - began,
+        )
+        folder.save(result)
+    return result
+
+
+def _told(job: CellJob, run: CellRun) -> str:
+    means = {name: statistics.fmean(found["right_greedy"]) for name, found in run.measures[FAIRNESS[-1]].items()}
+    best = max(means, key=means.__getitem__)
+    return f"{job.cell.label}: right most often with {ARMS[best].label}, {100 * means[best]:.0f} % greedy"

@@ -1,0 +1,134 @@
+"""The stack's measures against the solver: another road, one student and one problem at a time."""
+
+import pytest
+import torch
+
+from bridgegarden.exact import solve
+from bridgegarden.exact.process import EndsOffScript, OffScript, Role
+from bridgegarden.lab.map.measure import measure
+from bridgegarden.lab.map.students import (
+    Arm,
+    Context,
+    Problems,
+    Worlds,
+    draw_order,
+    draw_rows,
+    features,
+    hidden_states,
+    kinds,
+    logits_at,
+    new_weights,
+    train,
+)
+from bridgegarden.objective.hybrid import HybridObjective
+from tests.lab.map.chain_student import OTHER, WORLD, first_token
+
+SEEDS, STEPS = (0, 1, 2), 60
+TEACHERS = WORLD, OTHER, WORLD
+STACK = Worlds.of(TEACHERS)
+PROBLEMS = WORLD.problems(4, 0, split="test")
+
+
+@pytest.fixture(scope="module")
+def stack():
+    arms = [
+        Arm(objective=HybridObjective.preset(name), learning_rate=0.03, weight_decay=0.01)
+        for name in ("hard", "soft", "risk_guided")
+    ]
+    weights = new_weights(WORLD, 12, SEEDS, len(arms)).map(torch.Tensor.double)
+    return train(STACK, draw_rows(STACK, SEEDS, 64), arms, weights, draw_order(SEEDS, 64, STEPS, 16))[STEPS]
+
+
+def one(weights, seed, arm):
+    return weights.map(lambda tensor: tensor[seed : seed + 1, arm : arm + 1])
+
+
+def row(weights, problem, state, power=1.0):
+    """What one student says at a state of the process, over the whole vocabulary."""
+    logp = torch.full((len(WORLD.vocabulary),), -torch.inf, dtype=torch.float64)
+    if isinstance(state, OffScript):
+        return logp.fill_(0.0).log_softmax(0)
+    memory, place = state.memory, state.slot
+    kind = kinds(WORLD)[2 if place == 2 * WORLD.steps else place % 2]
+    context = Context(torch.tensor([memory.value]), torch.tensor([memory.wording + 1]))
+    inputs = features(WORLD, Problems.of([problem]), place, context)
+    logits = logits_at(weights, kind.name, hidden_states(weights, inputs[None]))[0, 0, 0]
+    first = first_token(kind.name)
+    logp[first : first + kind.width] = (power * logits).log_softmax(-1)
+    return logp
+
+
+def solved(weights, seed, problem, power=1.0):
+    process = EndsOffScript(TEACHERS[seed].process(problem))
+    return solve(process, lambda state: row(weights, problem, state, power))
+
+
+def right(solution):
+    """The probability of all texts that end with every value right, by the state in which they end."""
+    return solution.student_probability(lambda state: not isinstance(state, OffScript) and state.memory.right)
+
+
+@pytest.mark.parametrize(("seed", "arm"), [(0, 0), (1, 1), (2, 2)])
+def test_losses_drift_and_right_answers_are_the_solvers(stack, seed, arm):
+    found = measure(STACK, stack, PROBLEMS, seeds_at_once=2)
+    student = one(stack, seed, arm)
+    solutions = [solved(student, seed, problem) for problem in PROBLEMS]
+    cool = [solved(student, seed, problem, 2.0) for problem in PROBLEMS]
+
+    def mean(values):
+        return sum(values) / len(PROBLEMS)
+
+    shares = [solution.by_role for solution in solutions]
+    expected = {
+        "teacher_loss": mean([solution.teacher_loss for solution in solutions]),
+        "student_loss": mean([solution.student_loss for solution in solutions]),
+        "exposure_bias": mean([solution.exposure_bias for solution in solutions]),
+        "teacher_loss_bridges": mean([share[Role.BRIDGE].teacher_loss for share in shares]),
+        "student_loss_bridges": mean([share[Role.BRIDGE].student_loss for share in shares]),
+        "drift_bridges": mean([share[Role.BRIDGE].contribution for share in shares]),
+        "drift_gardens": mean([share[Role.GARDEN].contribution for share in shares]),
+        "right": mean([right(solution) for solution in solutions]),
+        "right_cool": mean([right(solution) for solution in cool]),
+    }
+    for name, value in expected.items():
+        assert getattr(found, name)[seed, arm].item() == pytest.approx(value, rel=1e-9, abs=1e-12), name
+
+
+def test_the_greedy_answer_is_followed_token_by_token(stack):
+    found = measure(STACK, stack, PROBLEMS)
+    for seed in range(3):
+        for arm in range(3):
+            count = 0
+            for problem in PROBLEMS:
+                process = WORLD.process(problem)
+                state, tokens = process.initial, []
+                while not process.is_terminal(state):
+                    tokens.append(int(row(one(stack, seed, arm), problem, state).argmax()))
+                    state = process.step(state, tokens[-1])
+                count += WORLD.succeeds(problem, tokens)
+            assert found.right_greedy[seed, arm].item() == count / len(PROBLEMS)
+
+
+def test_variety_is_the_entropy_at_the_teachers_wordings(stack):
+    found = measure(STACK, stack, PROBLEMS)
+    student = teacher = 0.0
+    for problem in PROBLEMS:
+        solution = solved(one(stack, 1, 0), 1, problem)
+        gardens = torch.tensor([role == Role.GARDEN for role in solution.roles])
+        rows, visits = solution.nodes.row[gardens], solution.teacher_visitation[gardens]
+        student += (visits @ solution.unrolled.student_entropy[rows]).item()
+        teacher += (visits @ solution.unrolled.teacher_entropy[rows]).item()
+    assert found.variety[1, 0].item() == pytest.approx(student / teacher, rel=1e-9)
+
+
+def test_the_parts_of_the_exposure_bias_are_all_of_it(stack):
+    found = measure(STACK, stack, WORLD.problems(32, 1, split="test"))
+    torch.testing.assert_close(found.drift_bridges + found.drift_gardens, found.exposure_bias, rtol=0, atol=1e-12)
+    assert found.exposure_bias.abs().min() > 1e-4
+
+
+def test_a_student_that_says_what_the_teacher_says_loses_nothing_and_is_right_as_often():
+    teacher = WORLD.process(PROBLEMS[0])
+    solution = solve(EndsOffScript(teacher), EndsOffScript(teacher).log_probs)
+    assert solution.student_loss == pytest.approx(0.0, abs=1e-12)
+    assert right(solution) == pytest.approx(0.6**WORLD.steps)
