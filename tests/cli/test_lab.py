@@ -117,3 +117,26 @@ def test_a_check_that_fails_is_status_one(monkeypatch):
     assert result.exit_code == 1
     assert "DOES NOT HOLD: sums close (3 cases, largest error 5.0e-01)" in result.stdout
     assert json.loads(invoke("check", "--json").stdout)[0]["passed"] is False
+
+
+def test_the_map_is_asked_for_whole_or_quick_and_its_tables_are_printed(monkeypatch, tmp_path):
+    from bridgegarden.lab.map import run as module
+    from bridgegarden.lab.map.cells import QUICK, MapSettings
+    from tests.lab.map.test_run import SETTINGS
+
+    asked, original = [], module.lab_map
+
+    def lab_map(output, settings, **rest):
+        asked.append((settings, rest["command"]))
+        return original(output, SETTINGS, **rest)
+
+    monkeypatch.setattr(module, "lab_map", lab_map)
+    monkeypatch.setattr(module, "BUDGETS", {"short": 2, "long": 3})
+    folder = tmp_path / "map"
+    quick = CliRunner().invoke(cli, ["lab", "map", "--quick", "--workers", "1", "--output", str(folder)])
+    assert quick.exit_code == 0, quick.output
+    assert "Settings: tuned by right answers" in quick.stdout
+    assert "report.html" in quick.stdout
+    whole = CliRunner().invoke(cli, ["lab", "map", "--json", "--workers", "1", "--output", str(folder)])
+    assert json.loads(whole.stdout)["command"] == "bridgegarden lab map"
+    assert asked == [(QUICK, "bridgegarden lab map --quick"), (MapSettings(), "bridgegarden lab map")]

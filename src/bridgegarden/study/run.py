@@ -76,6 +76,7 @@ def run_jobs(
     *,
     workers: int,
     told: Callable[[JobT, RunT], str],
+    noun: str = "student",
     resume: bool = True,
     prepare: Callable[[Sequence[JobT]], None] | None = None,
     above: "Callable[[Sequence[Any]], RenderableType] | None" = None,
@@ -88,6 +89,7 @@ def run_jobs(
         console: for progress.
         workers: processes of one thread each.
         told: what came of a job on one line.
+        noun: what a job trains, one of them.
         resume: whether what an earlier run kept is taken.
         prepare: called with the jobs that are left to do, if there are any.
         above: what a terminal shows above the bar of the runs so far.
@@ -95,10 +97,10 @@ def run_jobs(
     before = {job.name: job.kept() for job in jobs} if resume else {}
     found: dict[str, RunT] = {name: run for name, run in before.items() if run is not None}
     if found:
-        console.print(f"{len(found)} of {len(jobs)} trainings were finished before and are kept")
+        console.print(f"{len(found)} of {counted(len(jobs), noun)} were finished before and are kept")
     todo = [job for job in jobs if job.name not in found]
     if todo:
-        console.print(f"{counted(len(todo), 'student')} to train, {min(workers, len(todo))} at a time")
+        console.print(f"{counted(len(todo), noun)} to train, {min(workers, len(todo))} at a time")
         if prepare is not None:
             prepare(todo)
     with JobsDisplay(console, sum(job.units for job in todo), above) as display:

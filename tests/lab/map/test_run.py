@@ -113,7 +113,7 @@ def test_finished_cells_are_kept_and_what_decides_a_number_makes_it_anew(made, t
     output, result, _ = made
     text = io.StringIO()
     again = lab_map(output, SETTINGS, command="typed", workers=1, console=Console(file=text, width=200))
-    assert "2 of 2 trainings were finished before" in text.getvalue()
+    assert "2 of 2 cells were finished before" in text.getvalue()
     assert again.runs == result.runs
     job = CellJob(cell=SETTINGS.cells[0], settings=SETTINGS, folder=MapFolder(output))
     assert job.kept() == result.runs[0]

@@ -172,9 +172,9 @@ class Setting:
     """Of all matrices."""
     steps: int
     """After which training stopped; the schedule is that of the whole budget."""
-    held_out_loss: float | None = None
-    """L_dT on validation problems, mean over the tuning seeds; None where nothing was chosen."""
-    held_out_right: float | None = None
+    held_out_loss: float
+    """L_dT on validation problems, mean over the tuning seeds."""
+    held_out_right: float
     """The share of them answered rightly, token by likeliest token."""
 
 

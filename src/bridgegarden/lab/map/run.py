@@ -249,7 +249,7 @@ def lab_map(
         folder.begin()
         jobs = [CellJob(cell=cell, settings=settings, folder=folder) for cell in settings.cells]
         workers = workers or min(available_processors(), MOST)
-        found = run_jobs(run_cell, jobs, console, workers=workers, told=_told)
+        found = run_jobs(run_cell, jobs, console, workers=workers, told=_told, noun="cell")
         result = MapResult(
             settings=settings,
             runs=tuple(found[job.name] for job in jobs),
