@@ -4,6 +4,7 @@ import json
 
 import pytest
 from click.testing import CliRunner
+from datasets import Dataset
 
 from bridgegarden.cli.main import cli
 from bridgegarden.errors import DataError
@@ -11,6 +12,7 @@ from bridgegarden.recipe import load_recipe
 from bridgegarden.run import audit
 from bridgegarden.run.diagnose import PromptSource, read_prompts
 from bridgegarden.run.models import recipe_pair, teacher_of
+from bridgegarden.run.rows import RunData
 from tests.tiny import tiny_tokenizer
 
 OWN_SHAPE = [
@@ -118,3 +120,11 @@ def test_a_source_of_which_no_row_is_taken_is_left_out(mixed, tmp_path, monkeypa
     few = rows_of(load_recipe(mixed, ["data.train=[{path: train.jsonl, weight: 1}, {path: chats.jsonl, weight: 99}]"]))
     assert len(few.train) == 20
     assert "chats.jsonl, row 0" in audit(load_recipe(mixed, [WEIGHTED, "data.limit=1"]))
+
+
+def test_a_fingerprint_is_of_ids_and_labels_in_their_order():
+    def named(ids, labels):
+        return RunData(Dataset.from_list([{"input_ids": ids, "labels": labels}]), None).fingerprints["train"]
+
+    assert named([1, 2], [-100, 2]) == named([1, 2], [-100, 2])
+    assert len({named([1, 2], [-100, 2]), named([2, 1], [-100, 2]), named([1, 2], [1, 2]), named([1], [2])}) == 4
