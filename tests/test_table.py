@@ -22,6 +22,7 @@ TABLE = Table(
 def test_what_stands_after_plus_minus_is_half_of_the_interval(low, high, half):
     assert mean_cell((low + high) / 2, (low, high)).beside == half
     assert mean_cell((low + high) / 2, (low, high), times=100).beside.startswith("± ")
+    assert mean_cell(-0.3, (-11.3, 10.7)).text == "0"
     shown = float(mean_cell(0.5, (0.45, 0.55), times=100).beside.removeprefix("± "))
     assert shown == pytest.approx(5)
 

@@ -33,7 +33,8 @@ def number(value: float, digits: int = 3) -> str:
 def plus_minus(mean: float, half: float) -> tuple[str, str]:
     """A mean and half its interval, both to the second digit of the latter, at most 5 places after the point."""
     places = min(max(1 - math.floor(math.log10(float(f"{half:.2g}"))), 0), 5) if half > 0 else 1
-    return f"{mean:,.{places}f}".replace("-", "\N{MINUS SIGN}"), f"{half:,.{places}f}"
+    # Adding 0.0 takes the sign off what is rounded to zero.
+    return f"{round(mean, places) + 0.0:,.{places}f}".replace("-", "\N{MINUS SIGN}"), f"{half:,.{places}f}"
 
 
 def share_parts(mean: float, interval: tuple[float, float]) -> tuple[str, str]:

@@ -86,9 +86,8 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """For a reader."""
-        teacher = self.teacher.replace("_", " ")
-        return f"{teacher} teacher, student {self.student}, {self.rows} rows, {self.budget} training"
+        """For a reader: teacher, student, rows, training."""
+        return f"{self.teacher.replace('_', ' ')}, {self.student}, {self.rows} rows, {self.budget}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from bridgegarden.lab.map.cells import ARMS, FAIRNESS, CellRun
 from bridgegarden.lab.map.cells import Cell as Place
 from bridgegarden.lab.map.findings import (
     CLAIMS,
+    MAIN,
     MEASURES,
     MapClaim,
     MapEffect,
@@ -28,8 +29,11 @@ SHARES = ("right, sampled", "right, T = 0.5", "right, greedy")
 """Measures that are shown in per cent."""
 
 
-def claims_table(result: MapResult, way: str) -> Table:
-    """In how many cells some arm of a claim does what is claimed, and over all cells the arm that does most."""
+def claims_table(result: MapResult, way: str, *, in_words: bool = True) -> Table:
+    """In how many cells some arm of a claim does what is claimed, and over all cells the arm that does most.
+
+    `in_words` says what is claimed; a page has that in a table of its own.
+    """
     found = [one for one in result.effects if one.way == way]
     over_all = [one for one in pooled_effects(result.effects) if one.way == way]
     rows = []
@@ -44,14 +48,17 @@ def claims_table(result: MapResult, way: str) -> Table:
         pooled = [one for one in over_all if one.claim.name == claim.name]
         best = max(pooled, key=lambda one: one.difference.mean, default=None)
         summary = [Cell("too few cells"), None, None] if best is None else _pooled_cells(best, len(pooled))
-        rows.append([f"{claim.name}: {claim.text}", *(counts[verdict] for verdict in VERDICTS), *summary])
+        rows.append(
+            [claim.name, *([claim.text] if in_words else []), *(counts[verdict] for verdict in VERDICTS), *summary]
+        )
     return Table(
         columns=[
-            Column("claim", words=True),
-            *(Column(verdict) for verdict in VERDICTS),
-            Column("over all cells"),
-            Column("by"),
-            Column("verdict"),
+            "claim",
+            *([Column("what is claimed", words=True)] if in_words else []),
+            *VERDICTS,
+            "over all cells",
+            "by",
+            "verdict",
         ],
         rows=rows,
         title=f"Settings: {way}",
@@ -82,9 +89,9 @@ def pooled_table(result: MapResult, way: str) -> Table:
         by_arm = {one.arm: one for one in found if one.claim.name == claim.name}
         if by_arm:
             row = [_pooled_cells(by_arm[arm], len(by_arm))[0] if arm in by_arm else None for arm in arms]
-            rows.append([f"{claim.name}: {claim.text}", *row])
+            rows.append([claim.name, *row])
     return Table(
-        columns=[Column("claim", words=True), *(Column(ARMS[arm].label) for arm in arms)],
+        columns=["claim", *(ARMS[arm].label for arm in arms)],
         rows=rows,
         title=f"Over all cells, settings: {way}",
         note="Positive is as claimed. Bold where the claim holds.",
@@ -102,10 +109,10 @@ def cells_table(result: MapResult, way: str, measure: str) -> Table:
         rows.append([run.cell.label, *(Cell(number(mean), strong=mean == best) for mean in means.values())])
     unit = ", %" if measure in SHARES else "" if measure == "variety" else ", nats an answer"
     return Table(
-        columns=[Column("cell", words=True), *(Column(ARMS[arm].label) for arm in arms)],
+        columns=["cell", *(ARMS[arm].label for arm in arms)],
         rows=rows,
         title=f"{measure}{unit}; settings: {way}",
-        note=f"Means over {result.settings.seeds} seeds.",
+        note=f"A cell is a teacher, a student, rows, training. Means over {result.settings.seeds} seeds.",
     )
 
 
@@ -197,10 +204,11 @@ def tables_markdown(result: MapResult) -> str:
 def report_page(result: MapResult) -> Page:
     """What the page says."""
     sections = [
+        Section(anchor="claimed", title="What is claimed", body=_claimed()),
         Section(
             anchor="claims",
             title="What came of the claims",
-            body=Markup("").join(_titled(claims_table(result, way)) for way in FAIRNESS),
+            body=Markup("").join(_titled(claims_table(result, way, in_words=False)) for way in FAIRNESS),
         ),
         Section(
             anchor="pooled",
@@ -238,6 +246,19 @@ def report_page(result: MapResult) -> Page:
 
 def _titled(table: Table) -> Markup:
     return Markup("<h3>{}</h3>{}").format(table.title, table.html())
+
+
+def _claimed() -> Markup:
+    """Every claim, and from what size on it would matter."""
+    rows = []
+    for claim in CLAIMS:
+        smallest = (
+            f"{100 * claim.smallest:g} points" if claim.measure in SHARES else f"{claim.smallest:g} nats an answer"
+        )
+        rows.append([claim.name, claim.text, claim.measure, smallest])
+    columns = ["claim", Column("what is claimed", words=True), "measure", "smallest effect of interest"]
+    note = f"Named before the map was made; the claim that decides is “{MAIN}”."
+    return Table(columns=columns, rows=rows, note=note).html()
 
 
 def _words() -> Mapping[str, str]:
