@@ -1,4 +1,4 @@
-"""One conversation to token ids and labels: what the student reads, and what it is to learn. Also fingerprints of tokenizers.
+"""One conversation to token ids and labels: what the student reads, and what it is to learn. Also fingerprints.
 
 They are SHA-256 in hexadecimal, equal exactly when token ids would mean the same thing. None depends on paths, file
 formats, or settings that do not change the ids.

@@ -36,3 +36,15 @@ def test_what_ray_prints_goes_to_stderr_and_a_ray_in_use_is_left_running(monkeyp
     assert machines == [{"CPU": 2.0}]
     assert capsys.readouterr() == ("results\n", "an actor died\n")
     assert not stopped
+
+
+def test_a_ray_of_our_own_is_started_without_a_dashboard_and_stopped_also_by_an_error(monkeypatch):
+    done = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda address, **settings: done.append((address, settings["include_dashboard"])))
+    monkeypatch.setattr("ray.nodes", lambda: [])
+    monkeypatch.setattr("ray.shutdown", lambda: done.append("stopped"))
+    with pytest.raises(KeyError), ray_session():
+        raise KeyError
+    assert done == [("local", False), "stopped"]

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from bridgegarden.errors import ConfigError, ModelError
+from bridgegarden.objective.support import TeacherSignal
 from bridgegarden.teacher.cache.spec import CacheSpec, Support, exponents_with_defaults, weights_fingerprint
 from tests.teacher.cache.conftest import cache_spec
 
@@ -108,3 +109,11 @@ def test_a_folder_that_is_called_like_weights_is_none(tmp_path):
     alone = weights_fingerprint(tmp_path)
     (tmp_path / "x.safetensors").mkdir()
     assert weights_fingerprint(tmp_path) == alone
+
+
+def test_a_token_that_is_not_needed_for_the_mass_is_not_kept_if_those_before_it_have_just_that():
+    logits = torch.tensor([[1.0, 0.0, -1.0, -2.0]])
+    likeliest = TeacherSignal.from_logits(logits, 3, 4).logp[0, 0].exp().item()
+    support = Support(kind="mass", k=3, mass=likeliest)
+    signal = support.signal(logits, vocab_size=4, exponents=(), generator=None)
+    assert signal.ids.tolist() == [[0, -1, -1]]
