@@ -40,7 +40,7 @@ def test_the_stop_token_is_the_one_the_template_writes(name, stop, request):
 def test_segments_are_a_prefix_of_the_rendered_conversation_and_miss_only_what_follows_the_last_stop(name, request):
     tokenizer = request.getfixturevalue(name)
     chat_writer = chat_format(tokenizer)
-    text = "".join(segment.text for segment in chat_writer.segments(read(TWO_TURNS), place="row"))
+    text = "".join(segment.text for segment in chat_writer.write(read(TWO_TURNS), list, place="row"))
     whole = tokenizer.apply_chat_template(TWO_TURNS, tokenize=False, date_string="26 Jul 2024")
     assert whole.startswith(text)
     assert text.endswith(chat_writer.stop)
@@ -50,7 +50,7 @@ def test_segments_are_a_prefix_of_the_rendered_conversation_and_miss_only_what_f
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_context_before_each_speech_is_what_generation_would_be_given(name, request):
     tokenizer = request.getfixturevalue(name)
-    cuts = list(chat_format(tokenizer).segments(read(TWO_TURNS), place="row"))
+    cuts = chat_format(tokenizer).write(read(TWO_TURNS), list, place="row")
     for count in (1, 3):
         prompt = tokenizer.apply_chat_template(
             TWO_TURNS[:count], tokenize=False, add_generation_prompt=True, date_string="26 Jul 2024"
@@ -59,7 +59,7 @@ def test_context_before_each_speech_is_what_generation_would_be_given(name, requ
 
 
 def test_only_the_words_and_the_stop_are_speech(gemma):
-    cuts = list(chat_format(gemma).segments(read(TWO_TURNS), place="row"))
+    cuts = chat_format(gemma).write(read(TWO_TURNS), list, place="row")
     assert cuts == [
         Segment("<bos><start_of_turn>user\nTwo?<end_of_turn>\n<start_of_turn>model\n", False),
         Segment("four<end_of_turn>", True),
@@ -69,11 +69,11 @@ def test_only_the_words_and_the_stop_are_speech(gemma):
 
 
 def test_the_system_prompt_that_a_template_adds_is_context(chatml):
-    context, speech = chat_format(chatml).segments(read(TWO_TURNS[:2]), place="row")
+    context, speech = chat_format(chatml).write(read(TWO_TURNS[:2]), list, place="row")
     assert context.text.startswith("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n")
     assert speech.text == "four<|im_end|>"
     own = [{"role": "system", "content": "Be brief."}, *TWO_TURNS[:2]]
-    assert "helpful" not in next(chat_format(chatml).segments(read(own), place="row")).text
+    assert "helpful" not in chat_format(chatml).write(read(own), list, place="row")[0].text
 
 
 def test_tool_results_are_context(chatml):
@@ -83,7 +83,7 @@ def test_tool_results_are_context(chatml):
         {"role": "tool", "content": "SECRET"},
         {"role": "assistant", "content": "four"},
     ]
-    cuts = list(chat_format(chatml).segments(read(messages), place="row"))
+    cuts = chat_format(chatml).write(read(messages), list, place="row")
     assert [segment.text for segment in cuts if segment.supervised] == ["call add<|im_end|>", "four<|im_end|>"]
     assert "SECRET" in cuts[2].text
 
@@ -92,13 +92,13 @@ def test_a_template_that_forgets_reasoning_is_refused_only_where_it_forgets(thin
     reasoned = {"role": "assistant", "content": "<think>hm</think>four"}
     chat_writer = chat_format(thinking)
     assert (
-        list(chat_writer.segments(read([TWO_TURNS[0], reasoned]), place="row"))[1].text
+        chat_writer.write(read([TWO_TURNS[0], reasoned]), list, place="row")[1].text
         == "<think>hm</think>four<|im_end|>"
     )
     with pytest.raises(
         DataError, match=r"^train, row 3: .*rewrites the message when later ones follow; .*'four<\|im_end"
     ):
-        list(chat_writer.segments(read([TWO_TURNS[0], reasoned, *TWO_TURNS[2:]]), place="train, row 3"))
+        chat_writer.write(read([TWO_TURNS[0], reasoned, *TWO_TURNS[2:]]), list, place="train, row 3")
 
 
 def test_a_template_that_opens_an_answer_otherwise_than_it_writes_one_is_refused(chatml):
@@ -108,14 +108,14 @@ def test_a_template_that_opens_an_answer_otherwise_than_it_writes_one_is_refused
     with pytest.raises(
         DataError, match=r"row: the chat template writes what precedes message 1 as .*<think>.* a prompt"
     ):
-        list(chat_format(chatml).segments(read(TWO_TURNS[:2]), place="row"))
+        chat_format(chatml).write(read(TWO_TURNS[:2]), list, place="row")
 
 
 def test_the_templates_own_objection_is_passed_on(gemma):
     messages = [{"role": "system", "content": "Be brief."}, *TWO_TURNS[:2]]
     objection = re.escape("train, row 5: the chat template refuses the roles system, user, assistant (System role not")
     with pytest.raises(DataError, match=objection):
-        list(chat_format(gemma).segments(read(messages), place="train, row 5"))
+        chat_format(gemma).write(read(messages), list, place="train, row 5")
 
 
 @pytest.mark.parametrize(
@@ -150,18 +150,18 @@ def test_an_error_beside_the_template_is_not_read_as_its_refusal(chatml, monkeyp
 
 def test_a_stop_token_that_also_closes_the_conversation_is_learnt_once(phi):
     phi.chat_template = phi.chat_template.replace("eos_token", "'<|end|>'")
-    cuts = list(chat_format(phi).segments(read(TWO_TURNS), place="row"))
+    cuts = chat_format(phi).write(read(TWO_TURNS), list, place="row")
     assert [segment.text for segment in cuts if segment.supervised] == ["four<|end|>", "answer<|end|>"]
 
 
 def test_an_answer_that_holds_the_stop_token_is_refused(chatml):
     messages = [TWO_TURNS[0], {"role": "assistant", "content": "four<|im_end|>"}]
     with pytest.raises(DataError, match=r"assistant message 1 holds the end-of-turn token '<\|im_end\|>'"):
-        list(chat_format(chatml).segments(read(messages), place="row"))
+        chat_format(chatml).write(read(messages), list, place="row")
 
 
 def test_the_day_does_not_change_the_text(llama3, chatml):
-    context = next(chat_format(llama3).segments(read(TWO_TURNS[:2]), place="row")).text
+    context = chat_format(llama3).write(read(TWO_TURNS[:2]), list, place="row")[0].text
     assert "Today: 26 Jul 2024" in context
     assert not chat_format(llama3).prints_the_date
     chatml.chat_template += "{{ strftime_now('%d') }}"

@@ -104,10 +104,6 @@ class ChatFormat:
         template = str(self.tokenizer.chat_template)
         return "strftime_now" in template and "date_string" not in template
 
-    def segments(self, chat: Conversation, *, place: str) -> Iterator[Segment]:
-        """All that :meth:`write` makes."""
-        return iter(self.write(chat, list, place=place))
-
     def write(self, chat: Conversation, take: Callable[[Iterator[Segment]], Taken], *, place: str) -> Taken:
         """What `take` makes of `chat` as text, cut where the assistant begins and ceases to speak; context and speech
         alternate.
