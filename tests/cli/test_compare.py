@@ -5,9 +5,10 @@ from click.testing import CliRunner
 
 from bridgegarden.cli.main import cli
 from bridgegarden.compare import run as run_module
-from bridgegarden.compare.result import DEFAULT, CompareSettings
+from bridgegarden.compare.result import CompareSettings
 from bridgegarden.compare.run import CompareFolder
 from bridgegarden.evaluation.lm_eval import EvaluationOptions
+from bridgegarden.study.arms import DEFAULT
 from tests.compare.made_up import made_up_result
 
 

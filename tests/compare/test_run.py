@@ -10,12 +10,13 @@ from rich.console import Console
 
 from bridgegarden.compare import student
 from bridgegarden.compare.pair import PairFlops, Work, check_pair, check_recipe, expected_work, placed, seeded, steps_of
-from bridgegarden.compare.result import CompareResult, CompareSettings, compared_rows, default_baseline
+from bridgegarden.compare.result import CompareResult, CompareSettings
 from bridgegarden.compare.run import CompareFolder, compare, run_key
 from bridgegarden.compare.student import run_recipe
 from bridgegarden.errors import ConfigError, ModelError, NonFiniteError
 from bridgegarden.plan import machine_of, plan_recipe
 from bridgegarden.recipe import load_recipe
+from bridgegarden.study.arms import compared_rows, default_baseline
 from tests.tiny import save_tiny, tiny_model
 
 SETTINGS = CompareSettings(

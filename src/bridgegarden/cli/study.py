@@ -107,9 +107,10 @@ def compare_command(recipe: str, overrides: tuple[str, ...], **options: Any) -> 
     all objectives on fixed rows; on-policy ones (gkd, on_policy_hybrid, ...) ask it as they go. Interrupted, it goes on
     with the trainings that are missing. Leaves DIR/report.html, tables.md, objectives.csv and result.json.
     """
-    from bridgegarden.compare.result import CompareSettings, default_baseline
+    from bridgegarden.compare.result import CompareSettings
     from bridgegarden.compare.run import compare
     from bridgegarden.evaluation.lm_eval import EvaluationOptions
+    from bridgegarden.study.arms import default_baseline
 
     objectives = _names(options["objectives"])
     evaluation = None

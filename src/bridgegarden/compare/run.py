@@ -21,24 +21,14 @@ from bridgegarden.compare.pair import (
     steps_of,
     student_fingerprint,
 )
-from bridgegarden.compare.result import (
-    DATA_ROWS,
-    CacheCost,
-    ComparedRow,
-    CompareResult,
-    CompareRun,
-    CompareSettings,
-    PairInfo,
-    RowInfo,
-    Spent,
-    compared_rows,
-)
+from bridgegarden.compare.result import CacheCost, CompareResult, CompareRun, CompareSettings, PairInfo, RowInfo, Spent
 from bridgegarden.errors import NonFiniteError
 from bridgegarden.preflight.models import meta_model, parameter_count
 from bridgegarden.recipe import Recipe, build_objective, describe_objective, load_recipe
 from bridgegarden.run.output import check_writable
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import git_commit, now
+from bridgegarden.study.arms import ComparedRow, compared_rows
 from bridgegarden.study.kept import StudyFolder, deciding_versions, keep, kept, key_of
 from bridgegarden.study.run import Tell, one_thread, run_jobs, steps_told, studying
 from bridgegarden.terminal import counted, plain_console
@@ -177,7 +167,7 @@ def make_jobs(
     from bridgegarden.compare.student import run_recipe
 
     flops = PairFlops.of(pair)
-    sharers = len(settings.seeds) * sum(reads_cache(row) for row in rows)
+    sharers = len(settings.seeds) * sum(row.reads_cache for row in rows)
     cache = folder.cache if pair.recipe.teacher.cache is None else Path(pair.recipe.teacher.cache)
     jobs = []
     for seed in settings.seeds:
@@ -199,11 +189,6 @@ def make_jobs(
                 )
             )
     return tuple(jobs)
-
-
-def reads_cache(row: ComparedRow) -> bool:
-    """Whether the teacher's distribution is part of the loss, and can be read from disk."""
-    return not row.on_policy and row.name not in DATA_ROWS
 
 
 def fill_cache(pair: Pair, jobs: Sequence[Job], folder: CompareFolder, console: "Console") -> CacheCost | None:
@@ -233,7 +218,7 @@ def fill_cache(pair: Pair, jobs: Sequence[Job], folder: CompareFolder, console: 
         flops=PairFlops.of(pair).cache(pair),
         seconds=None if took.seconds is None else share * took.seconds,
         cpu_seconds=None if took.cpu_seconds is None else share * took.cpu_seconds,
-        sharers=sum(reads_cache(job.row) for job in jobs),
+        sharers=sum(job.row.reads_cache for job in jobs),
     )
 
 
@@ -394,7 +379,7 @@ def _row_info(row: ComparedRow) -> RowInfo:
         label=row.label,
         objective=describe_objective(build_objective(row.objective)),
         lmbda=row.lmbda,
-        asks_teacher=row.name not in DATA_ROWS,
+        asks_teacher=row.asks_teacher,
     )
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from bridgegarden.causal_lm_policy import CausalLMPolicy
 from bridgegarden.compare.pair import Pair, PairFlops, Work, seeded
-from bridgegarden.compare.result import ComparedRow, CompareSettings, Measured, Spent
+from bridgegarden.compare.result import CompareSettings, Measured, Spent
 from bridgegarden.data import end_of_turn_ids
 from bridgegarden.diagnostics.exposure_bias import compare_students
 from bridgegarden.diagnostics.rollout import RollOuts
@@ -28,6 +28,7 @@ from bridgegarden.run.diagnose import Prompts, PromptSource, read_prompts
 from bridgegarden.run.models import load_model
 from bridgegarden.run.record import TrainSummary
 from bridgegarden.run.train import train
+from bridgegarden.study.arms import ComparedRow
 from bridgegarden.study.students import Clock
 from bridgegarden.training.on_policy import OnPolicy
 

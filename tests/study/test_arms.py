@@ -1,11 +1,11 @@
 import pytest
 
-from bridgegarden.compare.result import DEFAULT, DIVERGENCES, compared_rows, known_rows
 from bridgegarden.errors import ConfigError
 from bridgegarden.objective.divergences import DIVERGENCES as ALL_DIVERGENCES
 from bridgegarden.objective.divergences import forward_kl, jensen_shannon, reverse_kl
 from bridgegarden.objective.soft_weight import ConfidenceWeight, StaticWeight
 from bridgegarden.recipe import ObjectiveSection, build_objective
+from bridgegarden.study.arms import DEFAULT, DIVERGENCES, compared_rows, known_rows
 
 BASE = ObjectiveSection()
 
