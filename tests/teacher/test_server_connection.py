@@ -107,6 +107,14 @@ def test_an_address_of_a_name_that_does_not_answer_leaves_time_for_the_next(monk
             one.close()
 
 
+@pytest.mark.parametrize("hosts", [["127.0.0.1"], ["127.0.0.2", "127.0.0.1"]])
+def test_where_nobody_listens_the_system_s_reason_is_told(monkeypatch, hosts):
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 9)) for host in hosts]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: found)
+    with pytest.raises(BadReply, match=r"^the connection failed \(\[Errno 111\] .*127\.0\.0\.[12]"):
+        post(Connection("http://name.example:9/v1", None, timeout=2), "x", {})
+
+
 def chunked(*lines):
     return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"\r\n".join(lines)
 
@@ -413,6 +421,7 @@ def test_text_without_the_key_stays_as_it_is():
         "http://h\u00e9/v1",
         f"http://{'a' * 70}.com/v1",
         "http://h:99999/v1",
+        "http://999.1.1.1/v1",
         f"http://me:{KEY}@host/v1",
         f"http://{KEY.replace('/', '')}@host/v1",
         f"http://h/v1?key={KEY}",

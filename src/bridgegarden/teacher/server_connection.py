@@ -79,7 +79,8 @@ def check_url(url: str, place: str) -> None:
         parts = urlsplit(url)
         host = (parts.hostname or "").encode("idna")  # as it is looked up
         usable = parts.scheme in ("http", "https") and bool(host) and parts.port != 0
-    except ValueError:
+        httpx2.URL(url)
+    except (ValueError, httpx2.InvalidURL):
         usable = False
     if not usable or any(not "!" <= character <= "~" for character in url):
         raise ConfigError(
@@ -182,8 +183,8 @@ class Connection:
 
     def _broken(self, error: BaseException) -> str:
         refused = "the proxy of https_proxy refuses: HTTP " if isinstance(error, httpx2.ProxyError) else ""
-        while error.__cause__ is not None:  # those around it say less
-            error = error.__cause__
+        while (inner := error.__cause__ or error.__context__) is not None:  # those around it say less
+            error = inner.exceptions[0] if isinstance(inner, ExceptionGroup) else inner
         # It may quote what the server sent.
         return f"the connection failed ({refused}{short(self._secret.masked(str(error))) or type(error).__name__})."
 
