@@ -333,6 +333,16 @@ def test_merged_parts_hold_every_row_as_a_whole_build_does(parts, tmp_path):
         assert abs(ours.entropy - theirs.entropy).max() < 1e-4
 
 
+def test_what_a_killed_merge_put_aside_is_gone_when_the_same_shards_are_there_again(parts, tmp_path):
+    merged = tmp_path / "merged"
+    merge_caches(merged, parts[:1])
+    for path in finished_shards(merged):
+        path.with_suffix(".json").unlink()
+    merge_caches(merged, parts)
+    check_cache(merged)
+    assert not list(merged.glob("shards/*.aside*"))
+
+
 def test_merging_again_adds_nothing(parts, tmp_path):
     merge_caches(tmp_path / "merged", parts)
     again = merge_caches(tmp_path / "merged", parts)

@@ -145,8 +145,9 @@ class CacheInfo:
 
     def _served_lines(self) -> list[str]:
         spec, numbers = self.spec.served, self.served
-        if spec is None or numbers is None:
+        if numbers is None:
             return []
+        assert spec is not None
         return [
             f"from answers   of a server, sampled at temperature {spec.temperature:g}",
             f"not given      {numbers.label_alone:,} positions with the hard label alone (ends of turn), "
