@@ -49,6 +49,11 @@ def share_parts(mean: float, interval: tuple[float, float]) -> tuple[str, str]:
     return shown, f"± {half}"
 
 
+def probability(share: float) -> str:
+    """A probability in per cent; next to nothing is told from nothing."""
+    return "<0.1 %" if 0 < share < 0.001 else f"{number(100 * share, 2 if share < 0.1 else 3)} %"
+
+
 def span(interval: tuple[float, float], write: Callable[[float], str]) -> str:
     """Both ends of an interval."""
     low, high = (write(end) for end in interval)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bridgegarden.compare.findings import listed, percent, price, sentences, summary, times_less
+from bridgegarden.compare.findings import percent, price, sentences, summary, times_less
 from bridgegarden.compare.report import (
     cheaper,
     cheapness,
@@ -22,6 +22,7 @@ from bridgegarden.compare.report import (
 )
 from bridgegarden.compare.result import CompareRun
 from bridgegarden.table import mean_cell
+from bridgegarden.terminal import listed
 from tests.chromium import chromium, needs_chromium
 from tests.compare.made_up import made_up_result
 

@@ -12,12 +12,11 @@ from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld, check_answer
 from bridgegarden.exact.world import END, PAD
 from bridgegarden.quickstart import TEACHER
 from bridgegarden.quickstart.result import STUDENT_SIZE
-from bridgegarden.quickstart.student import write_answers
+from bridgegarden.quickstart.student import right_answers, whole_answers, write_answers
 from bridgegarden.quickstart.train_teacher import (
     TeacherTraining,
     draw_example,
     kl_by_role,
-    right_answers,
     save_teacher,
     train,
 )
@@ -74,8 +73,12 @@ def test_the_teacher_follows_the_process(teacher, examples):
 
 
 def test_greedy_answers_are_right_and_sampled_ones_slip(teacher, examples):
-    assert right_answers(teacher, WORLD, examples).double().mean() >= 0.99
-    sampled = right_answers(teacher, WORLD, examples, generator=torch.Generator().manual_seed(0)).double().mean()
+    def right(generator):
+        problems, prompts = [one.problem for one in examples], [one.prompt_ids for one in examples]
+        return right_answers(WORLD, problems, whole_answers(teacher, WORLD, problems, prompts, generator)).mean()
+
+    assert right(None) >= 0.99
+    sampled = right(torch.Generator().manual_seed(0))
     assert abs(sampled - 0.9**5) < 4 * math.sqrt(0.9**5 * (1 - 0.9**5) / len(examples))
 
 

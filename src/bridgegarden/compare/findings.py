@@ -16,6 +16,7 @@ from bridgegarden.statistics import (
     unvaried_interval,
 )
 from bridgegarden.table import number, share_parts
+from bridgegarden.terminal import listed
 
 QUALITIES: Mapping[Quantity, str] = {"sampled": "right, sampled", "greedy": "right, greedy"}
 """Shares of right answers, and what tables call them. The first that was measured is the one that is ranked by."""
@@ -206,11 +207,6 @@ def percent(value: float, low: float, high: float) -> str:
     """A share with half its interval; or with what it may be where all were right or wrong."""
     mean, rest = share_parts(value, (low, high))
     return f"{mean} {rest} %" if rest.startswith("±") else f"{mean} % ({rest} %)"
-
-
-def listed(parts: Sequence[str]) -> str:
-    """Names in a sentence."""
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""
 
 
 def times(ratio: float) -> str:

@@ -48,7 +48,8 @@ class Claim:
     """The positions that it is about; a world without such positions says nothing of it."""
 
 
-def _error(role: str) -> Quantity:
+def error_of(role: str) -> Callable[[Measured], float]:
+    """The inference error of `role` as a quantity."""
     return lambda measured: measured.error_by_role[role]
 
 
@@ -102,7 +103,7 @@ CLAIMS: Mapping[str, Claim] = MappingProxyType(
             text="hard labels are better than soft ones at Bridges",
             quantity="inference error of Bridges (fit on the teacher's answers, and drift caused), nats an answer",
             side=-1,
-            measure=_error("bridge"),
+            measure=error_of("bridge"),
             role="bridge",
             references=("soft",),
             objectives=("hard",),
@@ -131,7 +132,7 @@ CLAIMS: Mapping[str, Claim] = MappingProxyType(
             text="soft labels are better than hard ones at Gardens",
             quantity="inference error of Gardens (fit on the teacher's answers, and drift caused), nats an answer",
             side=1,
-            measure=_error("garden"),
+            measure=error_of("garden"),
             role="garden",
             references=("soft",),
             objectives=("hard",),

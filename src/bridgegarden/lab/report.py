@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from bridgegarden.lab.findings import Verdict, difference, findings, summaries
+from bridgegarden.lab.findings import Verdict, difference, error_of, findings, summaries
 from bridgegarden.lab.result import REGIMES, LabResult, LabRun, Measured, TokenView
 from bridgegarden.lab.tables import effect_table, interval_words, label, mean_table, over, signed, verdict_table
 from bridgegarden.report.charts import WIDE, Curve, CurvePoint, Dot, Row, Shape, curve_chart, dot_plot, responsive
@@ -27,7 +27,7 @@ from bridgegarden.report.tokens import (
 )
 from bridgegarden.statistics import Effect
 from bridgegarden.study.arms import LAMBDAS
-from bridgegarden.table import number
+from bridgegarden.table import number, probability
 from bridgegarden.terminal import duration
 
 
@@ -225,11 +225,6 @@ def optimum(result: LabResult, world: str, role: str) -> Optimum:
     return Optimum(best, lowest.count(best))
 
 
-def error_of(role: str) -> Callable[[Measured], float]:
-    """The inference error of `role` as a quantity."""
-    return lambda measured: measured.error_by_role[role]
-
-
 def roles_of(result: LabResult, world: str) -> list[str]:
     """Bridge and garden, each if there is such a position in `world`."""
     runs = [run for run in result.runs if run.world == world]
@@ -405,9 +400,5 @@ def _token(view: TokenView, *, first: bool) -> Token:
 
 def _actions(view: TokenView) -> Iterator[tuple[bool, tuple[str, ...]]]:
     for action in view.actions:
-        cells = (action.text, _percent(action.teacher), _percent(action.student), signed(action.kappa))
+        cells = (action.text, probability(action.teacher), probability(action.student), signed(action.kappa))
         yield action.text == view.text, cells
-
-
-def _percent(share: float) -> str:
-    return "<0.1 %" if 0 < share < 0.001 else f"{number(100 * share, 2)} %"

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from bridgegarden.lab.findings import ClaimSummary, Finding, Verdict, difference, findings, summaries
+from bridgegarden.lab.findings import ClaimSummary, Finding, Verdict, difference, error_of, findings, summaries
 from bridgegarden.lab.result import REGIMES, ROLES, LabResult, Measured
 from bridgegarden.statistics import Effect
 from bridgegarden.study.arms import ALL_OBJECTIVES
@@ -126,13 +126,9 @@ def _mean(result: LabResult, world: str, regime: str, objective: str, name: str)
     return mean_cell(effect.mean, effect.interval, times=unit)
 
 
-def _error(role: str) -> Callable[[Measured], float]:
-    return lambda measured: measured.error_by_role[role]
-
-
 MEANS: Mapping[str, Callable[[Measured], float]] = {
     **{name: quantity for name, (_, quantity, _) in COLUMNS.items()},
-    **{f"error_{role}": _error(role) for role in ROLES},
+    **{f"error_{role}": error_of(role) for role in ROLES},
 }
 """Quantities in ``means.csv``: losses and errors in nats an answer, the others shares."""
 

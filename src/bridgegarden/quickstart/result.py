@@ -1,6 +1,6 @@
 """What a run of the quickstart depends on, what it found (plain data, as JSON has it), and what the numbers say."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -8,6 +8,7 @@ from bridgegarden.errors import ConfigError, lookup
 from bridgegarden.statistics import Estimate, Interval
 from bridgegarden.study.arms import OBJECTIVES, LlamaSize
 from bridgegarden.study.kept import Plain
+from bridgegarden.terminal import listed
 
 TEACHER_SIZE = LlamaSize(hidden=128, layers=3, heads=4, feed_forward=384)
 """The packaged teacher, 0.65 million parameters."""
@@ -283,15 +284,15 @@ def finding(result: QuickstartResult) -> str:
     where = f"On {result.settings.test_problems:,} held-out problems" + (
         f" for each of {seeds} seeds" if seeds > 1 else ""
     )
-    numbers = _listed([_told(result, name) for name in pure])
+    numbers = listed([_told(result, name) for name in pure])
     best = [name for name in hybrids if name in kept]
     if not hybrids:
         return f"{where}, {numbers}."
     start = f"{where}, {numbers}; " if pure else f"{where}, "
     if not best:
-        beaten = _listed([f"{result.label(name)} is beaten at both by {_beaten_by(result, name)}" for name in hybrids])
+        beaten = listed([f"{result.label(name)} is beaten at both by {_beaten_by(result, name)}" for name in hybrids])
         return f"{start}no hybrid is on the frontier of accuracy and variety: {beaten}."
-    told = _listed([_told(result, name, verb=False) for name in best])
+    told = listed([_told(result, name, verb=False) for name in best])
     are = "is" if len(best) == 1 else "are"
     return f"{start}{told} {are} on the frontier of accuracy and variety: nothing compared here does better at both."
 
@@ -309,7 +310,3 @@ def _beaten_by(result: QuickstartResult, name: str) -> str:
 
 def _percent(summary: Summary) -> str:
     return f"{100 * summary.mean:.1f} %"
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""

@@ -34,7 +34,7 @@ from bridgegarden.quickstart import TEACHER
 from bridgegarden.quickstart.result import STUDENT_SIZE, AnswerView, Measured, QuickstartSettings, TokenView, TopTokens
 from bridgegarden.statistics import Estimate
 from bridgegarden.study.arms import OBJECTIVES, ComparedObjective
-from bridgegarden.study.students import distil, new_llama
+from bridgegarden.study.students import Distilled, distil, new_llama
 from bridgegarden.teacher.cache.manifest import read_spec
 from bridgegarden.teacher.cache.shard import documents_of
 from bridgegarden.teacher.cache.spec import CacheSpec, Support, weights_fingerprint
@@ -59,26 +59,6 @@ RULES = {"static": StaticWeight(), "confidence": ConfidenceWeight(), "entropy": 
 
 PREFERRED_WRITER = "confidence"
 """Whose answer is shown, if it was trained."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainedStudent:
-    """A student and what it cost."""
-
-    model: PreTrainedModel
-    """In evaluation mode."""
-
-    seconds: float
-    """Wall time of the training alone."""
-
-    cpu_seconds: float
-    """Processor time of the training alone."""
-
-    tokens: int
-    """Tokens that the student read, prompts included and padding left out."""
-
-    final_loss: float
-    """Mean objective over the last tenth of the steps, nats a token."""
 
 
 def load_teacher() -> PreTrainedModel:
@@ -111,7 +91,7 @@ def train_student(
     rows: Dataset,
     teacher: PreTrainedModel | Teacher,
     on_step: Callable[[int], None],
-) -> TrainedStudent:
+) -> Distilled:
     """Distil `teacher` into a new student. Depends on its arguments and the libraries' versions alone.
 
     Args:
@@ -122,7 +102,7 @@ def train_student(
         teacher: a model, asked at every step, or a cache of what it said about `rows`.
         on_step: called with the number of steps done.
     """
-    trained = distil(
+    return distil(
         new_llama(ArithmeticWorld(), STUDENT_SIZE, seed),
         teacher,
         objective.build(),
@@ -133,13 +113,6 @@ def train_student(
         on_step=on_step,
         logging_steps=max(1, settings.steps // LOGS),
         include_num_input_tokens_seen="non_padding",
-    )
-    return TrainedStudent(
-        model=trained.model,
-        seconds=trained.seconds,
-        cpu_seconds=trained.cpu_seconds,
-        tokens=int(trained.state.num_input_tokens_seen),
-        final_loss=next(entry["loss"] for entry in reversed(trained.state.log_history) if "loss" in entry),
     )
 
 
@@ -280,8 +253,8 @@ def examine(model: PreTrainedModel, held_out: HeldOut) -> PerProblem:
     own = _kl(answer_log_probs(held_out.teacher, prompts, sampled), answer_log_probs(model, prompts, sampled))
     gardens = torch.tensor([found == Role.GARDEN for found in held_out.roles])
     return PerProblem(
-        right_sampled=_right(world, problems, sampled),
-        right_greedy=_right(world, problems, greedy),
+        right_sampled=right_answers(world, problems, sampled),
+        right_greedy=right_answers(world, problems, greedy),
         kl_bridge=_mean_where(kl, torch.tensor([found == Role.BRIDGE for found in held_out.roles]), held_out.answers),
         kl_garden=_mean_where(kl, gardens, held_out.answers),
         garden_entropy=_sums(torch.where(gardens, entropy(logp), 0.0), held_out.answers),
@@ -369,7 +342,8 @@ def _kl(teacher_logp: Tensor, logp: Tensor) -> Tensor:
     return (teacher_logp.exp() * (teacher_logp - logp)).sum(-1)
 
 
-def _right(world: ArithmeticWorld, problems: Sequence[Problem], answers: Sequence[list[int]]) -> Tensor:
+def right_answers(world: ArithmeticWorld, problems: Sequence[Problem], answers: Sequence[list[int]]) -> Tensor:
+    """``(n,)`` float64: 1 where an answer is right."""
     right = [check_answer(problem, world.decode(answer)) for problem, answer in zip(problems, answers, strict=True)]
     return torch.tensor(right, dtype=torch.float64)
 

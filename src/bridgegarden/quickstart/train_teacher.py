@@ -21,10 +21,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM, PreTrainedModel
 
 from bridgegarden.exact.process import Role, role, sample, trace
-from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld, Problem, check_answer
+from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld, Problem
 from bridgegarden.exact.world import END, PAD
 from bridgegarden.quickstart.result import TEACHER_SIZE
-from bridgegarden.quickstart.student import prompt_ids, write_answers
+from bridgegarden.quickstart.student import prompt_ids, right_answers, whole_answers
 from bridgegarden.statistics import Estimate
 from bridgegarden.study.students import build_tokenizer, new_llama
 
@@ -190,35 +190,16 @@ def kl_by_role(model: PreTrainedModel, examples: Sequence[Example], *, batch: in
     return {kind: torch.tensor(found, dtype=torch.float64) for kind, found in means.items()}
 
 
-def right_answers(
-    model: PreTrainedModel,
-    world: ArithmeticWorld,
-    examples: Sequence[Example],
-    *,
-    generator: torch.Generator | None = None,
-    batch: int = 250,
-) -> Tensor:
-    """``(len(examples),)`` bool: whether the model's own answer to each problem is right; `generator` as above."""
-    right: list[bool] = []
-    for start in range(0, len(examples), batch):
-        part = examples[start : start + batch]
-        horizon = world.process(part[0].problem).horizon
-        answers = write_answers(model, [e.prompt_ids for e in part], tokens=horizon, generator=generator)
-        right += [check_answer(e.problem, world.decode(a)) for e, a in zip(part, answers, strict=True)]
-    return torch.tensor(right)
-
-
 def measure_teacher(folder: Path, world: ArithmeticWorld, *, problems: int, seed: int) -> dict[str, dict[str, float]]:
     """The saved model on test problems: each quantity with its mean and standard error over problems."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(seed)
     examples = [draw_example(world, p, generator) for p in world.problems(problems, seed, split="test")]
     found = {f"kl_{role}": kl for role, kl in kl_by_role(model, examples).items()}
-    found["accuracy_greedy"] = right_answers(model, world, examples)
-    found["accuracy_sampled"] = right_answers(model, world, examples, generator=generator)
-    found["accuracy_process"] = torch.tensor(
-        [check_answer(example.problem, world.decode(example.answer_ids)) for example in examples]
-    )
+    asked, prompts = [one.problem for one in examples], [one.prompt_ids for one in examples]
+    for name, drawn in (("greedy", None), ("sampled", generator)):
+        found[f"accuracy_{name}"] = right_answers(world, asked, whole_answers(model, world, asked, prompts, drawn))
+    found["accuracy_process"] = right_answers(world, asked, [one.answer_ids for one in examples])
     return {name: _mean(values.double()) for name, values in found.items()}
 
 

@@ -27,7 +27,7 @@ from bridgegarden.report.tokens import (
     visible,
 )
 from bridgegarden.statistics import Estimate
-from bridgegarden.table import number
+from bridgegarden.table import number, probability
 
 MANY = 0.25
 """Share of the texts that must reach a position for its interval to decide how far an axis reaches."""
@@ -316,8 +316,8 @@ def _actions(findings: Findings, place: PositionKappa) -> Iterator[tuple[bool, t
             action.token == place.token,
             (
                 findings.tokens[action.token].replace(" ", "␣"),
-                _percent(action.teacher_prob),
-                _percent(action.student_prob),
+                probability(action.teacher_prob),
+                probability(action.student_prob),
                 # A cell shows what hides in a token, such as a space that does not break; this one is ours.
                 measured(action.kappa).replace(SPACE, " "),
             ),
@@ -326,7 +326,3 @@ def _actions(findings: Findings, place: PositionKappa) -> Iterator[tuple[bool, t
 
 def _top(findings: Findings, top: Sequence[Likely]) -> tuple[tuple[str, float], ...]:
     return tuple((findings.tokens[likely.token], likely.prob) for likely in top)
-
-
-def _percent(share: float) -> str:
-    return "<0.1 %" if 0 < share < 0.001 else f"{number(100 * share, 2 if share < 0.1 else 3)} %"

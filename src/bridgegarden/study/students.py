@@ -121,6 +121,16 @@ class Distilled:
     cpu_seconds: float
     """Processor time of the training alone."""
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that the student read, prompts included and padding left out; if the trainer counted them so."""
+        return int(self.state.num_input_tokens_seen)
+
+    @property
+    def final_loss(self) -> float:
+        """Mean objective over the steps since the last log but one, nats a token."""
+        return next(entry["loss"] for entry in reversed(self.state.log_history) if "loss" in entry)
+
 
 class Clock(TrainerCallback):
     """Times a training alone, without loading, evaluating and saving after it; tells how many steps are done."""
