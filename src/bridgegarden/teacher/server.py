@@ -150,7 +150,7 @@ class ServerEngine:
                 return answer
             except BadReply as bad:
                 reason, again, pause = str(bad), bad.try_again, bad.retry_after
-            if _wants_new_name(reason) and "max_tokens" in content:
+            if reason.startswith("HTTP 400") and "max_completion_tokens" in reason and "max_tokens" in content:
                 # OpenAI's newer models know the limit only by its newer name.
                 self._limit_name = "max_completion_tokens"
                 content[self._limit_name] = content.pop("max_tokens")
@@ -243,10 +243,6 @@ def _run(loop: asyncio.AbstractEventLoop, work: "asyncio.Task[None]") -> None:
 
 def _tried(reason: str, attempts: int) -> str:
     return f"{reason} ({attempts} attempts)" if attempts > 1 else reason
-
-
-def _wants_new_name(reason: str) -> bool:
-    return reason.startswith("HTTP 400") and "max_completion_tokens" in reason
 
 
 def _backoff(first: float, attempt: int) -> float:

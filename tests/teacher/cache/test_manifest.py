@@ -4,7 +4,7 @@ import json
 import pytest
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.teacher.cache.manifest import LOCK, build_lock
+from bridgegarden.teacher.cache.manifest import LOCK, build_lock, is_cache, read_spec
 
 
 def test_a_builder_on_another_machine_holds_its_lock_until_it_is_removed(tmp_path):
@@ -35,3 +35,13 @@ def test_a_lock_that_finds_no_room_is_named(tmp_path, monkeypatch):
         build_lock(tmp_path),
     ):
         pass
+
+
+@pytest.mark.parametrize("changes", [{"format": "2"}, {"format": True}, {"versions": {}}, {"versions": None}])
+def test_a_file_of_the_name_that_lacks_anything_of_a_cache_s_is_somebody_else_s(cache, changes):
+    path = cache / "cache.json"
+    assert is_cache(cache)
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    assert not is_cache(cache)
+    with pytest.raises(ConfigError, match="a file of this name is there that is not ours"):
+        read_spec(cache)

@@ -35,9 +35,9 @@ SHARDS = "shards"
 LOCK = "build.lock"
 SHARD_NAME = re.compile(r"[0-9]{5,12}")
 PACKAGES = ("bridgegarden", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
-OWN_FILE = re.compile(r"[0-9]{5,12}\.(arrow|json)(\.aside(-[0-9]+)?)?")
-"""Every file that a cache has in ``shards/``, but for half-written ones."""
 HALF_WRITTEN = re.compile(r"\.[0-9]{5,12}\.(arrow|json)\.partial")
+OWN_FILE = re.compile(rf"[0-9]{{5,12}}\.(arrow|json)(\.aside(-[0-9]+)?)?|{HALF_WRITTEN.pattern}")
+"""Every file that a cache has in ``shards/``."""
 
 
 @dataclass(frozen=True, kw_only=True)

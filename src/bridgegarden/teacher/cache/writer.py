@@ -248,7 +248,7 @@ def remove_cache(folder: Path) -> None:
     if not is_cache(folder):
         raise ConfigError(f"{folder / MANIFEST}: no cache's, or damaged. {elsewhere(folder)}")
     files = shard_files(folder)
-    theirs = [path for path in files if not _is_own(path)]
+    theirs = [path for path in files if not (path.is_file() and OWN_FILE.fullmatch(path.name))]
     if theirs:
         raise ConfigError(
             f"teacher cache {folder}: {SHARDS} holds {theirs[0].name}, which no cache has left. {elsewhere(folder)}"
@@ -320,10 +320,6 @@ def _not_ours(folder: Path) -> str:
     except OSError as error:
         return f"what cannot be read: {error.strerror}"
     return theirs[0] if theirs else ""
-
-
-def _is_own(path: Path) -> bool:
-    return path.is_file() and bool(OWN_FILE.fullmatch(path.name) or HALF_WRITTEN.fullmatch(path.name))
 
 
 class _Held(NamedTuple):
