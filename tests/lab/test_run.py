@@ -14,6 +14,7 @@ from bridgegarden.exact.tasks import WORLDS
 from bridgegarden.lab import student
 from bridgegarden.lab.result import REGIMES, STUDENTS, Arm, LabResult, LabRun, LabSettings
 from bridgegarden.lab.run import Job, LabFolder, arms_in, lab, size_of, world_of
+from bridgegarden.study.kept import kept
 
 TINY = LabSettings(
     worlds=("control",),
@@ -161,11 +162,10 @@ def test_the_key_is_the_same_in_another_process():
 
 @pytest.mark.parametrize("broken", ["", "{}", '{"key": 3', "[]", '{"key": "KEY", "result": {}}'])
 def test_a_damaged_record_is_not_a_finished_training(tmp_path, broken):
-    folder, arm = LabFolder(tmp_path), Arm(regime="small", objective="hard")
-    path = folder.run("control", arm, 0)
+    path = LabFolder(tmp_path).run("control", Arm(regime="small", objective="hard"), 0)
     path.parent.mkdir(parents=True)
     path.write_text(broken.replace("KEY", "key"))
-    assert folder.finished_run("control", arm, 0, "key") is None
+    assert kept(path, "key", LabRun) is None
 
 
 def test_a_file_in_the_way_is_left_alone(tmp_path):

@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from bridgegarden.compare.student import Meter
 
 
+TRAINED, MEASURED = "trained.json", "measured.json"
+"""In the folder of a training: what it cost, once it is done; and what was measured."""
+
+
 class Trained(NamedTuple):
     """A training that is not measured yet."""
 
@@ -61,29 +65,6 @@ class CompareFolder(StudyFolder):
     def run(self, row: ComparedRow, seed: int) -> Path:
         """The folder of one training, as ``bridgegarden train`` writes it."""
         return self.path / "runs" / f"{row.file_name}-seed{seed}"
-
-    def save_training(self, row: ComparedRow, seed: int, trained: Trained, key: str) -> None:
-        """Keep what a training cost, so that an interrupted measurement does not cost it again."""
-        keep(self.run(row, seed) / "trained.json", key, trained)
-
-    def finished_training(self, row: ComparedRow, seed: int, key: str) -> Trained | None:
-        """A training that was finished here, its model included, with everything as `key` has it."""
-        folder = self.run(row, seed)
-        if not (folder / "model").is_dir():
-            return None
-        return kept(folder / "trained.json", key, Trained)
-
-    def save_run(self, row: ComparedRow, run: CompareRun, key: str, *, keep_model: bool) -> None:
-        """Keep a measured training."""
-        folder = self.run(row, run.seed)
-        keep(folder / "measured.json", key, run)
-        if not keep_model:
-            for name in ("model", "adapter"):
-                shutil.rmtree(folder / name, ignore_errors=True)
-
-    def finished_run(self, row: ComparedRow, seed: int, key: str) -> CompareRun | None:
-        """A training that was finished and measured here with everything as `key` has it."""
-        return kept(self.run(row, seed) / "measured.json", key, CompareRun)
 
     def save(self, result: CompareResult) -> None:
         """Write what a finished comparison leaves."""
@@ -146,13 +127,18 @@ class Job:
         return f"{self.row.label}, seed {self.seed}"
 
     @property
+    def output(self) -> Path:
+        """The folder of the training."""
+        return self.folder.run(self.row, self.seed)
+
+    @property
     def units(self) -> int:
         """Work, in training steps on fixed data; measuring costs about as much as a third of a training."""
         return self.steps * self.weight + max(1, self.steps // 3)
 
     def kept(self) -> CompareRun | None:
         """What an earlier run found with everything as it is here."""
-        return self.folder.finished_run(self.row, self.seed, self.key)
+        return kept(self.output / MEASURED, self.key, CompareRun)
 
     @property
     def weight(self) -> int:
@@ -288,29 +274,41 @@ def compare(
 
 def run_one(job: Job, tell: Tell) -> CompareRun:
     """Train and measure one student, and keep the numbers in the job's folder."""
-    from bridgegarden.compare.student import train_one
-
     with quiet_libraries(interactive=False):
         meter = _meter(job.base, job.settings)
-        trained = job.folder.finished_training(job.row, job.seed, job.key)
-        if trained is None:
-            try:
-                summary, spent = train_one(
-                    job.recipe, meter.pair, PairFlops.of(meter.pair), on_step=steps_told(job, tell, weight=job.weight)
-                )
-            except NonFiniteError as error:
-                failed = CompareRun(
-                    objective=job.row.name, seed=job.seed, spent=None, measured=None, failure=str(error)
-                )
-                job.folder.save_run(job.row, failed, job.key, keep_model=True)
-                return failed
-            trained = Trained(spent, dict(summary.evaluation))
-            job.folder.save_training(job.row, job.seed, trained, job.key)
+        try:
+            trained = _trained(job, meter, tell)
+        except NonFiniteError as error:
+            run = CompareRun(objective=job.row.name, seed=job.seed, spent=None, measured=None, failure=str(error))
+            keep(job.output / MEASURED, job.key, run)
+            return run
         tell(job.name, job.steps * job.weight)
-        measured = meter.measure(job.recipe.output / "model", trained.held_out)
+        measured = meter.measure(job.output / "model", trained.held_out)
         run = CompareRun(objective=job.row.name, seed=job.seed, spent=trained.spent, measured=measured)
-        job.folder.save_run(job.row, run, job.key, keep_model=job.settings.keep_models)
+        keep(job.output / MEASURED, job.key, run)
+        if not job.settings.keep_models:
+            for name in ("model", "adapter"):
+                shutil.rmtree(job.output / name, ignore_errors=True)
     return run
+
+
+def _trained(job: Job, meter: "Meter", tell: Tell) -> Trained:
+    """The training itself; one that was interrupted while it was measured does not cost it again.
+
+    Raises:
+        NonFiniteError: the loss is no number any more.
+    """
+    from bridgegarden.compare.student import train_one
+
+    if (job.output / "model").is_dir():
+        before = kept(job.output / TRAINED, job.key, Trained)
+        if before is not None:
+            return before
+    on_step = steps_told(job, tell, weight=job.weight)
+    summary, spent = train_one(job.recipe, meter.pair, PairFlops.of(meter.pair), on_step=on_step)
+    trained = Trained(spent, dict(summary.evaluation))
+    keep(job.output / TRAINED, job.key, trained)
+    return trained
 
 
 def _check(recipe: Recipe, rows: Sequence[ComparedRow], settings: CompareSettings, console: "Console") -> Pair:

@@ -34,14 +34,6 @@ class LabFolder(StudyFolder):
         """One finished training and its measurement."""
         return self.path / "runs" / world / f"{arm.regime}-{arm.objective}-seed{seed}.json"
 
-    def save_run(self, run: LabRun, key: str) -> None:
-        """Keep a finished training."""
-        keep(self.run(run.world, Arm(regime=run.regime, objective=run.objective), run.seed), key, run)
-
-    def finished_run(self, world: str, arm: Arm, seed: int, key: str) -> LabRun | None:
-        """A training that was finished here with everything as `key` has it."""
-        return kept(self.run(world, arm, seed), key, LabRun)
-
     def save(self, result: LabResult) -> None:
         """Write what a finished run leaves."""
         from bridgegarden.lab.report import report_page
@@ -116,7 +108,7 @@ class Job:
 
     def kept(self) -> LabRun | None:
         """What an earlier run found with everything as it is here."""
-        return self.folder.finished_run(self.world, self.arm, self.seed, self.key)
+        return kept(self.folder.run(self.world, self.arm, self.seed), self.key, LabRun)
 
 
 def lab(
@@ -210,7 +202,7 @@ def run_one(job: Job, tell: Tell) -> LabRun:
             ),
             example=view_example(solved[0].solution, data.world, solved[0].test.prompt),
         )
-        job.folder.save_run(run, job.key)
+        keep(job.folder.run(job.world, job.arm, job.seed), job.key, run)
     return run
 
 

@@ -188,27 +188,7 @@ def distil(
             student,
             teacher,
             objective,
-            SFTConfig(
-                folder,
-                max_steps=settings.steps,
-                per_device_train_batch_size=settings.batch,
-                learning_rate=settings.learning_rate,
-                lr_scheduler_type="cosine",
-                warmup_steps=max(1, settings.steps // 20),
-                adam_beta2=0.95,
-                weight_decay=0.01,
-                max_length=None,
-                seed=seed,
-                # Models this small are slower on a GPU, and the CPU gives everybody the same numbers.
-                use_cpu=True,
-                bf16=False,
-                gradient_checkpointing=False,
-                dataloader_pin_memory=False,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                **arguments,
-            ),
+            _arguments(folder, settings, seed=seed, **arguments),
             train_dataset=rows,
             eval_dataset=held_out,
             processing_class=tokenizer,
@@ -219,3 +199,28 @@ def distil(
     # The trainer turns the cache off, for good; answers are written with it.
     student.config.use_cache = True
     return Distilled(model=student.eval(), state=trainer.state, seconds=clock.seconds, cpu_seconds=clock.cpu_seconds)
+
+
+def _arguments(folder: str, settings: TrainingSettings, *, seed: int, **arguments: Any) -> SFTConfig:
+    """The same for all students of the lab and of the quickstart, but for `arguments`."""
+    return SFTConfig(
+        folder,
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, settings.steps // 20),
+        adam_beta2=0.95,
+        weight_decay=0.01,
+        max_length=None,
+        seed=seed,
+        # Models this small are slower on a GPU, and the CPU gives everybody the same numbers.
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        dataloader_pin_memory=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **arguments,
+    )
