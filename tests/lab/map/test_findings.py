@@ -5,6 +5,7 @@ import pytest
 
 from bridgegarden.lab.map.cells import FAIRNESS, Cell, CellRun, Setting
 from bridgegarden.lab.map.findings import CLAIMS, HYBRIDS, effects, held_against, pooled_effects, verdict_in
+from bridgegarden.lab.map.measure import PREDICTORS, READINGS
 
 SEEDS = 40
 ARMS = ("hard", "hard_data", "soft", "sharpened", *HYBRIDS)
@@ -29,11 +30,14 @@ def made(budget, *, seed=0, **means):
         )
         for arm in ARMS
     }
+    kappa = {name: {reading: tuple(rng.normal(0.3, 0.1, SEEDS)) for reading in READINGS} for name in PREDICTORS}
+    kappa["confidence"]["every token"] = tuple(rng.normal(-0.3, 0.1, SEEDS))
     cell = Cell(teacher="slips", student="too small", rows="few", budget=budget)
     return CellRun(
         cell=cell,
         settings=dict.fromkeys(FAIRNESS, settings),
         measures=dict.fromkeys(FAIRNESS, measures),
+        kappa=dict.fromkeys(FAIRNESS, kappa),
         students=1,
         cpu_seconds=1.0,
     )
@@ -43,7 +47,7 @@ def of(found, claim, arm=None, budget="long"):
     return [
         one
         for one in found
-        if one.claim.name == claim
+        if claim in (None, one.claim.name)
         and one.way == FAIRNESS[0]
         and arm in (None, one.arm)
         and getattr(one, "cell", None) in (None, Cell(teacher="slips", student="too small", rows="few", budget=budget))
@@ -81,6 +85,14 @@ def test_the_claim_is_held_against_the_pure_kind_that_was_better_on_other_proble
     }
     assert held_against("lower loss", better) == "hard_data"
     assert not of(effects([run]), "soft with risk")
+
+
+def test_what_predicts_kappa_is_held_against_nothing():
+    found = of(effects([made("long")]), None)
+    verdicts = {one.claim.name: one.decision.verdict for one in found if one.claim.name.startswith("5")}
+    assert verdicts == {f"5{letter}.{number}": "holds" for letter in "ab" for number in range(1, 5)} | {
+        "5a.1": "does not hold"
+    }
 
 
 def test_pairing_takes_away_what_seeds_have_in_common():

@@ -5,7 +5,7 @@ import torch
 
 from bridgegarden.exact import solve
 from bridgegarden.exact.process import EndsOffScript, OffScript, Role
-from bridgegarden.lab.map.measure import measure
+from bridgegarden.lab.map.measure import READINGS, measure, predicted_kappa
 from bridgegarden.lab.map.students import (
     Arm,
     Context,
@@ -21,6 +21,7 @@ from bridgegarden.lab.map.students import (
     train,
 )
 from bridgegarden.objective.hybrid import HybridObjective
+from bridgegarden.statistics import spearman
 from tests.lab.map.chain_student import OTHER, WORLD, first_token
 
 SEEDS, STEPS = (0, 1, 2), 60
@@ -132,3 +133,46 @@ def test_a_student_that_says_what_the_teacher_says_loses_nothing_and_is_right_as
     solution = solve(EndsOffScript(teacher), EndsOffScript(teacher).log_probs)
     assert solution.student_loss == pytest.approx(0.0, abs=1e-12)
     assert right(solution) == pytest.approx(0.6**WORLD.steps)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_how_well_kappa_is_predicted_is_what_the_solvers_kappa_gives(stack, seed):
+    """Another road to kappa, over the solver's own nodes."""
+    found = predicted_kappa(STACK, one_arm(stack, 1), PROBLEMS)
+    columns = {
+        "confidence": [],
+        "low entropy": [],
+        **{reading: [] for reading in READINGS[:3]},
+        "weight": [],
+        "end": [],
+    }
+    for problem in PROBLEMS:
+        student = one(stack, seed, 1)
+        process = EndsOffScript(TEACHERS[seed].process(problem))
+        table = lambda state, problem=problem, student=student: row(student, problem, state)  # noqa: E731
+        solution = solve(process, table)
+        support = solve(process, table, actions="teacher_support")
+        for node, role in enumerate(solution.roles):
+            if (weight := solution.teacher_visitation[node].item()) == 0:
+                continue
+            at = int(solution.nodes.row[node])
+            columns["confidence"].append(solution.unrolled.teacher[at].max().item())
+            columns["low entropy"].append(-solution.unrolled.teacher_entropy[at].item())
+            columns["every token"].append(solution.state_kappa[node].item())
+            columns["the teacher's tokens"].append(support.state_kappa[node].item())
+            columns["the student's tokens"].append(solution.student_kappa[node].item())
+            columns["weight"].append(weight)
+            columns["end"].append(role == Role.FORCED)
+    table = {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}
+    choices = ~table["end"].bool()
+    for (predictor, reading), values in found.items():
+        which = choices if reading in READINGS[:3] else torch.ones_like(choices)
+        kappa = table["every token" if reading == READINGS[3] else reading]
+        expected = spearman(table[predictor][which], kappa[which], table["weight"][which]).item()
+        assert values[seed].item() == pytest.approx(expected, abs=1e-6), (predictor, reading)
+    # One of the teachers could write every token, so that two readings are one.
+    assert len({round(values[seed].item(), 6) for values in found.values()}) == (8, 6)[seed]
+
+
+def one_arm(weights, arm):
+    return weights.map(lambda tensor: tensor[:, arm : arm + 1])

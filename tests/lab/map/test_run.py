@@ -88,9 +88,9 @@ def test_settings_are_chosen_on_seeds_and_problems_that_are_not_measured(monkeyp
 
     asked, original = [], module._trained
 
-    def trained(job, seeds, wanted, problems):
+    def trained(job, seeds, wanted, problems, **rest):
         asked.append((set(seeds), {repr(problem) for problem in problems}))
-        return original(job, seeds, wanted, problems)
+        return original(job, seeds, wanted, problems, **rest)
 
     monkeypatch.setattr(module, "_trained", trained)
     run_cell(CellJob(cell=SETTINGS.cells[0], settings=SETTINGS, folder=MapFolder(tmp_path)), lambda name, done: None)

@@ -187,6 +187,8 @@ class CellRun:
     """By `FAIRNESS`, then arm."""
     measures: Mapping[str, Mapping[str, Mapping[str, tuple[float, ...]]]]
     """By `FAIRNESS`, arm and name of a measure: one number for each seed."""
+    kappa: Mapping[str, Mapping[str, Mapping[str, tuple[float, ...]]]]
+    """Of soft labels' students, by `FAIRNESS`: how well a predictor tells kappa in a reading; one number a seed."""
     students: int
     """Trained for it."""
     cpu_seconds: float

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from bridgegarden.lab.map.cells import FAIRNESS, Cell, CellRun, MapSettings, Setting
+from bridgegarden.lab.map.measure import PREDICTORS, READINGS
 from bridgegarden.statistics import CONFIDENCE, Decision, Estimate, corrected, decide, holm, pooled
 from bridgegarden.study.arms import HYBRIDS, OBJECTIVES
 
 PURE = tuple(name for name, objective in OBJECTIVES.items() if objective.pure)
 """Labels of one kind alone."""
 
-Against = Literal["soft", "hard", "sharpened", "soft_risk", "on_policy", "lower loss", "more right"]
-"""An arm, or the pure kind with the lower held-out loss, or the one with more held-out right answers."""
+Against = Literal["soft", "hard", "sharpened", "soft_risk", "on_policy", "lower loss", "more right", "nothing"]
+"""An arm, or the pure kind with the lower held-out loss, or the one with more held-out right answers; or zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class MapClaim:
     text: str
     """For a reader."""
     measure: str
-    """Of `MEASURES`."""
+    """Of `MEASURES`, or a predictor of kappa and a reading."""
     sign: Literal[-1, 1]
     """Whether the claim is of more (1) or of less (-1)."""
     smallest: float
@@ -59,8 +60,13 @@ MEASURES: Mapping[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
 """By name: from the measures of an arm to one number for each seed. Losses in nats an answer, right answers as
 shares."""
 
-NATS, SHARE = 0.05, 0.05
-"""Smallest effects of interest: of a loss over an answer of seven tokens, and of right answers."""
+KAPPA = {
+    f"{predictor} and kappa over {reading}": (predictor, reading) for predictor in PREDICTORS for reading in READINGS
+}
+"""What a teacher's distribution tells of kappa(s), by name: predictor and reading."""
+
+NATS, SHARE, CORRELATION = 0.05, 0.05, 0.1
+"""Smallest effects of interest: of a loss over an answer of seven tokens, of right answers, of a rank correlation."""
 
 CLAIMS = (
     MapClaim(
@@ -105,6 +111,19 @@ CLAIMS = (
         smallest=NATS,
         against="lower loss",
     ),
+    *(
+        MapClaim(
+            name=f"5{letter}.{number}",
+            text=f"the teacher's {predictor} predicts kappa, summed over {reading}",
+            measure=f"{predictor} and kappa over {reading}",
+            sign=1,
+            smallest=CORRELATION,
+            against="nothing",
+            arms=("soft",),
+        )
+        for letter, predictor in zip("ab", PREDICTORS, strict=True)
+        for number, reading in enumerate(READINGS, 1)
+    ),
     MapClaim(
         name="right",
         text="a hybrid is right more often than the better pure kind, greedy",
@@ -146,7 +165,7 @@ CLAIMS = (
         against="on_policy",
     ),
 )
-"""The paper's claims 1 to 4 in its order, its use (more right answers), and the same against the baselines."""
+"""The paper's claims 1 to 5 in its order, its use (more right answers), and the same against the baselines."""
 
 MAIN = "right"
 """The claim that was fixed beforehand as the one that decides; the others are read beside it."""
@@ -165,7 +184,7 @@ class MapEffect:
     arm: str
     """Of whom."""
     other: str
-    """The arm it is held against here."""
+    """The arm it is held against here; empty if that is zero."""
     difference: Estimate
     """Mean over seeds; positive is as claimed."""
     decision: Decision
@@ -224,6 +243,14 @@ def effects(runs: Sequence[CellRun]) -> list[MapEffect]:
 
 def _differences(runs: Sequence[CellRun], way: str, claim: MapClaim) -> Iterator[tuple[Cell, str, str, Estimate]]:
     for run in runs:
+        if claim.against == "nothing":
+            yield (
+                run.cell,
+                claim.arms[0],
+                "",
+                Estimate.over(claim.sign * values_of(run, way, claim.arms[0], claim.measure)),
+            )
+            continue
         other = held_against(claim.against, run.settings[way])
         if other is None:
             continue
@@ -236,7 +263,10 @@ def _differences(runs: Sequence[CellRun], way: str, claim: MapClaim) -> Iterator
 
 
 def values_of(run: CellRun, way: str, arm: str, measure: str) -> Tensor:
-    """``(S,)`` float64: one of `MEASURES` of an arm in a cell."""
+    """``(S,)`` float64: one of `MEASURES` or `KAPPA` of an arm in a cell."""
+    if measure in KAPPA:
+        predictor, reading = KAPPA[measure]
+        return torch.tensor(run.kappa[way][predictor][reading], dtype=torch.float64)
     columns = {name: torch.tensor(column, dtype=torch.float64) for name, column in run.measures[way][arm].items()}
     return MEASURES[measure](columns)
 

@@ -6,6 +6,7 @@ one problem at a time. Losses in nats an answer.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from bridgegarden.exact.tasks.chain import ChainWorld, Expression
 from bridgegarden.lab.map.students import Context, Problems, Weights, Worlds, features, hidden_states, logits_at
+from bridgegarden.statistics import spearman
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,22 @@ def measure(worlds: Worlds, weights: Weights, problems: Sequence[Expression], *,
     return Measures.joined([_measure(worlds[part], Weights(*(w[part] for w in weights)), indices) for part in parts])
 
 
-def _measure(worlds: Worlds, weights: Weights, problems: Problems) -> Measures:
+class _Solved(NamedTuple):
+    """Students on problems: what everything is computed from."""
+
+    teacher: Steps
+    """Probabilities, ``(S, 1, P, ...)``."""
+    logq: Steps
+    """The students' log-probabilities, ``(S, O, P, ...)``."""
+    q: Steps
+    """Their probabilities."""
+    loss: Steps
+    """KL from teacher to student at each context."""
+    by_teacher: Steps
+    """How often a text of the teacher comes by each context."""
+
+
+def _solve(worlds: Worlds, weights: Weights, problems: Problems) -> _Solved:
     world, teacher = worlds.size, teacher_table(worlds, problems)
 
     def log_probs(place: int, context: Context) -> Tensor:
@@ -87,12 +104,16 @@ def _measure(worlds: Worlds, weights: Weights, problems: Problems) -> Measures:
         return logits_at(weights, ("wording", "value")[place % 2], hidden).double().log_softmax(-1).unflatten(2, shape)
 
     logq = _table(world, problems, log_probs)
-    q = logq.map(torch.exp)
-    loss = Steps(
-        *([_divergence(p, lq) for p, lq in zip(*pair, strict=True)] for pair in zip(teacher, logq, strict=True))
-    )
-    by_teacher, by_student = visits(world, problems, teacher), visits(world, problems, q)
-    caused = _caused(world, teacher, q, loss, by_student)
+    pairs = zip(teacher, logq, strict=True)
+    loss = Steps(*([_divergence(p, lq) for p, lq in zip(*pair, strict=True)] for pair in pairs))
+    return _Solved(teacher, logq, logq.map(torch.exp), loss, visits(world, problems, teacher))
+
+
+def _measure(worlds: Worlds, weights: Weights, problems: Problems) -> Measures:
+    world = worlds.size
+    teacher, logq, q, loss, by_teacher = _solve(worlds, weights, problems)
+    by_student = visits(world, problems, q)
+    caused = _caused(teacher, q, prices(world, teacher, loss))
     cool = logq.map(lambda values: (2 * values).softmax(-1))
     greedy = logq.map(lambda values: torch.nn.functional.one_hot(values.argmax(-1), values.shape[-1]).double())
     entropy = [-(part * log).sum(-1) for part, log in zip(q.wordings, logq.wordings, strict=True)]
@@ -110,6 +131,56 @@ def _measure(worlds: Worlds, weights: Weights, problems: Problems) -> Measures:
         variety=_charged(by_teacher, Steps(entropy, []), "wordings")
         / _charged(by_teacher, Steps(most, []), "wordings"),
     )
+
+
+PREDICTORS = ("confidence", "low entropy")
+"""Of the teacher, at a position: its highest probability, and minus its entropy."""
+READINGS = ("every token", "the teacher's tokens", "the student's tokens", "every token, the end included")
+"""Which tokens kappa(s) sums over: those that can stand there, those that the teacher could write, those that can stand
+there by the student's probabilities; and the first with the end of an answer, where only one can and kappa is 0."""
+
+
+def predicted_kappa(worlds: Worlds, weights: Weights, problems: Sequence[Expression]) -> dict[tuple[str, str], Tensor]:
+    r"""How well the teacher's distribution tells where kappa(s) is high: Spearman's correlation over all positions.
+
+    Positions are weighed by how often the teacher's texts come by them.
+
+    Returns:
+        ``(S,)`` by predictor and reading, for the first arm of the stack.
+    """
+    indices = Problems.of(problems)
+    found: dict[tuple[str, str], list[Tensor]] = {pair: [] for pair in product(PREDICTORS, READINGS)}
+    for seed in range(len(worlds)):
+        one = slice(seed, seed + 1)
+        solved = _solve(worlds[one], Weights(*(part[one, :1] for part in weights)), indices)
+        predictors, kappas, weight = _kappa_columns(solved, prices(worlds.size, solved.teacher, solved.loss))
+        # An answer ends once; there the teacher is sure, and nothing is at stake.
+        end = torch.tensor([float(len(problems))], dtype=torch.float64)
+        for (name, column), (reading, kappa) in product(predictors.items(), kappas.items()):
+            found[name, reading].append(spearman(column, kappa, weight))
+            if reading == READINGS[0]:
+                sure = torch.tensor([1.0 if name == PREDICTORS[0] else 0.0], dtype=torch.float64)
+                with_end = torch.cat([column, sure]), torch.cat([kappa, torch.zeros_like(sure)])
+                found[name, READINGS[3]].append(spearman(*with_end, torch.cat([weight, end])))
+    return {pair: torch.stack(values) for pair, values in found.items()}
+
+
+def _kappa_columns(solved: _Solved, price: Steps) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """Predictors, readings of kappa, and weight, of one student: one row for each context of each position."""
+    rows: list[tuple[Tensor, ...]] = []
+    for teacher, student, cost, visited in zip(
+        *(part.wordings + part.values for part in (solved.teacher, solved.q, price, solved.by_teacher)), strict=True
+    ):
+        # A teacher's values do not depend on the wording, nor a wording's price on the last one.
+        teacher = teacher.expand_as(student)
+        kappa = (cost - (teacher * cost).sum(-1, keepdim=True)).expand_as(student)
+        kappas = kappa, kappa * (teacher > 0), kappa * student
+        predictors = teacher.amax(-1), torch.special.xlogy(teacher, teacher).sum(-1)
+        rows.append(tuple(part.flatten() for part in (*predictors, *(each.sum(-1) for each in kappas), visited)))
+    *columns, weight = (torch.cat(column) for column in zip(*rows, strict=True))
+    seen = weight > 0
+    columns = [column[seen] for column in columns]
+    return dict(zip(PREDICTORS, columns[:2], strict=True)), dict(zip(READINGS, columns[2:], strict=False)), weight[seen]
 
 
 def _spread(problems: Problems) -> Problems:
@@ -160,21 +231,30 @@ def _charged(at: Steps, price: Steps, name: str) -> Tensor:
     return sum((where * what).sum((-1, -2)).mean(-1) for where, what in pairs)  # pyright: ignore[reportReturnType]
 
 
-def _caused(world: ChainWorld, teacher: Steps, q: Steps, loss: Steps, at: Steps) -> Steps:
-    r"""At each context :math:`\sum_a q(a|s) \kappa(a|s)`, kappa from what is still to be paid when the teacher goes
-    on.
+def prices(world: ChainWorld, teacher: Steps, loss: Steps) -> Steps:
+    """Of every token at every context, what is still to be paid when the teacher goes on; sizes of 1 broadcast.
+
+    A token's price minus the teacher's mean price is its kappa.
     """
     found = Steps([], [])
     after = torch.zeros_like(loss.values[0][..., :1, :].expand(*loss.values[0].shape[:-2], world.wordings, -1))
     for step in reversed(range(world.steps)):
         # What a value leads to is priced by wording and value; what a wording leads to, by last value and wording.
-        after_value = after.unsqueeze(-2)
-        found.values.insert(0, ((q.values[step] - teacher.values[step]) * after_value).sum(-1))
-        to_pay = loss.values[step] + (teacher.values[step] * after_value).sum(-1)
-        after_wording = to_pay.transpose(-1, -2).unsqueeze(-3)
-        found.wordings.insert(0, ((q.wordings[step] - teacher.wordings[step]) * after_wording).sum(-1))
-        after = (loss.wordings[step] + (teacher.wordings[step] * after_wording).sum(-1))[..., 1:, :]
+        found.values.insert(0, after.unsqueeze(-2))
+        to_pay = loss.values[step] + (teacher.values[step] * found.values[0]).sum(-1)
+        found.wordings.insert(0, to_pay.transpose(-1, -2).unsqueeze(-3))
+        after = (loss.wordings[step] + (teacher.wordings[step] * found.wordings[0]).sum(-1))[..., 1:, :]
     return found
+
+
+def _caused(teacher: Steps, q: Steps, price: Steps) -> Steps:
+    r"""At each context :math:`\sum_a q(a|s) \kappa(a|s)`."""
+    return Steps(
+        *(
+            [((mine - theirs) * cost).sum(-1) for theirs, mine, cost in zip(*parts, strict=True)]
+            for parts in zip(teacher, q, price, strict=True)
+        )
+    )
 
 
 def chance_right(world: ChainWorld, problems: Problems, policy: Steps) -> Tensor:

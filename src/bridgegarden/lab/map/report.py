@@ -10,6 +10,7 @@ from bridgegarden.lab.map.cells import ARMS, FAIRNESS, CellRun
 from bridgegarden.lab.map.cells import Cell as Place
 from bridgegarden.lab.map.findings import (
     CLAIMS,
+    KAPPA,
     MAIN,
     MEASURES,
     MapClaim,
@@ -252,9 +253,9 @@ def _claimed() -> Markup:
     """Every claim, and from what size on it would matter."""
     rows = []
     for claim in CLAIMS:
-        smallest = (
-            f"{100 * claim.smallest:g} points" if claim.measure in SHARES else f"{claim.smallest:g} nats an answer"
-        )
+        share, correlation = claim.measure in SHARES, claim.measure in KAPPA
+        unit = "points" if share else "of rank correlation" if correlation else "nats an answer"
+        smallest = f"{(100 if share else 1) * claim.smallest:g} {unit}"
         rows.append([claim.name, claim.text, claim.measure, smallest])
     columns = ["claim", Column("what is claimed", words=True), "measure", "smallest effect of interest"]
     note = f"Named before the map was made; the claim that decides is “{MAIN}”."

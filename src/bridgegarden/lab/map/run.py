@@ -13,12 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
 
 from bridgegarden.exact.tasks.chain import ChainWorld, Expression
 from bridgegarden.lab.map.cells import ARMS, BUDGETS, FAIRNESS, ROWS, STUDENTS, Cell, CellRun, MapSettings, Setting
 from bridgegarden.lab.map.findings import MapResult, pooled_effects
-from bridgegarden.lab.map.measure import Measures, measure
+from bridgegarden.lab.map.measure import PREDICTORS, READINGS, Measures, measure, predicted_kappa
 from bridgegarden.lab.map.students import Weights, Worlds, draw_order, draw_rows, draw_uniform, new_weights, train
 from bridgegarden.run.record import git_commit, now
 from bridgegarden.study.kept import StudyFolder, deciding_versions, keep, kept, key_of, to_tree
@@ -103,6 +106,17 @@ class CellJob:
 
 Asked = tuple[str, float, float]
 """An arm's name, its learning rate and weight decay."""
+KAPPA_OF = "soft"
+"""The arm whose kappa is held against what the teacher's distribution tells, as in the paper."""
+
+
+class Found(NamedTuple):
+    """What was measured of the students of one arm and setting after some step."""
+
+    measures: Measures
+    """Columns ``(S, 1)``."""
+    kappa: Mapping[tuple[str, str], Tensor]
+    """How well it is predicted, ``(S,)``; empty unless it was asked for and the arm is `KAPPA_OF`."""
 
 
 def run_cell(job: CellJob, tell: Tell) -> CellRun:
@@ -134,18 +148,19 @@ def run_cell(job: CellJob, tell: Tell) -> CellRun:
     blocks = []
     for start in range(0, settings.seeds, BLOCK):
         seeds = range(start, min(start + BLOCK, settings.seeds))
-        blocks.append(_trained(job, seeds, wanted, problems))
+        blocks.append(_trained(job, seeds, wanted, problems, with_kappa=True))
         on_students(len(seeds) * len(settings.arms) * len(FAIRNESS))
+
+    def found(name: str, one: Setting) -> list[Found]:
+        return [block[name, one.learning_rate, one.weight_decay][one.steps] for block in blocks]
+
     run = CellRun(
         cell=job.cell,
         settings=chosen,
         measures={
-            way: {
-                name: _columns([block[name, one.learning_rate, one.weight_decay][one.steps] for block in blocks])
-                for name, one in by_arm.items()
-            }
-            for way, by_arm in chosen.items()
+            way: {name: _columns(found(name, one)) for name, one in by_arm.items()} for way, by_arm in chosen.items()
         },
+        kappa={way: _kappa_columns(found(KAPPA_OF, by_arm[KAPPA_OF])) for way, by_arm in chosen.items()},
         students=settings.tuning_seeds * len(grid) + settings.seeds * len(wanted),
         cpu_seconds=time.process_time() - started,
     )
@@ -159,13 +174,18 @@ def world_of(cell: Cell, seed: int) -> ChainWorld:
 
 
 def _trained(
-    job: CellJob, seeds: Sequence[int], wanted: Mapping[Asked, tuple[int, ...]], problems: Sequence[Expression]
-) -> dict[Asked, dict[int, Measures]]:
-    """Of every arm asked for, its students after the steps wanted, measured on `problems`: columns ``(S, 1)``."""
+    job: CellJob,
+    seeds: Sequence[int],
+    wanted: Mapping[Asked, tuple[int, ...]],
+    problems: Sequence[Expression],
+    *,
+    with_kappa: bool = False,
+) -> dict[Asked, dict[int, Found]]:
+    """Of every arm asked for, its students after the steps wanted, measured on `problems`."""
     worlds = Worlds.of([world_of(job.cell, seed) for seed in seeds])
     rows = draw_rows(worlds, seeds, ROWS[job.cell.rows])
     order = draw_order(seeds, ROWS[job.cell.rows], job.steps, job.settings.batch)
-    found: dict[Asked, dict[int, Measures]] = {asked: {} for asked in wanted}
+    found: dict[Asked, dict[int, Found]] = {asked: {} for asked in wanted}
     for on_policy in (False, True):
         group = [asked for asked in wanted if ARMS[asked[0]].on_policy == on_policy]
         if not group:
@@ -179,11 +199,15 @@ def _trained(
             places = [place for place, asked in enumerate(group) if step in wanted[asked]]
             measured = measure(worlds, Weights(*(tensor[:, places] for tensor in stacks[step])), problems)
             for column, place in enumerate(places):
-                found[group[place]][step] = measured.of_arm(column)
+                kappa = {}
+                if with_kappa and group[place][0] == KAPPA_OF:
+                    alone = Weights(*(tensor[:, place : place + 1] for tensor in stacks[step]))
+                    kappa = predicted_kappa(worlds, alone, problems)
+                found[group[place]][step] = Found(measured.of_arm(column), kappa)
     return found
 
 
-def _choose(job: CellJob, judged: Mapping[Asked, Mapping[int, Measures]]) -> dict[str, dict[str, Setting]]:
+def _choose(job: CellJob, judged: Mapping[Asked, Mapping[int, Found]]) -> dict[str, dict[str, Setting]]:
     settings = job.settings
     chosen: dict[str, dict[str, Setting]] = {way: {} for way in FAIRNESS}
     for name in settings.arms:
@@ -192,12 +216,12 @@ def _choose(job: CellJob, judged: Mapping[Asked, Mapping[int, Measures]]) -> dic
                 learning_rate=rate,
                 weight_decay=decay,
                 steps=step,
-                held_out_loss=measures.teacher_loss.mean().item(),
-                held_out_right=measures.right_greedy.mean().item(),
+                held_out_loss=found.measures.teacher_loss.mean().item(),
+                held_out_right=found.measures.right_greedy.mean().item(),
             )
             for (arm, rate, decay), by_step in judged.items()
             if arm == name
-            for step, measures in by_step.items()
+            for step, found in by_step.items()
         ]
         alike = settings.fixed_rate, settings.fixed_decay, job.steps
         for one in tried:
@@ -208,12 +232,21 @@ def _choose(job: CellJob, judged: Mapping[Asked, Mapping[int, Measures]]) -> dic
     return chosen
 
 
-def _columns(blocks: Sequence[Measures]) -> dict[str, tuple[float, ...]]:
-    together = Measures.joined(blocks)
-    # Six digits are more than the seeds leave certain, and the numbers are kept as text.
+def _columns(blocks: Sequence[Found]) -> dict[str, tuple[float, ...]]:
+    together = Measures.joined([block.measures for block in blocks])
+    return {f.name: _rounded(getattr(together, f.name)) for f in fields(Measures)}
+
+
+def _kappa_columns(blocks: Sequence[Found]) -> dict[str, dict[str, tuple[float, ...]]]:
     return {
-        f.name: tuple(float(f"{x:.6g}") for x in getattr(together, f.name).flatten().tolist()) for f in fields(Measures)
+        name: {reading: _rounded(torch.cat([block.kappa[name, reading] for block in blocks])) for reading in READINGS}
+        for name in PREDICTORS
     }
+
+
+def _rounded(column: Tensor) -> tuple[float, ...]:
+    # Six digits are more than the seeds leave certain, and the numbers are kept as text.
+    return tuple(float(f"{x:.6g}") for x in column.flatten().tolist())
 
 
 def lab_map(
