@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from bridgegarden.diagnostics.exposure_bias import StudentDifference
-from bridgegarden.report.diagnosis import write_diagnosis
+from bridgegarden.report.diagnosis import diagnosis_page
 from bridgegarden.report.diagnosis_words import _difference, advice_words, agreement_words, bias_words
 from bridgegarden.statistics import Estimate
 from tests.chromium import chromium, needs_chromium
@@ -54,7 +54,7 @@ def browser():
 
 
 def page(diagnosis, tmp_path):
-    return write_diagnosis(diagnosis, tmp_path / "report.html")
+    return diagnosis_page(diagnosis).write(tmp_path / "report.html")
 
 
 def text_of(diagnosis, tmp_path) -> str:

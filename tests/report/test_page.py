@@ -5,18 +5,22 @@ import stat
 import pytest
 from markupsafe import Markup
 
-from bridgegarden.report.page import Page, Section, embedded_json, findings, terms, write_page
+from bridgegarden.report.page import Page, Section, embedded_json, findings, terms
 from bridgegarden.report.tokens import KindLayer, NumberLayer, Panel, Token, heatmap, heatmap_data
 from tests.chromium import chromium, needs_chromium
 
 EVIL = '</script><script>document.title = "taken"</script><!--'
 
 
-def page(body: str = "<p>text</p>", data=None, title: str = "A report") -> str:
+def made(body: str = "<p>text</p>", data=None, title: str = "A report") -> Page:
     section = Section(anchor="one", title="Part", body=Markup(body))
     data = {"layers": [], "tokens": []} if data is None else data
     lead = Markup("<p>lead</p>")
-    return Page(title=title, kicker="kind", lead=lead, sections=(section,), data=data, footer="end").render()
+    return Page(title=title, kicker="kind", lead=lead, sections=(section,), data=data, footer="end")
+
+
+def page(*args, **fields) -> str:
+    return made(*args, **fields).render()
 
 
 def panels(tokens: list[Token]) -> list[Panel]:
@@ -74,22 +78,24 @@ def test_terms_and_findings_are_escaped_unless_they_are_markup():
 
 def test_a_page_replaces_the_old_one_whole_and_leaves_nothing_beside_it(tmp_path):
     path = tmp_path / "deep" / "report.html"
-    write_page("old", path)
-    assert write_page("new", path).read_text() == "new"
+    made("<p>earlier</p>").write(path)
+    text = made("<p>later</p>").write(path).read_text()
+    assert "<p>later</p>" in text
+    assert "<p>earlier</p>" not in text
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
     assert stat.S_IMODE(path.stat().st_mode) & stat.S_IRUSR
 
 
 def test_a_failure_while_writing_keeps_the_old_page(tmp_path, monkeypatch):
-    path = write_page("old", tmp_path / "report.html")
+    path = made("<p>earlier</p>").write(tmp_path / "report.html")
 
     def fail(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("os.replace", fail)
     with pytest.raises(KeyboardInterrupt):
-        write_page("new", path)
-    assert path.read_text() == "old"
+        made("<p>later</p>").write(path)
+    assert "<p>earlier</p>" in path.read_text()
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
 
@@ -97,11 +103,11 @@ def test_a_failure_while_writing_keeps_the_old_page(tmp_path, monkeypatch):
 def test_the_policy_lets_the_page_script_run_and_no_other(tmp_path):
     body = Markup('<script>document.title = "taken"</script><p onclick="document.title = 1">x</p>')
     with chromium() as browser:
-        browser.open(write_page(page(body), tmp_path / "page.html"))
+        browser.open(made(body).write(tmp_path / "page.html"))
         assert browser.run("document.title") == "A report"
         assert any("Content Security Policy" in line for line in browser.logged)
         body, data = long_text(10)
-        browser.open(write_page(page(body, data), tmp_path / "page.html"))
+        browser.open(made(body, data).write(tmp_path / "page.html"))
         assert browser.logged == []
         assert browser.run("document.documentElement.className") == "scripted"
 
@@ -116,7 +122,7 @@ def test_five_thousand_tokens_switch_colours_without_a_wait(tmp_path):
         return performance.now() - start;
     })()"""
     with chromium() as browser:
-        browser.open(write_page(page(body, data), tmp_path / "page.html"))
+        browser.open(made(body, data).write(tmp_path / "page.html"))
         milliseconds = browser.run(switch)
         levels = browser.run("[...document.querySelectorAll('.text .token')].map(t => t.dataset.level).slice(0, 12)")
     assert levels == [str(index % 11) for index in range(12)]

@@ -328,7 +328,7 @@ def _rows(result: LabResult, world: str, regime: str, name: str) -> Iterator[Fin
     references = [reference for reference in claim.references if reference in run]
     if claim.references and not references:
         return
-    if claim.role is not None and not _has(result, world, claim.role):
+    if claim.role is not None and not has_role(result, world, claim.role):
         return
     for objective in objectives:
         effects: dict[str | None, Effect] = {
@@ -356,7 +356,7 @@ def _rows(result: LabResult, world: str, regime: str, name: str) -> Iterator[Fin
         )
 
 
-def _has(result: LabResult, world: str, role: str) -> bool:
+def has_role(result: LabResult, world: str, role: str) -> bool:
     """Whether there are positions of `role` in the answers of `world`."""
     return any(run.measured.teacher_visits_by_role[role] > 0 for run in result.runs if run.world == world)
 

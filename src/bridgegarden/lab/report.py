@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from bridgegarden.lab.findings import Verdict, difference, error_of, findings, summaries
+from bridgegarden.lab.findings import Verdict, difference, error_of, findings, has_role, summaries
 from bridgegarden.lab.result import REGIMES, LabResult, LabRun, Measured, TokenView
 from bridgegarden.lab.tables import effect_table, interval_words, label, mean_table, over, signed, verdict_table
 from bridgegarden.report.charts import WIDE, Curve, CurvePoint, Dot, Row, Shape, curve_chart, dot_plot, responsive
@@ -227,8 +227,7 @@ def optimum(result: LabResult, world: str, role: str) -> Optimum:
 
 def roles_of(result: LabResult, world: str) -> list[str]:
     """Bridge and garden, each if there is such a position in `world`."""
-    runs = [run for run in result.runs if run.world == world]
-    return [role for role in CHOICES if any(run.measured.teacher_visits_by_role[role] > 0 for run in runs)]
+    return [role for role in CHOICES if has_role(result, world, role)]
 
 
 def role_chart(result: LabResult, world: str, objectives: Mapping[str, str], about: str, size: int = WIDE) -> Markup:

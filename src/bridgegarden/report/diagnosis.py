@@ -1,7 +1,5 @@
 """A diagnosis as one HTML page."""
 
-from pathlib import Path
-
 from markupsafe import Markup
 
 from bridgegarden.diagnostics.advise import Advice
@@ -26,20 +24,10 @@ from bridgegarden.report.diagnosis_words import (
     kind_words,
     thanks_to,
 )
-from bridgegarden.report.page import Page, Section, details, figure, findings, made_section, words_section, write_page
+from bridgegarden.report.page import Page, Section, details, figure, findings, made_section, words_section
 from bridgegarden.report.tokens import visible
 from bridgegarden.table import Cell, Table, number
 from bridgegarden.terminal import counted, duration
-
-
-def write_diagnosis(diagnosis: Diagnosis, path: Path) -> Path:
-    """Write the page that shows `diagnosis` to `path`, whole or not at all.
-
-    Raises:
-        DataError: a number is not finite.
-        OSError: the folder cannot be written to.
-    """
-    return write_page(diagnosis_page(diagnosis).render(), path)
 
 
 def diagnosis_page(diagnosis: Diagnosis) -> Page:

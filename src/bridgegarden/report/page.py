@@ -151,7 +151,10 @@ class Page:
             ValueError: a number is not finite.
             OSError: the folder cannot be written to.
         """
-        return write_page(self.render(), path)
+        text = self.render()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+        return path
 
 
 def embedded_json(tree: Mapping[str, Any]) -> Markup:
@@ -207,17 +210,6 @@ def made_section(
         "started": started,
     }
     return Section(anchor="made", title="How it was made", body=terms(listed, small=True) + more)
-
-
-def write_page(text: str, path: Path) -> Path:
-    """Write `text` to `path` whole or not at all.
-
-    Raises:
-        OSError: the folder cannot be written to.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
-    return path
 
 
 def _environment() -> Environment:

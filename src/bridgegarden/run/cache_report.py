@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from bridgegarden.report.charts import WIDE, Bar, bar_chart, responsive
 from bridgegarden.report.marks import Axis
-from bridgegarden.report.page import Page, Section, details, figure, terms, write_page
+from bridgegarden.report.page import Page, Section, details, figure, terms
 from bridgegarden.run.output import check_writable
 from bridgegarden.table import Table, number
 from bridgegarden.teacher.cache.info import (
@@ -55,7 +55,7 @@ def write_cache_report(folder: Path, path: Path) -> CacheInfo:
     """
     check_writable(path.parent, "--html")
     info = cache_info(folder)
-    write_page(cache_page(folder, info).render(), path)
+    cache_page(folder, info).write(path)
     return info
 
 

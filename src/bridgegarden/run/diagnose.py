@@ -21,7 +21,7 @@ from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.files import write_json
 from bridgegarden.preflight import ModelFacts, ModelReference, check_endings, compare_tokenizers, load_facts
 from bridgegarden.recipe import DataSection, Recipe, list_recipes, load_recipe
-from bridgegarden.report.diagnosis import write_diagnosis
+from bridgegarden.report.diagnosis import diagnosis_page
 from bridgegarden.run.models import load_model, usable_device
 from bridgegarden.run.output import OutputFolder, check_writable, write_or_rescue
 from bridgegarden.run.quiet import quiet_libraries
@@ -230,7 +230,7 @@ def diagnose_pair(
 
 def _write(files: DiagnosisFiles, diagnosis: Diagnosis) -> None:
     write_json(files.result, diagnosis.to_dict())
-    write_diagnosis(diagnosis, files.report)
+    diagnosis_page(diagnosis).write(files.report)
 
 
 def _check(inputs: DiagnoseInputs) -> CheckedPair:
