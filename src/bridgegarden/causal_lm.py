@@ -3,8 +3,8 @@
 Calling a model's own forward would build the whole [B, T, V] logits. Instead its decoder is run alone and its head is
 read off; :mod:`~bridgegarden.model_probes` proves on a few tokens that reading was right for this architecture.
 
-The objective reads the head's weight itself and never calls the head's module, so whatever would gather a weight that is
-spread over processes before that call (hooks of FSDP2 or of DeepSpeed's ZeRO-3) has to be asked for here.
+The objective reads the head's weight itself and never calls the head's module, so whatever would gather a weight that
+is spread over processes before that call (hooks of FSDP2 or of DeepSpeed's ZeRO-3) has to be asked for here.
 """
 
 import functools

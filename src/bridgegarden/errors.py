@@ -6,8 +6,8 @@ and what to do. The command line prints the message on one line and exits with s
 and keeps its traceback.
 
 Libraries raise errors of their own about what a user gave. Where they are handed it, :func:`foreign` stands around the
-call and around nothing of ours, so that a bug of ours is never shown as the user's mistake. A name that is looked up and
-is not there, and a value that is quoted, are told in one way everywhere.
+call and around nothing of ours, so that a bug of ours is never shown as the user's mistake. A name that is looked up
+and is not there, and a value that is quoted, are told in one way everywhere.
 """
 
 import signal

@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from bridgegarden.table import plus_minus, span
 
 from bridgegarden.quickstart.report import interval_words, percent, report_page
 from bridgegarden.study.arms import OBJECTIVES
+from bridgegarden.table import plus_minus, span
 from tests.chromium import Browser, chromium, needs_chromium
 from tests.quickstart.made_up import WORDS, made_up_result
 

@@ -2,12 +2,12 @@ import math
 import random
 
 import pytest
-from bridgegarden.table import number
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bridgegarden.errors import DataError
 from bridgegarden.report.marks import Axis, Box, Reading, place, scale, shortened, width
+from bridgegarden.table import number
 
 finite = st.floats(-1e6, 1e6, allow_subnormal=False)
 
