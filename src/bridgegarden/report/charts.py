@@ -291,9 +291,7 @@ def bar_chart(
     if parts is not None:
         drawn.append(_bar_legend(parts, frame.left, size))
     for index, bar in enumerate(bars):
-        middle = frame.top + PITCH * (index + 0.5)
-        drawn.append(text("name", 0, middle + 4.5, bar.name))
-        drawn.append(_bar(bar, across, middle, size))
+        drawn.append(_bar(bar, across, frame.top + PITCH * (index + 0.5), size))
     return drawing(drawn, size, height, about)
 
 
@@ -305,8 +303,14 @@ def _bar(bar: Bar, across: Scale, middle: float, size: int) -> Markup:
     if bar.filled > 0:
         inner += _rectangle("bar", start, middle, max(turn - start, LEAST))
     inner += text("tick", max(end, start + LEAST) + 8, middle + 4.5, bar.label)
+    return _row(bar.name, inner, bar.about, middle, size)
+
+
+def _row(name: str, inner: Markup, about: str, middle: float, size: int) -> Markup:
+    """A bar's name and the bar, all of whose row can be pointed at."""
     halo = Markup('<rect class="halo" x="-6" y="{:.1f}" width="{}" height="{}" rx="4"/>')
-    return mark(inner, bar.about, halo=halo.format(middle - PITCH / 2 + 1, size + 6, PITCH - 2))
+    halo = halo.format(middle - PITCH / 2 + 1, size + 6, PITCH - 2)
+    return text("name", 0, middle + 4.5, name) + mark(inner, about, halo=halo)
 
 
 def _bar_legend(parts: tuple[str, str], left: float, size: int) -> Markup:
@@ -358,13 +362,11 @@ def signed_bars(bars: Sequence[SignedBar], *, axis: Axis, about: str, size: int 
     for index, bar in enumerate(bars):
         middle = frame.top + PITCH * (index + 0.5)
         end, low, high = (across.at(value) for value in bar.reading)
-        inner = Markup('<rect class="bar{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{}"/>').format(
-            " hollow" if bar.reading.value < 0 else " soft", min(zero, end), middle - THICK / 2, abs(end - zero), THICK
+        kind = "bar hollow" if bar.reading.value < 0 else "bar soft"
+        inner = _rectangle(kind, min(zero, end), middle, abs(end - zero)) + line(
+            "whisker over", low, middle, high, middle
         )
-        inner += line("whisker over", low, middle, high, middle)
-        halo = Markup('<rect class="halo" x="-6" y="{:.1f}" width="{}" height="{}" rx="4"/>')
-        parts.append(text("name", 0, middle + 4.5, bar.name))
-        parts.append(mark(inner, bar.about, halo=halo.format(middle - PITCH / 2 + 1, size + 6, PITCH - 2)))
+        parts.append(_row(bar.name, inner, bar.about, middle, size))
     parts.append(line("zero", zero, frame.top, zero, frame.bottom))
     return drawing(parts, size, height, about)
 
