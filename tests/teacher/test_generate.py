@@ -13,7 +13,7 @@ import pytest
 from bridgegarden.data import Columns, conversation, load_rows
 from bridgegarden.errors import ConfigError, DataError, ModelError
 from bridgegarden.teacher.answers import Key
-from bridgegarden.teacher.generate import Answer, Decoding, Failure, Questions, generate
+from bridgegarden.teacher.generate import Answer, Decoding, Questions, generate
 
 ROWS = [{"prompt": f"question {i}", "id": i * 7} for i in range(8)]
 
@@ -36,7 +36,7 @@ class Echo:
 
     def outcome(self, request):
         if request.key.row in self.fails:
-            return Failure(reason="no")
+            return "no"
         text = self.text or f"{request.chat.messages[-1]['content'].upper()} {request.key.sample}"
         ending = "length" if request.key.row in self.cut else "stop"
         return Answer(text=text, finish_reason=ending, generated_by="echo")

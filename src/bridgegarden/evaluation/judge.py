@@ -349,7 +349,7 @@ class _Session:
             self.failed_in_a_row += 1
             if reply is None:
                 assert not isinstance(outcome, Answer)
-                why = outcome.reason
+                why = outcome
                 self.said.pop(key, None)  # not worth asking again in this run: the engine has tried
             else:
                 why = f"the reply holds no verdict ({' '.join(reply.split())[:100]!r})."

@@ -78,15 +78,8 @@ class Answer:
     """Where the engine gives them; see :func:`bridgegarden.teacher.server_logprobs.top_logprobs`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """Why there is no answer."""
-
-    reason: str
-    """One line."""
-
-
-Outcome = tuple[Request, Answer | Failure]
+Outcome = tuple[Request, Answer | str]
+"""A request, and its answer or in one line why there is none."""
 
 
 class Engine(Protocol):
@@ -225,22 +218,18 @@ def generate(
         )
 
 
+@dataclass
 class _Work:
     """What has come of the requests so far."""
 
-    def __init__(
-        self,
-        questions: Questions,
-        file: AnswerFile,
-        progress: Progress,
-        on_progress: Callable[[Progress], None],
-        *,
-        top_logprobs: int,
-    ) -> None:
-        self._questions, self._file, self._on_progress = questions, file, on_progress
-        self._top_logprobs = top_logprobs
-        self.progress = progress
-        self.truncated = self.without_logprobs = self._failed_in_a_row = 0
+    questions: Questions
+    file: AnswerFile
+    progress: Progress
+    on_progress: Callable[[Progress], None]
+    top_logprobs: int
+    truncated: int = 0
+    without_logprobs: int = 0
+    failed_in_a_row: int = 0
 
     def take(self, batch: Sequence[Outcome]) -> None:
         """Put a batch on disk.
@@ -251,31 +240,31 @@ class _Work:
         answers, failures = [], []
         for request, outcome in batch:
             if isinstance(outcome, Answer) and not outcome.text.strip():
-                outcome = Failure(reason="the answer is empty, so there is nothing to learn from it.")
+                outcome = "the answer is empty, so there is nothing to learn from it."
             if isinstance(outcome, Answer):
-                lacks = self._top_logprobs > 0 and outcome.top_logprobs is None
+                lacks = self.top_logprobs > 0 and outcome.top_logprobs is None
                 if lacks and self.progress.before + self.progress.answered + len(answers) == 0:
-                    raise ModelError(_without_logprobs(outcome, self._top_logprobs))
+                    raise ModelError(_without_logprobs(outcome, self.top_logprobs))
                 answers.append(self._row(request, outcome))
                 self.truncated += outcome.finish_reason == "length"
                 self.without_logprobs += lacks
-                self._failed_in_a_row = 0
+                self.failed_in_a_row = 0
             else:
-                failures.append({**request.key._asdict(), "error": outcome.reason})
-                self._failed_in_a_row += 1
-        self._file.add(answers, failures)
+                failures.append({**request.key._asdict(), "error": outcome})
+                self.failed_in_a_row += 1
+        self.file.add(answers, failures)
         now = self.progress
         self.progress = replace(now, answered=now.answered + len(answers), failed=now.failed + len(failures))
-        self._on_progress(self.progress)
-        if self._failed_in_a_row >= GIVE_UP_AFTER:
+        self.on_progress(self.progress)
+        if self.failed_in_a_row >= GIVE_UP_AFTER:
             raise ModelError(
-                f"{self._failed_in_a_row} requests failed one after the other, the last one because: "
-                f"{failures[-1]['error']} Answers so far are in {self._file.path}; mend this and run the same again."
+                f"{self.failed_in_a_row} requests failed one after the other, the last one because: "
+                f"{failures[-1]['error']} Answers so far are in {self.file.path}; mend this and run the same again."
             )
 
     def _row(self, request: Request, answer: Answer) -> dict[str, Any]:
-        source = self._questions.rows[request.key.row]
-        row = with_answer(source, self._questions.columns, answer.text, place=request.place)
+        source = self.questions.rows[request.key.row]
+        row = with_answer(source, self.questions.columns, answer.text, place=request.place)
         row |= {**request.key._asdict(), "finish_reason": answer.finish_reason, "generated_by": answer.generated_by}
         row.pop("top_logprobs", None)
         return row if answer.top_logprobs is None else row | {"top_logprobs": answer.top_logprobs}

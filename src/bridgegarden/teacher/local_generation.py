@@ -12,7 +12,7 @@ from bridgegarden.causal_lm import freeze
 from bridgegarden.data import end_of_turn_ids
 from bridgegarden.data.encode import RowTokeniser
 from bridgegarden.errors import ConfigError, DataError, ModelError
-from bridgegarden.teacher.generate import Answer, Decoding, Failure, Outcome, Request
+from bridgegarden.teacher.generate import Answer, Decoding, Outcome, Request
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,7 +65,7 @@ class LocalEngine:
                 self._check_fits(ids, decoding)
                 prompts.append((request, ids))
             except DataError as error:
-                failures.append((request, Failure(reason=str(error))))
+                failures.append((request, str(error)))
         if failures:
             yield failures
         prompts.sort(key=lambda prompt: -len(prompt[1]))

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.teacher.generate import Answer, Decoding, Failure, Outcome, Request
+from bridgegarden.teacher.generate import Answer, Decoding, Outcome, Request
 from bridgegarden.teacher.server_connection import BadReply, Connection, check_url, read_reply
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class ServerEngine:
 
     async def _answer(
         self, request: Request, decoding: Decoding, traffic: "_Traffic", client: "httpx2.AsyncClient"
-    ) -> Answer | Failure:
+    ) -> Answer | str:
         path, content = self._content(request, decoding)
         attempts, began_to_fail = 0, None
         while True:
@@ -157,12 +157,12 @@ class ServerEngine:
                 continue
             if not again:
                 traffic.worked()  # the server, though not this request
-                return Failure(reason=_tried(reason, attempts))
+                return _tried(reason, attempts)
             began_to_fail = began_to_fail or time.monotonic()
             wait = (pause or 0) + _backoff(self.server.backoff, attempts if pause is None else 1)
             if not traffic.has_patience(began_to_fail, wait):
                 asked = f" It asks us to wait for {pause:.0f} s." if pause else ""
-                return Failure(reason=_tried(reason + asked, attempts))
+                return _tried(reason + asked, attempts)
             if pause is not None:
                 traffic.pause(pause)
             traffic.complain(reason)
