@@ -264,7 +264,7 @@ def map_command(quick: bool, output: Path, workers: int | None, as_json: bool) -
     """Decide which labels are better where: many students trained at once, measured exactly.
 
     Teachers that are sure, unsure, slip or are wrong in places; students with room enough or too small; few rows or
-    many; short or long training. Twelve kinds of labels, each with one setting and with settings tuned for it, 64
+    many; short or long training. Fourteen kinds of labels, each with one setting and with settings tuned for it, 64
     seeds. Every claim has a smallest effect of interest, and holds, does not hold, or says how much more it needs.
     Interrupted, it goes on where it stopped. Leaves DIR/report.html, tables.md, claims.csv, cells.csv and result.json.
     """

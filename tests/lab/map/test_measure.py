@@ -5,7 +5,7 @@ import torch
 
 from bridgegarden.exact import solve
 from bridgegarden.exact.process import EndsOffScript, OffScript, Role
-from bridgegarden.lab.map.measure import READINGS, measure, predicted_kappa
+from bridgegarden.lab.map.measure import READINGS, kappa_of_rows, measure, predicted_kappa
 from bridgegarden.lab.map.students import (
     Arm,
     Context,
@@ -176,3 +176,19 @@ def test_how_well_kappa_is_predicted_is_what_the_solvers_kappa_gives(stack, seed
 
 def one_arm(weights, arm):
     return weights.map(lambda tensor: tensor[:, arm : arm + 1])
+
+
+def test_kappa_of_a_row_is_the_solvers_at_each_of_its_positions(stack):
+    rows = draw_rows(STACK, SEEDS, 5)
+    wordings, values = kappa_of_rows(STACK, one_arm(stack, 1), rows)
+    for seed, number in ((0, 0), (1, 3), (2, 4)):
+        problem = WORLD.problems(5, SEEDS[seed], split="train")[number]
+        solution = solved(one(stack, seed, 1), seed, problem)
+        tokens = []
+        for step in range(WORLD.steps):
+            node = solution.node_of(tokens)
+            assert wordings[seed, number, step].item() == pytest.approx(solution.state_kappa[node].item(), abs=1e-9)
+            tokens.append(WORLD.first_wording + int(rows.wordings[seed, number, step]))
+            node = solution.node_of(tokens)
+            assert values[seed, number, step].item() == pytest.approx(solution.state_kappa[node].item(), abs=1e-9)
+            tokens.append(WORLD.first_value + int(rows.values[seed, number, step]))

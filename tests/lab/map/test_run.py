@@ -11,14 +11,14 @@ from rich.console import Console
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.lab.map.cells import ARMS, BUDGETS, FAIRNESS, MapSettings
-from bridgegarden.lab.map.run import CellJob, MapFolder, lab_map, run_cell, world_of
+from bridgegarden.lab.map.run import CellJob, MapFolder, lab_map, run_cell, soft_where_kappa_is_low, world_of
 
 SETTINGS = MapSettings(
     teachers=("slips",),
     students=("too small",),
     rows=("few",),
     budgets=("short", "long"),
-    arms=("hard", "soft", "confidence", "on_policy"),
+    arms=("hard", "soft", "confidence", "on_policy", "by_role", "by_kappa"),
     seeds=3,
     tuning_seeds=2,
     learning_rates=(2e-2, 5e-2),
@@ -129,7 +129,7 @@ def test_files_hold_every_effect_and_every_mean(made):
     tree = json.loads((output / "result.json").read_text())
     assert len(tree["effects"]) == len(result.effects) > 0
     cells = list(csv.DictReader(io.StringIO((output / "cells.csv").read_text())))
-    assert len(cells) == 2 * 3 * 4
+    assert len(cells) == 2 * 3 * 6
     row = next(r for r in cells if (r["settings"], r["budget"], r["arm"]) == ("one setting", "long", "confidence"))
     column = result.runs[1].measures["one setting"]["confidence"]["student_loss"]
     assert float(row["L_dθ"]) == pytest.approx(sum(column) / 3, rel=1e-4)
@@ -161,3 +161,10 @@ def test_the_whole_map_has_every_combination():
     cells = MapSettings().cells
     assert len({cell.name for cell in cells}) == len(cells) == 32
     assert {cell.budget for cell in cells} == set(BUDGETS)
+
+
+def test_an_oracle_is_soft_where_kappa_is_low():
+    wordings, values = torch.tensor([[[0.1, 0.3]], [[5.0, 1.0]]]), torch.tensor([[[0.2, -1.0]], [[3.0, 2.0]]])
+    soft = soft_where_kappa_is_low(wordings, values)
+    torch.testing.assert_close(soft[0], torch.tensor([[[2 / 3, 0.0]], [[0.0, 1.0]]], dtype=torch.float64))
+    torch.testing.assert_close(soft[1], torch.tensor([[[1 / 3, 1.0]], [[1 / 3, 2 / 3]]], dtype=torch.float64))

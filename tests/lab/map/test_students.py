@@ -181,3 +181,22 @@ def test_a_student_that_diverges_is_named():
 def test_other_divergences_and_loss_temperatures_are_refused():
     with pytest.raises(ConfigError, match="forward KL at temperature 1 alone"):
         Arm(objective=HybridObjective(temperature=2.0), learning_rate=0.1, weight_decay=0.0)
+
+
+def test_an_arm_that_is_told_its_weights_is_soft_and_hard_where_they_say():
+    rows, order = draw_rows(WORLDS, SEEDS, COUNT), draw_order(SEEDS, COUNT, STEPS, BATCH)
+    ones, zeros = torch.ones(2, COUNT, WORLD.steps), torch.zeros(2, COUNT, WORLD.steps)
+    plain = {"learning_rate": 0.05, "weight_decay": 0.0}
+    arms = [
+        Arm(objective=HybridObjective.preset("soft"), **plain),
+        Arm(objective=HybridObjective.preset("static"), soft_weights=(ones, ones), **plain),
+        Arm(objective=HybridObjective.preset("hard"), **plain),
+        Arm(objective=HybridObjective.preset("static"), soft_weights=(zeros, zeros), **plain),
+        Arm(objective=HybridObjective.preset("static"), soft_weights=(ones, zeros), **plain),
+    ]
+    found = train(WORLDS, rows, arms, new_weights(WORLD, 8, SEEDS, 5).map(torch.Tensor.double), order)[STEPS]
+    for field in found:
+        torch.testing.assert_close(field[:, 0], field[:, 1])
+        torch.testing.assert_close(field[:, 2], field[:, 3])
+    assert not torch.allclose(found.value[:, 4], found.value[:, 0])
+    assert not torch.allclose(found.value[:, 4], found.value[:, 2])

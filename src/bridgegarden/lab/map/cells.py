@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from bridgegarden.errors import ConfigError, lookup
 from bridgegarden.exact.tasks.chain import TEACHERS
@@ -12,6 +12,8 @@ from bridgegarden.study.arms import OBJECTIVES
 from bridgegarden.study.kept import Plain
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from bridgegarden.lab.map.students import Arm
 
 STUDENTS: Mapping[str, int] = MappingProxyType({"room enough": 20, "too small": 8})
@@ -39,15 +41,24 @@ class MapArm:
     """Of the hard label."""
     on_policy: bool = False
     """Whether the student writes the answers that it learns from."""
+    weighs_by: Literal["rule", "role", "kappa"] = "rule"
+    """What decides the soft weight: the preset's rule; or an oracle, which knows what is a Bridge and labels it hard,
+    or knows kappa(s) of a student that was trained on soft labels, and weighs by its rank."""
 
-    def arm(self, learning_rate: float, weight_decay: float) -> "Arm":
-        """With a setting."""
+    def arm(
+        self, learning_rate: float, weight_decay: float, soft_weights: "tuple[Tensor, Tensor] | None" = None
+    ) -> "Arm":
+        """With a setting, and what an oracle knows."""
         from bridgegarden.lab.map.students import Arm
         from bridgegarden.objective.hybrid import HybridObjective
 
         objective = HybridObjective.preset(self.preset, hard_target=self.hard_target)
         return Arm(
-            objective=objective, learning_rate=learning_rate, weight_decay=weight_decay, smoothing=self.smoothing
+            objective=objective,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            smoothing=self.smoothing,
+            soft_weights=soft_weights,
         )
 
 
@@ -61,9 +72,12 @@ ARMS: Mapping[str, MapArm] = MappingProxyType(
         "soft_risk": MapArm(label="soft with risk", preset="soft_risk"),
         "smoothed": MapArm(label="hard, smoothed", preset="hard", smoothing=0.1),
         "on_policy": MapArm(label="soft, on-policy", preset="soft", on_policy=True),
+        "by_role": MapArm(label="oracle, by role", preset="static", weighs_by="role"),
+        "by_kappa": MapArm(label="oracle, by kappa", preset="static", weighs_by="kappa"),
     }
 )
-"""The paper's methods, and the baselines that have one part of a hybrid without the mixing."""
+"""The paper's methods; the baselines that have one part of a hybrid without the mixing; and hybrids that know what
+nobody knows outside of a lab."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -164,6 +164,15 @@ CLAIMS = (
         smallest=SHARE,
         against="on_policy",
     ),
+    MapClaim(
+        name="oracle",
+        text="a hybrid that knows its Bridges is right more often than the better pure kind, greedy",
+        measure="right, greedy",
+        sign=1,
+        smallest=SHARE,
+        against="more right",
+        arms=("by_role", "by_kappa"),
+    ),
 )
 """The paper's claims 1 to 5 in its order, its use (more right answers), and the same against the baselines."""
 

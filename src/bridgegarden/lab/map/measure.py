@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bridgegarden.exact.tasks.chain import ChainWorld, Expression
-from bridgegarden.lab.map.students import Context, Problems, Weights, Worlds, features, hidden_states, logits_at
+from bridgegarden.lab.map.students import Context, Problems, Rows, Weights, Worlds, features, hidden_states, logits_at
 from bridgegarden.statistics import spearman
 
 
@@ -165,6 +165,30 @@ def predicted_kappa(worlds: Worlds, weights: Weights, problems: Sequence[Express
     return {pair: torch.stack(values) for pair, values in found.items()}
 
 
+def kappa_of_rows(worlds: Worlds, weights: Weights, rows: Rows) -> tuple[Tensor, Tensor]:
+    """kappa(s), over every token that can stand there, at the wordings and the values of each row, ``(S, n, steps)``.
+
+    Of the first arm of the stack.
+    """
+    found: list[tuple[Tensor, Tensor]] = []
+    for seed in range(len(worlds)):
+        one = slice(seed, seed + 1)
+        problems = Problems(*(part[seed] for part in rows.problems))
+        solved = _solve(worlds[one], Weights(*(part[one, :1] for part in weights)), problems)
+        price = prices(worlds.size, solved.teacher, solved.loss)
+        index, contexts = torch.arange(len(problems.start)), rows.contexts()
+        columns: list[Tensor] = []
+        for place in range(2 * worlds.size.steps):
+            teacher, cost, student = (part[place % 2][place // 2] for part in (solved.teacher, price, solved.q))
+            kappa = _kappa(teacher.expand_as(student), cost).expand_as(student).sum(-1)
+            # Where a value stands, there is a wording: its table begins with the first one.
+            value, wording = contexts[place].value[seed], contexts[place].wording[seed] - place % 2
+            columns.append(kappa[0, 0, index, wording, value])
+        found.append((torch.stack(columns[0::2], -1), torch.stack(columns[1::2], -1)))
+    wordings, values = zip(*found, strict=True)
+    return torch.stack(wordings), torch.stack(values)
+
+
 def _kappa_columns(solved: _Solved, price: Steps) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     """Predictors, readings of kappa, and weight, of one student: one row for each context of each position."""
     rows: list[tuple[Tensor, ...]] = []
@@ -173,7 +197,7 @@ def _kappa_columns(solved: _Solved, price: Steps) -> tuple[dict[str, Tensor], di
     ):
         # A teacher's values do not depend on the wording, nor a wording's price on the last one.
         teacher = teacher.expand_as(student)
-        kappa = (cost - (teacher * cost).sum(-1, keepdim=True)).expand_as(student)
+        kappa = _kappa(teacher, cost).expand_as(student)
         kappas = kappa, kappa * (teacher > 0), kappa * student
         predictors = teacher.amax(-1), torch.special.xlogy(teacher, teacher).sum(-1)
         rows.append(tuple(part.flatten() for part in (*predictors, *(each.sum(-1) for each in kappas), visited)))
@@ -229,6 +253,11 @@ def _charged(at: Steps, price: Steps, name: str) -> Tensor:
     """``(S, O)``: the sum of `price` over the contexts that texts come by, mean over problems."""
     pairs = zip(getattr(at, name), getattr(price, name), strict=True)
     return sum((where * what).sum((-1, -2)).mean(-1) for where, what in pairs)  # pyright: ignore[reportReturnType]
+
+
+def _kappa(teacher: Tensor, price: Tensor) -> Tensor:
+    """Of every token: its price less the teacher's mean price."""
+    return price - (teacher * price).sum(-1, keepdim=True)
 
 
 def prices(world: ChainWorld, teacher: Steps, loss: Steps) -> Steps:

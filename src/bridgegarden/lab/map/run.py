@@ -21,8 +21,8 @@ from torch import Tensor
 from bridgegarden.exact.tasks.chain import ChainWorld, Expression
 from bridgegarden.lab.map.cells import ARMS, BUDGETS, FAIRNESS, ROWS, STUDENTS, Cell, CellRun, MapSettings, Setting
 from bridgegarden.lab.map.findings import MapResult, pooled_effects
-from bridgegarden.lab.map.measure import PREDICTORS, READINGS, Measures, measure, predicted_kappa
-from bridgegarden.lab.map.students import Weights, Worlds, draw_order, draw_rows, draw_uniform, new_weights, train
+from bridgegarden.lab.map.measure import PREDICTORS, READINGS, Measures, kappa_of_rows, measure, predicted_kappa
+from bridgegarden.lab.map.students import Rows, Weights, Worlds, draw_order, draw_rows, draw_uniform, new_weights, train
 from bridgegarden.run.record import git_commit, now
 from bridgegarden.study.kept import StudyFolder, deciding_versions, keep, kept, key_of, to_tree
 from bridgegarden.study.run import MOST, Tell, available_processors, run_jobs, studying
@@ -192,7 +192,8 @@ def _trained(
             continue
         uniform = draw_uniform(seeds, 3, job.steps, job.settings.batch, 2 * worlds.size.steps) if on_policy else None
         weights = new_weights(worlds.size, STUDENTS[job.cell.student], seeds, len(group))
-        arms = [ARMS[name].arm(rate, decay) for name, rate, decay in group]
+        known = _known(job, worlds, rows, seeds, order, group)
+        arms = [ARMS[name].arm(rate, decay, known.get((name, rate, decay))) for name, rate, decay in group]
         steps = sorted({step for asked in group for step in wanted[asked]})
         stacks = train(worlds, rows, arms, weights, order, uniform=uniform, keep=steps)
         for step in steps:
@@ -205,6 +206,31 @@ def _trained(
                     kappa = predicted_kappa(worlds, alone, problems)
                 found[group[place]][step] = Found(measured.of_arm(column), kappa)
     return found
+
+
+def _known(
+    job: CellJob, worlds: Worlds, rows: Rows, seeds: Sequence[int], order: Tensor, group: Sequence[Asked]
+) -> dict[Asked, tuple[Tensor, Tensor]]:
+    """The soft weights of the oracles among `group`, at the wordings and the values of all rows."""
+    shape = rows.values.shape
+    known = {asked: (torch.ones(shape), torch.zeros(shape)) for asked in group if ARMS[asked[0]].weighs_by == "role"}
+    by_kappa = [asked for asked in group if ARMS[asked[0]].weighs_by == "kappa"]
+    if by_kappa:
+        weights = new_weights(worlds.size, STUDENTS[job.cell.student], seeds, len(by_kappa))
+        arms = [ARMS[KAPPA_OF].arm(rate, decay) for _, rate, decay in by_kappa]
+        soft = train(worlds, rows, arms, weights, order)[job.steps]
+        for place, asked in enumerate(by_kappa):
+            alone = Weights(*(tensor[:, place : place + 1] for tensor in soft))
+            known[asked] = soft_where_kappa_is_low(*kappa_of_rows(worlds, alone, rows))
+    return known
+
+
+def soft_where_kappa_is_low(wordings: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Soft weights ``(S, n, steps)`` from kappa: 1 at the lowest of a seed's positions, 0 at the highest, by rank."""
+    together = torch.cat([wordings, values], -1).flatten(1)
+    ranks = together.argsort(1).argsort(1).double() / (together.shape[1] - 1)
+    weights = (1 - ranks).unflatten(1, (wordings.shape[1], -1))
+    return weights[..., : wordings.shape[2]], weights[..., wordings.shape[2] :]
 
 
 def _choose(job: CellJob, judged: Mapping[Asked, Mapping[int, Found]]) -> dict[str, dict[str, Setting]]:

@@ -13,7 +13,7 @@ script.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -235,6 +235,8 @@ class Arm:
     """Of all matrices, not of biases."""
     smoothing: float = 0.0
     """Share of the hard label that goes to all tokens that can stand there alike (label smoothing), in [0, 1]."""
+    soft_weights: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    """At the wordings and at the values of all rows, ``(S, n, steps)`` each: in place of the objective's rule."""
 
     def __post_init__(self) -> None:
         if self.objective.divergence is not forward_kl or self.objective.temperature != 1.0:
@@ -335,7 +337,10 @@ def aims(arm: Arm, world: ChainWorld, kind: Kind, prob: Tensor, data: Tensor, pr
     label = torch.nn.functional.one_hot(objective.hard_ids(signal, data), kind.width).to(prob.dtype)
     goes_on = (label.argmax(-1) == data).unsqueeze(-1)
     smoothed = (1 - arm.smoothing) * label + arm.smoothing / kind.width
-    weight = objective.soft_weight(signal, progress).unsqueeze(-1)
+    if arm.soft_weights is None:
+        weight = objective.soft_weight(signal, progress).unsqueeze(-1)
+    else:
+        weight = arm.soft_weights[kinds(world).index(kind)].unsqueeze(-1)
     return Aims(soft, smoothed, weight, label * goes_on)
 
 
