@@ -8,14 +8,14 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from bridgegarden.data.chat import Conversation
 from bridgegarden.data.template import ChatFormat, Segment, chat_format, name_of
 from bridgegarden.errors import DataError, ModelError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 IGNORED = -100
 """Label of a position that is not to be learnt; PyTorch's and Hugging Face's convention."""
@@ -55,13 +55,6 @@ class TokenisedRow:
         return TokenisedRow(input_ids=self.input_ids[kept], labels=self.labels[kept])
 
 
-class GenerationSettings(Protocol):
-    """The part of ``transformers.GenerationConfig`` that says when to stop."""
-
-    @property
-    def eos_token_id(self) -> int | list[int] | None: ...
-
-
 def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
     """The largest token id and one: as many ids as a model must have for every token.
 
@@ -72,7 +65,7 @@ def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 def end_of_turn_ids(
-    tokenizer: "PreTrainedTokenizerBase", generation_config: GenerationSettings | None = None
+    tokenizer: "PreTrainedTokenizerBase", generation_config: "GenerationConfig | None" = None
 ) -> tuple[int, ...]:
     """The ids at which generation stops, the one that training teaches first.
 
