@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "bridgegarden"
 ROW = re.compile(r"^\| `([\w.]+)` \| (override|call|read|set) \| ((?:`[\w/]+\.py`(?:, )?)+) \| [^|]+ \|$", re.MULTILINE)
 TRAINER = "training/trainer.py"
-PYTHONS = {"_asdict", "_replace", "_exit"}
+PYTHONS = {"_asdict", "_fields", "_replace", "_exit"}
 """Private by their looks alone: named tuples' and ``os``'s."""
 
 
@@ -163,7 +163,12 @@ def foreign_names() -> dict[str, set[str]]:
         seen = found.setdefault(file, set())
         for node in ast.walk(tree):
             match node:
-                case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.Name(id=name, ctx=ast.Store()):
+                case (
+                    ast.FunctionDef(name=name)
+                    | ast.AsyncFunctionDef(name=name)
+                    | ast.ClassDef(name=name)
+                    | ast.Name(id=name, ctx=ast.Store())
+                ):
                     ours.add(name)
                 case ast.Attribute(attr=name, value=ast.Name(id="self" | "cls"), ctx=context):
                     if isinstance(context, ast.Store):

@@ -5,7 +5,7 @@ import pytest
 from peft import LoraConfig, inject_adapter_in_model
 from rich.console import Console
 
-from bridgegarden.preflight import ModelReference, Preflight, estimate_memory, load_facts, preflight
+from bridgegarden.preflight import ModelReference, Preflight, check_pair, estimate_memory, load_facts, preflight
 from tests.tiny import save_tiny, tiny_model
 
 POSITIONS = 64
@@ -73,21 +73,21 @@ def test_too_little_memory_is_warned_of(pair):
 def test_a_student_in_half_precision_is_warned_of_unless_adapters_are_trained(pair):
     teacher, student = pair
     half = dataclasses.replace(student, dtype="bfloat16")
-    assert "rounded away" in preflight(teacher, half, positions=POSITIONS).warnings[-1]
+    assert "rounded away" in preflight(check_pair(teacher, half), positions=POSITIONS).warnings[-1]
     lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
-    assert "rounded away" not in str(preflight(teacher, half, positions=POSITIONS, lora=lora).warnings)
+    assert "rounded away" not in str(preflight(check_pair(teacher, half), positions=POSITIONS, lora=lora).warnings)
 
 
 def test_a_teacher_on_a_server_takes_no_memory(pair):
-    checked = preflight(None, pair[1], positions=POSITIONS)
-    cached = preflight(*pair, positions=POSITIONS, teacher_cached=True)
+    checked = preflight(check_pair(None, pair[1]), positions=POSITIONS)
+    cached = preflight(check_pair(*pair), positions=POSITIONS, teacher_cached=True)
     assert checked.teacher is None
     assert checked.memory.parts == cached.memory.parts
     assert checked.summary.startswith("the student's tokenizer, 259 tokens; the student's chat template")
 
 
 def test_the_summary_says_which_template_and_how_a_turn_ends(pair):
-    checked = preflight(*pair, positions=POSITIONS)
+    checked = preflight(check_pair(*pair), positions=POSITIONS)
     assert isinstance(checked, Preflight)
     assert checked.summary == (
         "the same tokenizer, embeddings padded to 272 (teacher) and 264 (student) rows, 259 tokens; "

@@ -120,34 +120,27 @@ def check_pair(
 
 
 def preflight(
-    teacher: ModelReference | None,
-    student: ModelReference,
+    pair: Pair,
     *,
     positions: int,
-    max_length: int | None = None,
     lora: "LoraConfig | None" = None,
     use_cpu: bool = False,
     teacher_cached: bool = False,
     top_k: int | None = None,
-    chat_template: str | None = None,
 ) -> Preflight:
-    """Check that `teacher` can teach `student`, from configurations and tokenizers alone.
+    """Check that `pair`, of :func:`check_pair`, can be trained, and estimate the memory that this takes.
 
     Args:
-        teacher: the model that is imitated; None where it is on a server, so that it is cached.
-        student: the model that is trained.
-        positions: tokens of a batch at most, for the memory estimate.
-        max_length: tokens of a row at most; None if rows are not cut.
+        pair: models that fit each other.
+        positions: tokens of a batch at most.
         lora: adapters to train in place of all weights.
         use_cpu: whether the run is kept off accelerators.
         teacher_cached: whether what the teacher says is read from disk, so that its weights are not loaded.
         top_k: tokens that are kept of what a teacher in memory says; None is all.
-        chat_template: a file with the chat template to use; None is the student's, or else the teacher's.
 
     Raises:
-        ModelError: a model cannot be used, or not on rows of that length, or their tokenizers differ.
+        ModelError: weights that would be loaded are quantised in a way that cannot be read here.
     """
-    pair = check_pair(teacher, student, max_length=max_length, chat_template=chat_template)
     for facts in (None if teacher_cached else pair.teacher, pair.student):
         if facts is not None:
             check_quantised(facts)

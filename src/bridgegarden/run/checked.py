@@ -8,7 +8,7 @@ from bridgegarden.data.encode import Keep
 from bridgegarden.errors import ConfigError, quoted
 from bridgegarden.preflight import Preflight, preflight
 from bridgegarden.recipe import Recipe, build_lora_config, build_objective, build_sft_config, describe_objective
-from bridgegarden.run.models import recipe_pair, student_reference, teacher_of
+from bridgegarden.run.models import recipe_pair, teacher_of
 from bridgegarden.run.output import OutputFolder
 from bridgegarden.run.rows import RunData, mix_text, rules_of, training_rows
 
@@ -84,15 +84,12 @@ def check_run(recipe: Recipe, folder: OutputFolder, arguments: "SFTConfig", cons
     teacher = teacher_of(recipe)
     cached = recipe.teacher.is_cached and recipe.free_running is None
     checked = preflight(
-        teacher.reference,
-        student_reference(recipe),
+        recipe_pair(recipe),
         positions=positions,
-        max_length=arguments.max_length,
         lora=lora,
         use_cpu=arguments.use_cpu,
         teacher_cached=cached,
         top_k=recipe.teacher.top_k,
-        chat_template=recipe.data.chat_template,
     )
     _check_with_student(arguments, checked)
     report(console, checked)

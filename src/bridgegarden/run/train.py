@@ -104,24 +104,10 @@ def train(
             trainer.add_callback(callback)
         with full_disk_is_one_line(folder, is_main=is_main):
             evaluation = _fit(run, trainer, console, signals, checkpoint)
-            training = _newest(trainer, "")
             console.print("saving the student")
-            save_trained(
-                trainer, folder, run.preflight, card_text(run, training, evaluation, None if hub is None else hub.repo)
-            )
-            summary = TrainSummary(
-                steps=trainer.state.global_step,
-                training=training,
-                evaluation=evaluation,
-                free_running=_free_running(trainer),
-                tokens_per_second=_speed(trainer),
-                wall_seconds=time.perf_counter() - began,
-                peak_memory=_peak_memory(),
-                cost=trainer.cost,
-                model=folder.model,
-                output=folder.path,
-                is_main=is_main,
-            )
+            card = card_text(run, _newest(trainer, ""), evaluation, None if hub is None else hub.repo)
+            save_trained(trainer, folder, run.preflight, card)
+            summary = _finished_now(run, trainer, evaluation, time.perf_counter() - began)
             if is_main:
                 write_json(folder.record, finished_record(record, summary))
                 publish_trained(folder)
@@ -197,6 +183,25 @@ def _finished_before(
         cost=cost,
         model=folder.model,
         output=folder.path,
+        is_main=run.is_main,
+    )
+
+
+def _finished_now(
+    run: CheckedRun, trainer: "HybridDistillationTrainer", evaluation: Mapping[str, float], wall_seconds: float
+) -> TrainSummary:
+    """What came of the run that has just been saved; every process has to ask."""
+    return TrainSummary(
+        steps=trainer.state.global_step,
+        training=_newest(trainer, ""),
+        evaluation=evaluation,
+        free_running=_free_running(trainer),
+        tokens_per_second=_speed(trainer),
+        wall_seconds=wall_seconds,
+        peak_memory=_peak_memory(),
+        cost=trainer.cost,
+        model=run.folder.model,
+        output=run.folder.path,
         is_main=run.is_main,
     )
 

@@ -187,6 +187,11 @@ class RowCollator:
         return rows
 
 
+def with_rows(collator: Any, cache: TeacherCache | None, reach: Reach) -> Any:
+    """TRL's collator, made a :class:`RowCollator`; one of the user's own as it is."""
+    return RowCollator(collator, cache, reach) if isinstance(collator, DataCollatorForLanguageModeling) else collator
+
+
 def evened(dataset: Dataset, multiple: int) -> Dataset:
     """`dataset`, with rows added of which nothing is supervised until there are a multiple of `multiple`.
 

@@ -220,7 +220,7 @@ class ExposureBiasCallback(TrainerCallback):
     def measure(self) -> ExposureBias:
         """The student as it is now."""
         student = self.trainer._student()
-        tokenizer = self.trainer._tokenizer
+        tokenizer = self.trainer.text_tokenizer
         end_ids = end_of_turn_ids(tokenizer, self.teacher.generation_config)
         size = self.trainer.vocab_size
         policies = [CausalLMPolicy(model, end_ids=end_ids, vocab_size=size) for model in (self.teacher, student)]

@@ -11,10 +11,10 @@ from weakref import WeakSet
 import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import PredictionOutput
 from trl.trainer.sft_config import SFTConfig
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
+from trl.trainer.sft_trainer import SFTTrainer
 
 from bridgegarden.causal_lm import add_hidden_loss, head_size, language_model_in, take_off_wrappers
 from bridgegarden.data import Columns, vocabulary_size
@@ -36,7 +36,7 @@ from bridgegarden.training.arguments import (
     row_rules,
     withheld,
 )
-from bridgegarden.training.batches import ROW, RowCollator, evened, prepare
+from bridgegarden.training.batches import ROW, Reach, evened, prepare, with_rows
 from bridgegarden.training.measured import (
     Cost,
     CostLedger,
@@ -145,45 +145,17 @@ class HybridDistillationTrainer(SFTTrainer):
         self._asked = None
         leave_out_router_loss(self)
         check_launch(self.accelerator, fsdp=bool(self.args.fsdp))
-        student = self._student()
-        if isinstance(self.teacher, LiveTeacher):
-            check_apart(cast(nn.Module, self.model), self.teacher.model, adapters=student is not self.model)
-        take_off_wrappers(cast(nn.Module, self.model))
-        take_off_wrappers(student)
-        self.teacher.place(self.accelerator.device)
         held_out = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
         data = {"train": self.train_dataset, **held_out}
-        if self._skip_prepare_dataset:
-            check_prepared(data)
-        reach = check_models(
-            cast(nn.Module, self.model),
-            self.teacher.model if isinstance(self.teacher, LiveTeacher) else None,
-            packed_by=cast(Any, self.data_collator) if self.padding_free else None,
-            checkpointing=bool(self.args.gradient_checkpointing),
-            data=data,
-        )
-        add_hidden_loss(student)
-        check_same_teacher(self.teacher, self.accelerator)
-        self.vocab_size = min(vocabulary_size(self._tokenizer), head_size(student), self.teacher.width)
+        reach = self._join_models(data)
+        self.vocab_size = min(vocabulary_size(self._tokenizer), head_size(self._student()), self.teacher.width)
         # The loss is summed and divided by the supervised tokens of the whole window: nothing is left to divide.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self._loss_shifts_labels = True
-        if isinstance(self.data_collator, DataCollatorForLanguageModeling):
-            self.data_collator = RowCollator(self.data_collator, cache, reach)
+        self.data_collator = with_rows(self.data_collator, cache, reach)
         self._costs = CostLedger(self.accelerator)
-        self._writer = None
-        if on_policy is not None:
-            self._writer = StudentWriter(
-                student,
-                on_policy,
-                teacher=self.teacher.model if isinstance(self.teacher, LiveTeacher) else None,
-                tokenizer=self._tokenizer,
-                collator=self.data_collator,
-                accelerator=self.accelerator,
-                vocab_size=self.vocab_size,
-                seed=self.args.seed,
-            )
+        self._writer = None if on_policy is None else self._student_writer(on_policy)
         if cache is not None:
             check_cached_teacher(
                 cache,
@@ -193,6 +165,41 @@ class HybridDistillationTrainer(SFTTrainer):
                 collator=self.data_collator,
                 data=data,
             )
+
+    def _join_models(self, data: Mapping[str, Any]) -> Reach:
+        """Check student and teacher against each other and against `data`, and make both ready for the objective."""
+        student, whole = self._student(), cast(nn.Module, self.model)
+        live = self.teacher.model if isinstance(self.teacher, LiveTeacher) else None
+        if live is not None:
+            check_apart(whole, live, adapters=student is not whole)
+        take_off_wrappers(whole)
+        take_off_wrappers(student)
+        self.teacher.place(self.accelerator.device)
+        if self._skip_prepare_dataset:
+            check_prepared(data)
+        reach = check_models(
+            whole,
+            live,
+            packed_by=cast(Any, self.data_collator) if self.padding_free else None,
+            checkpointing=bool(self.args.gradient_checkpointing),
+            data=data,
+        )
+        add_hidden_loss(student)
+        check_same_teacher(self.teacher, self.accelerator)
+        return reach
+
+    def _student_writer(self, on_policy: OnPolicy) -> StudentWriter:
+        """What has the student answer batches itself."""
+        return StudentWriter(
+            self._student(),
+            on_policy,
+            teacher=self.teacher.model if isinstance(self.teacher, LiveTeacher) else None,
+            tokenizer=self._tokenizer,
+            collator=self.data_collator,
+            accelerator=self.accelerator,
+            vocab_size=self.vocab_size,
+            seed=self.args.seed,
+        )
 
     def compute_loss(
         self,
@@ -358,6 +365,11 @@ class HybridDistillationTrainer(SFTTrainer):
     def _student(self) -> PreTrainedModel:
         """The causal language model inside adapters."""
         return language_model_in(self.model)
+
+    @property
+    def text_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of both models: the one inside, where a processor was given."""
+        return self._tokenizer
 
     def _prepare_dataset(
         self,
