@@ -9,6 +9,7 @@ import torch
 from bridgegarden import exact
 from bridgegarden.diagnostics.attribution import _shares, attribute
 from bridgegarden.diagnostics.exposure_bias import exposure_bias
+from bridgegarden.diagnostics.rollout import Sampling
 from bridgegarden.errors import ConfigError
 from bridgegarden.statistics import Estimate
 from tests.diagnostics.worlds import HORIZON, Enumeration, make_world
@@ -23,11 +24,8 @@ def measure(world, *, prompts=100, seed=0, budget=4_000, temperature=1.0, sample
         world.teacher,
         world.student,
         [()] * prompts,
-        samples=samples,
-        max_new_tokens=HORIZON,
+        Sampling(samples=samples, max_new_tokens=HORIZON, temperature=temperature, max_rows=10_000),
         generator=generator(seed),
-        temperature=temperature,
-        max_rows=10_000,
     )
     return bias, attribute(
         world.teacher, world.student, bias, budget=budget, generator=generator(seed + 1), max_rows=10_000

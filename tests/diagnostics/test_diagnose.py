@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bridgegarden.diagnostics.diagnose import TalliedPolicy, Tally, Unwatched, diagnose, least_budget
+from bridgegarden.diagnostics.diagnose import TalliedPolicy, Unwatched, diagnose, least_budget
 from bridgegarden.diagnostics.diagnosis import DiagnosisSettings
 from bridgegarden.diagnostics.exposure_bias import compare_students
+from bridgegarden.diagnostics.rollout import Sampling
 from bridgegarden.errors import ConfigError
 from tests.diagnostics.small import WORDS, Words, small_diagnosis, small_findings, small_settings, students
 from tests.diagnostics.worlds import HORIZON, VOCABULARY, make_world
@@ -34,8 +35,7 @@ def test_it_finds_what_its_parts_find_alone(findings):
         worlds["near"].teacher,
         {name: world.student for name, world in worlds.items()},
         [()] * 20,
-        samples=settings.samples,
-        max_new_tokens=settings.max_new_tokens,
+        Sampling(samples=settings.samples, max_new_tokens=settings.max_new_tokens),
         generator=torch.Generator().manual_seed(0),
     )
     for student in findings.students:
@@ -121,12 +121,11 @@ def test_the_bill_counts_what_was_written(findings):
 
 def test_a_tallied_policy_says_what_the_policy_says_and_counts():
     world, told = make_world(0), []
-    tally = Tally(told.append)
-    policy = TalliedPolicy(world.teacher, tally)
+    policy = TalliedPolicy(world.teacher, told.append)
     decoding = policy.start([(1, 2), (3,)])
     assert torch.equal(decoding.log_probs(), world.teacher.start([(1, 2), (3,)]).log_probs())
     decoding.extend(torch.tensor([0, 0, 1]), torch.tensor([1, 2, 3]))
-    assert (tally.read, tally.stepped, told) == (3, 3, [3])
+    assert (policy.read, policy.stepped, told) == (3, 3, [3])
 
 
 class Interrupts(Unwatched):

@@ -13,7 +13,7 @@ from bridgegarden.diagnostics.exposure_bias import (
     exposure_bias,
     paired_differences,
 )
-from bridgegarden.diagnostics.rollout import RollOuts, roll_out
+from bridgegarden.diagnostics.rollout import RollOuts, Sampling, roll_out
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.exact import TablePolicy
 from bridgegarden.objective.divergences import total_variation
@@ -25,8 +25,8 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def measure(world, prompts=200, seed=0, **settings) -> ExposureBias:
-    settings = {"samples": 2, "max_new_tokens": HORIZON, "max_rows": 1000} | settings
-    return exposure_bias(world.teacher, world.student, [()] * prompts, generator=generator(seed), **settings)
+    sampling = Sampling(**({"samples": 2, "max_new_tokens": HORIZON, "max_rows": 1000} | settings))
+    return exposure_bias(world.teacher, world.student, [()] * prompts, sampling, generator=generator(seed))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -95,9 +95,8 @@ def test_greedy_texts_have_no_spread():
 
 def test_a_student_that_is_its_teacher_has_no_exposure_bias():
     world = make_world(0)
-    got = exposure_bias(
-        world.teacher, world.teacher, [()] * 5, max_new_tokens=HORIZON, generator=generator(), samples=1
-    )
+    sampling = Sampling(samples=1, max_new_tokens=HORIZON)
+    got = exposure_bias(world.teacher, world.teacher, [()] * 5, sampling, generator=generator())
     assert got.teacher_loss.mean == got.student_loss.mean == got.exposure_bias.mean == 0
     assert got.excess_error == ()
 
@@ -145,9 +144,8 @@ def test_students_are_compared_on_the_same_texts_of_the_teacher():
     world = make_world(0)
     other = make_world(0, difference=1.5)
     students = {"near": world.student, "far": TablePolicy(world.process, other.student_table)}
-    results = compare_students(
-        world.teacher, students, [()] * 60, max_new_tokens=HORIZON, generator=generator(), samples=2, max_rows=1000
-    )
+    sampling = Sampling(samples=2, max_new_tokens=HORIZON, max_rows=1000)
+    results = compare_students(world.teacher, students, [()] * 60, sampling, generator=generator())
     assert results["near"].teacher_texts.tokens == results["far"].teacher_texts.tokens
     alone = measure(world, prompts=60)
     assert alone.student_loss == results["near"].student_loss
@@ -199,4 +197,4 @@ def test_students_of_another_vocabulary_are_refused():
     wider = TablePolicy(world.process, world.student_table)
     wider.__class__ = type("Wider", (TablePolicy,), {"vocab_size": 9})
     with pytest.raises(DataError, match="teacher has 5 tokens, a student 9"):
-        exposure_bias(world.teacher, wider, [()] * 2, generator=generator())
+        exposure_bias(world.teacher, wider, [()] * 2, Sampling(), generator=generator())

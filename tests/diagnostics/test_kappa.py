@@ -7,10 +7,10 @@ import torch
 
 from bridgegarden import exact
 from bridgegarden.diagnostics.kappa import KappaSettings, Kind, measure_kappa
-from bridgegarden.diagnostics.rollout import RollOuts, read_texts, roll_out
+from bridgegarden.diagnostics.rollout import RollOuts, roll_out
 from bridgegarden.errors import ConfigError
 from bridgegarden.statistics import Estimate
-from tests.diagnostics.worlds import HORIZON, VOCABULARY, Enumeration, make_world
+from tests.diagnostics.worlds import HORIZON, VOCABULARY, Enumeration, make_world, recited
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -52,7 +52,7 @@ def test_every_action_agrees_with_dynamic_programming_and_with_enumeration(top):
 def test_the_95_per_cent_interval_holds_the_truth_in_90_to_99_per_cent_of_runs():
     world, runs = make_world(2), 200
     prefix, rounds = (2, 3), 30
-    texts = read_texts(world.teacher, [world.student], [()] * runs, [(*prefix, 3)] * runs, horizon=HORIZON)
+    texts = recited(world.teacher, world.student, [()] * runs, [(*prefix, 3)] * runs, HORIZON)
     everything = measure(world, texts, rounds=rounds, top=1)
     places = [place for place in everything.positions if place.position == 2]
     kappa, contribution = Enumeration(world).kappa(prefix), Enumeration(world).contribution(prefix)
@@ -160,7 +160,7 @@ def test_positions_measured_on_a_budget_are_the_same_as_without():
 
 def test_a_budget_too_small_for_one_position_says_what_is_enough():
     world = make_world(2)
-    texts = read_texts(world.teacher, [world.student], [()] * 2, [(2, 3, 1), (2, 3, 1)], horizon=HORIZON)
+    texts = recited(world.teacher, world.student, [()] * 2, [(2, 3, 1)] * 2, HORIZON)
     with pytest.raises(ConfigError, match=r"20 generated tokens are too few.*about 96 are needed"):
         measure(world, texts, rounds=8, budget=20)
     measure(world, texts, rounds=8, budget=96)

@@ -9,9 +9,9 @@ from bridgegarden.causal_lm_policy import CausalLMPolicy
 from bridgegarden.diagnostics.attribution import attribute
 from bridgegarden.diagnostics.exposure_bias import exposure_bias
 from bridgegarden.diagnostics.kappa import KappaSettings, measure_kappa
-from bridgegarden.diagnostics.rollout import draw, draw_by_weight, entropy, read_texts, roll_out, tempered, walk
-from bridgegarden.errors import ConfigError, DataError
-from tests.diagnostics.worlds import HORIZON, make_world
+from bridgegarden.diagnostics.rollout import Sampling, draw, draw_by_weight, entropy, roll_out, tempered, walk
+from bridgegarden.errors import DataError
+from tests.diagnostics.worlds import HORIZON, make_world, recited
 from tests.tiny import tiny_model
 
 SHARED, END = 30, 0
@@ -86,9 +86,8 @@ def test_impossible_tokens_add_nothing_to_the_entropy():
 
 def test_reading_what_was_written_gives_the_same_numbers():
     sides = policies(pair())
-    written = texts_of(*sides, sides[1])
-    prompts = [PROMPTS[text // 2] for text in range(6)]
-    read = read_texts(sides[0], [sides[1]], prompts, written.tokens, horizon=8, max_rows=5)
+    written = texts_of(*sides, sides[1], samples=1)
+    read = recited(*sides, PROMPTS, written.tokens, 8)
     torch.testing.assert_close(read.losses, written.losses, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(read.teacher_max_prob, written.teacher_max_prob, rtol=1e-4, atol=1e-6)
     assert read.tokens == written.tokens
@@ -119,7 +118,7 @@ def test_greedy_texts_are_those_of_generate():
 def test_all_diagnostics_run_on_language_models_and_agree_with_each_other():
     sides = policies(pair())
     generator = torch.Generator().manual_seed(0)
-    bias = exposure_bias(*sides, PROMPTS * 8, samples=1, max_new_tokens=5, generator=generator)
+    bias = exposure_bias(*sides, PROMPTS * 8, Sampling(samples=1, max_new_tokens=5), generator=generator)
     shares = attribute(*sides, bias, budget=1500, generator=generator)
     assert abs(shares.gap.mean) < 4 * shares.gap.stderr
     settings = KappaSettings(budget=600, rounds=3, top=1)
@@ -128,17 +127,10 @@ def test_all_diagnostics_run_on_language_models_and_agree_with_each_other():
     assert all(len(place.actions) in (1, 2) for place in found.positions)
 
 
-def test_texts_that_cannot_be_read_are_refused():
+def test_without_prompts_nothing_is_written():
     world = make_world(2)
-    arguments = (world.teacher, [world.student], [()] * 2)
-    with pytest.raises(DataError, match="got 1 for 2 prompts"):
-        read_texts(*arguments, [(2, 3)])
-    with pytest.raises(DataError, match="text 1: has 3 tokens, but ends after 1"):
-        read_texts(*arguments, [(2, 3), (0, 1, 1)])
-    with pytest.raises(ConfigError, match="got 1, shorter than the longest text, which has 2"):
-        read_texts(*arguments, [(2, 3), (2, 3)], horizon=1)
     with pytest.raises(DataError, match="prompts: there are none"):
-        read_texts(world.teacher, [world.student], [], [])
+        recited(world.teacher, world.student, [], [], HORIZON)
 
 
 def test_draws_have_the_probabilities_they_are_drawn_with():

@@ -16,11 +16,12 @@ from bridgegarden import exact
 from bridgegarden.diagnostics.attribution import attribute
 from bridgegarden.diagnostics.exposure_bias import ExposureBias
 from bridgegarden.diagnostics.kappa import KappaSettings, measure_kappa
-from bridgegarden.diagnostics.rollout import RollOuts, read_texts, roll_out
+from bridgegarden.diagnostics.rollout import RollOuts, roll_out
 from bridgegarden.exact import ExactSolution, ProcessPolicy, TablePolicy, TabularProcess, tabulate
 from bridgegarden.exact.process import EndsOffScript, sample
 from bridgegarden.exact.tasks import WORLDS
 from bridgegarden.statistics import Estimate
+from tests.diagnostics.worlds import recited
 
 RUNS, PROMPTS = 100, 40
 ROUNDING = 1e-9
@@ -87,9 +88,8 @@ def kappas(case: Case) -> tuple[list[Estimate], float, list[Estimate], float]:
         (case.process.table[case.truth.nodes.row[node]].exp() * case.truth.kappa[node] ** 2).sum() for node in nodes
     ]
     at = int(torch.stack(spread).argmax())
-    texts = read_texts(
-        teacher, [student], [text[:at]] * RUNS, [text[at : at + 1]] * RUNS, horizon=case.process.horizon - at
-    )
+    left = case.process.horizon - at
+    texts = recited(teacher, student, [text[:at]] * RUNS, [text[at : at + 1]] * RUNS, left)
     settings = KappaSettings(budget=10**9, rounds=30, top=2, choose="all", max_rows=10_000)
     places = measure_kappa(teacher, student, texts, settings, generator=torch.Generator().manual_seed(3)).positions
     wanted = case.truth.kappa[nodes[at]]

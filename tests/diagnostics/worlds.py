@@ -1,11 +1,14 @@
 """A small world in which everything can be enumerated, a student of it, and the enumeration."""
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from bridgegarden.diagnostics.rollout import RollOuts, roll_out
 from bridgegarden.exact import ProcessPolicy, TablePolicy, TabularProcess
+from bridgegarden.policy import Policy
 
 VOCABULARY, HORIZON = 5, 6
 
@@ -32,6 +35,43 @@ def make_world(seed: int = 0, *, horizon: int = HORIZON, difference: float = 0.7
     noise = torch.randn(5, VOCABULARY, generator=generator, dtype=torch.float64)
     table = (logits + difference * noise).log_softmax(-1)
     return World(process, ProcessPolicy(process), TablePolicy(process, table), table)
+
+
+class Recital(NamedTuple):
+    """A `Decoding` of texts that are known: all the mass is on what comes next."""
+
+    left: list[tuple[int, ...]]
+    vocab_size: int
+
+    def log_probs(self) -> Tensor:
+        following = torch.tensor([left[0] if left else 0 for left in self.left])
+        return torch.nn.functional.one_hot(following, self.vocab_size).double().log()
+
+    def ended(self) -> Tensor:
+        return torch.tensor([not left for left in self.left])
+
+    def extend(self, rows: Tensor, tokens: Tensor) -> "Recital":
+        assert all(self.left[row][0] == token for row, token in zip(rows.tolist(), tokens.tolist(), strict=True))
+        return Recital([self.left[row][1:] for row in rows.tolist()], self.vocab_size)
+
+
+class Reciter(NamedTuple):
+    """A `Policy` that writes the text it was given for a prompt."""
+
+    texts: Mapping[tuple[int, ...], tuple[int, ...]]
+    vocab_size: int
+
+    def start(self, prefixes: Sequence[Sequence[int]]) -> Recital:
+        return Recital([self.texts[tuple(prefix)] for prefix in prefixes], self.vocab_size)
+
+
+def recited(
+    teacher: Policy, student: Policy, prompts: Sequence[tuple[int, ...]], texts: Sequence[tuple[int, ...]], horizon: int
+) -> RollOuts:
+    """What both say of given texts, one for each prompt, equal ones for equal prompts."""
+    writer = Reciter(dict(zip(prompts, texts, strict=True)), teacher.vocab_size)
+    uniforms = torch.zeros(len(prompts), 1, horizon, dtype=torch.float64)
+    return roll_out(teacher, [student], prompts, writer=writer, uniforms=uniforms)
 
 
 class Enumeration:

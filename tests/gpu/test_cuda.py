@@ -11,6 +11,7 @@ from trl.trainer.sft_config import SFTConfig
 from bridgegarden.causal_lm_policy import CausalLMPolicy
 from bridgegarden.data import chat_template_fingerprint, tokenizer_fingerprint
 from bridgegarden.diagnostics.exposure_bias import exposure_bias
+from bridgegarden.diagnostics.rollout import Sampling
 from bridgegarden.objective.divergences import DIVERGENCES, alpha_beta
 from bridgegarden.objective.fused import ProjectedTeacher, fused_hybrid_loss
 from bridgegarden.objective.head import LanguageModelHead
@@ -168,7 +169,7 @@ def test_exposure_bias_on_a_gpu_is_that_on_a_cpu():
         models = [tiny_model("llama", 64, seed=seed).to(device) for seed in (1, 2)]
         policies = [CausalLMPolicy(model, end_ids=(0,)) for model in models]
         generator = torch.Generator().manual_seed(0)
-        return exposure_bias(*policies, prompts, samples=4, max_new_tokens=12, generator=generator)
+        return exposure_bias(*policies, prompts, Sampling(samples=4, max_new_tokens=12), generator=generator)
 
     on_gpu, on_cpu = measured("cuda"), measured("cpu")
     assert on_gpu.exposure_bias.mean == pytest.approx(on_cpu.exposure_bias.mean, abs=1e-3)

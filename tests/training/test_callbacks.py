@@ -10,6 +10,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl,
 from bridgegarden.causal_lm_policy import CausalLMPolicy
 from bridgegarden.data import end_of_turn_ids
 from bridgegarden.diagnostics.exposure_bias import exposure_bias
+from bridgegarden.diagnostics.rollout import Sampling
 from bridgegarden.errors import ConfigError
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import StaticWeight
@@ -123,7 +124,7 @@ def test_what_is_logged_is_what_the_library_measures(make_trainer):
         for model in (trainer.teacher.model, trainer.model)
     ]
     generator = torch.Generator().manual_seed(3)
-    again = exposure_bias(*policies, PROMPTS, samples=1, max_new_tokens=6, generator=generator)
+    again = exposure_bias(*policies, PROMPTS, Sampling(samples=1, max_new_tokens=6), generator=generator)
     assert measured(trainer)[1] == pytest.approx(again.student_loss.mean)
 
 

@@ -18,8 +18,8 @@ from bridgegarden.causal_lm_policy import CausalLMPolicy
 from bridgegarden.compare.pair import Pair, PairFlops, Work, seeded
 from bridgegarden.compare.result import CompareSettings, Measured, Spent
 from bridgegarden.data import end_of_turn_ids
-from bridgegarden.diagnostics.exposure_bias import compare_students
-from bridgegarden.diagnostics.rollout import RollOuts
+from bridgegarden.diagnostics.exposure_bias import exposure_bias
+from bridgegarden.diagnostics.rollout import RollOuts, Sampling
 from bridgegarden.evaluation.lm_eval import evaluate_model, prepare_tasks
 from bridgegarden.evaluation.results import SHARES, Evaluation
 from bridgegarden.preflight import ModelFacts, ModelReference, load_facts
@@ -170,14 +170,9 @@ class Meter:
             CausalLMPolicy(one, end_ids=_end_ids(self.pair), vocab_size=self.pair.vocab_size)
             for one in (self._load(self.pair.teacher), model)
         )
-        found = compare_students(
-            teacher,
-            {"student": student},
-            self.prompts.ids,
-            samples=self.settings.samples,
-            max_new_tokens=self.settings.max_new_tokens,
-            generator=torch.Generator().manual_seed(GENERATOR_SEED),
-        )["student"]
+        sampling = Sampling(samples=self.settings.samples, max_new_tokens=self.settings.max_new_tokens)
+        generator = torch.Generator().manual_seed(GENERATOR_SEED)
+        found = exposure_bias(teacher, student, self.prompts.ids, sampling, generator=generator)
         on_teacher, on_student = (_by_prompt(texts) for texts in (found.teacher_texts, found.student_texts))
         bias = {prompt: on_student[prompt] - on_teacher[prompt] for prompt in on_teacher}
         return {"teacher_loss": on_teacher, "student_loss": on_student, "exposure_bias": bias}

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -33,7 +33,7 @@ from bridgegarden.diagnostics.kappa import (
     PositionKappa,
     measure_kappa,
 )
-from bridgegarden.diagnostics.rollout import RollOuts
+from bridgegarden.diagnostics.rollout import RollOuts, Sampling
 from bridgegarden.errors import ConfigError
 from bridgegarden.policy import Decoding, Policy
 
@@ -66,44 +66,20 @@ class Unwatched:
         """Nothing."""
 
 
-class Clock(Protocol):
-    """Times a phase, which will take about so many tokens."""
+class TalliedPolicy:
+    """A :class:`~bridgegarden.policy.Policy` that does what `policy` does, and counts how much that is."""
 
-    def phase(self, name: str, tokens: int) -> AbstractContextManager[None]:
-        """A context manager."""
-        ...
-
-
-class Tally:
-    """What one policy has done so far."""
-
-    def __init__(self, on_tokens: Callable[[int], None] = lambda count: None) -> None:
+    def __init__(self, policy: Policy, on_tokens: Callable[[int], None] = lambda count: None) -> None:
         """
         Args:
+            policy: whose work is counted.
             on_tokens: called with the number of texts each time that texts grow by a token.
         """
-        self._on_tokens = on_tokens
+        self.policy, self.on_tokens = policy, on_tokens
         self.read = 0
         """Tokens of prefixes that were read before anything was written."""
         self.stepped = 0
         """Tokens that were fed one at a time; each gives a next-token distribution."""
-
-    def add_prefixes(self, prefixes: Sequence[Sequence[int]]) -> None:
-        """Prefixes are read."""
-        self.read += sum(map(len, prefixes))
-
-    def add_step(self, count: int) -> None:
-        """`count` texts grow by a token."""
-        self.stepped += count
-        self._on_tokens(count)
-
-
-@dataclass(frozen=True)
-class TalliedPolicy:
-    """A :class:`~bridgegarden.policy.Policy` that does what `policy` does, and counts it."""
-
-    policy: Policy
-    tally: Tally
 
     @property
     def vocab_size(self) -> int:
@@ -113,8 +89,8 @@ class TalliedPolicy:
     def start(self, prefixes: Sequence[Sequence[int]]) -> "TalliedDecoding":
         """As `policy` does."""
         decoding = self.policy.start(prefixes)
-        self.tally.add_prefixes(prefixes)
-        return TalliedDecoding(decoding, self.tally)
+        self.read += sum(map(len, prefixes))
+        return TalliedDecoding(decoding, self)
 
 
 @dataclass(frozen=True)
@@ -122,7 +98,7 @@ class TalliedDecoding:
     """A :class:`~bridgegarden.policy.Decoding` that counts."""
 
     decoding: Decoding
-    tally: Tally
+    counter: TalliedPolicy
 
     def log_probs(self) -> Tensor:
         """As `decoding` gives them."""
@@ -135,8 +111,9 @@ class TalliedDecoding:
     def extend(self, rows: Tensor, tokens: Tensor) -> "TalliedDecoding":
         """As `decoding` does, counted."""
         decoding = self.decoding.extend(rows, tokens)
-        self.tally.add_step(len(rows))
-        return TalliedDecoding(decoding, self.tally)
+        self.counter.stepped += len(rows)
+        self.counter.on_tokens(len(rows))
+        return TalliedDecoding(decoding, self.counter)
 
 
 @dataclass(kw_only=True)
@@ -157,7 +134,7 @@ class Examination:
     """Real vocabulary, for the entropy rule."""
     reader: Reader
     """Ids to text."""
-    clock: Clock
+    work: "_Work"
     """Times the parts."""
     kappa: KappaResult | None = None
     shown_kappa: KappaResult | None = None
@@ -188,7 +165,7 @@ class Examination:
         """The texts that are shown, with kappa wherever it has been measured."""
         measured = [place for one in (self.kappa, self.shown_kappa) if one is not None for place in one.positions]
         numbers = self._numbers()
-        with self.clock.phase(f"{self.name}: a closer look", int(self.texts.lengths[numbers].sum())):
+        with self.work.phase(f"{self.name}: a closer look", int(self.texts.lengths[numbers].sum())):
             self.shown = show_texts(
                 self.teacher,
                 self.student,
@@ -213,7 +190,7 @@ class Examination:
         )
 
     def _attribute(self, budget: int) -> None:
-        with self.clock.phase(f"{self.name}: attribution", budget):
+        with self.work.phase(f"{self.name}: attribution", budget):
             self.attribution = attribute(
                 self.teacher,
                 self.student,
@@ -227,7 +204,7 @@ class Examination:
     def _measure_shown(self, budget: int) -> int:
         """kappa at the texts that are shown; the tokens it took."""
         numbers = self._numbers()
-        with self.clock.phase(f"{self.name}: kappa at the texts that are shown", budget):
+        with self.work.phase(f"{self.name}: kappa at the texts that are shown", budget):
             found = measure_kappa(
                 self.teacher,
                 self.student,
@@ -239,7 +216,7 @@ class Examination:
         return found.generated_tokens
 
     def _measure_sample(self, budget: int) -> None:
-        with self.clock.phase(f"{self.name}: kappa", budget):
+        with self.work.phase(f"{self.name}: kappa", budget):
             self.kappa = measure_kappa(
                 self.teacher,
                 self.student,
@@ -296,8 +273,8 @@ def diagnose(
     """
     work = _Work(watcher or Unwatched())
     # Whatever is followed, the teacher reads it too: its tokens are the measure of progress.
-    lead = TalliedPolicy(teacher, work.tally(work.watcher.advance))
-    others = {name: TalliedPolicy(student, work.tally()) for name, student in students.items()}
+    lead = TalliedPolicy(teacher, work.watcher.advance)
+    others = {name: TalliedPolicy(student) for name, student in students.items()}
     biases = _biases(lead, others, prompts, settings, work)
     for name, bias in biases.items():
         check_budget(name, bias, settings)
@@ -310,7 +287,7 @@ def diagnose(
             settings=settings,
             vocab_size=vocab_size,
             reader=reader,
-            clock=work,
+            work=work,
         )
         for name, student in others.items()
     ]
@@ -320,7 +297,7 @@ def diagnose(
         students=found,
         differences=paired_differences(biases),
         tokens={index: reader.token(index).text for index in sorted(set().union(*map(_named, found)))},
-        cost=work.cost(biases, found),
+        cost=work.cost(biases, found, [lead, *others.values()]),
         interrupted=interrupted,
     )
 
@@ -334,17 +311,14 @@ def _biases(
 ) -> dict[str, ExposureBias]:
     most = len(prompts) * settings.samples * settings.max_new_tokens * (1 + len(students))
     with work.phase("texts of the teacher and the students", most):
-        return compare_students(
-            teacher,
-            students,
-            prompts,
+        sampling = Sampling(
             samples=settings.samples,
             temperature=settings.temperature,
             max_new_tokens=settings.max_new_tokens,
-            generator=generator_of(settings, "texts"),
             divergence=settings.loss,
             max_rows=settings.max_rows,
         )
+        return compare_students(teacher, students, prompts, sampling, generator=generator_of(settings, "texts"))
 
 
 def _run(examinations: Sequence[Examination], work: "_Work") -> str | None:
@@ -379,16 +353,11 @@ def _named(student: StudentDiagnosis) -> set[int]:
 
 @dataclass
 class _Work:
-    """Phases, and what they take; a :class:`~bridgegarden.diagnostics.diagnose.Clock`."""
+    """Phases, and what they take."""
 
     watcher: Watcher
     phases: list[Phase] = field(default_factory=list)
-    tallies: list[Tally] = field(default_factory=list)
     running: str = ""
-
-    def tally(self, on_tokens: Callable[[int], None] = lambda count: None) -> Tally:
-        self.tallies.append(Tally(on_tokens))
-        return self.tallies[-1]
 
     @contextmanager
     def phase(self, name: str, tokens: int) -> Iterator[None]:
@@ -400,12 +369,17 @@ class _Work:
         finally:
             self.phases.append(Phase(name=name, seconds=time.perf_counter() - began))
 
-    def cost(self, biases: Mapping[str, ExposureBias], students: Sequence[StudentDiagnosis]) -> Cost:
+    def cost(
+        self,
+        biases: Mapping[str, ExposureBias],
+        students: Sequence[StudentDiagnosis],
+        policies: Sequence[TalliedPolicy],
+    ) -> Cost:
         texts = [next(iter(biases.values())).teacher_texts, *(bias.student_texts for bias in biases.values())]
         return Cost(
             written=sum(int(one.lengths.sum()) for one in texts) + sum(one.generated_tokens for one in students),
-            distributions=sum(tally.stepped for tally in self.tallies),
-            read=sum(tally.read for tally in self.tallies),
+            distributions=sum(policy.stepped for policy in policies),
+            read=sum(policy.read for policy in policies),
             phases=tuple(self.phases),
         )
 

@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bridgegarden.diagnostics.rollout import DEFAULT_MAX_ROWS, RollOuts, roll_out
+from bridgegarden.diagnostics.rollout import RollOuts, Sampling, roll_out
 from bridgegarden.errors import ConfigError, DataError
-from bridgegarden.objective.divergences import Divergence, forward_kl
 from bridgegarden.policy import Policy
 from bridgegarden.statistics import Estimate, to_plain
 
@@ -138,39 +137,21 @@ def exposure_bias(
     teacher: Policy,
     student: Policy,
     prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
     *,
-    samples: int = 4,
-    temperature: float = 1.0,
-    max_new_tokens: int = 256,
     generator: torch.Generator,
-    divergence: Divergence = forward_kl,
-    max_rows: int = DEFAULT_MAX_ROWS,
 ) -> ExposureBias:
     """Exposure bias of `student`; see `compare_students`, of which it is the case of one."""
-    return compare_students(
-        teacher,
-        {"student": student},
-        prompts,
-        samples=samples,
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
-        generator=generator,
-        divergence=divergence,
-        max_rows=max_rows,
-    )["student"]
+    return compare_students(teacher, {"student": student}, prompts, sampling, generator=generator)["student"]
 
 
 def compare_students(
     teacher: Policy,
     students: Mapping[str, Policy],
     prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
     *,
-    samples: int = 4,
-    temperature: float = 1.0,
-    max_new_tokens: int = 256,
     generator: torch.Generator,
-    divergence: Divergence = forward_kl,
-    max_rows: int = DEFAULT_MAX_ROWS,
 ) -> dict[str, ExposureBias]:
     """Exposure bias of several students on the same prompts, teacher texts and random numbers.
 
@@ -179,23 +160,20 @@ def compare_students(
         students: each q, by name.
         prompts: at least two; they are the independent units of the errors, so more prompts serve better than more
             samples of each.
-        samples: texts a prompt and writer, >= 1.
-        temperature: of what is written, >= 0 (0 is greedy). The loss is at temperature 1.
-        max_new_tokens: most tokens of a text, >= 1.
+        sampling: how texts are written.
         generator: on the CPU; the same state gives the same numbers whatever `max_rows` is (up to rounding).
-        divergence: D.
-        max_rows: texts in progress at a time: what memory is bounded by.
 
     Raises:
         ConfigError: a setting out of range, or no students.
         DataError: fewer than two prompts, different vocabularies, or a loss that is not finite.
     """
-    if not students or samples < 1 or max_new_tokens < 1:
+    samples, horizon = sampling.samples, sampling.max_new_tokens
+    if not students or samples < 1 or horizon < 1:
         raise ConfigError(
             f"exposure bias: needs a student, samples >= 1 and max_new_tokens >= 1; got {len(students)} students, "
-            f"samples={samples}, max_new_tokens={max_new_tokens}."
+            f"samples={samples}, max_new_tokens={horizon}."
         )
-    uniforms = torch.rand(len(prompts), samples, max_new_tokens, generator=generator, dtype=torch.float64)
+    uniforms = torch.rand(len(prompts), samples, horizon, generator=generator, dtype=torch.float64)
 
     def texts(writer: Policy, readers: Sequence[Policy]) -> RollOuts:
         return roll_out(
@@ -204,14 +182,14 @@ def compare_students(
             prompts,
             writer=writer,
             uniforms=uniforms,
-            temperature=temperature,
-            divergence=divergence,
-            max_rows=max_rows,
+            temperature=sampling.temperature,
+            divergence=sampling.divergence,
+            max_rows=sampling.max_rows,
         )
 
     on_teacher = texts(teacher, list(students.values()))
     return {
-        name: ExposureBias.of(on_teacher.of_student(index), texts(student, [student]), temperature=temperature)
+        name: ExposureBias.of(on_teacher.of_student(index), texts(student, [student]), temperature=sampling.temperature)
         for index, (name, student) in enumerate(students.items())
     }
 

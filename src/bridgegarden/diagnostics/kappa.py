@@ -162,8 +162,6 @@ class KappaSettings:
 class Actions:
     """Tokens to try at each of P prefixes; equal tokens of one round are continued once."""
 
-    shapes: tuple[tuple[int, int], ...]
-    """Rounds and tokens a round, for each prefix."""
     prefix: Tensor
     """``(N,)`` the prefix of each continuation."""
     round: Tensor
@@ -193,8 +191,7 @@ class Actions:
                     cell[number, column] = seen[token]
             cells.append(cell)
         prefix, number, token, limit = torch.tensor(rows).reshape(-1, 4).unbind(1)
-        shapes = tuple((table.shape[0], table.shape[1]) for table in tokens)
-        return cls(shapes=shapes, prefix=prefix, round=number, token=token, limit=limit, cells=tuple(cells))
+        return cls(prefix=prefix, round=number, token=token, limit=limit, cells=tuple(cells))
 
 
 def measure_kappa(

@@ -34,6 +34,22 @@ class Visit(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How many texts are written, and how, to measure exposure bias."""
+
+    samples: int = 4
+    """Texts a prompt and writer, >= 1."""
+    temperature: float = 1.0
+    """Of what is written, >= 0 (0 is greedy). The loss is at temperature 1."""
+    max_new_tokens: int = 256
+    """Most tokens of a text, >= 1."""
+    divergence: Divergence = forward_kl
+    """D of the loss."""
+    max_rows: int = DEFAULT_MAX_ROWS
+    """Texts in progress at a time: what memory is bounded by."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RollOuts:
     """N texts, those of one prompt next to each other, as S students and their teacher see them.
 
@@ -102,7 +118,7 @@ def roll_out(
         teacher: p.
         students: each a q, scored on the same texts.
         prompts: P prompts.
-        writer: `teacher` or one of `students`.
+        writer: `teacher`, one of `students` or anybody else of their vocabulary.
         uniforms: ``(P, n, T)`` in [0, 1), float64: n texts of at most T tokens each. The same numbers with another
             writer give texts that differ only where the writers do.
         temperature: of the writer, >= 0.
@@ -117,52 +133,17 @@ def roll_out(
     count, samples, horizon = uniforms.shape
     assert count == len(prompts)
     found = _Found(len(students), count * samples, horizon)
-    texts = torch.full((count * samples, horizon), -1)
-    scorer = _Scorer(teacher, students, writer, temperature, divergence)
+    everyone = [writer, *(policy for policy in (teacher, *students) if policy is not writer)]
     for rows in _batches([len(prompt) for prompt in prompts for _ in range(samples)], max_rows):
         starts, at = torch.unique(rows // samples, return_inverse=True)
-        for visit in scorer.walk([prompts[i] for i in starts.tolist()], at, uniforms=uniforms.flatten(0, 1)[rows]):
-            found.add(rows[visit.rows], visit, scorer)
-            texts[rows[visit.rows], visit.step] = visit.tokens
-    lengths = (texts >= 0).sum(-1)
-    return found.roll_outs(prompts, samples, _as_tuples(texts, lengths), lengths)
-
-
-def read_texts(
-    teacher: Policy,
-    students: Sequence[Policy],
-    prompts: Sequence[Sequence[int]],
-    texts: Sequence[Sequence[int]],
-    *,
-    horizon: int | None = None,
-    temperature: float = 1.0,
-    divergence: Divergence = forward_kl,
-    max_rows: int = DEFAULT_MAX_ROWS,
-) -> RollOuts:
-    """As `roll_out`, for one given text per prompt (a data set's answers, say); `horizon` is the longest by default."""
-    _check(teacher, students, prompts, temperature, max_rows)
-    if len(texts) != len(prompts):
-        raise DataError(f"texts: got {len(texts)} for {len(prompts)} prompts; expected one for each.")
-    longest = max(map(len, texts))
-    width = longest if horizon is None else horizon
-    if width < longest:
-        raise ConfigError(f"horizon: got {width}, shorter than the longest text, which has {longest} tokens.")
-    found = _Found(len(students), len(texts), width)
-    given = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts])
-    lengths = torch.tensor([len(text) for text in texts])
-    scorer = _Scorer(teacher, students, teacher, temperature, divergence)
-    visited = torch.zeros_like(lengths)
-    for rows in _batches([len(prompt) for prompt in prompts], max_rows):
-        starts = [prompts[i] for i in rows.tolist()]
-        for visit in scorer.walk(starts, torch.arange(len(rows)), given=given[rows], limits=lengths[rows]):
-            found.add(rows[visit.rows], visit, scorer)
-            visited[rows[visit.rows]] += 1
-    if not torch.equal(visited, lengths):
-        bad = int(torch.nonzero(visited != lengths)[0])
-        raise DataError(
-            f"text {bad}: has {int(lengths[bad])} tokens, but ends after {int(visited[bad])}. Cut it there."
-        )
-    return found.roll_outs(prompts, 1, tuple(tuple(text) for text in texts), lengths)
+        decodings = [policy.start([prompts[i] for i in starts.tolist()]) for policy in everyone]
+        limits = torch.full((len(at),), horizon)
+        drawn = uniforms.flatten(0, 1)[rows]
+        for visit in walk(decodings, at, limits=limits, uniforms=drawn, temperature=temperature):
+            logp = dict(zip(map(id, everyone), visit.logp, strict=True))
+            written = visit._replace(rows=rows[visit.rows])
+            found.add(written, logp[id(teacher)], [logp[id(student)] for student in students], temperature, divergence)
+    return found.roll_outs(prompts, samples)
 
 
 def walk(
@@ -244,46 +225,6 @@ def entropy(logp: Tensor) -> Tensor:
     return -torch.where(logp > -torch.inf, logp.exp() * logp, 0.0).sum(-1)
 
 
-@dataclass(frozen=True)
-class _Scorer:
-    """Starts all policies on the same prefixes, the writer first, and sorts out who is who."""
-
-    teacher: Policy
-    students: Sequence[Policy]
-    writer: Policy
-    temperature: float
-    divergence: Divergence
-
-    def walk(
-        self,
-        prefixes: Sequence[Sequence[int]],
-        at: Tensor,
-        *,
-        uniforms: Tensor | None = None,
-        given: Tensor | None = None,
-        limits: Tensor | None = None,
-    ) -> Iterator[Visit]:
-        horizon = uniforms.shape[1] if uniforms is not None else 0
-        yield from walk(
-            [policy.start(prefixes) for policy in self._order],
-            at,
-            limits=torch.full((len(at),), horizon) if limits is None else limits,
-            uniforms=uniforms,
-            given=given,
-            temperature=self.temperature,
-        )
-
-    @property
-    def _order(self) -> list[Policy]:
-        everyone = [self.teacher, *self.students]
-        return [self.writer, *(policy for policy in everyone if policy is not self.writer)]
-
-    def sides(self, visit: Visit) -> tuple[Tensor, list[Tensor]]:
-        """The teacher's and the students' log-probabilities at a visit."""
-        by_policy = dict(zip(map(id, self._order), visit.logp, strict=True))
-        return by_policy[id(self.teacher)], [by_policy[id(student)] for student in self.students]
-
-
 class _Found:
     """What is noted at every visit."""
 
@@ -297,28 +238,30 @@ class _Found:
         self.of_teacher = {
             name: empty(texts, horizon) for name in ("teacher_logp", "teacher_entropy", "teacher_max_prob")
         }
+        self.tokens = torch.full((texts, horizon), -1)
 
-    def add(self, rows: Tensor, visit: Visit, scorer: _Scorer) -> None:
-        p, qs = scorer.sides(visit)
+    def add(self, visit: Visit, p: Tensor, qs: Sequence[Tensor], temperature: float, divergence: Divergence) -> None:
+        """What teacher and students say before the tokens of `visit`, whose rows are the numbers of texts."""
         tokens = visit.tokens.to(p.device).unsqueeze(-1)
-        cell = (rows, visit.step)
+        cell = (visit.rows, visit.step)
+        self.tokens[cell] = visit.tokens
         self.of_teacher["teacher_logp"][cell] = p.gather(-1, tokens).squeeze(-1).double().cpu()
         self.of_teacher["teacher_entropy"][cell] = entropy(p).double().cpu()
         self.of_teacher["teacher_max_prob"][cell] = p.amax(-1).exp().double().cpu()
-        written_p = tempered(p, scorer.temperature)
+        written_p = tempered(p, temperature)
         for index, q in enumerate(qs):
-            distance = total_variation(written_p, tempered(q, scorer.temperature))
-            self.per_student["losses"][index][cell] = scorer.divergence(p, q).double().cpu()
+            distance = total_variation(written_p, tempered(q, temperature))
+            self.per_student["losses"][index][cell] = divergence(p, q).double().cpu()
             self.per_student["total_variation"][index][cell] = distance.double().cpu()
             self.per_student["student_logp"][index][cell] = q.gather(-1, tokens).squeeze(-1).double().cpu()
 
-    def roll_outs(
-        self, prompts: Sequence[Sequence[int]], samples: int, tokens: tuple[tuple[int, ...], ...], lengths: Tensor
-    ) -> RollOuts:
+    def roll_outs(self, prompts: Sequence[Sequence[int]], samples: int) -> RollOuts:
+        lengths = (self.tokens >= 0).sum(-1)
+        rows = zip(self.tokens.tolist(), lengths.tolist(), strict=True)
         return RollOuts(
             prompts=tuple(tuple(prompt) for prompt in prompts),
             samples=samples,
-            tokens=tokens,
+            tokens=tuple(tuple(row[:length]) for row, length in rows),
             lengths=lengths,
             **self.per_student,
             **self.of_teacher,
@@ -329,10 +272,6 @@ def _batches(lengths: Sequence[int], max_rows: int) -> list[Tensor]:
     """Rows in batches of similar prompt length, so that little is padded; those of one prompt stay together."""
     order = torch.tensor(sorted(range(len(lengths)), key=lambda row: -lengths[row]))
     return [part.sort().values for part in order.split(max_rows)]
-
-
-def _as_tuples(texts: Tensor, lengths: Tensor) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(row[:length]) for row, length in zip(texts.tolist(), lengths.tolist(), strict=True))
 
 
 def _check(

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from bridgegarden.causal_lm_policy import CausalLMPolicy
 from bridgegarden.data import end_of_turn_ids
 from bridgegarden.diagnostics.exposure_bias import ExposureBias, exposure_bias
+from bridgegarden.diagnostics.rollout import Sampling
 from bridgegarden.errors import ConfigError, lookup
 from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.training.trainer import HybridDistillationTrainer
@@ -224,16 +225,14 @@ class ExposureBiasCallback(TrainerCallback):
         end_ids = end_of_turn_ids(tokenizer, self.teacher.generation_config)
         size = self.trainer.vocab_size
         policies = [CausalLMPolicy(model, end_ids=end_ids, vocab_size=size) for model in (self.teacher, student)]
-        return exposure_bias(
-            policies[0],
-            policies[1],
-            self.prompts,
+        sampling = Sampling(
             samples=self.samples,
             temperature=self.temperature,
             max_new_tokens=self.max_new_tokens,
-            generator=torch.Generator().manual_seed(self.seed),
             max_rows=self.max_rows,
         )
+        generator = torch.Generator().manual_seed(self.seed)
+        return exposure_bias(policies[0], policies[1], self.prompts, sampling, generator=generator)
 
     def _metrics(self, state: TrainerState) -> dict[str, float]:
         """Measured in the main process, once a step, and told to the others: all must pick the same checkpoint."""
