@@ -90,6 +90,11 @@ def architecture(model: PreTrainedModel) -> str:
     return f"{type(model).__name__} ({model.config.model_type})"
 
 
+def name_of(model: PreTrainedModel) -> str:
+    """How errors call `model` itself: the name or path that it was loaded by, else its class."""
+    return model.config._name_or_path or type(model).__name__
+
+
 def hidden_states(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor:
     """Final hidden states ``(B, T, D)``, after the last norm, of the decoder of `model` on `inputs`.
 

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from bridgegarden.causal_lm import architecture, decoder_of, gathered_by_zero, read_hidden
+from bridgegarden.causal_lm import architecture, decoder_of, gathered_by_zero, name_of, read_hidden
 from bridgegarden.errors import BridgegardenError, ModelError
 
 ORDER = tuple((7 * index + 3) % 16 for index in range(16))
@@ -62,7 +62,7 @@ def check_head(model: PreTrainedModel) -> None:
         own, ours = _both_logits(model, ids)
         if not torch.isfinite(own).all():
             raise ModelError(
-                f"{model.config._name_or_path or type(model).__name__}: its logits are not finite in {model.dtype}. "
+                f"{name_of(model)}: its logits are not finite in {model.dtype}. "
                 "Its weights are damaged, or it needs bfloat16 or float32."
             )
         _compare_logits(model, own, ours, "")

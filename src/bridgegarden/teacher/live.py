@@ -16,6 +16,7 @@ from bridgegarden.causal_lm import (
     head_size,
     is_split_by_zero,
     language_model_in,
+    name_of,
     read_hidden,
     take_off_wrappers,
     whole_in_every_process,
@@ -63,7 +64,7 @@ class LiveTeacher:
             raise ConfigError(f"teacher.top_k must be >= 1 or null (whole vocabulary), got {top_k}.")
         if any(parameter.is_meta or is_split_by_zero(parameter) for parameter in model.parameters()):
             raise ModelError(
-                f"teacher {model.config._name_or_path or type(model).__name__}: its weights are not in this process. "
+                f"teacher {name_of(model)}: its weights are not in this process. "
                 "Once training arguments with FSDP (fsdp_cpu_ram_efficient_loading) or ZeRO-3 exist, transformers "
                 "loads every model in one process of a machine alone, or in pieces: load the teacher before them, or "
                 "train from a cache."
@@ -105,7 +106,7 @@ class LiveTeacher:
     @property
     def name(self) -> str:
         """The model's name or path."""
-        return self.model.config._name_or_path or type(self.model).__name__
+        return name_of(self.model)
 
     @property
     def width(self) -> int:
@@ -145,7 +146,7 @@ def _without_adapters(model: "PreTrainedModel | PeftModel") -> PreTrainedModel:
     inner = language_model_in(model)
     if inner is not model and cast("PeftModel", model).active_peft_config.is_prompt_learning:
         raise ModelError(
-            f"teacher {inner.config._name_or_path or type(inner).__name__}: its adapter is a learnt prompt, which is "
+            f"teacher {name_of(inner)}: its adapter is a learnt prompt, which is "
             "not part of its layers and would be left out. Use adapters in its layers (LoRA and the like), or train "
             "from answers that it wrote."
         )
