@@ -13,6 +13,7 @@ from bridgegarden.diagnostics.kappa import KappaResult, Kind, PositionKappa
 from bridgegarden.statistics import Bootstrapped, Estimate, Interval
 
 VOCABULARY = 100
+NONE = Bootstrapped(value=None, interval=None)
 
 
 def planted(kappa_of, *, prompts=30, each=4, noise=0.02, seed=0, choose="random") -> KappaResult:
@@ -49,6 +50,12 @@ def planted(kappa_of, *, prompts=30, each=4, noise=0.02, seed=0, choose="random"
         budget=10_000,
         generated_tokens=10_000,
     )
+
+
+def correlated(rule, value, low, high) -> RuleScore:
+    """Of a rule whose rank correlation with kappa is `value`."""
+    spearman = Bootstrapped(value=value, interval=Interval(low, high))
+    return RuleScore(rule=rule, mean_weight=0.5, spearman=spearman, auc=NONE, separation=NONE, gain=NONE)
 
 
 def advice(result, **settings):
@@ -98,16 +105,25 @@ def test_few_prompts_are_not_enough_however_many_positions_they_have():
     assert "positions of 4 prompts" in got.reason
 
 
+@pytest.mark.parametrize(("confidence", "entropy", "better"), [(-0.7, -0.3, "confidence"), (-0.3, -0.7, "entropy")])
+@pytest.mark.parametrize("told_apart", [True, False])
+def test_of_two_rules_that_aim_well_the_one_that_kappa_follows_more_closely_is_recommended(
+    confidence, entropy, better, told_apart
+):
+    scores = correlated("confidence", confidence, -0.9, -0.1), correlated("entropy", entropy, -0.9, -0.1)
+    value = confidence - entropy
+    spread = 0.1 if told_apart else 1.0
+    difference = Bootstrapped(value=value, interval=Interval(value - spread, value + spread))
+    recommended, either, reason, more = _decide(scores, difference, 20, 1000)
+    assert (recommended, either, more) == (better, not told_apart, None)
+    assert f"The {better} rule is softer where kappa is lower: rank correlation -0.70" in reason
+    assert ("The other adaptive rule is as good" in reason) == (not told_apart)
+
+
 def test_one_rule_that_may_yet_be_useful_keeps_the_question_open():
-    none = Bootstrapped(value=None, interval=None)
-
-    def score(rule, value, low, high):
-        spearman = Bootstrapped(value=value, interval=Interval(low, high))
-        return RuleScore(rule=rule, mean_weight=0.5, spearman=spearman, auc=none, separation=none, gain=none)
-
-    useless, open_yet = score("confidence", 0.1, -0.05, 0.25), score("entropy", -0.1, -0.3, 0.1)
-    assert _decide((useless, useless), none, 20, 1000)[0] == "static"
-    recommended, either, reason, more = _decide((useless, open_yet), none, 20, 1000)
+    useless, open_yet = correlated("confidence", 0.1, -0.05, 0.25), correlated("entropy", -0.1, -0.3, 0.1)
+    assert _decide((useless, useless), NONE, 20, 1000)[0] == "static"
+    recommended, either, reason, more = _decide((useless, open_yet), NONE, 20, 1000)
     assert (recommended, either, more) == (None, False, 3000)
     assert "the rank correlation of the entropy rule with kappa is -0.10, but anything in" in reason
 
