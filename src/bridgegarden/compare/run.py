@@ -140,6 +140,18 @@ class Job:
         """What an earlier run found with everything as it is here."""
         return kept(self.output / MEASURED, self.key, CompareRun)
 
+    def told(self, run: CompareRun) -> str:
+        """What came of it, on one line."""
+        if run.spent is None:
+            return f"{self.name}: FAILED: {run.failure}"
+        parts = []
+        for quantity in ("greedy", "sampled"):
+            value = mean_of(run, quantity)
+            if value is not None:
+                parts.append(f"{quantity} {100 * value:.1f} %")
+        parts.append(f"exposure bias {mean_of(run, 'exposure_bias'):+.3g}")
+        return f"{self.name}: {', '.join(parts)}, {run.spent.cpu_seconds:.0f} CPU s"
+
     @property
     def weight(self) -> int:
         """Units of a step."""
@@ -354,22 +366,9 @@ def check_student(recipe: Recipe, seed: int) -> None:
 
 
 def _all_runs(jobs: Sequence[Job], console: "Console", workers: int) -> tuple[CompareRun, ...]:
-    found = run_jobs(run_one, jobs, console, workers=workers, told=_told)
+    found = run_jobs(run_one, jobs, console, workers=workers)
     order = {name: place for place, name in enumerate(jobs[0].settings.objectives)}
     return tuple(found[job.name] for job in sorted(jobs, key=lambda job: (order[job.row.name], job.seed)))
-
-
-def _told(job: Job, run: CompareRun) -> str:
-    """One finished training on one line."""
-    if run.spent is None:
-        return f"{job.name}: FAILED: {run.failure}"
-    parts = []
-    for quantity in ("greedy", "sampled"):
-        value = mean_of(run, quantity)
-        if value is not None:
-            parts.append(f"{quantity} {100 * value:.1f} %")
-    parts.append(f"exposure bias {mean_of(run, 'exposure_bias'):+.3g}")
-    return f"{job.name}: {', '.join(parts)}, {run.spent.cpu_seconds:.0f} CPU s"
 
 
 def _row_info(row: ComparedRow) -> RowInfo:

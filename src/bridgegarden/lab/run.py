@@ -110,6 +110,14 @@ class Job:
         """What an earlier run found with everything as it is here."""
         return kept(self.folder.run(self.world, self.arm, self.seed), self.key, LabRun)
 
+    def told(self, run: LabRun) -> str:
+        """What came of it, on one line."""
+        found = run.measured
+        return (
+            f"{self.name}: L_dT {found.teacher_loss:.3g}, exposure bias {found.exposure_bias:+.3g}, "
+            f"right {100 * found.success:.1f} %, off script {100 * found.violation:.1f} %"
+        )
+
 
 def lab(
     output: Path,
@@ -214,7 +222,7 @@ def _all_runs(settings: LabSettings, folder: LabFolder, console: "Console", work
         for seed in settings.seeds
         for arm in arms_in(world, settings)
     ]
-    found = run_jobs(run_one, jobs, console, workers=workers, told=_told)
+    found = run_jobs(run_one, jobs, console, workers=workers)
     ordered = sorted(jobs, key=lambda job: (settings.worlds.index(job.world), *_place(job)))
     return tuple(found[job.name] for job in ordered)
 
@@ -224,14 +232,6 @@ def _place(job: Job) -> tuple[int, int, int]:
         list(REGIMES).index(job.arm.regime),
         list(ALL_OBJECTIVES).index(job.arm.objective),
         job.settings.seeds.index(job.seed),
-    )
-
-
-def _told(job: Job, run: LabRun) -> str:
-    found = run.measured
-    return (
-        f"{job.name}: L_dT {found.teacher_loss:.3g}, exposure bias {found.exposure_bias:+.3g}, "
-        f"right {100 * found.success:.1f} %, off script {100 * found.violation:.1f} %"
     )
 
 

@@ -28,7 +28,7 @@ from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import CurriculumWeight
 from bridgegarden.statistics import spearman
 from bridgegarden.study.arms import LlamaSize
-from bridgegarden.study.students import build_tokenizer, distil, new_llama
+from bridgegarden.study.students import Untrained, build_tokenizer, distil, new_llama
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +74,11 @@ def train_student(
     """
     best = _BestStudent(patience=settings.patience, settled=_settled(objective, settings.steps))
     trained = distil(
-        new_llama(data.world, size, seed),
+        Untrained(model=new_llama(data.world, size, seed), tokenizer=build_tokenizer(data.world), seed=seed),
         data.teacher,
         objective,
         data.train,
         settings,
-        seed=seed,
-        tokenizer=build_tokenizer(data.world),
         on_step=on_step,
         held_out=data.validation,
         callbacks=[best],

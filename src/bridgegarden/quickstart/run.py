@@ -146,6 +146,14 @@ class Job:
         """What an earlier run found with everything as it is here."""
         return self.folder.finished_run(self.objective, self.seed, self.key)
 
+    def told(self, run: ObjectiveRun) -> str:
+        """What came of it, on one line."""
+        found = run.measured
+        return (
+            f"{run.label}, seed {run.seed}: {100 * found.accuracy_sampled.mean:.1f} % right when sampling, "
+            f"{100 * found.diversity.mean:.1f} % of the variety kept"
+        )
+
 
 def plan(*, full: bool = False, seed: int = 0) -> QuickstartSettings:
     """The settings of the command: all objectives and several seeds with `full`, else the default ones and `seed`."""
@@ -249,7 +257,6 @@ def _all_runs(
         jobs,
         console,
         workers=workers,
-        told=lambda _, run: told(run),
         resume=resume,
         prepare=lambda todo: _ask_the_teacher(settings, folder, todo, console),
         above=runs_table,
@@ -317,12 +324,3 @@ def _held_out(problems: int, seed: int) -> "HeldOut":
     from bridgegarden.quickstart.student import hold_out
 
     return hold_out(_world(), _teacher(), problems, seed)
-
-
-def told(run: ObjectiveRun) -> str:
-    """One finished training on one line."""
-    found = run.measured
-    return (
-        f"{run.label}, seed {run.seed}: {100 * found.accuracy_sampled.mean:.1f} % right when sampling, "
-        f"{100 * found.diversity.mean:.1f} % of the variety kept"
-    )

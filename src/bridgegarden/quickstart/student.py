@@ -34,7 +34,7 @@ from bridgegarden.quickstart import TEACHER
 from bridgegarden.quickstart.result import STUDENT_SIZE, AnswerView, Measured, QuickstartSettings, TokenView, TopTokens
 from bridgegarden.statistics import Estimate
 from bridgegarden.study.arms import OBJECTIVES, ComparedObjective
-from bridgegarden.study.students import Distilled, distil, new_llama
+from bridgegarden.study.students import Distilled, Untrained, distil, new_llama
 from bridgegarden.teacher.cache.manifest import read_spec
 from bridgegarden.teacher.cache.shard import documents_of
 from bridgegarden.teacher.cache.spec import CacheSpec, Support, weights_fingerprint
@@ -103,13 +103,11 @@ def train_student(
         on_step: called with the number of steps done.
     """
     return distil(
-        new_llama(ArithmeticWorld(), STUDENT_SIZE, seed),
+        Untrained(model=new_llama(ArithmeticWorld(), STUDENT_SIZE, seed), tokenizer=load_tokenizer(), seed=seed),
         teacher,
         objective.build(),
         rows,
         settings,
-        seed=seed,
-        tokenizer=load_tokenizer(),
         on_step=on_step,
         logging_steps=max(1, settings.steps // LOGS),
         include_num_input_tokens_seen="non_padding",

@@ -52,6 +52,10 @@ class Job(Protocol):
         """What came of it in an earlier run of everything as it is here; None if there is nothing."""
         ...
 
+    def told(self, run: Any, /) -> str:
+        """What came of it, on one line."""
+        ...
+
 
 JobT = TypeVar("JobT", bound=Job)
 
@@ -75,7 +79,6 @@ def run_jobs(
     console: Console,
     *,
     workers: int,
-    told: Callable[[JobT, RunT], str],
     noun: str = "student",
     resume: bool = True,
     prepare: Callable[[Sequence[JobT]], None] | None = None,
@@ -88,7 +91,6 @@ def run_jobs(
         jobs: those that come first are done first, so that an interrupted study has whole comparisons.
         console: for progress.
         workers: processes of one thread each.
-        told: what came of a job on one line.
         noun: what a job trains, one of them.
         resume: whether what an earlier run kept is taken.
         prepare: called with the jobs that are left to do, if there are any.
@@ -108,7 +110,7 @@ def run_jobs(
         with closing(work(run_one, todo, workers=workers, tell=display.advance)) as finished:
             for job, run in finished:
                 found[job.name] = run
-                display.finished(job, run, told(job, run))
+                display.finished(job, run, job.told(run))
     return {job.name: found[job.name] for job in jobs}
 
 

@@ -86,6 +86,17 @@ def new_llama(world: World, size: LlamaSize, seed: int) -> LlamaForCausalLM:
         return LlamaForCausalLM(config)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Untrained:
+    """A student before its training."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    """The teacher's, too."""
+    seed: int
+    """Of the weights, and of the order in which rows are read."""
+
+
 class TrainingSettings(Protocol):
     """How a student is trained."""
 
@@ -154,29 +165,25 @@ class Clock(TrainerCallback):
 
 
 def distil(
-    student: PreTrainedModel,
+    student: Untrained,
     teacher: PreTrainedModel | Teacher,
     objective: HybridObjective,
     rows: Dataset,
     settings: TrainingSettings,
     *,
-    seed: int,
-    tokenizer: PreTrainedTokenizerBase,
     on_step: Callable[[int], None],
     held_out: Dataset | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     **arguments: Any,
 ) -> Distilled:
-    """Train `student` in place. Depends on its arguments and the libraries' versions alone.
+    """Train the model of `student` in place. Depends on its arguments and the libraries' versions alone.
 
     Args:
-        student: untrained.
+        student: whose model it is.
         teacher: a model, asked at every step, or what is known of its distributions.
         objective: what to minimise.
         rows: token ids and labels.
         settings: steps, batch and learning rate.
-        seed: of the order of the rows.
-        tokenizer: of both models.
         on_step: called with the number of steps done.
         held_out: rows that are evaluated, if `arguments` say when.
         callbacks: of the trainer.
@@ -185,20 +192,22 @@ def distil(
     clock = Clock(on_step)
     with tempfile.TemporaryDirectory(prefix="bridgegarden-") as folder:
         trainer = HybridDistillationTrainer(
-            student,
+            student.model,
             teacher,
             objective,
-            _arguments(folder, settings, seed=seed, **arguments),
+            _arguments(folder, settings, seed=student.seed, **arguments),
             train_dataset=rows,
             eval_dataset=held_out,
-            processing_class=tokenizer,
+            processing_class=student.tokenizer,
             callbacks=[*callbacks, clock],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     # The trainer turns the cache off, for good; answers are written with it.
-    student.config.use_cache = True
-    return Distilled(model=student.eval(), state=trainer.state, seconds=clock.seconds, cpu_seconds=clock.cpu_seconds)
+    student.model.config.use_cache = True
+    return Distilled(
+        model=student.model.eval(), state=trainer.state, seconds=clock.seconds, cpu_seconds=clock.cpu_seconds
+    )
 
 
 def _arguments(folder: str, settings: TrainingSettings, *, seed: int, **arguments: Any) -> SFTConfig:

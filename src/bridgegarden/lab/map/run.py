@@ -103,6 +103,12 @@ class CellJob:
         """What an earlier run found with everything as it is here."""
         return kept(self.folder.run(self.cell), self.key, CellRun)
 
+    def told(self, run: CellRun) -> str:
+        """What came of it, on one line."""
+        means = {name: statistics.fmean(found["right_greedy"]) for name, found in run.measures[FAIRNESS[-1]].items()}
+        best = max(means, key=means.__getitem__)
+        return f"{self.cell.label}: right most often with {ARMS[best].label}, {100 * means[best]:.0f} % greedy"
+
 
 Asked = tuple[str, float, float]
 """An arm's name, its learning rate and weight decay."""
@@ -308,7 +314,7 @@ def lab_map(
         folder.begin()
         jobs = [CellJob(cell=cell, settings=settings, folder=folder) for cell in settings.cells]
         workers = workers or min(available_processors(), MOST)
-        found = run_jobs(run_cell, jobs, console, workers=workers, told=_told, noun="cell")
+        found = run_jobs(run_cell, jobs, console, workers=workers, noun="cell")
         result = MapResult(
             settings=settings,
             runs=tuple(found[job.name] for job in jobs),
@@ -320,9 +326,3 @@ def lab_map(
         )
         folder.save(result)
     return result
-
-
-def _told(job: CellJob, run: CellRun) -> str:
-    means = {name: statistics.fmean(found["right_greedy"]) for name, found in run.measures[FAIRNESS[-1]].items()}
-    best = max(means, key=means.__getitem__)
-    return f"{job.cell.label}: right most often with {ARMS[best].label}, {100 * means[best]:.0f} % greedy"
