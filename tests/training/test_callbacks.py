@@ -92,7 +92,7 @@ def test_it_says_when_and_why():
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 PROMPTS = [[1, 2, 3], [4, 5], [6, 7, 8, 9]]
-SMALL = {"prompts": PROMPTS, "max_new_tokens": 6}
+SMALL = {"prompts": PROMPTS, "sampling": Sampling(samples=1, max_new_tokens=6)}
 
 
 def measured(trainer, name="eval_free_running_loss"):
@@ -147,8 +147,9 @@ def test_the_free_running_loss_falls_when_the_student_learns(make_trainer):
     trainer = make_trainer(
         HybridObjective(soft_weight=StaticWeight(1.0)), max_steps=30, learning_rate=1e-2, logging_steps=30
     )
-    trainer.add_callback(ExposureBiasCallback(trainer, every=29, prompts=PROMPTS * 4, max_new_tokens=8))
-    before = ExposureBiasCallback(trainer, prompts=PROMPTS * 4, max_new_tokens=8).measure()
+    eight = Sampling(samples=1, max_new_tokens=8)
+    trainer.add_callback(ExposureBiasCallback(trainer, every=29, prompts=PROMPTS * 4, sampling=eight))
+    before = ExposureBiasCallback(trainer, prompts=PROMPTS * 4, sampling=eight).measure()
     trainer.train()
     assert measured(trainer)[29] < before.student_loss.mean
 

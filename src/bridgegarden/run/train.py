@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -257,7 +258,7 @@ def _watch(
     """Have the student's loss on its own texts measured; a teacher that is cached is loaded for it."""
     from rich.text import Text
 
-    from bridgegarden.training.callbacks import ExposureBiasCallback
+    from bridgegarden.training.callbacks import SAMPLING, ExposureBiasCallback
 
     teacher = None
     if run.recipe.teacher.kind == "cached":
@@ -273,9 +274,12 @@ def _watch(
             every=section.every,
             teacher=teacher,
             limit=section.prompts,
-            samples=section.samples,
-            temperature=section.temperature,
-            max_new_tokens=section.max_new_tokens,
+            sampling=replace(
+                SAMPLING,
+                samples=section.samples,
+                temperature=section.temperature,
+                max_new_tokens=section.max_new_tokens,
+            ),
         )
     )
 

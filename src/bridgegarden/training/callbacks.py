@@ -18,6 +18,9 @@ from bridgegarden.errors import ConfigError, lookup
 from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.training.trainer import HybridDistillationTrainer
 
+SAMPLING = Sampling(samples=1, max_new_tokens=64, max_rows=16)
+"""Few and short texts: they are written again and again while training waits."""
+
 SELECT_BY: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "free_running_loss": MappingProxyType(
@@ -124,10 +127,7 @@ class ExposureBiasCallback(TrainerCallback):
         limit: int = 16,
         every: int | None = None,
         teacher: PreTrainedModel | None = None,
-        samples: int = 1,
-        temperature: float = 1.0,
-        max_new_tokens: int = 64,
-        max_rows: int = 16,
+        sampling: Sampling = SAMPLING,
         seed: int = 0,
     ) -> None:
         """
@@ -138,10 +138,7 @@ class ExposureBiasCallback(TrainerCallback):
             limit: most prompts to take from there.
             every: also measure after every so many optimiser steps, >= 1; None measures at evaluations alone.
             teacher: the teacher's model, where the trainer has only its cache.
-            samples: texts a prompt and writer.
-            temperature: of the texts.
-            max_new_tokens: most tokens of a text.
-            max_rows: texts in progress at a time.
+            sampling: how many texts are written, and how.
             seed: of the texts.
 
         Raises:
@@ -168,15 +165,14 @@ class ExposureBiasCallback(TrainerCallback):
             )
         self.trainer, self.teacher, self.every = trainer, own, every
         self.prompts = _prompts_of(trainer, limit) if prompts is None else tuple(tuple(prompt) for prompt in prompts)
-        self.samples, self.temperature, self.seed = samples, temperature, seed
-        self.max_new_tokens, self.max_rows = max_new_tokens, max_rows
+        self.sampling, self.seed = sampling, seed
         self._last: tuple[int, dict[str, float]] | None = None
         self._training = False
         self._check_fits()
 
     def _check_fits(self) -> None:
         """Now, rather than at the first evaluation, hours later."""
-        longest = max(map(len, self.prompts)) + self.max_new_tokens
+        longest = max(map(len, self.prompts)) + self.sampling.max_new_tokens
         for model in (self.teacher, self.trainer._student()):
             window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
             if window is not None and longest > window:
@@ -225,14 +221,8 @@ class ExposureBiasCallback(TrainerCallback):
         end_ids = end_of_turn_ids(tokenizer, self.teacher.generation_config)
         size = self.trainer.vocab_size
         policies = [CausalLMPolicy(model, end_ids=end_ids, vocab_size=size) for model in (self.teacher, student)]
-        sampling = Sampling(
-            samples=self.samples,
-            temperature=self.temperature,
-            max_new_tokens=self.max_new_tokens,
-            max_rows=self.max_rows,
-        )
         generator = torch.Generator().manual_seed(self.seed)
-        return exposure_bias(policies[0], policies[1], self.prompts, sampling, generator=generator)
+        return exposure_bias(policies[0], policies[1], self.prompts, self.sampling, generator=generator)
 
     def _metrics(self, state: TrainerState) -> dict[str, float]:
         """Measured in the main process, once a step, and told to the others: all must pick the same checkpoint."""
