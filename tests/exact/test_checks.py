@@ -183,3 +183,9 @@ def test_with_three_tokens_a_high_kappa_of_the_state_may_go_with_a_risky_likelie
 def test_infinite_losses_are_refused():
     with pytest.raises(NonFiniteError, match="Use a bounded divergence"):
         label_drift(exact.solve(*branching([1.0, 0.0])))
+
+
+@pytest.mark.parametrize("name", ["_identity", "_mean_kappa", "_merging", "_bounded", "_hybrid"])
+def test_a_world_fails_if_one_of_its_identities_does(monkeypatch, name):
+    monkeypatch.setattr(checks, name, lambda case: 1.0)
+    assert all(error >= 1.0 for error in checks._world_errors(WORLDS["control"](), 0))

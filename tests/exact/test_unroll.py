@@ -1,5 +1,7 @@
 """Which rows a text can be at, what they are called, and the prefixes of a policy, each asked once."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given
@@ -174,3 +176,17 @@ def test_a_process_that_is_over_before_its_first_token_is_refused():
     for student in (torch.zeros(1, 1), TablePolicy(process, torch.zeros(1, 1))):
         with pytest.raises(DataError, match="the initial state is terminal"):
             exact.solve(process, student)
+
+
+def test_as_many_prefixes_as_the_limit_are_allowed_and_one_more_is_refused():
+    process, _ = random_process(8, 5, 3, 4)
+    refused = []
+    for limit in range(1, 200):
+        try:
+            exact.solve(process, Recalling(3), prompt=PROMPT, max_nodes=limit)
+            break
+        except ConfigError as error:
+            refused.append(tuple(map(int, re.findall(r"at least (\d+) .* limit max_nodes is (\d+)", str(error))[0])))
+    assert len(refused) > 5
+    assert all(count > limit for count, limit in refused)
+    assert refused[-1] == (limit, limit - 1)

@@ -19,6 +19,7 @@ from bridgegarden.exact.process import (
 )
 from bridgegarden.exact.tasks import WORLDS
 from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
+from bridgegarden.exact.tasks.chain import ChainWorld
 from bridgegarden.exact.tasks.control import ControlWorld
 from bridgegarden.exact.tasks.dialogue import DialogueWorld
 from bridgegarden.exact.tasks.program import ProgramWorld
@@ -367,3 +368,41 @@ def test_a_problem_of_another_world_is_refused(world, other):
     problem = max(other.problems(50, 0), key=str)
     with pytest.raises(ConfigError, match=rf"{world.name}: .* does not fit"):
         world.process(problem)
+
+
+@pytest.mark.parametrize(
+    "world",
+    [
+        DialogueWorld(people=2, things=2, days=2, items=1, wordings=1, prompt_wordings=1),
+        DialogueWorld(people=2, things=2, days=3, items=2, wordings=2, prompt_wordings=2),
+        ArithmeticWorld(modulus=3, steps=1, wordings=2, closings=1, prompt_wordings=1, restate=False),
+        ArithmeticWorld(modulus=3, steps=2, wordings=1, closings=3, prompt_wordings=2, restate=True),
+        ArithmeticWorld(modulus=3, steps=2, wordings=3, closings=2, prompt_wordings=1, restate=True),
+        ControlWorld(people=2, topics=2, tones=2, hours=2, wordings=2, prompt_wordings=2),
+        ChainWorld(modulus=3, steps=1, wordings=2),
+    ],
+    ids=lambda world: f"{world.name}-{world.wordings}-{world.prompt_wordings}",
+)
+def test_a_vocabulary_has_the_words_that_can_be_said_and_no_others(world):
+    generator = torch.Generator().manual_seed(0)
+    said = set()
+    for split in ("train", "validation", "test"):
+        count = 1
+        while count <= 64:
+            try:
+                problems = world.problems(count, 0, split=split)
+            except ConfigError:
+                break
+            count *= 2
+        for problem in problems:
+            process = world.process(problem)
+            for _ in range(4):
+                said.update(world.prompt_ids(problem, generator))
+            for state in reachable_states(process):
+                if not process.is_terminal(state):
+                    said.update(process.continuations(state))
+    assert UNKNOWN not in said
+    assert {world.vocabulary[token] for token in set(range(len(world.vocabulary))) - said} == {
+        "<|pad|>",
+        "<|unknown|>",
+    }

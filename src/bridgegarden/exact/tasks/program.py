@@ -29,7 +29,6 @@ from bridgegarden.exact.tasks.program_language import (
 )
 from bridgegarden.exact.world import (
     END,
-    SPECIAL_TOKENS,
     Phrases,
     World,
     first_phrases,
@@ -202,7 +201,7 @@ class ProgramWorld(World[Specification]):
         programs that return the same for all of them both succeed: ``a * b < 1`` and ``a * b < 2`` differ only for
         a = b = 1 and a = b = -1, where it does not matter which of the two is returned.
         """
-        if not tokens or tokens[-1] != END or any(token < len(SPECIAL_TOKENS) for token in tokens[:-1]):
+        if not tokens or tokens[-1] != END:
             return False
         try:
             written = parse([self.vocabulary[token] for token in tokens[:-1]], problem.variables)
