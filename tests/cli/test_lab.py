@@ -140,3 +140,14 @@ def test_the_map_is_asked_for_whole_or_quick_and_its_tables_are_printed(monkeypa
     whole = CliRunner().invoke(cli, ["lab", "map", "--json", "--workers", "1", "--output", str(folder)])
     assert json.loads(whole.stdout)["command"] == "bridgegarden lab map"
     assert asked == [(QUICK, "bridgegarden lab map --quick"), (MapSettings(), "bridgegarden lab map")]
+
+
+def test_the_help_counts_what_is_on_the_map():
+    from bridgegarden.lab.map.cells import ARMS, QUICK, MapSettings
+
+    shown = " ".join(invoke("map", "--help").stdout.split())
+    assert len(ARMS) == 14
+    assert "Fourteen kinds of labels" in shown
+    assert f"{MapSettings().seeds} seeds" in shown
+    assert len(QUICK.cells) == 4
+    assert f"Four cells of the {len(MapSettings().cells)} with {QUICK.seeds} seeds" in shown

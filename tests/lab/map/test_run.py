@@ -50,6 +50,14 @@ def test_every_arm_is_trained_in_every_way_with_a_number_for_each_seed(made):
     assert [run.cell.budget for run in result.runs] == ["short", "long"]
     for run in result.runs:
         assert tuple(run.settings) == tuple(run.measures) == FAIRNESS
+        settings = {
+            (arm, one.learning_rate, one.weight_decay)
+            for by_arm in run.settings.values()
+            for arm, one in by_arm.items()
+        }
+        # Two rates for six arms by two seeds, what was chosen by three; and as many again for the oracle of kappa.
+        by_kappa = sum(arm == "by_kappa" for arm, *_ in settings)
+        assert run.students == 2 * (2 * 6 + 2) + 3 * (len(settings) + by_kappa)
         for way in FAIRNESS:
             assert tuple(run.measures[way]) == SETTINGS.arms
             for found in run.measures[way].values():
@@ -128,6 +136,7 @@ def test_files_hold_every_effect_and_every_mean(made):
     assert not (output / "INCOMPLETE").exists()
     tree = json.loads((output / "result.json").read_text())
     assert len(tree["effects"]) == len(result.effects) > 0
+    assert {one["claim"] for one in tree["effects"] + tree["pooled"]} <= {claim["name"] for claim in tree["claims"]}
     cells = list(csv.DictReader(io.StringIO((output / "cells.csv").read_text())))
     assert len(cells) == 2 * 3 * 6
     row = next(r for r in cells if (r["settings"], r["budget"], r["arm"]) == ("one setting", "long", "confidence"))

@@ -9,7 +9,7 @@ answers and their order, and the first weights; the arms of a seed share all of 
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bridgegarden.exact.tasks.chain import ChainWorld, Expression
 from bridgegarden.lab.map.cells import ARMS, BUDGETS, FAIRNESS, ROWS, STUDENTS, Cell, CellRun, MapSettings, Setting
-from bridgegarden.lab.map.findings import MapResult, pooled_effects
+from bridgegarden.lab.map.findings import CLAIMS, MapResult, pooled_effects
 from bridgegarden.lab.map.measure import PREDICTORS, READINGS, Measures, kappa_of_rows, measure, predicted_kappa
 from bridgegarden.lab.map.students import Rows, Weights, Worlds, draw_order, draw_rows, draw_uniform, new_weights, train
 from bridgegarden.run.record import git_commit, now
@@ -50,8 +50,13 @@ class MapFolder(StudyFolder):
         from bridgegarden.lab.map.report import cells_csv, claims_csv, report_page, tables_markdown
 
         tree = {f.name: to_tree(getattr(result, f.name)) for f in fields(result) if f.name != "runs"}
+        # A claim is said once, and named where an effect is one of its.
+        named = {
+            kind: [{**to_tree(one), "claim": one.claim.name} for one in found]
+            for kind, found in (("effects", result.effects), ("pooled", pooled_effects(result.effects)))
+        }
         self.finish(
-            {**tree, "effects": to_tree(result.effects), "pooled": to_tree(pooled_effects(result.effects))},
+            {**tree, "claims": to_tree(CLAIMS), **named},
             report_page(result),
             {"cells.csv": cells_csv(result), "claims.csv": claims_csv(result), "tables.md": tables_markdown(result)},
         )
@@ -167,11 +172,16 @@ def run_cell(job: CellJob, tell: Tell) -> CellRun:
             way: {name: _columns(found(name, one)) for name, one in by_arm.items()} for way, by_arm in chosen.items()
         },
         kappa={way: _kappa_columns(found(KAPPA_OF, by_arm[KAPPA_OF])) for way, by_arm in chosen.items()},
-        students=settings.tuning_seeds * len(grid) + settings.seeds * len(wanted),
+        students=settings.tuning_seeds * _columns_for(grid) + settings.seeds * _columns_for(wanted),
         cpu_seconds=time.process_time() - started,
     )
     keep(job.folder.run(job.cell), job.key, run)
     return run
+
+
+def _columns_for(asked: Iterable[Asked]) -> int:
+    """Students of a seed: an oracle of kappa needs one more, whose kappa it is."""
+    return sum(2 if ARMS[name].weighs_by == "kappa" else 1 for name, *_ in asked)
 
 
 def world_of(cell: Cell, seed: int) -> ChainWorld:
