@@ -43,7 +43,7 @@ class MapArm:
     """Whether the student writes the answers that it learns from."""
     weighs_by: Literal["rule", "role", "kappa"] = "rule"
     """What decides the soft weight: the preset's rule; or an oracle, which knows what is a Bridge and labels it hard,
-    or knows kappa(s) of a student that was trained on soft labels, and weighs by its rank."""
+    or knows kappa(s) of a student that was trained on soft labels in the one setting, and weighs by its rank."""
 
     def arm(
         self, learning_rate: float, weight_decay: float, soft_weights: "tuple[Tensor, Tensor] | None" = None

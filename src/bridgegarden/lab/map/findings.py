@@ -46,16 +46,23 @@ class MapClaim:
     """Who is claimed to differ; each has its own test."""
 
 
+CHANCE = 1 / 5**3
+"""The share of right answers that guessing three values modulo five gives: who has no more did not train."""
 MEASURES: Mapping[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
     "L_dT": lambda found: found["teacher_loss"],
     "L_dθ": lambda found: found["student_loss"],
     "exposure bias": lambda found: found["student_loss"] - found["teacher_loss"],
+    "L_dT at Bridges": lambda found: found["teacher_loss_bridges"],
     "L_dθ at Bridges": lambda found: found["student_loss_bridges"],
     "L_dθ at Gardens": lambda found: found["student_loss"] - found["student_loss_bridges"],
+    "drift caused at Bridges": lambda found: found["drift_bridges"],
+    "drift caused at Gardens": lambda found: found["drift_gardens"],
     "right, sampled": lambda found: found["right"],
     "right, T = 0.5": lambda found: found["right_cool"],
     "right, greedy": lambda found: found["right_greedy"],
+    "right, equally varied": lambda found: found["right_as_varied"],
     "variety": lambda found: found["variety"],
+    "at chance": lambda found: (found["right_greedy"] <= CHANCE).double(),
 }
 """By name: from the measures of an arm to one number for each seed. Losses in nats an answer, right answers as
 shares."""
@@ -136,6 +143,14 @@ CLAIMS = (
         name="right, sampled",
         text="a hybrid is right more often than the better pure kind, sampled",
         measure="right, sampled",
+        sign=1,
+        smallest=SHARE,
+        against="more right",
+    ),
+    MapClaim(
+        name="right, equally varied",
+        text="a hybrid is right more often than the better pure kind, each at the temperature of half the variety",
+        measure="right, equally varied",
         sign=1,
         smallest=SHARE,
         against="more right",

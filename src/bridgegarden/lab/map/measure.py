@@ -16,6 +16,14 @@ from bridgegarden.exact.tasks.chain import ChainWorld, Expression
 from bridgegarden.lab.map.students import Context, Problems, Rows, Weights, Worlds, features, hidden_states, logits_at
 from bridgegarden.statistics import spearman
 
+VARIETY = 0.5
+"""Where students are decoded to be equally varied: so much of the teacher's entropy at wordings, about what lies
+between hard and soft labels."""
+HOTTEST = 32.0
+"""Temperatures are looked for from 1 / `HOTTEST` to `HOTTEST`."""
+HALVINGS = 12
+"""Of that range: to within 0.2 %."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measures:
@@ -39,6 +47,8 @@ class Measures:
     """The same at temperature 0.5."""
     right_greedy: Tensor
     """The share of problems whose likeliest tokens, one by one, are right."""
+    right_as_varied: Tensor
+    """Probability of an answer with every value right at the temperature that gives the student `VARIETY`."""
     variety: Tensor
     """The student's entropy over the teacher's, at the wordings of the teacher's answers."""
 
@@ -78,6 +88,14 @@ def measure(worlds: Worlds, weights: Weights, problems: Sequence[Expression], *,
     return Measures.joined([_measure(worlds[part], Weights(*(w[part] for w in weights)), indices) for part in parts])
 
 
+def held_out(worlds: Worlds, weights: Weights, problems: Sequence[Expression]) -> tuple[Tensor, Tensor]:
+    """Of every student of a stack, `teacher_loss` and `right_greedy` of :class:`Measures`, and no more."""
+    indices = Problems.of(problems)
+    _, logq, _, loss, by_teacher = _solve(worlds, weights, indices)
+    teacher_loss = _charged(by_teacher, loss, "wordings") + _charged(by_teacher, loss, "values")
+    return teacher_loss, chance_right(worlds.size, indices, logq.map(_greedy)).mean(-1)
+
+
 class _Solved(NamedTuple):
     """Students on problems: what everything is computed from."""
 
@@ -115,9 +133,8 @@ def _measure(worlds: Worlds, weights: Weights, problems: Problems) -> Measures:
     by_student = visits(world, problems, q)
     caused = _caused(teacher, q, prices(world, teacher, loss))
     cool = logq.map(lambda values: (2 * values).softmax(-1))
-    greedy = logq.map(lambda values: torch.nn.functional.one_hot(values.argmax(-1), values.shape[-1]).double())
-    entropy = [-(part * log).sum(-1) for part, log in zip(q.wordings, logq.wordings, strict=True)]
-    most = [-torch.special.xlogy(part, part).sum(-1) for part in teacher.wordings]
+    sharper = _inverse_temperature(worlds, weights, problems)
+    as_varied = logq.map(lambda values: (sharper * values).softmax(-1))
     return Measures(
         teacher_loss=_charged(by_teacher, loss, "wordings") + _charged(by_teacher, loss, "values"),
         student_loss=_charged(by_student, loss, "wordings") + _charged(by_student, loss, "values"),
@@ -127,10 +144,36 @@ def _measure(worlds: Worlds, weights: Weights, problems: Problems) -> Measures:
         drift_gardens=_charged(by_student, caused, "wordings"),
         right=chance_right(world, problems, q).mean(-1),
         right_cool=chance_right(world, problems, cool).mean(-1),
-        right_greedy=chance_right(world, problems, greedy).mean(-1),
-        variety=_charged(by_teacher, Steps(entropy, []), "wordings")
-        / _charged(by_teacher, Steps(most, []), "wordings"),
+        right_greedy=chance_right(world, problems, logq.map(_greedy)).mean(-1),
+        right_as_varied=chance_right(world, problems, as_varied).mean(-1),
+        variety=_variety(by_teacher, teacher, logq),
     )
+
+
+def _greedy(values: Tensor) -> Tensor:
+    return torch.nn.functional.one_hot(values.argmax(-1), values.shape[-1]).double()
+
+
+def _variety(by_teacher: Steps, teacher: Steps, logq: Steps, inverse_temperature: Tensor | float = 1.0) -> Tensor:
+    """``(S, O)``: the entropy of students at a temperature over the teacher's, at the wordings of its answers."""
+    logs = [(inverse_temperature * part).log_softmax(-1) for part in logq.wordings]
+    entropy = [-(log.exp() * log).sum(-1) for log in logs]
+    most = [-torch.special.xlogy(part, part).sum(-1) for part in teacher.wordings]
+    return _charged(by_teacher, Steps(entropy, []), "wordings") / _charged(by_teacher, Steps(most, []), "wordings")
+
+
+def _inverse_temperature(worlds: Worlds, weights: Weights, problems: Problems) -> Tensor:
+    """``(S, O, 1, 1, 1, 1)``: one over the temperature at which each student has `VARIETY`, found by halving."""
+    # Every fourth problem tells the temperature as well as all of them, within what matters.
+    some = Problems(*(part[::4] for part in problems))
+    solved = _solve(worlds, weights, some)
+    shape = *weights.first.shape[:2], 1, 1, 1, 1
+    low, high = (torch.full(shape, end, dtype=torch.float64) for end in (1 / HOTTEST, HOTTEST))
+    for _ in range(HALVINGS):
+        middle = (low * high).sqrt()
+        varied = _variety(solved.by_teacher, solved.teacher, solved.logq, middle).reshape(shape)
+        low, high = torch.where(varied > VARIETY, middle, low), torch.where(varied > VARIETY, high, middle)
+    return (low * high).sqrt()
 
 
 PREDICTORS = ("confidence", "low entropy")

@@ -26,7 +26,7 @@ from bridgegarden.statistics import CONFIDENCE, Estimate, corrected
 from bridgegarden.table import Cell, Column, Table, mean_cell, number
 
 VERDICTS = ("holds", "does not hold", "undecided")
-SHARES = ("right, sampled", "right, T = 0.5", "right, greedy")
+SHARES = ("right, sampled", "right, T = 0.5", "right, greedy", "right, equally varied", "at chance")
 """Measures that are shown in per cent."""
 
 

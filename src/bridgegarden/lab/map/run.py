@@ -9,7 +9,7 @@ answers and their order, and the first weights; the arms of a seed share all of 
 
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
@@ -21,7 +21,15 @@ from torch import Tensor
 from bridgegarden.exact.tasks.chain import ChainWorld, Expression
 from bridgegarden.lab.map.cells import ARMS, BUDGETS, FAIRNESS, ROWS, STUDENTS, Cell, CellRun, MapSettings, Setting
 from bridgegarden.lab.map.findings import CLAIMS, MapResult, pooled_effects
-from bridgegarden.lab.map.measure import PREDICTORS, READINGS, Measures, kappa_of_rows, measure, predicted_kappa
+from bridgegarden.lab.map.measure import (
+    PREDICTORS,
+    READINGS,
+    Measures,
+    held_out,
+    kappa_of_rows,
+    measure,
+    predicted_kappa,
+)
 from bridgegarden.lab.map.students import Rows, Weights, Worlds, draw_order, draw_rows, draw_uniform, new_weights, train
 from bridgegarden.run.record import git_commit, now
 from bridgegarden.study.kept import StudyFolder, deciding_versions, keep, kept, key_of, to_tree
@@ -117,6 +125,7 @@ class CellJob:
 
 Asked = tuple[str, float, float]
 """An arm's name, its learning rate and weight decay."""
+_Known = tuple[Tensor, Tensor]
 KAPPA_OF = "soft"
 """The arm whose kappa is held against what the teacher's distribution tells, as in the paper."""
 
@@ -127,7 +136,7 @@ class Found(NamedTuple):
     measures: Measures
     """Columns ``(S, 1)``."""
     kappa: Mapping[tuple[str, str], Tensor]
-    """How well it is predicted, ``(S,)``; empty unless it was asked for and the arm is `KAPPA_OF`."""
+    """How well it is predicted, ``(S,)``; empty unless the arm is `KAPPA_OF`."""
 
 
 def run_cell(job: CellJob, tell: Tell) -> CellRun:
@@ -141,13 +150,22 @@ def run_cell(job: CellJob, tell: Tell) -> CellRun:
         tell(job.name, min(done, job.units))
 
     grid = list(product(settings.arms, settings.learning_rates, settings.weight_decays))
-    stops = [max(1, round(share * job.steps)) for share in settings.stops]
-    judged = _trained(
-        job,
-        [TUNING_SEEDS + seed for seed in range(settings.tuning_seeds)],
-        {asked: tuple(stops) for asked in grid},
-        world.problems(settings.validation_problems, 0, split="validation"),
-    )
+    stops = tuple(max(1, round(share * job.steps)) for share in settings.stops)
+    problems = world.problems(settings.validation_problems, 0, split="validation")
+    tuning_seeds = range(TUNING_SEEDS, TUNING_SEEDS + settings.tuning_seeds)
+    judged: dict[str, list[Setting]] = {name: [] for name in settings.arms}
+    for stack in _trained(job, tuning_seeds, dict.fromkeys(grid, stops)):
+        loss, right = (column.mean(0).tolist() for column in held_out(stack.worlds, stack.weights, problems))
+        for place, (name, rate, decay) in enumerate(stack.asked):
+            judged[name].append(
+                Setting(
+                    learning_rate=rate,
+                    weight_decay=decay,
+                    steps=stack.steps,
+                    held_out_loss=loss[place],
+                    held_out_right=right[place],
+                )
+            )
     on_students(settings.tuning_seeds * len(grid))
     chosen = _choose(job, judged)
     wanted: dict[Asked, tuple[int, ...]] = {}
@@ -156,15 +174,19 @@ def run_cell(job: CellJob, tell: Tell) -> CellRun:
             asked = name, one.learning_rate, one.weight_decay
             wanted[asked] = tuple(sorted({*wanted.get(asked, ()), one.steps}))
     problems = world.problems(settings.test_problems, 0, split="test")
-    blocks = []
+    blocks: list[dict[tuple[Asked, int], Found]] = []
     for start in range(0, settings.seeds, BLOCK):
         seeds = range(start, min(start + BLOCK, settings.seeds))
-        blocks.append(_trained(job, seeds, wanted, problems, with_kappa=True))
+        blocks.append(
+            {key: found for stack in _trained(job, seeds, wanted) for key, found in _measured(stack, problems)}
+        )
         on_students(len(seeds) * len(settings.arms) * len(FAIRNESS))
 
     def found(name: str, one: Setting) -> list[Found]:
-        return [block[name, one.learning_rate, one.weight_decay][one.steps] for block in blocks]
+        return [block[(name, one.learning_rate, one.weight_decay), one.steps] for block in blocks]
 
+    # The oracle needs one student more of every seed.
+    for_kappa = int(_kappa_is_asked_for(settings.arms))
     run = CellRun(
         cell=job.cell,
         settings=chosen,
@@ -172,16 +194,15 @@ def run_cell(job: CellJob, tell: Tell) -> CellRun:
             way: {name: _columns(found(name, one)) for name, one in by_arm.items()} for way, by_arm in chosen.items()
         },
         kappa={way: _kappa_columns(found(KAPPA_OF, by_arm[KAPPA_OF])) for way, by_arm in chosen.items()},
-        students=settings.tuning_seeds * _columns_for(grid) + settings.seeds * _columns_for(wanted),
+        students=settings.tuning_seeds * (len(grid) + for_kappa) + settings.seeds * (len(wanted) + for_kappa),
         cpu_seconds=time.process_time() - started,
     )
     keep(job.folder.run(job.cell), job.key, run)
     return run
 
 
-def _columns_for(asked: Iterable[Asked]) -> int:
-    """Students of a seed: an oracle of kappa needs one more, whose kappa it is."""
-    return sum(2 if ARMS[name].weighs_by == "kappa" else 1 for name, *_ in asked)
+def _kappa_is_asked_for(arms: Iterable[str]) -> bool:
+    return any(ARMS[name].weighs_by == "kappa" for name in arms)
 
 
 def world_of(cell: Cell, seed: int) -> ChainWorld:
@@ -189,55 +210,57 @@ def world_of(cell: Cell, seed: int) -> ChainWorld:
     return ChainWorld(teacher=cell.teacher, seed=seed)
 
 
-def _trained(
-    job: CellJob,
-    seeds: Sequence[int],
-    wanted: Mapping[Asked, tuple[int, ...]],
-    problems: Sequence[Expression],
-    *,
-    with_kappa: bool = False,
-) -> dict[Asked, dict[int, Found]]:
-    """Of every arm asked for, its students after the steps wanted, measured on `problems`."""
+class _Stack(NamedTuple):
+    """Students of some seeds after some step."""
+
+    worlds: Worlds
+    asked: list[Asked]
+    """One for each column of the weights."""
+    steps: int
+    weights: Weights
+
+    def alone(self, place: int) -> Weights:
+        """One column."""
+        return Weights(*(tensor[:, place : place + 1] for tensor in self.weights))
+
+
+def _trained(job: CellJob, seeds: Sequence[int], wanted: Mapping[Asked, tuple[int, ...]]) -> Iterator[_Stack]:
+    """Of every arm asked for, its students after the steps wanted."""
     worlds = Worlds.of([world_of(job.cell, seed) for seed in seeds])
     rows = draw_rows(worlds, seeds, ROWS[job.cell.rows])
     order = draw_order(seeds, ROWS[job.cell.rows], job.steps, job.settings.batch)
-    found: dict[Asked, dict[int, Found]] = {asked: {} for asked in wanted}
+    known = _known(job, worlds, rows, seeds, order)
     for on_policy in (False, True):
         group = [asked for asked in wanted if ARMS[asked[0]].on_policy == on_policy]
         if not group:
             continue
         uniform = draw_uniform(seeds, 3, job.steps, job.settings.batch, 2 * worlds.size.steps) if on_policy else None
         weights = new_weights(worlds.size, STUDENTS[job.cell.student], seeds, len(group))
-        known = _known(job, worlds, rows, seeds, order, group)
-        arms = [ARMS[name].arm(rate, decay, known.get((name, rate, decay))) for name, rate, decay in group]
+        arms = [ARMS[name].arm(rate, decay, known.get(ARMS[name].weighs_by)) for name, rate, decay in group]
         steps = sorted({step for asked in group for step in wanted[asked]})
         stacks = train(worlds, rows, arms, weights, order, uniform=uniform, keep=steps)
         for step in steps:
             places = [place for place, asked in enumerate(group) if step in wanted[asked]]
-            measured = measure(worlds, Weights(*(tensor[:, places] for tensor in stacks[step])), problems)
-            for column, place in enumerate(places):
-                kappa = {}
-                if with_kappa and group[place][0] == KAPPA_OF:
-                    alone = Weights(*(tensor[:, place : place + 1] for tensor in stacks[step]))
-                    kappa = predicted_kappa(worlds, alone, problems)
-                found[group[place]][step] = Found(measured.of_arm(column), kappa)
-    return found
+            columns = Weights(*(tensor[:, places] for tensor in stacks[step]))
+            yield _Stack(worlds, [group[place] for place in places], step, columns)
 
 
-def _known(
-    job: CellJob, worlds: Worlds, rows: Rows, seeds: Sequence[int], order: Tensor, group: Sequence[Asked]
-) -> dict[Asked, tuple[Tensor, Tensor]]:
-    """The soft weights of the oracles among `group`, at the wordings and the values of all rows."""
-    shape = rows.values.shape
-    known = {asked: (torch.ones(shape), torch.zeros(shape)) for asked in group if ARMS[asked[0]].weighs_by == "role"}
-    by_kappa = [asked for asked in group if ARMS[asked[0]].weighs_by == "kappa"]
-    if by_kappa:
-        weights = new_weights(worlds.size, STUDENTS[job.cell.student], seeds, len(by_kappa))
-        arms = [ARMS[KAPPA_OF].arm(rate, decay) for _, rate, decay in by_kappa]
-        soft = train(worlds, rows, arms, weights, order)[job.steps]
-        for place, asked in enumerate(by_kappa):
-            alone = Weights(*(tensor[:, place : place + 1] for tensor in soft))
-            known[asked] = soft_where_kappa_is_low(*kappa_of_rows(worlds, alone, rows))
+def _measured(stack: _Stack, problems: Sequence[Expression]) -> Iterator[tuple[tuple[Asked, int], Found]]:
+    measured = measure(stack.worlds, stack.weights, problems)
+    for place, asked in enumerate(stack.asked):
+        kappa = predicted_kappa(stack.worlds, stack.alone(place), problems) if asked[0] == KAPPA_OF else {}
+        yield (asked, stack.steps), Found(measured.of_arm(place), kappa)
+
+
+def _known(job: CellJob, worlds: Worlds, rows: Rows, seeds: Sequence[int], order: Tensor) -> dict[str, _Known]:
+    """By oracle, the soft weights at the wordings and the values of all rows."""
+    shape, settings = rows.values.shape, job.settings
+    known = {"role": (torch.ones(shape), torch.zeros(shape))}
+    if _kappa_is_asked_for(settings.arms):
+        arm = ARMS[KAPPA_OF].arm(settings.fixed_rate, settings.fixed_decay)
+        weights = new_weights(worlds.size, STUDENTS[job.cell.student], seeds, 1)
+        soft = train(worlds, rows, [arm], weights, order)[job.steps]
+        known["kappa"] = soft_where_kappa_is_low(*kappa_of_rows(worlds, soft, rows))
     return known
 
 
@@ -249,26 +272,14 @@ def soft_where_kappa_is_low(wordings: Tensor, values: Tensor) -> tuple[Tensor, T
     return weights[..., : wordings.shape[2]], weights[..., wordings.shape[2] :]
 
 
-def _choose(job: CellJob, judged: Mapping[Asked, Mapping[int, Found]]) -> dict[str, dict[str, Setting]]:
+def _choose(job: CellJob, judged: Mapping[str, Sequence[Setting]]) -> dict[str, dict[str, Setting]]:
     settings = job.settings
     chosen: dict[str, dict[str, Setting]] = {way: {} for way in FAIRNESS}
-    for name in settings.arms:
-        tried = [
-            Setting(
-                learning_rate=rate,
-                weight_decay=decay,
-                steps=step,
-                held_out_loss=found.measures.teacher_loss.mean().item(),
-                held_out_right=found.measures.right_greedy.mean().item(),
-            )
-            for (arm, rate, decay), by_step in judged.items()
-            if arm == name
-            for step, found in by_step.items()
-        ]
-        alike = settings.fixed_rate, settings.fixed_decay, job.steps
-        for one in tried:
-            if (one.learning_rate, one.weight_decay, one.steps) == alike:
-                chosen["one setting"][name] = one
+    alike = settings.fixed_rate, settings.fixed_decay, job.steps
+    for name, tried in judged.items():
+        chosen["one setting"][name] = next(
+            one for one in tried if (one.learning_rate, one.weight_decay, one.steps) == alike
+        )
         chosen["tuned by loss"][name] = min(tried, key=lambda one: one.held_out_loss)
         chosen["tuned by right answers"][name] = min(tried, key=lambda one: (-one.held_out_right, one.held_out_loss))
     return chosen

@@ -358,17 +358,35 @@ class _Asked(NamedTuple):
 def _ask(arms: Sequence[Arm], worlds: Worlds, rows: Rows, progress: TrainProgress, dtype: torch.dtype) -> list[_Asked]:
     """Of every arm at the wordings and values of `rows`: ``(S, B)``, shared by all arms, or ``(S, O, B)``."""
     contexts, world = rows.contexts(), worlds.size
+    own_texts = rows.values.ndim == 4
     asked = []
     for kind, written in zip(kinds(world), (rows.wordings, rows.values), strict=False):
         writer, places = worlds.teacher(rows.problems), range(kind.first, 2 * world.steps, 2)
         prob = torch.stack([writer(place, contexts[place]) for place in places], -2)
-        parts = [_asked(arm, world, kind, *_of_arm(place, prob, written), progress) for place, arm in enumerate(arms)]
-        asked.append(_Asked(*(torch.stack(part, 1).to(dtype) for part in zip(*parts, strict=True))))
+        columns: dict[int, _Asked] = {}
+        for alike in _asking_alike(arms):
+            here = (prob[:, alike], written[:, alike]) if own_texts else (prob, written)
+            found = _asked(arms[alike[0]], world, kind, *here, progress)
+            for number, arm in enumerate(alike):
+                columns[arm] = _Asked(*(part[:, number] for part in found)) if own_texts else found
+        in_order = [columns[arm] for arm in range(len(arms))]
+        asked.append(_Asked(*(torch.stack(part, 1).to(dtype) for part in zip(*in_order, strict=True))))
     return asked
 
 
-def _of_arm(place: int, prob: Tensor, written: Tensor) -> tuple[Tensor, Tensor]:
-    return (prob[:, place], written[:, place]) if written.ndim == 4 else (prob, written)
+def _asking_alike(arms: Sequence[Arm]) -> list[list[int]]:
+    """The numbers of arms that differ in rate and decay alone, and so ask for the same."""
+    groups: list[list[int]] = []
+    for number, arm in enumerate(arms):
+        for group in groups:
+            other = arms[group[0]]
+            what, theirs = ((one.objective, one.smoothing) for one in (arm, other))
+            if what == theirs and arm.soft_weights is other.soft_weights:
+                group.append(number)
+                break
+        else:
+            groups.append([number])
+    return groups
 
 
 def _asked(arm: Arm, world: ChainWorld, kind: Kind, prob: Tensor, data: Tensor, progress: TrainProgress) -> _Asked:
