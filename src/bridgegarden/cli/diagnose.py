@@ -1,12 +1,18 @@
-"""``bridgegarden diagnose``."""
+"""``bridgegarden diagnose``, and a diagnosis on the terminal."""
 
+import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bridgegarden.cli.options import SET, taken, typed
+from bridgegarden.terminal import plain_console
+
+if TYPE_CHECKING:
+    from bridgegarden.diagnostics.diagnosis import Diagnosis
+    from bridgegarden.run.diagnose import DiagnosisFiles
 
 FACTORS = {"": 1, "k": 1_000, "m": 1_000_000}
 
@@ -105,7 +111,6 @@ def diagnose_command(device: str | None, open_report: bool, as_json: bool, **opt
     and --prompts. Writes DIR/report.html and DIR/result.json; DIR is OUTPUT/diagnosis of a recipe, else
     runs/diagnosis/STUDENT. Ctrl-C keeps what is finished.
     """
-    from bridgegarden.cli.diagnose_table import print_diagnosis
     from bridgegarden.data import Columns
     from bridgegarden.diagnostics.diagnosis import DiagnosisSettings
     from bridgegarden.run.diagnose import DiagnoseRequest, diagnose_pair
@@ -117,3 +122,38 @@ def diagnose_command(device: str | None, open_report: bool, as_json: bool, **opt
         click.launch(str(files.report))
     if found.findings.interrupted:
         click.get_current_context().exit(130)
+
+
+def print_diagnosis(diagnosis: "Diagnosis", files: "DiagnosisFiles", *, as_json: bool) -> None:
+    """All of it as JSON; or a table, what it means, and where the page is."""
+    from rich.text import Text
+
+    from bridgegarden.report.diagnosis_words import (
+        advice_words,
+        agreement_words,
+        bias_table,
+        bias_words,
+        difference_table,
+        kind_words,
+        thanks_to,
+    )
+
+    if as_json:
+        # Escaped beyond ASCII: a model's text may hold what a terminal obeys.
+        click.echo(json.dumps(diagnosis.to_dict(), indent=2))
+        return
+    console = plain_console(highlight=False)
+    console.print(bias_table(diagnosis))
+    if diagnosis.findings.differences:
+        console.print(difference_table(diagnosis))
+    for student in diagnosis.findings.students:
+        console.print(Text(f"\n{student.name}", style="bold"), soft_wrap=True)
+        for line in (f"It {bias_words(student)}", agreement_words(student), f"Kappa: {kind_words(student)}."):
+            if line is not None:
+                console.print(Text(line))
+        rule, why = advice_words(student.advice)
+        console.print(Text.assemble((rule, "bold"), f" {why}"))
+    console.print(Text(f"\n{thanks_to(diagnosis)}"))
+    if diagnosis.findings.interrupted:
+        console.print(Text(f"Interrupted during “{diagnosis.findings.interrupted}”; what came after it is missing."))
+    console.print(Text(f"The report is {files.report}"), soft_wrap=True)

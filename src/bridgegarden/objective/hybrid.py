@@ -21,7 +21,6 @@ from torch.autograd.function import once_differentiable
 from bridgegarden.errors import ConfigError, check_temperature, lookup
 from bridgegarden.objective.alignment import IGNORE, next_token_labels
 from bridgegarden.objective.divergences import Divergence, forward_kl
-from bridgegarden.objective.risk import risk_penalty, value_gap
 from bridgegarden.objective.soft_weight import (
     ConfidenceWeight,
     CurriculumWeight,
@@ -37,6 +36,29 @@ HARD_TARGETS = ("teacher_argmax", "data")
 
 RISK_WEIGHTS = ("hard", "own")
 """What the risk term is multiplied with: the hard label's weight, or nothing."""
+
+
+def value_gap(
+    next_log_normaliser: Float[Tensor, "*batch"], target_logit: Float[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
+    r""":math:`\Delta(s, a^*) = \operatorname{logsumexp}_{a'} f(a' \mid [s, a^*]) - f(a^* \mid s)`, ``(*batch,)``.
+
+    A hard label weighs more where the student's own values say that following it is costly. :math:`f` are the student's
+    raw logits read as values: the first term is the soft value of the next position. It is the chi-square regularised
+    inverse reinforcement learning reward (Cundy & Ermon, arXiv:2306.05426) as used in arXiv:2605.26246. Reading logits
+    as values makes it depend on a constant added to the logits of one position, by design. The paper's released code
+    discounts the next value by 0.9999; its formula, and this function, do not.
+
+    Args:
+        next_log_normaliser: of the next position.
+        target_logit: the hard target's raw logit.
+    """
+    return next_log_normaliser - target_logit
+
+
+def risk_penalty(gap: Float[Tensor, "*batch"], alpha: float) -> Float[Tensor, "*batch"]:
+    r""":math:`\frac{\alpha}{4} \Delta^2`, >= 0."""
+    return 0.25 * alpha * gap.square()
 
 
 @dataclass(frozen=True)
