@@ -9,7 +9,7 @@ from bridgegarden.exact.process import Role, role
 from bridgegarden.exact.tasks import WORLDS
 from bridgegarden.exact.world import END
 from bridgegarden.lab.result import LabSettings
-from bridgegarden.lab.student import measured, solve_tests, train_student, view_example
+from bridgegarden.lab.student import measured, solve_problems, train_student, view_example
 from bridgegarden.lab.worlds import draw_data
 from bridgegarden.statistics import Estimate
 from bridgegarden.study.arms import ALL_OBJECTIVES, LlamaSize
@@ -24,7 +24,7 @@ def study():
     settings = LabSettings(worlds=("dialogue",), steps=75)
     size = LlamaSize(hidden=24, layers=1, heads=2, feed_forward=48)
     model = train_student(ALL_OBJECTIVES["soft"].build(), size, 0, settings, data, lambda step: None).model
-    return data, model, solve_tests(model, data)
+    return data, model, solve_problems(model, data.world, data.test)
 
 
 @torch.no_grad()

@@ -182,7 +182,7 @@ def size_of(world: str, regime: str) -> LlamaSize:
 
 def run_one(job: Job, tell: Tell) -> LabRun:
     """Train and measure one student, and keep the numbers in the job's folder."""
-    from bridgegarden.lab.student import measured, solve_tests, train_student, view_example
+    from bridgegarden.lab.student import measured, solve_problems, train_student, view_example
 
     settings = job.settings
     with quiet_libraries(interactive=False):
@@ -193,7 +193,7 @@ def run_one(job: Job, tell: Tell) -> LabRun:
         )
         tell(job.name, settings.steps)
         cpu = time.process_time()
-        solved = solve_tests(trained.model, data)
+        solved = solve_problems(trained.model, data.world, data.test)
         run = LabRun(
             world=job.world,
             regime=job.arm.regime,

@@ -6,7 +6,7 @@ Everything is exact for each test problem and averaged over them; one example an
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,13 +22,27 @@ from bridgegarden.causal_lm_policy import CausalLMPolicy
 from bridgegarden.exact import ExactSolution, solve
 from bridgegarden.exact.process import Role
 from bridgegarden.exact.world import END, World
-from bridgegarden.lab.result import ROLES, ActionView, Correlations, ExampleView, LabSettings, Measured, TokenView
+from bridgegarden.lab.result import ROLES, ActionView, Correlations, ExampleView, Measured, TokenView
 from bridgegarden.lab.worlds import LabData, TestProblem
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import CurriculumWeight
 from bridgegarden.statistics import spearman
 from bridgegarden.study.arms import LlamaSize
-from bridgegarden.study.students import Untrained, build_tokenizer, distil, new_llama
+from bridgegarden.study.students import TrainingSettings, Untrained, build_tokenizer, distil, new_llama
+
+
+class StoppingSettings(TrainingSettings, Protocol):
+    """How a student is trained, and when that ends."""
+
+    @property
+    def evaluate_every(self) -> int:
+        """Steps between two looks at the validation loss. The student with the lowest is kept."""
+        ...
+
+    @property
+    def patience(self) -> int:
+        """Looks without a lower validation loss after which a training ends."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +72,7 @@ def train_student(
     objective: HybridObjective,
     size: LlamaSize,
     seed: int,
-    settings: LabSettings,
+    settings: StoppingSettings,
     data: LabData,
     on_step: Callable[[int], None],
 ) -> TrainedStudent:
@@ -150,10 +164,10 @@ class Solved:
     """Whether the student's likeliest tokens are a right answer."""
 
 
-def solve_tests(model: PreTrainedModel, data: LabData) -> list[Solved]:
-    """Every test problem of `data` solved for `model`."""
+def solve_problems(model: PreTrainedModel, world: World, problems: Sequence[TestProblem]) -> list[Solved]:
+    """Every one of `problems` solved for `model`."""
     policy = CausalLMPolicy(model, end_ids=[END])
-    return [_solve(policy, data.world, test) for test in data.test]
+    return [_solve(policy, world, test) for test in problems]
 
 
 def measured(solved: Sequence[Solved]) -> Measured:

@@ -21,7 +21,8 @@ def made(budget, *, seed=0, **means):
         zero = tuple(rng.normal(1, 0.01, SEEDS).tolist())
         measures[arm] = {
             **dict.fromkeys(("teacher_loss", "student_loss", "teacher_loss_bridges", "student_loss_bridges"), zero),
-            **dict.fromkeys(("right", "right_cool", "right_greedy"), tuple(right.tolist())),
+            **dict.fromkeys(("drift_bridges", "drift_gardens"), zero),
+            **dict.fromkeys(("right", "right_cool", "right_greedy", "right_as_varied"), tuple(right.tolist())),
             "variety": zero,
         }
     settings = {

@@ -5,7 +5,7 @@ import torch
 
 from bridgegarden.exact import solve
 from bridgegarden.exact.process import EndsOffScript, OffScript, Role
-from bridgegarden.lab.map.measure import READINGS, kappa_of_rows, measure, predicted_kappa
+from bridgegarden.lab.map.measure import READINGS, VARIETY, held_out, kappa_of_rows, measure, predicted_kappa
 from bridgegarden.lab.map.students import (
     Arm,
     Context,
@@ -120,6 +120,36 @@ def test_variety_is_the_entropy_at_the_teachers_wordings(stack):
         student += (visits @ solution.unrolled.student_entropy[rows]).item()
         teacher += (visits @ solution.unrolled.teacher_entropy[rows]).item()
     assert found.variety[1, 0].item() == pytest.approx(student / teacher, rel=1e-9)
+
+
+@pytest.mark.parametrize(("seed", "arm"), [(0, 0), (1, 1)])
+def test_the_temperature_of_equal_variety_gives_that_variety_and_the_right_answers_of_it(stack, seed, arm):
+    """By a search of its own, over the solver's nodes."""
+    (problem,) = PROBLEMS[:1]
+    found = measure(STACK, stack, [problem])
+    student = one(stack, seed, arm)
+
+    def varied(power):
+        solution = solved(student, seed, problem, power)
+        gardens = torch.tensor([role == Role.GARDEN for role in solution.roles])
+        rows, visits = solution.nodes.row[gardens], solution.teacher_visitation[gardens]
+        return (visits @ solution.unrolled.student_entropy[rows]) / (visits @ solution.unrolled.teacher_entropy[rows])
+
+    low, high = 0.05, 20.0
+    for _ in range(14):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if varied(middle) > VARIETY else (low, middle)
+    assert varied(low).item() == pytest.approx(VARIETY, abs=1e-3)
+    expected = right(solved(student, seed, problem, low))
+    assert found.right_as_varied[seed, arm].item() == pytest.approx(expected, rel=0.01)
+    assert abs(found.right_as_varied - found.right)[seed, arm] > 1e-3
+
+
+def test_a_held_out_look_is_part_of_the_measures(stack):
+    loss, greedy = held_out(STACK, stack, PROBLEMS)
+    found = measure(STACK, stack, PROBLEMS)
+    torch.testing.assert_close(loss, found.teacher_loss)
+    torch.testing.assert_close(greedy, found.right_greedy)
 
 
 def test_the_parts_of_the_exposure_bias_are_all_of_it(stack):

@@ -55,9 +55,8 @@ def test_every_arm_is_trained_in_every_way_with_a_number_for_each_seed(made):
             for by_arm in run.settings.values()
             for arm, one in by_arm.items()
         }
-        # Two rates for six arms by two seeds, what was chosen by three; and as many again for the oracle of kappa.
-        by_kappa = sum(arm == "by_kappa" for arm, *_ in settings)
-        assert run.students == 2 * (2 * 6 + 2) + 3 * (len(settings) + by_kappa)
+        # Two rates for six arms by two seeds, what was chosen by three; and for the oracle one more of each seed.
+        assert run.students == 2 * (2 * 6 + 1) + 3 * (len(settings) + 1)
         for way in FAIRNESS:
             assert tuple(run.measures[way]) == SETTINGS.arms
             for found in run.measures[way].values():
@@ -91,23 +90,36 @@ def test_the_same_setting_gives_the_same_students_whichever_way_chose_it(made):
 
 
 def test_settings_are_chosen_on_seeds_and_problems_that_are_not_measured(monkeypatch, tmp_path):
-    """Told by what is asked of the function that trains."""
+    """Told by what is asked of the functions that train and look."""
     from bridgegarden.lab.map import run as module
 
-    asked, original = [], module._trained
+    seeds, problems = [], {"held_out": set(), "measure": set()}
+    trained = module._trained
 
-    def trained(job, seeds, wanted, problems, **rest):
-        asked.append((set(seeds), {repr(problem) for problem in problems}))
-        return original(job, seeds, wanted, problems, **rest)
+    def recorded(job, which, wanted):
+        seeds.append(set(which))
+        return trained(job, which, wanted)
 
-    monkeypatch.setattr(module, "_trained", trained)
+    def looked(name):
+        original = getattr(module, name)
+
+        def look(worlds, weights, asked):
+            problems[name] |= {repr(problem) for problem in asked}
+            return original(worlds, weights, asked)
+
+        return look
+
+    monkeypatch.setattr(module, "_trained", recorded)
+    for name in problems:
+        monkeypatch.setattr(module, name, looked(name))
     run_cell(CellJob(cell=SETTINGS.cells[0], settings=SETTINGS, folder=MapFolder(tmp_path)), lambda name, done: None)
-    (judged_seeds, judged_on), *final = asked
-    assert len(judged_seeds) == 2
-    for seeds, problems in final:
-        assert not seeds & judged_seeds
-        assert not problems & judged_on
-    assert set.union(*(seeds for seeds, _ in final)) == {0, 1, 2}
+    judged, *final = seeds
+    assert len(judged) == 2
+    assert set.union(*final) == {0, 1, 2}
+    assert not judged & set.union(*final)
+    assert len(problems["held_out"]) == 4
+    assert len(problems["measure"]) == 5
+    assert not problems["held_out"] & problems["measure"]
 
 
 def test_another_seed_is_another_world():

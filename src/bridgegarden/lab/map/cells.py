@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bridgegarden.lab.map.students import Arm
+    from bridgegarden.objective.hybrid import HybridObjective
 
 STUDENTS: Mapping[str, int] = MappingProxyType({"room enough": 20, "too small": 8})
 """Units of each hidden layer."""
@@ -45,16 +46,21 @@ class MapArm:
     """What decides the soft weight: the preset's rule; or an oracle, which knows what is a Bridge and labels it hard,
     or knows kappa(s) of a student that was trained on soft labels in the one setting, and weighs by its rank."""
 
+    @property
+    def objective(self) -> "HybridObjective":
+        """What is minimised."""
+        from bridgegarden.objective.hybrid import HybridObjective
+
+        return HybridObjective.preset(self.preset, hard_target=self.hard_target)
+
     def arm(
         self, learning_rate: float, weight_decay: float, soft_weights: "tuple[Tensor, Tensor] | None" = None
     ) -> "Arm":
         """With a setting, and what an oracle knows."""
         from bridgegarden.lab.map.students import Arm
-        from bridgegarden.objective.hybrid import HybridObjective
 
-        objective = HybridObjective.preset(self.preset, hard_target=self.hard_target)
         return Arm(
-            objective=objective,
+            objective=self.objective,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
             smoothing=self.smoothing,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bridgegarden.lab.map.cells import FAIRNESS, Cell, CellRun, MapSettings, Setting
+from bridgegarden.lab.map.cells import Cell, CellRun, MapSettings, Setting
 from bridgegarden.lab.map.measure import PREDICTORS, READINGS
 from bridgegarden.statistics import CONFIDENCE, Decision, Estimate, corrected, decide, holm, pooled
 from bridgegarden.study.arms import HYBRIDS, OBJECTIVES
@@ -240,11 +240,11 @@ def tested(claim: MapClaim, arms: Sequence[str]) -> tuple[str, ...]:
     return tuple(arm for arm in claim.arms if arm in arms)
 
 
-def effects(runs: Sequence[CellRun]) -> list[MapEffect]:
+def effects(runs: Sequence[CellRun], claims: Sequence[MapClaim] = CLAIMS) -> list[MapEffect]:
     """Every claim in every cell, for each of its arms that was trained; claims whose other arm was not are left out."""
     found = []
-    for way in FAIRNESS:
-        for claim in CLAIMS:
+    for way in runs[0].settings:
+        for claim in claims:
             rows = list(_differences(runs, way, claim))
             for row, p_value in zip(rows, holm([estimate for *_, estimate in rows]), strict=True):
                 cell, arm, other, estimate = row

@@ -22,7 +22,7 @@ from bridgegarden.lab.map.findings import (
     verdict_in,
 )
 from bridgegarden.report.page import GLOSSARY, Page, Section, details, terms
-from bridgegarden.statistics import CONFIDENCE, Estimate, corrected
+from bridgegarden.statistics import CONFIDENCE, Decision, Estimate, corrected
 from bridgegarden.table import Cell, Column, Table, mean_cell, number
 
 VERDICTS = ("holds", "does not hold", "undecided")
@@ -71,11 +71,15 @@ def claims_table(result: MapResult, way: str, *, in_words: bool = True) -> Table
     )
 
 
+def difference_cell(claim: MapClaim, difference: Estimate, decision: Decision, arms: int) -> Cell:
+    """A difference as claimed, with its interval widened for the claim's arms; bold where the claim holds."""
+    interval = difference.interval(corrected(CONFIDENCE, arms))
+    times = 100.0 if claim.measure in SHARES else 1.0
+    return mean_cell(difference.mean, interval, times=times)._replace(strong=decision.verdict == "holds")
+
+
 def _pooled_cells(one: PooledEffect, arms: int) -> list[Any]:
-    interval = one.difference.interval(corrected(CONFIDENCE, arms))
-    times = 100.0 if one.claim.measure in SHARES else 1.0
-    strong = one.decision.verdict == "holds"
-    cell = mean_cell(one.difference.mean, interval, times=times)._replace(strong=strong)
+    cell = difference_cell(one.claim, one.difference, one.decision, arms)
     verdict = one.decision.verdict
     needed = f"needs {one.decision.needed} cells" if verdict == "undecided" else ""
     return [cell, ARMS[one.arm].label, Cell(verdict, needed)]
@@ -99,12 +103,12 @@ def pooled_table(result: MapResult, way: str) -> Table:
     )
 
 
-def cells_table(result: MapResult, way: str, measure: str) -> Table:
+def cells_table(runs: Sequence[CellRun], way: str, measure: str) -> Table:
     """A measure of every arm in every cell, means over seeds; the highest of right answers in bold."""
-    arms = list(result.runs[0].settings[way])
+    arms = list(runs[0].settings[way])
     times = 100.0 if measure in SHARES else 1.0
     rows = []
-    for run in result.runs:
+    for run in runs:
         means = {arm: times * values_of(run, way, arm, measure).mean().item() for arm in arms}
         best = max(means.values()) if measure in SHARES else None
         rows.append([run.cell.label, *(Cell(number(mean), strong=mean == best) for mean in means.values())])
@@ -113,29 +117,33 @@ def cells_table(result: MapResult, way: str, measure: str) -> Table:
         columns=["cell", *(ARMS[arm].label for arm in arms)],
         rows=rows,
         title=f"{measure}{unit}; settings: {way}",
-        note=f"A cell is a teacher, a student, rows, training. Means over {result.settings.seeds} seeds.",
+        note=f"A cell is a teacher, a student, rows, training. Means over {_seeds(runs)} seeds.",
     )
 
 
-def cells_csv(result: MapResult) -> str:
+def _seeds(runs: Sequence[CellRun]) -> int:
+    return len(values_of(runs[0], *next((way, next(iter(by_arm))) for way, by_arm in runs[0].settings.items()), "L_dT"))
+
+
+def cells_csv(runs: Sequence[CellRun], measures: Sequence[str] = tuple(MEASURES)) -> str:
     """One row for each arm, way and cell: how it was trained, and mean and standard error of every measure."""
     records = []
-    for run in result.runs:
+    for run in runs:
         for way, by_arm in run.settings.items():
             for arm, setting in by_arm.items():
                 record: dict[str, Any] = {"settings": way, **_place(run), "arm": arm}
                 record |= {"learning_rate": setting.learning_rate, "weight_decay": setting.weight_decay}
-                record |= {"steps": setting.steps, "seeds": result.settings.seeds}
-                for measure in MEASURES:
+                record |= {"steps": setting.steps, "seeds": _seeds(runs)}
+                for measure in measures:
                     estimate = Estimate.over(values_of(run, way, arm, measure))
                     record |= {measure: _digits(estimate.mean), f"{measure}, standard error": _digits(estimate.stderr)}
                 records.append(record)
     return Table.of(records).csv()
 
 
-def claims_csv(result: MapResult) -> str:
+def claims_csv(effects: Sequence[MapEffect], over_all: Sequence[PooledEffect]) -> str:
     """One row for each claim, arm, way and cell, then those over all cells."""
-    tests = Counter((one.way, one.cell, one.claim.name) for one in result.effects)
+    tests = Counter((one.way, one.cell, one.claim.name) for one in effects)
     records = [
         {
             "settings": one.way,
@@ -148,9 +156,8 @@ def claims_csv(result: MapResult) -> str:
             "verdict": one.decision.verdict,
             "needed": one.decision.needed,
         }
-        for one in result.effects
+        for one in effects
     ]
-    over_all = pooled_effects(result.effects)
     tests_pooled = Counter((one.way, one.claim.name) for one in over_all)
     for one in over_all:
         numbers = _numbers(one.claim, one.difference, tests_pooled[one.way, one.claim.name])
@@ -190,7 +197,7 @@ def _digits(value: float) -> float:
 
 def tables(result: MapResult) -> list[Table]:
     """What a terminal shows: the claims, and right answers in every cell."""
-    return [claims_table(result, way) for way in FAIRNESS] + [cells_table(result, FAIRNESS[-1], "right, greedy")]
+    return [claims_table(result, way) for way in FAIRNESS] + [cells_table(result.runs, FAIRNESS[-1], "right, greedy")]
 
 
 def tables_markdown(result: MapResult) -> str:
@@ -198,29 +205,29 @@ def tables_markdown(result: MapResult) -> str:
     shown: list[Table] = []
     for way in FAIRNESS:
         shown += [claims_table(result, way), pooled_table(result, way)]
-        shown += [cells_table(result, way, measure) for measure in MEASURES]
+        shown += [cells_table(result.runs, way, measure) for measure in MEASURES]
     return "\n".join(f"## {table.title}\n\n{table.markdown()}\n\n{table.note}\n" for table in shown)
 
 
 def report_page(result: MapResult) -> Page:
     """What the page says."""
     sections = [
-        Section(anchor="claimed", title="What is claimed", body=_claimed()),
+        claimed_section(CLAIMS),
         Section(
             anchor="claims",
             title="What came of the claims",
-            body=Markup("").join(_titled(claims_table(result, way, in_words=False)) for way in FAIRNESS),
+            body=Markup("").join(titled(claims_table(result, way, in_words=False)) for way in FAIRNESS),
         ),
         Section(
             anchor="pooled",
             title="Over all cells",
-            body=Markup("").join(_titled(pooled_table(result, way)) for way in FAIRNESS),
+            body=Markup("").join(titled(pooled_table(result, way)) for way in FAIRNESS),
         ),
         Section(
             anchor="cells",
             title="Every cell",
             body=Markup("").join(
-                details(f"{measure}; settings: {way}", cells_table(result, way, measure).html())
+                details(f"{measure}; settings: {way}", cells_table(result.runs, way, measure).html())
                 for way in FAIRNESS
                 for measure in MEASURES
             ),
@@ -245,21 +252,22 @@ def report_page(result: MapResult) -> Page:
     )
 
 
-def _titled(table: Table) -> Markup:
+def titled(table: Table) -> Markup:
+    """A table under its title."""
     return Markup("<h3>{}</h3>{}").format(table.title, table.html())
 
 
-def _claimed() -> Markup:
+def claimed_section(claims: Sequence[MapClaim]) -> Section:
     """Every claim, and from what size on it would matter."""
     rows = []
-    for claim in CLAIMS:
+    for claim in claims:
         share, correlation = claim.measure in SHARES, claim.measure in KAPPA
         unit = "points" if share else "of rank correlation" if correlation else "nats an answer"
         smallest = f"{(100 if share else 1) * claim.smallest:g} {unit}"
         rows.append([claim.name, claim.text, claim.measure, smallest])
     columns = ["claim", Column("what is claimed", words=True), "measure", "smallest effect of interest"]
     note = f"Named before the map was made; the claim that decides is “{MAIN}”."
-    return Table(columns=columns, rows=rows, note=note).html()
+    return Section(anchor="claimed", title="What is claimed", body=Table(columns=columns, rows=rows, note=note).html())
 
 
 def _words() -> Mapping[str, str]:

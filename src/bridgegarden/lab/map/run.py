@@ -66,7 +66,11 @@ class MapFolder(StudyFolder):
         self.finish(
             {**tree, "claims": to_tree(CLAIMS), **named},
             report_page(result),
-            {"cells.csv": cells_csv(result), "claims.csv": claims_csv(result), "tables.md": tables_markdown(result)},
+            {
+                "cells.csv": cells_csv(result.runs),
+                "claims.csv": claims_csv(result.effects, pooled_effects(result.effects)),
+                "tables.md": tables_markdown(result),
+            },
         )
 
 

@@ -1,0 +1,364 @@
+"""Some of the map's cells again, with tiny transformers and the package's own trainer.
+
+Is what the map says of its small networks true of another kind of student? Transformers hardly train faster many at a
+time, so there are two cells, one setting for all arms, and training stops by each arm's own held-out loss. The worlds
+have fewer wordings than the map's, because a transformer is solved prefix by prefix.
+"""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import torch
+from markupsafe import Markup
+
+from bridgegarden.exact.tasks.chain import ChainWorld
+from bridgegarden.lab.map.cells import ARMS, FAIRNESS, Cell, CellRun, Setting
+from bridgegarden.lab.map.findings import CLAIMS, MEASURES, MapEffect, effects
+from bridgegarden.lab.map.report import cells_csv, cells_table, claimed_section, claims_csv, difference_cell, titled
+from bridgegarden.report.page import Page, Section
+from bridgegarden.run.quiet import quiet_libraries
+from bridgegarden.run.record import git_commit, now
+from bridgegarden.study.arms import LlamaSize
+from bridgegarden.study.kept import Plain, StudyFolder, deciding_versions, keep, kept, key_of, to_tree
+from bridgegarden.study.run import MOST, Tell, available_processors, run_jobs, steps_told, studying
+from bridgegarden.table import Table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+CONFIRMED = (
+    Cell(teacher="slips", student="too small", rows="many", budget="long"),
+    Cell(teacher="unsure", student="room enough", rows="few", budget="long"),
+)
+"""Named before the map was made: where another study of such networks found a hybrid to be right more often than labels
+of both pure kinds."""
+SIZES: Mapping[str, LlamaSize] = MappingProxyType(
+    {
+        "room enough": LlamaSize(hidden=32, layers=2, heads=4, feed_forward=64),
+        "too small": LlamaSize(hidden=16, layers=2, heads=4, feed_forward=32),
+    }
+)
+"""Of a student, by key of `bridgegarden.lab.map.cells.STUDENTS`."""
+ROWS: Mapping[str, int] = MappingProxyType({"few": 320, "many": 2000})
+"""Answers of the teacher, by key of `bridgegarden.lab.map.cells.ROWS`: from 240, transformers learn nothing."""
+MEASURED = tuple(name for name in MEASURES if name not in ("right, T = 0.5", "right, equally varied"))
+"""What is measured here; students are decoded greedily and at temperature 1."""
+CONFIRMED_CLAIMS = tuple(claim for claim in CLAIMS if claim.measure in MEASURED)
+WAY = FAIRNESS[0]
+MEASURING = 200
+"""What measuring a student costs, in training steps, for the progress bar."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfirmSettings(Plain):
+    """Everything that the numbers depend on besides the worlds and the libraries' versions."""
+
+    arms: tuple[str, ...] = ("hard", "soft", "static", "confidence", "entropy", "risk_guided", "sharpened")
+    """Keys of `ARMS`."""
+    seeds: int = 24
+    """Students of every arm and cell: first weights, world, problems, answers and their order are a seed's."""
+    steps: int = 1000
+    """Of a training, at most."""
+    batch: int = 16
+    """Answers a step."""
+    learning_rate: float = 1e-2
+    """Peak of AdamW's rate, of all arms."""
+    evaluate_every: int = 50
+    """Steps between two looks at the held-out loss; the student with the lowest is kept."""
+    patience: int = 6
+    """Looks without a lower one after which a training ends."""
+    wordings: int = 3
+    """Of the world."""
+    validation_problems: int = 48
+    """Whose answers decide when to stop."""
+    judged_problems: int = 8
+    """Of these, on which the better pure kind is chosen, exactly."""
+    test_problems: int = 24
+    """On which students are measured, exactly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentRun:
+    """One student."""
+
+    measures: Mapping[str, float]
+    """By name, as in :class:`bridgegarden.lab.map.measure.Measures`."""
+    held_out_loss: float
+    """L_dT on problems of its own, by which the better pure kind is chosen."""
+    held_out_right: float
+    """Greedy, likewise."""
+    off_script: float
+    """Probability that its answer leaves the script."""
+    kept_step: int
+    """After which it was best."""
+    cpu_seconds: float
+    """To train and measure it."""
+
+
+class ConfirmFolder(StudyFolder):
+    """With ``cells.csv``, ``claims.csv`` and ``tables.md`` beside the result."""
+
+    command = "bridgegarden lab confirm"
+
+    def run(self, job: "ConfirmJob") -> Path:
+        """One finished student."""
+        return self.path / "students" / job.cell.name / f"{job.arm}-seed{job.seed}.json"
+
+    def save(self, result: "ConfirmResult") -> None:
+        """Write what a finished study leaves."""
+        tree = {f.name: to_tree(getattr(result, f.name)) for f in fields(result) if f.name != "students"}
+        texts = {
+            "cells.csv": cells_csv(result.runs, MEASURED),
+            "claims.csv": claims_csv(result.effects, ()),
+            "tables.md": "\n".join(f"## {one.title}\n\n{one.markdown()}\n\n{one.note}\n" for one in tables(result)),
+        }
+        self.finish(tree, _page(result), texts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfirmJob:
+    """One student to train and measure."""
+
+    cell: Cell
+    """Where."""
+    arm: str
+    """Key of `ARMS`."""
+    seed: int
+    """From 0."""
+    settings: ConfirmSettings
+    """What else its numbers depend on."""
+    folder: ConfirmFolder
+    """Where they are kept."""
+
+    @property
+    def name(self) -> str:
+        """For the display."""
+        return f"{self.cell.label}, {ARMS[self.arm].label}, seed {self.seed}"
+
+    @property
+    def key(self) -> str:
+        """Of everything the numbers depend on."""
+        from bridgegarden.recipe import describe_objective
+
+        shared = {name: value for name, value in self.settings.to_dict().items() if name not in ("arms", "seeds")}
+        parts = {"cell": asdict(self.cell), "arm": self.arm, "seed": self.seed, "settings": shared}
+        sizes = {"student": asdict(SIZES[self.cell.student]), "rows": ROWS[self.cell.rows]}
+        objective = describe_objective(ARMS[self.arm].objective)
+        return key_of({**parts, **sizes, "objective": objective, "versions": dict(deciding_versions())})
+
+    @property
+    def units(self) -> int:
+        """All its work, in training steps."""
+        return self.settings.steps + MEASURING
+
+    def kept(self) -> StudentRun | None:
+        """What an earlier run found with everything as it is here."""
+        return kept(self.folder.run(self), self.key, StudentRun)
+
+    def told(self, run: StudentRun) -> str:
+        """What came of it, on one line."""
+        right, loss = run.measures["right_greedy"], run.measures["student_loss"]
+        return f"{self.name}: right {100 * right:.0f} % greedy, L_dθ {loss:.3g}"
+
+
+def confirm_one(job: ConfirmJob, tell: Tell) -> StudentRun:
+    """Train and measure one student, and keep the numbers in the job's folder."""
+    from bridgegarden.lab.student import measured, solve_problems, train_student
+    from bridgegarden.lab.worlds import draw_data, tabulated
+
+    settings, began = job.settings, time.process_time()
+    world = ChainWorld(teacher=job.cell.teacher, seed=job.seed, wordings=settings.wordings)
+    with quiet_libraries(interactive=False):
+        data = draw_data(
+            world,
+            job.seed,
+            train=ROWS[job.cell.rows],
+            validation=settings.validation_problems,
+            test=settings.test_problems,
+        )
+        trained = train_student(
+            ARMS[job.arm].objective, SIZES[job.cell.student], job.seed, settings, data, steps_told(job, tell)
+        )
+        tell(job.name, settings.steps)
+        generator = torch.Generator().manual_seed(job.seed)
+        judged = [
+            tabulated(world, problem, world.prompt_ids(problem, generator))
+            for problem in world.problems(settings.judged_problems, job.seed, split="validation")
+        ]
+        held_out = measured(solve_problems(trained.model, world, judged))
+        found = measured(solve_problems(trained.model, world, data.test))
+    run = StudentRun(
+        measures={
+            "teacher_loss": found.teacher_loss,
+            "student_loss": found.student_loss,
+            "teacher_loss_bridges": found.teacher_loss_by_role["bridge"],
+            "student_loss_bridges": found.student_loss_by_role["bridge"],
+            "drift_bridges": found.exposure_bias_by_role["bridge"],
+            "drift_gardens": found.exposure_bias_by_role["garden"],
+            "variety": found.diversity,
+            "right": found.success,
+            "right_greedy": found.success_greedy,
+        },
+        held_out_loss=held_out.teacher_loss,
+        held_out_right=held_out.success_greedy,
+        off_script=found.violation,
+        kept_step=trained.kept_step,
+        cpu_seconds=time.process_time() - began,
+    )
+    keep(job.folder.run(job), job.key, run)
+    return run
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfirmResult:
+    """What came of it."""
+
+    settings: ConfirmSettings
+    """What was run."""
+    runs: tuple[CellRun, ...]
+    """Each cell's students, as the map has them."""
+    off_script: Mapping[str, Mapping[str, float]]
+    """Probability that an answer leaves the script, by cell and arm, mean over seeds."""
+    versions: Mapping[str, str]
+    """Python, the platform and the packages that decide the numbers."""
+    commit: str | None
+    """Of the package, if it is a checkout."""
+    command: str
+    """What was typed."""
+    started: str
+    """When."""
+    seconds: float
+    """Wall time."""
+
+    @property
+    def effects(self) -> list[MapEffect]:
+        """Every claim that can be told here, in every cell."""
+        return effects(self.runs, CONFIRMED_CLAIMS)
+
+
+def lab_confirm(
+    output: Path,
+    settings: ConfirmSettings,
+    *,
+    command: str,
+    workers: int | None = None,
+    console: "Console | None" = None,
+) -> ConfirmResult:
+    """Train and measure every student, and leave ``result.json``, ``report.html``, ``tables.md`` and two CSV files.
+
+    As :func:`bridgegarden.lab.map.run.lab_map` does, with the same arguments; students finished in `output` are kept.
+    """
+    from bridgegarden.terminal import stderr_console
+
+    began, started = time.perf_counter(), now()
+    console = console or stderr_console()
+    folder = ConfirmFolder(output)
+    with studying(console):
+        folder.begin()
+        # Seed by seed, so that an interrupted study has whole comparisons.
+        jobs = [
+            ConfirmJob(cell=cell, arm=arm, seed=seed, settings=settings, folder=folder)
+            for seed in range(settings.seeds)
+            for cell in CONFIRMED
+            for arm in settings.arms
+        ]
+        found = run_jobs(confirm_one, jobs, console, workers=workers or min(available_processors(), MOST))
+        by_cell = {
+            cell: {arm: [found[j.name] for j in jobs if (j.cell, j.arm) == (cell, arm)] for arm in settings.arms}
+            for cell in CONFIRMED
+        }
+        result = ConfirmResult(
+            settings=settings,
+            runs=tuple(_cell_run(cell, students, settings) for cell, students in by_cell.items()),
+            off_script={
+                cell.name: {arm: statistics.fmean(one.off_script for one in runs) for arm, runs in students.items()}
+                for cell, students in by_cell.items()
+            },
+            versions=deciding_versions(),
+            commit=git_commit(),
+            command=command,
+            started=started,
+            seconds=time.perf_counter() - began,
+        )
+        folder.save(result)
+    return result
+
+
+def _cell_run(cell: Cell, students: Mapping[str, Sequence[StudentRun]], settings: ConfirmSettings) -> CellRun:
+    chosen = {
+        arm: Setting(
+            learning_rate=settings.learning_rate,
+            weight_decay=0.01,
+            steps=settings.steps,
+            held_out_loss=statistics.fmean(run.held_out_loss for run in runs),
+            held_out_right=statistics.fmean(run.held_out_right for run in runs),
+        )
+        for arm, runs in students.items()
+    }
+    measures = {
+        arm: {name: tuple(run.measures[name] for run in runs) for name in runs[0].measures}
+        for arm, runs in students.items()
+    }
+    everyone = [run for runs in students.values() for run in runs]
+    return CellRun(
+        cell=cell,
+        settings={WAY: chosen},
+        measures={WAY: measures},
+        kappa={},
+        students=len(everyone),
+        cpu_seconds=sum(run.cpu_seconds for run in everyone),
+    )
+
+
+def tables(result: ConfirmResult) -> list[Table]:
+    """The claims in each cell, then every measure."""
+    return [
+        *(_effects_table(result, cell) for cell in CONFIRMED),
+        *(cells_table(result.runs, WAY, measure) for measure in MEASURED),
+    ]
+
+
+def _effects_table(result: ConfirmResult, cell: Cell) -> Table:
+    here = [one for one in result.effects if one.cell == cell]
+    arms = [arm for arm in result.settings.arms if any(one.arm == arm for one in here)]
+    rows = []
+    for claim in CONFIRMED_CLAIMS:
+        by_arm = {one.arm: one for one in here if one.claim.name == claim.name}
+        if by_arm:
+            against = ARMS[next(iter(by_arm.values())).other].label
+            cells = [
+                difference_cell(claim, by_arm[arm].difference, by_arm[arm].decision, len(by_arm))
+                if arm in by_arm
+                else None
+                for arm in arms
+            ]
+            rows.append([claim.name, against, *cells])
+    return Table(
+        columns=["claim", "against", *(ARMS[arm].label for arm in arms)],
+        rows=rows,
+        title=cell.label,
+        note=(
+            "Differences, positive as claimed, ± half the 95 % interval (over seeds, widened for the claim's "
+            "arms). Bold where the claim holds."
+        ),
+    )
+
+
+def _page(result: ConfirmResult) -> Page:
+    claims, measured = tables(result)[: len(CONFIRMED)], tables(result)[len(CONFIRMED) :]
+    lead = Markup("<p>{} tiny transformers, {} seeds of {} arms in {} cells of the map; exact measures.</p>").format(
+        sum(run.students for run in result.runs), result.settings.seeds, len(result.settings.arms), len(CONFIRMED)
+    )
+    sections = (
+        claimed_section(CONFIRMED_CLAIMS),
+        Section(anchor="claims", title="What came of the claims", body=Markup("").join(map(titled, claims))),
+        Section(anchor="measures", title="Every measure", body=Markup("").join(map(titled, measured))),
+    )
+    return Page(
+        title="The map's main cells, with transformers", kicker="bridgegarden lab confirm", lead=lead, sections=sections
+    )
