@@ -14,6 +14,7 @@ from bridgegarden.compare.result import CompareResult, CompareSettings
 from bridgegarden.compare.run import CompareFolder, compare, run_key
 from bridgegarden.compare.student import run_recipe
 from bridgegarden.errors import ConfigError, ModelError, NonFiniteError
+from bridgegarden.evaluation.lm_eval import EvaluationOptions
 from bridgegarden.plan import machine_of, plan_recipe
 from bridgegarden.recipe import load_recipe
 from bridgegarden.study.arms import compared_rows, default_baseline
@@ -158,6 +159,12 @@ def test_the_key_of_a_training_is_of_everything_that_decides_it(source, tmp_path
     elsewhere = tmp_path / "elsewhere"
     other = replace(SETTINGS, objectives=("soft",), baseline="soft", seeds=(0, 5), keep_models=False)
     assert key(output=elsewhere, cache=elsewhere, measure=other) == keys[0]
+    problems = tmp_path / "problems.jsonl"
+    asking = replace(SETTINGS, evaluation=EvaluationOptions(tasks=(str(problems),)))
+    problems.write_text("one")
+    before = key(measure=asking)
+    problems.write_text("another")
+    assert key(measure=asking) != before
 
 
 def test_an_interrupt_keeps_what_was_finished(source, trainings, tmp_path):

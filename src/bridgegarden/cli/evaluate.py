@@ -19,7 +19,7 @@ from bridgegarden.terminal import plain_console, plain_json, say
     multiple=True,
     default=["offline"],
     show_default=True,
-    help="offline, reasoning, coding, or any task of lm-eval.",
+    help="offline, reasoning, coding, any task of lm-eval, or a file of rows.",
 )
 @click.option("--limit", type=click.IntRange(1), help="At most so many problems of each task.")
 @click.option(
@@ -43,7 +43,7 @@ from bridgegarden.terminal import plain_console, plain_json, say
     type=click.Choice(["auto", "always", "never"]),
     default="auto",
     show_default=True,
-    help="Use the chat template. auto: for the offline tasks, if there is one.",
+    help="Use the chat template. auto: for the offline tasks and files, if there is one.",
 )
 @click.option(
     "--allow-code-execution",

@@ -1,6 +1,7 @@
 """``bridgegarden compare``: train and measure every objective with every seed, and hold quality against cost."""
 
 import dataclasses
+import hashlib
 import shutil
 import sys
 import time
@@ -23,6 +24,7 @@ from bridgegarden.compare.pair import (
 )
 from bridgegarden.compare.result import CacheCost, CompareResult, CompareRun, CompareSettings, PairInfo, RowInfo, Spent
 from bridgegarden.errors import NonFiniteError
+from bridgegarden.evaluation.tasks import is_file
 from bridgegarden.preflight.models import meta_model, parameter_count
 from bridgegarden.recipe import Recipe, build_objective, describe_objective, load_recipe
 from bridgegarden.run.output import check_writable
@@ -95,9 +97,16 @@ def run_key(pair: Pair, recipe: Recipe, settings: CompareSettings) -> str:
         "student": student_fingerprint(recipe, recipe.training.arguments["seed"]),
         "cached": recipe.teacher.is_cached,
         "measuring": settings.measuring,
+        "problems": _problem_files(settings),
         "versions": dict(deciding_versions()),
     }
     return key_of(parts)
+
+
+def _problem_files(settings: CompareSettings) -> dict[str, str]:
+    """A hash of the content of every task that is a file."""
+    tasks = settings.evaluation.tasks if settings.evaluation is not None else ()
+    return {task: hashlib.sha256(Path(task).read_bytes()).hexdigest() for task in tasks if is_file(task)}
 
 
 WRITING = 5

@@ -18,8 +18,9 @@ from bridgegarden.data import end_of_turn_ids
 from bridgegarden.errors import BridgegardenError, ConfigError, DataError, ModelError
 from bridgegarden.evaluation.progress import our_bars
 from bridgegarden.evaluation.results import KeptAnswers, Score, reported_ks
-from bridgegarden.evaluation.tasks import FOLDER, GROUPS, OWN_TASKS, RUNS_CODE
+from bridgegarden.evaluation.tasks import FOLDER, GROUPS, RUNS_CODE, is_file, is_own, task_name
 from bridgegarden.evaluation.tasks.programs import to_answer
+from bridgegarden.evaluation.tasks.questions import rows_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -44,7 +45,7 @@ class LoadedTask:
     """What one name stands for."""
 
     name: str
-    """As it was asked for."""
+    """As it was asked for, a file without its folder."""
     objects: tuple[Any, ...]
     """lm-eval's tasks and groups: of our own tasks the greedy and, if wanted, the sampled variant."""
 
@@ -77,14 +78,14 @@ def load_tasks(names: Sequence[str], *, samples: int, temperature: float) -> lis
         DataError: data sets cannot be had; names all of them.
     """
     # Indexing lm-eval's own thousands of tasks takes ten seconds.
-    manager = TaskManager(include_path=str(FOLDER), include_defaults=not OWN_TASKS.issuperset(names))
+    manager = TaskManager(include_path=str(FOLDER), include_defaults=not all(map(is_own, names)))
     for name in names:
         _check_name(name, manager)
     loaded: list[LoadedTask] = []
     missing: dict[str, Exception] = {}
     for name in names:
         try:
-            found = LoadedTask(name, tuple(_objects(name, manager, samples, temperature)))
+            found = LoadedTask(task_name(name), tuple(_objects(name, manager, samples, temperature)))
         except BridgegardenError:
             raise
         except ImportError as error:
@@ -93,7 +94,7 @@ def load_tasks(names: Sequence[str], *, samples: int, temperature: float) -> lis
             missing[name] = error
             continue
         for task in found.tasks:
-            if getattr(task, "UNSAFE_CODE", False) and name not in OWN_TASKS:
+            if getattr(task, "UNSAFE_CODE", False) and not is_own(name):
                 raise _unconfined(task.task_name)
         loaded.append(found)
     if missing:
@@ -141,7 +142,7 @@ def run_tasks(
         kept.attach(lm)
     for item in loaded:
         for task in item.tasks:
-            _prepare(task, lm, request, own=item.name in OWN_TASKS)
+            _prepare(task, lm, request, own=is_own(item.name))
     devices = [] if model.device.type == "cpu" else [model.device]
     # What lm-eval prints is which batch size it found.
     with contextlib.redirect_stdout(sys.stderr), our_bars(), torch.random.fork_rng(devices):
@@ -292,7 +293,7 @@ def _scores(results: Mapping[str, Any], loaded: Sequence[LoadedTask]) -> list[Sc
 def _own_name(name: str) -> str:
     """Of our own tasks the name that both variants have."""
     own = name.removesuffix(SAMPLED)
-    return own if own in OWN_TASKS else name
+    return own if is_own(own) else name
 
 
 def _decoding(task: Any) -> str:
@@ -329,15 +330,17 @@ def _hash(sample: Mapping[str, Any]) -> str:
 
 
 def _check_name(name: str, manager: TaskManager) -> None:
+    if is_file(name):
+        return
     entry = manager.task_index.get(name)
     if entry is None:
         close = get_close_matches(name, [*GROUPS, *manager.all_tasks], n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ConfigError(
             f"--tasks: unknown task {name!r}.{hint} Known: the groups {', '.join(GROUPS)}, and all that "
-            "`lm-eval ls tasks` lists."
+            "`lm-eval ls tasks` lists; or a file of rows (.jsonl, .parquet)."
         )
-    if (entry.cfg or {}).get("unsafe_code") and name not in OWN_TASKS:
+    if (entry.cfg or {}).get("unsafe_code") and not is_own(name):
         raise _unconfined(name)
 
 
@@ -349,25 +352,31 @@ def _unconfined(name: str) -> ConfigError:
 
 
 def _objects(name: str, manager: TaskManager, samples: int, temperature: float) -> list[Any]:
-    loaded = manager.load([name])
+    config = _own_config(name) if is_own(name) else None
+    loaded = manager.load([config if config is not None and is_file(name) else name])
     groups = loaded.get("groups", {})
     inner = {child for group in groups.values() for child in group.child_names}
     objects: list[Any] = [group for group in groups.values() if group.name not in inner]
     objects += [] if groups else list(loaded["tasks"].values())
-    if name in OWN_TASKS and samples:
-        objects += manager.load([_sampled(name, samples, temperature)])["tasks"].values()
+    if config is not None and samples:
+        objects += manager.load([_sampled(config, samples, temperature)])["tasks"].values()
     return objects
 
 
-def _sampled(name: str, samples: int, temperature: float) -> dict[str, Any]:
-    """The task `name` with `samples` draws from the model's whole distribution in the place of the greedy answer."""
-    config = load_yaml(FOLDER / f"{name}.yaml")
+def _own_config(name: str) -> dict[str, Any]:
+    if is_file(name):
+        return rows_task(name, load_yaml(FOLDER / "bridgegarden_arithmetic.yaml"))
+    return load_yaml(FOLDER / f"{name}.yaml")
+
+
+def _sampled(config: Mapping[str, Any], samples: int, temperature: float) -> dict[str, Any]:
+    """The task of `config` with `samples` draws from the model's whole distribution in the place of greedy answers."""
     usual = config["metric_list"][0]
     metrics = [{**usual, "metric": f"pass@{k}"} for k in reported_ks(samples) if k > 1]
     draws = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     return {
         **config,
-        "task": name + SAMPLED,
+        "task": config["task"] + SAMPLED,
         "repeats": samples,
         "metric_list": [usual, *metrics],
         "generation_kwargs": {**config["generation_kwargs"], **draws},

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from bridgegarden.errors import ConfigError, ModelError, check_temperature
 from bridgegarden.evaluation.confined import CONFINEMENT, check_confinement
 from bridgegarden.evaluation.results import Evaluation
-from bridgegarden.evaluation.tasks import ASKS, RUNS_CODE, Chosen, choose
+from bridgegarden.evaluation.tasks import RUNS_CODE, Chosen, asks, choose, task_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,7 +24,7 @@ class EvaluationOptions:
     """How a model is evaluated."""
 
     tasks: tuple[str, ...] = ("offline",)
-    """Names of groups (:data:`bridgegarden.evaluation.tasks.GROUPS`) or of tasks."""
+    """Names of groups (:data:`bridgegarden.evaluation.tasks.GROUPS`) or of tasks, or files of rows."""
     limit: int | None = None
     """At most so many problems of each task, >= 1; None is all."""
     samples: int = 1
@@ -125,7 +125,8 @@ def evaluate_model(
             if part:
                 found.append(run_tasks(model, tokenizer, part, _request(model, options, chat), kept))
     scores = [score for findings in found for score in findings.scores]
-    scores.sort(key=lambda score: chosen.tasks.index(score.part_of or score.task))
+    order = [task_name(task) for task in chosen.tasks]
+    scores.sort(key=lambda score: order.index(score.part_of or score.task))
     return Evaluation(
         model=name,
         scores=tuple(scores),
@@ -150,7 +151,7 @@ def check_installed() -> None:
 
 def _as_chat(task: str, tokenizer: "PreTrainedTokenizerBase", options: EvaluationOptions) -> bool:
     if options.chat == "auto":
-        return task in ASKS and bool(tokenizer.chat_template)
+        return asks(task) and bool(tokenizer.chat_template)
     return options.chat == "always"
 
 

@@ -1,4 +1,4 @@
-"""Tasks by name: groups after the paper's benchmarks, our own tasks, and everything that lm-eval knows.
+"""Tasks by name: groups after the paper's benchmarks, our own tasks, files of rows, and everything that lm-eval knows.
 
 Here are the YAML files of our own and what they refer to. lm-eval takes this folder as an ``include_path``.
 """
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from bridgegarden.data.rows import SUFFIXES
 from bridgegarden.errors import ConfigError
 
 FOLDER = Path(__file__).parent
@@ -41,15 +42,32 @@ OWN_TASKS = frozenset({*GROUPS["offline"], *GROUPS["coding"]})
 RUNS_CODE = frozenset({"bridgegarden_programs", *GROUPS["coding"]})
 """Those that run what the model writes."""
 
-ASKS = frozenset(GROUPS["offline"])
-"""Those that are asked as chat where the tokenizer has a template, unless the user says otherwise."""
+
+def is_file(name: str) -> bool:
+    """Whether a task is a file of rows, whose prompts are asked."""
+    return name.endswith(SUFFIXES)
+
+
+def task_name(name: str) -> str:
+    """What to call a task: a file by its own name, without its folder."""
+    return Path(name).name if is_file(name) else name
+
+
+def is_own(name: str) -> bool:
+    """Whether a task is ours, and not lm-eval's."""
+    return name in OWN_TASKS or is_file(name)
+
+
+def asks(name: str) -> bool:
+    """Whether a task is asked as chat where the tokenizer has a template, unless the user says otherwise."""
+    return name in GROUPS["offline"] or is_file(name)
 
 
 class Chosen(NamedTuple):
     """What is to be run."""
 
     tasks: tuple[str, ...]
-    """Names of tasks, or of lm-eval's own groups, each once."""
+    """Names of tasks or of lm-eval's own groups, or files of rows, each once."""
     left_out: tuple[str, ...]
     """Tasks of a chosen group that run code, which was not allowed."""
 
@@ -58,12 +76,20 @@ def choose(names: Sequence[str], *, allow_code_execution: bool) -> Chosen:
     """The tasks that `names` (of groups or tasks) stand for.
 
     Raises:
-        ConfigError: none is named; or what is left runs code, and that was not allowed.
+        ConfigError: none is named, two files have one name, or what is left runs code, and that was not allowed.
     """
     asked = dict.fromkeys(part.strip() for name in names for part in name.split(",") if part.strip())
     if not asked:
-        raise ConfigError(f"--tasks names no task. Groups: {', '.join(GROUPS)}; or any task of lm-eval.")
+        raise ConfigError(
+            f"--tasks names no task. Groups: {', '.join(GROUPS)}; or any task of lm-eval, or a file of rows."
+        )
     tasks = list(dict.fromkeys(task for name in asked for task in GROUPS.get(name, (name,))))
+    named = {task_name(task): task for task in tasks}
+    for task in tasks:
+        if named[task_name(task)] != task:
+            raise ConfigError(
+                f"--tasks: {task} and {named[task_name(task)]} would both be called {task_name(task)}. Rename one."
+            )
     if allow_code_execution:
         return Chosen(tuple(tasks), ())
     run = [task for task in tasks if task not in RUNS_CODE]
