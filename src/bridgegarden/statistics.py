@@ -241,21 +241,8 @@ def paired_difference(
         Hesterberg, 2015, arXiv:1411.5279 (the factor c: expanded percentile intervals).
     """
     seeds = [_differences(a, b, place) for place, (a, b) in enumerate(_pairs(first, second))]
-    shared = all(seed.keys() == seeds[0].keys() for seed in seeds)
-    if not shared and len(set().union(*seeds)) < sum(map(len, seeds)):
-        raise DataError(
-            "paired difference: some seeds share some of their problems; expected the same problems for every seed, or "
-            "others for each."
-        )
-    generator = generator or np.random.default_rng(0)
     means = np.array([np.mean(list(seed.values())) for seed in seeds])
-    draws = np.full(resamples, means.mean())
-    if shared:
-        column = np.array([[seed[problem] for problem in seeds[0]] for seed in seeds]).mean(0)
-        draws += _problem_noise(column, confidence, resamples, generator)
-    if len(seeds) > 1:
-        spread = means.std(ddof=1) / math.sqrt(len(seeds))
-        draws += spread * generator.standard_t(len(seeds) - 1, resamples)
+    draws = _paired_draws(seeds, means, confidence, resamples, generator or np.random.default_rng(0))
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     every = np.array([value for seed in seeds for value in seed.values()])
     if (every == every[0]).all() and _all_shares([*first, *second]):
@@ -269,6 +256,30 @@ def paired_difference(
         wins=float((every > 0).mean()),
         ties=float((every == 0).mean()),
     )
+
+
+def _paired_draws(
+    seeds: Sequence[Mapping[str, float]],
+    means: np.ndarray,
+    confidence: float,
+    resamples: int,
+    generator: np.random.Generator,
+) -> np.ndarray:
+    """Of the distribution in :func:`paired_difference`, with the differences of every seed and their `means`."""
+    shared = all(seed.keys() == seeds[0].keys() for seed in seeds)
+    if not shared and len(set().union(*seeds)) < sum(map(len, seeds)):
+        raise DataError(
+            "paired difference: some seeds share some of their problems; expected the same problems for every seed, or "
+            "others for each."
+        )
+    draws = np.full(resamples, means.mean())
+    if shared:
+        column = np.array([[seed[problem] for problem in seeds[0]] for seed in seeds]).mean(0)
+        draws += _problem_noise(column, confidence, resamples, generator)
+    if len(seeds) > 1:
+        spread = means.std(ddof=1) / math.sqrt(len(seeds))
+        draws += spread * generator.standard_t(len(seeds) - 1, resamples)
+    return draws
 
 
 def unvaried_interval(difference: float, problems: int, confidence: float = CONFIDENCE) -> Interval:

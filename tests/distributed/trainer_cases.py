@@ -21,7 +21,7 @@ from trl.trainer.sft_config import SFTConfig
 from bridgegarden.objective.divergences import jensen_shannon, reverse_kl, total_variation
 from bridgegarden.objective.hybrid import PRESETS, HybridObjective
 from bridgegarden.recipe import load_recipe
-from bridgegarden.run import train as run_train
+from bridgegarden.run.train import train as run_train
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.training.trainer import HybridDistillationTrainer
 from tests.teacher.cache.conftest import build

@@ -74,7 +74,7 @@ def stateful(tmp_path_factory) -> Recipe:
 @pytest.fixture(scope="session")
 def whole(stateful) -> Recipe:
     """The run that nobody interrupts."""
-    from bridgegarden.run import train
+    from bridgegarden.run.train import train
 
     assert ended(in_child(lambda: train(stateful))) == 0
     return stateful

@@ -14,7 +14,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from bridgegarden.recipe import Recipe
-from bridgegarden.run import train
+from bridgegarden.run.train import train
 
 TIMED = (
     "time",

@@ -6,8 +6,7 @@ from trl.trainer.sft_config import SFTConfig
 from bridgegarden.cli.main import cli
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.recipe import load_recipe
-from bridgegarden.run import audit
-from bridgegarden.run.checked import PREFETCHING_WORKERS, training_arguments
+from bridgegarden.run.checked import PREFETCHING_WORKERS, audit, training_arguments
 from bridgegarden.run.output import OutputFolder
 from tests.tiny import tiny_tokenizer
 

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from bridgegarden.cli.main import cli
-from bridgegarden.run import train
 from bridgegarden.run.checkpoints import checkpoints_in, fault_of, put_aside, seal
+from bridgegarden.run.train import train
 from tests.run.killed import ended, in_child, metrics, weights
 
 

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from bridgegarden.cli.main import cli
 from bridgegarden.recipe import load_recipe
-from bridgegarden.run import train
+from bridgegarden.run.train import train
 
 SECTION = {"prompts": 4, "max_new_tokens": 6}
 DIVERGES = {

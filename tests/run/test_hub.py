@@ -9,7 +9,7 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.recipe import load_recipe
-from bridgegarden.run import train
+from bridgegarden.run.train import train
 
 
 class Hub:

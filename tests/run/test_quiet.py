@@ -133,7 +133,7 @@ def interrupted(*overrides):
     """The training as it is left by an interrupt after its third step."""
     from transformers import TrainerCallback
     from bridgegarden.recipe import load_recipe
-    from bridgegarden.run import train
+    from bridgegarden.run.train import train
 
     class Interrupt(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):

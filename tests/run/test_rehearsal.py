@@ -11,8 +11,8 @@ import torch
 from bridgegarden.errors import BridgegardenError, ConfigError, NonFiniteError
 from bridgegarden.recipe import Recipe, load_recipe
 from bridgegarden.recipe.training import RESERVED, _sft_fields
-from bridgegarden.run import check_settings, train
-from bridgegarden.run.rehearsal import _undisturbed
+from bridgegarden.run.rehearsal import _undisturbed, check_settings
+from bridgegarden.run.train import train
 
 REFUSED = {
     "neftune_noise_alpha": -1.0,

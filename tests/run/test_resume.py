@@ -13,9 +13,9 @@ import torch
 from transformers import PreTrainedModel, TrainerState
 
 from bridgegarden.recipe import Recipe
-from bridgegarden.run import train
 from bridgegarden.run.cache import CacheOptions, build_recipe_cache
 from bridgegarden.run.output import OutputFolder
+from bridgegarden.run.train import train
 from bridgegarden.training.trainer import HybridDistillationTrainer
 from tests.run.killed import ended, in_child, killed_after, metrics, moments, weights
 

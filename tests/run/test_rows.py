@@ -9,7 +9,7 @@ from datasets import Dataset
 from bridgegarden.cli.main import cli
 from bridgegarden.errors import DataError
 from bridgegarden.recipe import load_recipe
-from bridgegarden.run import audit
+from bridgegarden.run.checked import audit
 from bridgegarden.run.diagnose import PromptSource, read_prompts
 from bridgegarden.run.models import recipe_pair, teacher_of
 from bridgegarden.run.rows import RunData

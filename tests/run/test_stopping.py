@@ -8,8 +8,7 @@ from click.testing import CliRunner
 
 from bridgegarden.cli.main import cli
 from bridgegarden.errors import Stopped
-from bridgegarden.run import train
-from bridgegarden.run.train import StopSignals
+from bridgegarden.run.train import StopSignals, train
 from bridgegarden.training.trainer import HybridDistillationTrainer
 from tests.run.killed import metrics, weights
 

@@ -1,7 +1,7 @@
 import dataclasses
 from pathlib import Path
 
-from bridgegarden.run import TrainSummary
+from bridgegarden.run.record import TrainSummary
 from bridgegarden.training.measured import Cost
 
 SUMMARY = TrainSummary(

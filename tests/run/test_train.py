@@ -20,7 +20,7 @@ from bridgegarden.cli.main import cli
 from bridgegarden.data import Columns, RowRules, load_rows, tokenise
 from bridgegarden.errors import NonFiniteError
 from bridgegarden.recipe import load_recipe
-from bridgegarden.run import train
+from bridgegarden.run.train import train
 from bridgegarden.training.trainer import HybridDistillationTrainer
 from tests.tiny import END_OF_TEXT, TURN_END, tiny_tokenizer
 

@@ -38,16 +38,16 @@ def train_command(recipe: str, overrides: tuple[str, ...], dry_run: bool, audit:
 
     resolved = load_recipe(recipe, overrides)
     if dry_run:
-        from bridgegarden.run import check_settings
+        from bridgegarden.run.rehearsal import check_settings
 
         check_settings(resolved)
         say(_resolved_text(resolved).rstrip("\n"))
     elif audit:
-        from bridgegarden.run import audit as audit_rows
+        from bridgegarden.run.checked import audit as audit_rows
 
         say(audit_rows(resolved))
     else:
-        from bridgegarden.run import train
+        from bridgegarden.run.train import train
 
         summary = train(resolved, stop_in_order=True)
         if summary.is_main:

@@ -365,13 +365,7 @@ def solve(
     longest = longest_texts(unrolled)
     nodes = merge(unrolled, longest)
     cost = cost_to_go(unrolled, nodes, longest)
-    q_bar, state_kappa, student_kappa = torch.zeros(3, len(nodes.row), dtype=torch.float64)
-    for where, q in q_rows(unrolled, nodes, cost, torch.arange(len(nodes.row))):
-        rows = nodes.row[where]
-        q_bar[where] = expectation(unrolled.teacher[rows], q, cost.finite)
-        kappa = q - q_bar[where].unsqueeze(-1)
-        student_kappa[where] = expectation(unrolled.student[rows], kappa, cost.finite)
-        state_kappa[where] = kappa.masked_fill(~_chosen(unrolled, rows, actions), 0.0).sum(-1)
+    q_bar, state_kappa, student_kappa = _values(unrolled, nodes, cost, actions)
     return ExactSolution(
         unrolled=unrolled,
         nodes=nodes,
@@ -384,6 +378,19 @@ def solve(
         teacher=visitation(unrolled, unrolled.teacher),
         student=visitation(unrolled, unrolled.student),
     )
+
+
+def _values(unrolled: Unrolled, nodes: Nodes, cost: CostToGo, actions: ActionSet) -> Tensor:
+    """By node the teacher's mean Q, kappa summed over `actions`, and the student's mean kappa: ``(3, nodes)``."""
+    values = torch.zeros(3, len(nodes.row), dtype=torch.float64)
+    q_bar, state_kappa, student_kappa = values
+    for where, q in q_rows(unrolled, nodes, cost, torch.arange(len(nodes.row))):
+        rows = nodes.row[where]
+        q_bar[where] = expectation(unrolled.teacher[rows], q, cost.finite)
+        kappa = q - q_bar[where].unsqueeze(-1)
+        student_kappa[where] = expectation(unrolled.student[rows], kappa, cost.finite)
+        state_kappa[where] = kappa.masked_fill(~_chosen(unrolled, rows, actions), 0.0).sum(-1)
+    return values
 
 
 def _chosen(unrolled: Unrolled, rows: Tensor, actions: ActionSet) -> Tensor:

@@ -1,4 +1,4 @@
-"""Checkpoints that can be trusted, the signals that end a run with one, and the callbacks that write them.
+"""Checkpoints that can be trusted, and the signals that end a run with one.
 
 They are sealed once they are whole, and checked before a run goes on from one.
 
@@ -18,10 +18,6 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
-
-import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import IntervalStrategy
 
 from bridgegarden.errors import Stopped
 from bridgegarden.files import partial, sync_folder, write_json
@@ -198,87 +194,3 @@ class StopSignals:
             name = signal.Signals(number).name
             with suppress(OSError):  # stderr may have gone away
                 os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, _SAID.format(name).encode())
-
-
-class SealCheckpoints(TrainerCallback):
-    """Every checkpoint is sealed as soon as all processes have written theirs."""
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if args.world_size > 1:
-            torch.distributed.barrier()
-        if args.process_index == 0:
-            seal(_checkpoint(args, state))
-
-
-class EpochEndBeforeSave(TrainerCallback):
-    """What is due at the end of an epoch is done before its last step is saved, rather than after.
-
-    A run that is resumed from there goes on with the next epoch: what came after the checkpoint would be left out.
-    Add it after the trainer's own callbacks.
-    """
-
-    def __init__(self) -> None:
-        self._evaluated: int | None = None
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        at_end = state.global_step >= state.max_steps or float(state.epoch or 0).is_integer()
-        if not (control.should_save and at_end):
-            return
-        if args.logging_strategy == IntervalStrategy.EPOCH:
-            control.should_log = True
-        if args.eval_strategy == IntervalStrategy.EPOCH and args.eval_delay <= (state.epoch or 0):
-            control.should_evaluate = True
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._evaluated = state.global_step
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self._evaluated == state.global_step:
-            control.should_evaluate = False
-
-
-class StopWhenAsked(TrainerCallback):
-    """A run that is asked to stop saves the step it is at, and ends with :class:`~bridgegarden.errors.Stopped`.
-
-    The processes of a distributed run agree on the step.
-    """
-
-    def __init__(self, signals: StopSignals) -> None:
-        self._signals = signals
-        self._number = 0
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._signals.can_wait = True
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._signals.can_wait = False
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._number = self._signals.asked or 0
-        if args.world_size > 1:
-            number = torch.tensor(self._number, device=args.device)
-            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
-            self._number = int(number)
-        if self._number:
-            if args.save_only_model:
-                raise Stopped(self._number)
-            control.should_save = True
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._number:
-            name = _checkpoint(args, state)
-            raise Stopped(
-                self._number,
-                f"stopped at step {state.global_step} of {state.max_steps}, which is saved ({name}). The same command "
-                "goes on.",
-            )
-
-
-def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
-    return Path(str(args.output_dir)) / f"{PREFIX}{state.global_step}"

@@ -218,11 +218,7 @@ def diagnose_pair(
         command=command,
         started=started,
         device=torch.cuda.get_device_name(where) if where.startswith("cuda") else where,
-        versions={
-            "python": sys.version.split()[0],
-            "platform": platform.platform(),
-            **package_versions(),
-        },
+        versions={"python": sys.version.split()[0], "platform": platform.platform(), **package_versions()},
     )
     write_or_rescue(files.folder, lambda folder: _write(DiagnosisFiles(folder), diagnosis))
     return diagnosis, files

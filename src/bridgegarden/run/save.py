@@ -207,10 +207,9 @@ def _errors(what: str) -> Iterator[None]:
 
 
 def card_text(
-    run: CheckedRun, training: Mapping[str, float], evaluation: Mapping[str, float], repo: str | None = None
+    run: CheckedRun, training: Mapping[str, float], evaluation: Mapping[str, float], hub: HubTarget | None
 ) -> str:
-    """README.md of the model that `run` trained, given its last metrics, and its name on the hub if it gets one."""
-    from bridgegarden.run.save import ModelCard, Origin
+    """README.md of the model that `run` trained, given its last metrics, and where it is published if it is."""
 
     def origin(facts: ModelFacts) -> Origin:
         reference = facts.reference
@@ -239,7 +238,7 @@ def card_text(
         end_of_turn=str(endings.tokenizer.convert_ids_to_tokens(endings.taught)),
         has_chat_template=endings.template_from is not None,
         adapter=run.lora is not None,
-        repo=repo,
+        repo=None if hub is None else hub.repo,
     ).render()
 
 

@@ -12,11 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
+
 from bridgegarden.errors import ConfigError, Stopped
 from bridgegarden.files import write_json
 from bridgegarden.recipe import FreeRunningSection, Recipe
 from bridgegarden.run.checked import CheckedRun, check_run, training_arguments
-from bridgegarden.run.checkpoints import StopSignals, checkpoints_in, put_aside
+from bridgegarden.run.checkpoints import PREFIX, StopSignals, checkpoints_in, put_aside, seal
 from bridgegarden.run.models import load_model, teacher_of, usable_device
 from bridgegarden.run.output import OutputFolder, RunLock, full_disk_is_one_line
 from bridgegarden.run.quiet import quiet_libraries
@@ -35,7 +39,6 @@ from bridgegarden.run.save import (
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from transformers import TrainerCallback
     from trl.trainer.sft_config import SFTConfig
 
     from bridgegarden.training.trainer import HybridDistillationTrainer
@@ -49,7 +52,7 @@ def train(
     *,
     stop_in_order: bool = False,
     console: "Console | None" = None,
-    callbacks: "Sequence[TrainerCallback]" = (),
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainSummary:
     """Distil the teacher of `recipe` into its student, and save it in the recipe's output folder.
 
@@ -83,12 +86,7 @@ def train(
         signals.speaks = is_main
         console = console or stderr_console()
         console.quiet = console.quiet or not is_main
-        # The others find what the first process leaves.
-        with arguments.main_process_first(local=False, desc="checking the output folder"):
-            if is_main:
-                lock.acquire()
-            folder.check(recipe)
-            checkpoint = _checkpoint(folder, arguments, console)
+        checkpoint = _found(recipe, folder, lock, arguments, console)
         usable_device(recipe.teacher.device, "teacher.device")
         rehearse(recipe, arguments)
         hub = hub_target(recipe) if is_main else None
@@ -100,22 +98,45 @@ def train(
             # Before there is a trainer, which makes its folder.
             folder.begin(recipe, record)
             lock.acquire()
-        trainer = _trainer(run, console)
-        for callback in callbacks:
-            trainer.add_callback(callback)
+        trainer = _trainer(run, console, callbacks)
         with full_disk_is_one_line(folder, is_main=is_main):
             evaluation = _fit(run, trainer, console, signals, checkpoint)
             console.print("saving the student")
-            card = card_text(run, _newest(trainer, ""), evaluation, None if hub is None else hub.repo)
-            save_trained(trainer, folder, run.preflight, card)
-            summary = _finished_now(run, trainer, evaluation, time.perf_counter() - began)
-            if is_main:
-                write_json(folder.record, finished_record(record, summary))
-                publish_trained(folder)
+            summary = _save(run, trainer, evaluation, record, hub, began)
         if is_main and not run.keeps_checkpoints:
             remove_checkpoints(folder)
         _push(folder, hub, console)
         return summary
+
+
+def _save(
+    run: CheckedRun,
+    trainer: "HybridDistillationTrainer",
+    evaluation: Mapping[str, float],
+    record: Mapping[str, Any],
+    hub: HubTarget | None,
+    began: float,
+) -> TrainSummary:
+    """The model, its card and its record, in place when all are whole; every process has to ask."""
+    card = card_text(run, _newest(trainer, ""), evaluation, hub)
+    save_trained(trainer, run.folder, run.preflight, card)
+    summary = _finished_now(run, trainer, evaluation, time.perf_counter() - began)
+    if run.is_main:
+        write_json(run.folder.record, finished_record(record, summary))
+        publish_trained(run.folder)
+    return summary
+
+
+def _found(
+    recipe: Recipe, folder: OutputFolder, lock: RunLock, arguments: "SFTConfig", console: "Console"
+) -> Path | None:
+    """The checkpoint to go on from, in a folder that is this recipe's and nobody else's; locked by the main process."""
+    # The others find what the first process leaves.
+    with arguments.main_process_first(local=False, desc="checking the output folder"):
+        if arguments.process_index == 0:
+            lock.acquire()
+        folder.check(recipe)
+        return _checkpoint(folder, arguments, console)
 
 
 def _checkpoint(folder: OutputFolder, arguments: "SFTConfig", console: "Console") -> Path | None:
@@ -207,7 +228,7 @@ def _finished_now(
     )
 
 
-def _trainer(run: CheckedRun, console: "Console") -> "HybridDistillationTrainer":
+def _trainer(run: CheckedRun, console: "Console", callbacks: Sequence[TrainerCallback]) -> "HybridDistillationTrainer":
     """The trainer with the student loaded, and the teacher unless it is cached."""
     from rich.text import Text
     from transformers import PrinterCallback
@@ -232,6 +253,8 @@ def _trainer(run: CheckedRun, console: "Console") -> "HybridDistillationTrainer"
             on_policy=run.recipe.on_policy,
         )
     trainer.remove_callback(PrinterCallback)
+    for callback in callbacks:
+        trainer.add_callback(callback)
     if run.on_policy_text is not None:
         console.print(Text(f"the student answers batches itself: {run.on_policy_text}"), soft_wrap=True)
     if run.recipe.free_running is not None:
@@ -292,9 +315,6 @@ def _fit(
     checkpoint: Path | None,
 ) -> dict[str, float]:
     """Train, in sight of the user; the metrics on held-out rows after the last step, empty if there are none."""
-    import torch
-
-    from bridgegarden.run.checkpoints import EpochEndBeforeSave, SealCheckpoints, StopWhenAsked
     from bridgegarden.training.callbacks import EarlyStopping
     from bridgegarden.training.progress import MetricsLog, ProgressDisplay
 
@@ -367,7 +387,6 @@ def _speed(trainer: "HybridDistillationTrainer") -> float | None:
 
 def _peak_memory() -> int:
     """Bytes: the GPU's since training began, or the process's where there is none."""
-    import torch
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
@@ -375,3 +394,87 @@ def _peak_memory() -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class SealCheckpoints(TrainerCallback):
+    """Every checkpoint is sealed as soon as all processes have written theirs."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if args.world_size > 1:
+            torch.distributed.barrier()
+        if args.process_index == 0:
+            seal(_at_step(args, state))
+
+
+class EpochEndBeforeSave(TrainerCallback):
+    """What is due at the end of an epoch is done before its last step is saved, rather than after.
+
+    A run that is resumed from there goes on with the next epoch: what came after the checkpoint would be left out.
+    Add it after the trainer's own callbacks.
+    """
+
+    def __init__(self) -> None:
+        self._evaluated: int | None = None
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        at_end = state.global_step >= state.max_steps or float(state.epoch or 0).is_integer()
+        if not (control.should_save and at_end):
+            return
+        if args.logging_strategy == IntervalStrategy.EPOCH:
+            control.should_log = True
+        if args.eval_strategy == IntervalStrategy.EPOCH and args.eval_delay <= (state.epoch or 0):
+            control.should_evaluate = True
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._evaluated = state.global_step
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._evaluated == state.global_step:
+            control.should_evaluate = False
+
+
+class StopWhenAsked(TrainerCallback):
+    """A run that is asked to stop saves the step it is at, and ends with :class:`~bridgegarden.errors.Stopped`.
+
+    The processes of a distributed run agree on the step.
+    """
+
+    def __init__(self, signals: StopSignals) -> None:
+        self._signals = signals
+        self._number = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._signals.can_wait = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._signals.can_wait = False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._number = self._signals.asked or 0
+        if args.world_size > 1:
+            number = torch.tensor(self._number, device=args.device)
+            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+            self._number = int(number)
+        if self._number:
+            if args.save_only_model:
+                raise Stopped(self._number)
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._number:
+            name = _at_step(args, state)
+            raise Stopped(
+                self._number,
+                f"stopped at step {state.global_step} of {state.max_steps}, which is saved ({name}). The same command "
+                "goes on.",
+            )
+
+
+def _at_step(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"{PREFIX}{state.global_step}"

@@ -42,10 +42,9 @@ class StudentWriter:
 
     def __init__(
         self,
-        student: PreTrainedModel,
+        models: Sequence[PreTrainedModel],
         on_policy: OnPolicy,
         *,
-        teacher: PreTrainedModel | None,
         tokenizer: PreTrainedTokenizerBase,
         collator: Any,
         accelerator: Accelerator,
@@ -54,9 +53,9 @@ class StudentWriter:
     ) -> None:
         """
         Args:
-            student: without the wrapping of adapters or of DDP, on its device.
-            on_policy: how much, and how, it writes.
-            teacher: the model that will read the answers, if it is one.
+            models: the student, without the wrapping of adapters or of DDP, on its device; then the teacher that will
+                read the answers, if it is a model.
+            on_policy: how much, and how, the student writes.
             tokenizer: of both.
             collator: what makes batches.
             accelerator: of the trainer.
@@ -74,10 +73,9 @@ class StudentWriter:
                 f"on_policy: the student is sharded ({accelerator.distributed_type}), and writing needs whole weights "
                 "in each process. Train with DistributedDataParallel, or leave out on_policy."
             )
-        models = [student] if teacher is None else [student, teacher]
         ends = [token for model in models for token in end_of_turn_ids(tokenizer, model.generation_config)]
         ends = [token for token in dict.fromkeys(ends) if token < vocab_size]
-        self._policy = CausalLMPolicy(student, end_ids=ends, vocab_size=vocab_size)
+        self._policy = CausalLMPolicy(models[0], end_ids=ends, vocab_size=vocab_size)
         self._on_policy, self._collator, self._accelerator, self._seed = on_policy, collator, accelerator, seed
         windows = [getattr(model.config.get_text_config(), "max_position_embeddings", None) for model in models]
         self._window: int | None = min((window for window in windows if window is not None), default=None)

@@ -143,6 +143,10 @@ class HybridDistillationTrainer(SFTTrainer):
         with withheld(args):
             super().__init__(model=model, args=args, **kwargs)
         self._asked = None
+        self._join(cache, on_policy)
+
+    def _join(self, cache: TeacherCache | None, on_policy: OnPolicy | None) -> None:
+        """Put teacher, student and data together, once TRL's trainer has its model and its data."""
         leave_out_router_loss(self)
         check_launch(self.accelerator, fsdp=bool(self.args.fsdp))
         held_out = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
@@ -191,9 +195,8 @@ class HybridDistillationTrainer(SFTTrainer):
     def _student_writer(self, on_policy: OnPolicy) -> StudentWriter:
         """What has the student answer batches itself."""
         return StudentWriter(
-            self._student(),
+            [self._student(), *([self.teacher.model] if isinstance(self.teacher, LiveTeacher) else [])],
             on_policy,
-            teacher=self.teacher.model if isinstance(self.teacher, LiveTeacher) else None,
             tokenizer=self._tokenizer,
             collator=self.data_collator,
             accelerator=self.accelerator,
