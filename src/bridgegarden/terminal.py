@@ -37,11 +37,11 @@ def one_line(message: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
 
 
-def say(text: object) -> None:
-    """Print a result on stdout, for a person."""
+def say(text: object, *, err: bool = False) -> None:
+    """Print a result on stdout, for a person; with `err`, what stands beside it on stderr."""
     import click
 
-    click.echo(plain(str(text)))
+    click.echo(plain(str(text)), err=err)
 
 
 def plain_console(**options: Any) -> "Console":

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -115,6 +116,51 @@ def test_info_prints_numbers_for_people_and_machines(built, tmp_path):
     tree = json.loads(run("cache", "info", tmp_path / "cache", "--json").stdout)
     assert tree["documents"] == 36
     assert 0 < tree["captured_mass"] < 1
+
+
+def test_info_waits_for_no_library_that_trains(built, tmp_path):
+    """Loading these takes seconds, in which nothing is said."""
+    program = (
+        "import sys; from bridgegarden.cli.main import cli; "
+        f"cli(['cache', 'info', {str(built)!r}, '--html', {str(tmp_path / 'page.html')!r}, "
+        "'--set', 'objective.preset=hard'], standalone_mode=False); "
+        "print(*sorted({'transformers', 'trl', 'peft', 'datasets'} & sys.modules.keys()), file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "captured mass" in result.stdout
+    assert result.stderr.strip() == ""
+
+
+def test_whoever_reads_the_tail_of_a_truncated_cache_is_told_what_that_costs(built, tmp_path):
+    reverse = ("--set", "objective.divergence=reverse_kl")
+    said = "warning: objective: reverse_kl depends on what is not kept of the teacher. Kept is top 32, with 0."
+    for command in (("cache", "info"), ("train", "--dry-run"), ("train",)):
+        assert "warning: objective" not in run(*command, built, "--set", "objective.preset=hard").stderr
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        result = run(*command, built, *reverse)
+        assert result.exit_code == 0, result.output
+        assert result.stderr.count(said) == 1
+        assert "docs/cache.md" in result.stderr
+    live = run(
+        "train",
+        built,
+        *reverse,
+        "--set",
+        "teacher.cache=null",
+        "--set",
+        "teacher.top_k=32",
+        "--set",
+        f"output={tmp_path / 'live'}",
+    )
+    assert "reverse_kl depends on what is not kept of the teacher. Kept is top 32. Where" in live.stderr
+
+
+def test_a_build_says_what_it_keeps_too_little_for_before_the_teacher_is_asked(recipe):
+    result = run("cache", "build", recipe, "--top-k", "16", "--set", "objective.temperature=2.0")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.index("forward_kl at temperature 2 depends") < result.stderr.index("loading teacher")
+    whole = run("cache", "build", recipe, "--top-k", "259", "--replace", "--set", "objective.temperature=2.0")
+    assert "warning: objective" not in whole.stderr
 
 
 def test_another_teacher_in_the_same_place_is_refused_with_both_fingerprints(built, tmp_path):

@@ -144,14 +144,19 @@ def check_command(source: str, overrides: tuple[str, ...]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with charts, too.")
 def info_command(source: str, overrides: tuple[str, ...], as_json: bool, html: Path | None) -> None:
-    """Show what a cache holds: captured mass, bytes, entropies, how many positions are Bridge-like."""
+    """Show what a cache holds: captured mass, bytes, entropies, how many positions are Bridge-like.
+
+    Of a RECIPE, also say what its objective loses by what is not kept.
+    """
     from bridgegarden.run.cache import find_cache
     from bridgegarden.run.cache_report import write_cache_report
     from bridgegarden.teacher.cache.info import cache_info
 
-    folder = find_cache(source, overrides)
+    folder, warnings = find_cache(source, overrides)
     info = cache_info(folder) if html is None else write_cache_report(folder, html)
     say(json.dumps(info.to_dict(), indent=2) if as_json else info)
+    for warning in warnings:
+        say(f"warning: {warning}", err=True)
 
 
 @cache_group.command("merge")

@@ -38,9 +38,12 @@ def train_command(recipe: str, overrides: tuple[str, ...], dry_run: bool, audit:
 
     resolved = load_recipe(recipe, overrides)
     if dry_run:
+        from bridgegarden.run.models import cache_warnings
         from bridgegarden.run.rehearsal import check_settings
 
         check_settings(resolved)
+        for warning in cache_warnings(resolved):
+            say(f"warning: {warning}", err=True)
         say(_resolved_text(resolved).rstrip("\n"))
     elif audit:
         from bridgegarden.run.checked import audit as audit_rows

@@ -16,7 +16,7 @@ PATHS = (("teacher", "model"), ("teacher", "cache"), ("student", "model"), ("dat
 SUFFIX = ".yaml"
 
 
-def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(source: str | Path, overrides: Sequence[str] = (), *, training: bool = True) -> Recipe:
     """The recipe in a file, or the shipped one of that name.
 
     A relative path in the file is taken from the file's folder if something is there, else from the working directory
@@ -28,6 +28,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Args:
         source: path of a YAML file, or a name of :func:`~bridgegarden.recipe.load.list_recipes`.
         overrides: changes such as ``training.max_steps=10``; the value is YAML. Later ones win.
+        training: whether the settings of that section are read; checking them takes the seconds in which TRL loads.
 
     Raises:
         ConfigError: there is no such recipe, or something in it is wrong; names the place in it.
@@ -44,6 +45,8 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         tree["output"] = os.path.expanduser(tree["output"])
         if _climbs(tree["output"]):
             tree["output"] = os.path.abspath(tree["output"])
+    if not training:
+        tree.pop("training", None)
     try:
         return Recipe.from_dict(tree)
     except ConfigError as error:

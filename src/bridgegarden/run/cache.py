@@ -17,6 +17,7 @@ from bridgegarden.run.models import (
     AnsweringServer,
     CachedModel,
     cache_folder,
+    cache_warnings,
     identity,
     load_model,
     recipe_pair,
@@ -111,13 +112,25 @@ def build_recipe_cache(recipe: Recipe, options: CacheOptions) -> "BuildResult | 
         assert pair.teacher is not None
         _refuse_what_is_for_answers(options)
         spec = _spec(recipe, pair.teacher, pair.endings, options)
+        console = stderr_console()
+        # Before the teacher's hours, since another number of tokens is another cache.
+        _warn(console, recipe, spec)
         data = source.rows(pair)
         if options.replace:
             remove_cache(folder)
         begin_cache(folder, spec)
-        return fill_recipe_cache(
-            recipe, pair.teacher, folder, list(data.by_name.values()), spec, options, stderr_console()
-        )
+        return fill_recipe_cache(recipe, pair.teacher, folder, list(data.by_name.values()), spec, options, console)
+
+
+def _warn(console: "Console", recipe: Recipe, spec: "CacheSpec") -> None:
+    from rich.text import Text
+
+    from bridgegarden.teacher.cache.fidelity import truncation_warning
+
+    if not spec.is_dense:
+        warning = truncation_warning(build_objective(recipe.objective), spec.support, kept_in="cache")
+        if warning is not None:
+            console.print(Text.assemble(("warning: ", "yellow"), warning), soft_wrap=True)
 
 
 def check_recipe_cache(source: str, overrides: Sequence[str] = ()) -> "CheckResult":
@@ -147,13 +160,17 @@ def check_recipe_cache(source: str, overrides: Sequence[str] = ()) -> "CheckResu
     return result
 
 
-def find_cache(source: str, overrides: Sequence[str] = ()) -> Path:
-    """The folder that `source` is, or that the recipe `source` names.
+def find_cache(source: str, overrides: Sequence[str] = ()) -> tuple[Path, tuple[str, ...]]:
+    """The folder that `source` is, or that the recipe `source` names, and what the recipe's objective loses in it.
 
     Raises:
         ConfigError: there is no such recipe, or it names no cache.
+        DataError: a shard is missing or damaged.
     """
-    return cache_folder(load_recipe(source, overrides)) if _is_recipe(source) else Path(os.path.expanduser(source))
+    if not _is_recipe(source):
+        return Path(os.path.expanduser(source)), ()
+    recipe = load_recipe(source, overrides, training=False)
+    return cache_folder(recipe), cache_warnings(recipe)
 
 
 def _is_recipe(source: str) -> bool:

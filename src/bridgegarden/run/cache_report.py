@@ -125,7 +125,11 @@ def _mass(info: CacheInfo) -> Markup:
         f"{info.captured_mass:.4f} on average, {info.least_captured_mass:.4f} at least. What they lack is not lost, "
         "but one cell: the student learns how much lies outside, and not where."
     )
-    return _histogram(info.masses, "probability of the kept tokens", "", caption, end="1")
+    rows = [[f"{row.k:,}", f"{row.mass:.4f}", f"{row.low:.4f}", f"{row.bytes:,}"] for row in info.kept]
+    heads = ["tokens kept", "mass, on average", "in 19 positions of 20 at least", "bytes a position"]
+    table = Table(columns=heads, rows=rows, note="What fewer tokens would hold, and take.").html()
+    histogram = _histogram(info.masses, "probability of the kept tokens", "", caption, end="1")
+    return histogram + details("By number of tokens", table)
 
 
 def _histogram(counts: Histogram, name: str, unit: str, caption: str, *, end: str | None = None) -> Markup:

@@ -92,7 +92,7 @@ def check_run(recipe: Recipe, folder: OutputFolder, arguments: "SFTConfig", cons
         top_k=recipe.teacher.top_k,
     )
     _check_with_student(arguments, checked)
-    report(console, checked)
+    report(console, checked, teacher.warnings(checked))
     data = teacher.rows(checked)
     if data.mix is not None:
         console.print(data.mix, markup=False, soft_wrap=True)
@@ -141,13 +141,13 @@ def training_arguments(recipe: Recipe, folder: OutputFolder) -> "SFTConfig":
     return arguments
 
 
-def report(console: "Console", checked: Preflight) -> None:
-    """What preflight found, for a person."""
+def report(console: "Console", checked: Preflight, warnings: tuple[str, ...]) -> None:
+    """What preflight found, for a person, with `warnings` of the teacher."""
     from rich.text import Text
 
     console.print(Text(checked.summary), soft_wrap=True)
     console.print(checked.memory.table())
-    for warning in checked.warnings:
+    for warning in checked.warnings + warnings:
         console.print(Text.assemble(("warning: ", "yellow"), warning), soft_wrap=True)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridgegarden.data import Mix, RowRules
+from bridgegarden.data import Mix, RowRules, vocabulary_size
 from bridgegarden.errors import ConfigError, ModelError, foreign
 from bridgegarden.preflight import ModelFacts, ModelReference, Pair, check_pair
 from bridgegarden.recipe import Recipe, build_objective
@@ -66,6 +66,15 @@ class RecipeTeacher(ABC):
             ModelError: the weights cannot be loaded, or the cache is another teacher's.
         """
 
+    def warnings(self, pair: Pair) -> tuple[str, ...]:
+        """What the objective loses by what is kept of the teacher, with what to do.
+
+        Raises:
+            ConfigError: its cache is of another version.
+            DataError: a shard of it is missing or damaged.
+        """
+        return ()
+
     def tokenised(self, mix: Mix, pair: Pair, rules: RowRules) -> "list[Dataset]":
         """Token ids and labels of each part of `mix`.
 
@@ -107,12 +116,25 @@ class LiveModel(RecipeTeacher):
         say(f"loading teacher {section.model}")
         return LiveTeacher(load_model(pair.teacher), top_k=section.top_k, device=section.device)
 
+    def warnings(self, pair: Pair) -> tuple[str, ...]:
+        from bridgegarden.teacher.cache.fidelity import truncation_warning
+        from bridgegarden.teacher.cache.spec import Support
+
+        top_k = self.recipe.teacher.top_k
+        if top_k is None or top_k >= vocabulary_size(pair.endings.tokenizer):
+            return ()
+        warning = truncation_warning(build_objective(self.recipe.objective), Support(k=top_k), kept_in="memory")
+        return () if warning is None else (warning,)
+
 
 class CachedModel(LiveModel):
     """A model that has read the rows before: what it said is on disk."""
 
     def signals(self, pair: Pair, say: Say) -> "TeacherCache":
         return _told(self.recipe, self.cache(pair), say)
+
+    def warnings(self, pair: Pair) -> tuple[str, ...]:
+        return cache_warnings(self.recipe)
 
     def cache(self, pair: Pair) -> "TeacherCache":
         """The recipe's cache, if it is what this teacher said.
@@ -151,6 +173,9 @@ class AnsweringServer(RecipeTeacher):
 
     def tokenised(self, mix: Mix, pair: Pair, rules: RowRules) -> "list[Dataset]":
         return usable_answers(self.recipe, mix, pair, rules.max_length)
+
+    def warnings(self, pair: Pair) -> tuple[str, ...]:
+        return cache_warnings(self.recipe)
 
     def signals(self, pair: Pair, say: Say) -> "TeacherCache":
         return _told(self.recipe, self.cache(pair), say)
@@ -248,6 +273,22 @@ def cache_folder(recipe: Recipe) -> Path:
     if recipe.teacher.cache is None:
         raise ConfigError("teacher.cache: the recipe names no folder for it; add one, or --set teacher.cache=FOLDER.")
     return Path(recipe.teacher.cache).expanduser()
+
+
+def cache_warnings(recipe: Recipe) -> tuple[str, ...]:
+    """What the objective of a recipe loses in its cache, with what to do; nothing is said of a cache that is not there.
+
+    Raises:
+        ConfigError: it is of another version.
+        DataError: a shard of it is missing or damaged.
+    """
+    from bridgegarden.teacher.cache.fidelity import cache_warning
+    from bridgegarden.teacher.cache.manifest import MANIFEST
+
+    if not recipe.teacher.is_cached or not (cache_folder(recipe) / MANIFEST).exists():
+        return ()
+    warning = cache_warning(cache_folder(recipe), build_objective(recipe.objective))
+    return () if warning is None else (warning,)
 
 
 def identity(teacher: ModelFacts) -> dict[str, Any]:

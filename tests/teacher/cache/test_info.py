@@ -3,10 +3,12 @@ import random
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 
 from bridgegarden.errors import DataError
-from bridgegarden.teacher.cache.info import BRIDGE_LIKE, ENTROPY_EDGES, cache_info, check_cache
+from bridgegarden.teacher.cache import info as info_module
+from bridgegarden.teacher.cache.info import BRIDGE_LIKE, ENTROPY_EDGES, cache_info, check_cache, kept_tokens
 from bridgegarden.teacher.cache.manifest import finished_shards
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.record import RecordFormat
@@ -140,3 +142,50 @@ def test_a_damaged_record_beside_a_shard_is_named(cache):
     path.write_text("{}")
     with pytest.raises(DataError, match=r"00000.json: damaged.*rm .*00000\.\*"):
         check_cache(cache)
+
+
+@pytest.mark.parametrize("support", [Support(k=24), Support(kind="mass", k=24, mass=0.8)])
+@pytest.mark.parametrize("exponent", [1.0, 0.5])
+def test_the_likeliest_tokens_hold_what_the_teachers_softmax_gives_them(tmp_path, support, exponent):
+    folder = build(tmp_path / "cache", cache_spec(support))
+    rows = kept_tokens(folder, exponent)
+    assert [row.k for row in rows] == [8, 16, 24]
+    model, held = teacher(), []
+    for document in documents_of(cache_rows()):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor(document.ids[None], dtype=torch.long)).logits[0, :-1]
+        p = (exponent * logits[torch.tensor(document.labels[1:] != -100)]).double().softmax(-1)
+        kept = support.signal(
+            logits[torch.tensor(document.labels[1:] != -100)], vocab_size=259, exponents=(), generator=None
+        )
+        assert kept.ids is not None
+        there = (
+            torch.where(kept.ids < 0, 0.0, p.gather(-1, kept.ids.clamp(min=0))).sort(descending=True).values.cumsum(-1)
+        )
+        held.append(there[:, [7, 15, 23]])
+    shares = torch.cat(held).numpy()
+    assert [row.mass for row in rows] == pytest.approx(shares.mean(0).tolist(), abs=2e-3)
+    assert [row.low for row in rows] == pytest.approx(np.quantile(shares, 0.05, axis=0).tolist(), abs=5e-3)
+
+
+def test_bytes_by_tokens_are_those_of_a_cache_of_so_many(tmp_path):
+    rows = kept_tokens(build(tmp_path / "cache", cache_spec(Support(k=16))))
+    for row in rows:
+        assert row.bytes == RecordFormat(cache_spec(Support(k=row.k))).bytes_per_position
+    text = str(cache_info(tmp_path / "cache"))
+    assert f"{rows[0].k}   {rows[0].mass:.4f}   {rows[0].low:.4f}" in text
+
+
+def test_a_large_cache_is_sampled_evenly(cache, monkeypatch):
+    everything = kept_tokens(cache)
+    read = []
+    monkeypatch.setattr(info_module, "SAMPLED_POSITIONS", 60)
+    whole = info_module.Shard.signals
+    monkeypatch.setattr(
+        info_module.Shard, "signals", lambda self, i: read.append((self.path.name, i)) or whole(self, i)
+    )
+    sampled = kept_tokens(cache)
+    shards = {name for name, _ in read}
+    assert 4 <= len(read) == len(set(read)) <= 12
+    assert len(shards) >= 3
+    assert sampled[-1].mass == pytest.approx(everything[-1].mass, abs=0.05)

@@ -2,9 +2,11 @@
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from bridgegarden.teacher.cache.manifest import (
 )
 from bridgegarden.teacher.cache.record import RecordFormat, Signals
 from bridgegarden.teacher.cache.shard import Shard, file_problem, framing_problem
-from bridgegarden.teacher.cache.spec import CacheSpec, Served, short
+from bridgegarden.teacher.cache.spec import CacheSpec, Served, Support, short
 from bridgegarden.terminal import counted
 
 ENTROPY_EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 5.0)
@@ -32,6 +34,24 @@ CONFIDENCE_EDGES = tuple(n / 10 for n in range(10))
 MASS_EDGES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
 """Lower edges of bins that end at 1."""
 CHUNK = 1 << 20
+FEWEST_KEPT = 8
+"""Tokens a position in the first line of the table of how many hold how much."""
+SAMPLED_POSITIONS = 20_000
+SAMPLED_NUMBERS = 1 << 24
+"""At most so many positions and log-probabilities are decoded for it: a second or two."""
+
+
+class KeptTokens(NamedTuple):
+    """How much of the teacher's probability the likeliest tokens hold."""
+
+    k: int
+    """So many of them."""
+    mass: float
+    """On average over positions."""
+    low: float
+    """19 positions of 20 have more: the 5th percentile."""
+    bytes: int
+    """A position takes so many if as many tokens are kept everywhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +102,8 @@ class CacheInfo:
     """Of max p."""
     masses: Histogram | None
     """Of the probability of the kept tokens; None where nothing can lie outside them."""
+    kept: tuple[KeptTokens, ...]
+    """By number of tokens up to those kept, on positions spread over the cache; empty where there is no tail."""
     built_in: BuildTime
     """What filling it took."""
     served: ServedNumbers | None = None
@@ -113,6 +135,7 @@ class CacheInfo:
             {"from": edge, "positions": n} for edge, n in zip(ENTROPY_EDGES, self.entropy_histogram, strict=True)
         ]
         tree = asdict(self) | {"spec": self.spec.to_dict(), "built_in": self.built_in._asdict()}
+        tree["kept"] = [row._asdict() for row in self.kept]
         tree |= {"bytes_per_position": self.bytes_per_position, "bridge_like": self.bridge_like}
         for name in ("confidence", "entropies", "confidences", "masses"):
             del tree[name]
@@ -132,6 +155,7 @@ class CacheInfo:
             f"support        {spec.support} of {spec.vocab_size:,} tokens, {spec.bits} bits a log-probability",
             f"tail powers    {', '.join(f'{g:g}' for g in spec.stored_exponents) or none}",
             f"captured mass  {self.captured_mass:.4f} on average, {self.least_captured_mass:.4f} at least",
+            *self._kept_lines(),
             f"Bridge-like    {self.bridge_like:.1%} of positions (max p > {BRIDGE_LIKE})",
             *self._served_lines(),
             f"entropy        {'at least ' if self.served else ''}{self.entropy:.3f} nats on average:",
@@ -142,6 +166,12 @@ class CacheInfo:
             share = count / max(self.positions, 1)
             lines.append(f"  {start:>5g} to {end:<4} {share:>6.1%} {'#' * round(BAR * count / most)}".rstrip())
         return "\n".join(lines)
+
+    def _kept_lines(self) -> list[str]:
+        if len(self.kept) < 2:
+            return []
+        rows = [f"  {row.k:>11,}  {row.mass:>7.4f}  {row.low:>7.4f}  {row.bytes:>6,}" for row in self.kept]
+        return ["by tokens kept    mass   19 of 20   bytes   (on average, and in 19 positions of 20 at least)", *rows]
 
     def _served_lines(self) -> list[str]:
         spec, numbers = self.spec.served, self.served
@@ -197,9 +227,57 @@ def cache_info(folder: Path) -> CacheInfo:
         entropies=entropies.histogram(),
         confidences=confidences.histogram(),
         masses=masses.histogram() if spec.has_tail else None,
+        kept=kept_tokens(folder),
         built_in=BuildTime.of(shards.values()),
         served=None if served is None else served.numbers(max(positions, 1)),
     )
+
+
+def kept_tokens(folder: Path, exponent: float = 1.0) -> tuple[KeptTokens, ...]:
+    """How much the k likeliest tokens hold, for k twice the one before up to what the cache in `folder` keeps.
+
+    Args:
+        folder: the cache. Documents spread evenly over it are read, about :data:`SAMPLED_POSITIONS`.
+        exponent: of the distribution p^g over its sum that is asked about: 1/T for a temperature T.
+
+    Raises:
+        ConfigError: there is no cache, or one of another version.
+        DataError: a shard is missing or damaged.
+    """
+    spec = read_spec(folder)
+    if not spec.has_tail or spec.support.kind == "sampled":
+        return ()
+    counts = [*takewhile(lambda k: k < spec.slots, (FEWEST_KEPT << n for n in range(32))), spec.slots]
+    powers = None if exponent == 1.0 else spec.stored_exponents.index(exponent)
+    shares = []
+    for signals in _spread(folder, spec):
+        assert signals.log_tail is not None
+        kept = np.exp(exponent * -np.sort(-signals.logp.astype(np.float64), axis=1)).cumsum(axis=1)
+        tail = np.exp((signals.log_tail if powers is None else signals.tail_powers[:, powers]).astype(np.float64))
+        shares.append(kept[:, [k - 1 for k in counts]] / (kept[:, -1] + tail)[:, None])
+    if not shares:
+        return ()
+    held = np.concatenate(shares)
+    rows = zip(counts, held.mean(axis=0).tolist(), np.quantile(held, 0.05, axis=0).tolist(), strict=True)
+    return tuple(KeptTokens(k, mass, low, _record_bytes(spec, k)) for k, mass, low in rows)
+
+
+def _record_bytes(spec: CacheSpec, k: int) -> int:
+    return RecordFormat(replace(spec, support=Support(k=k))).bytes_per_position
+
+
+def _spread(folder: Path, spec: CacheSpec) -> Iterator[Signals]:
+    """The signals of documents spread evenly over a cache; shards hold documents of like lengths."""
+    layout, shards = RecordFormat(spec), finished_shards(folder)
+    positions = sum(record.positions for record in shards.values())
+    step = max(1.0, positions / min(SAMPLED_POSITIONS, max(1, SAMPLED_NUMBERS // spec.slots)))
+    first, number = 0, 0.0
+    for path, record in shards.items():
+        shard = Shard.open(path, record, layout)
+        while number < first + record.documents:
+            yield shard.signals(int(number) - first)
+            number += step
+        first += record.documents
 
 
 @dataclass(frozen=True, kw_only=True)
