@@ -92,7 +92,7 @@ def architecture(model: PreTrainedModel) -> str:
 
 def name_of(model: PreTrainedModel) -> str:
     """How errors call `model` itself: the name or path that it was loaded by, else its class."""
-    return model.config._name_or_path or type(model).__name__
+    return model.config.name_or_path or type(model).__name__
 
 
 def hidden_states(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor:

@@ -181,7 +181,7 @@ def meta_model(config: "PretrainedConfig") -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     def refusal(words: str) -> ModelError:
-        return ModelError(f"model {config._name_or_path!r}: config.json: no model can be built of it ({words}).")
+        return ModelError(f"model {config.name_or_path!r}: config.json: no model can be built of it ({words}).")
 
     with foreign(refusal), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)

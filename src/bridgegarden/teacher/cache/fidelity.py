@@ -27,7 +27,7 @@ ALPHA_BETAS = {
     (0.0, 0.0): "alpha_beta(0, 0)",
 }
 """Exponents of the alpha-beta divergences in :data:`FIDELITY`."""
-ENDS = {
+ENDS: Mapping[tuple[str, float | None], str] = {
     ("jensen_shannon", 0.0): "forward_kl",
     ("jensen_shannon", 1.0): "reverse_kl",
     ("skewed_forward_kl", 0.0): "forward_kl",
