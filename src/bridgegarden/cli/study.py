@@ -1,13 +1,17 @@
 """``bridgegarden quickstart``, ``compare`` and ``lab``: many students, trained and held against each other."""
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from bridgegarden.cli.options import SET, BatchSize, typed
 from bridgegarden.terminal import plain_console
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 WORLD_NAMES = ("dialogue", "arithmetic", "program", "control")
 """Keys of `bridgegarden.exact.tasks.WORLDS`, which is imported only when asked for."""
@@ -107,6 +111,8 @@ def compare_command(recipe: str, overrides: tuple[str, ...], **options: Any) -> 
     all objectives on fixed rows; on-policy ones (gkd, on_policy_hybrid, ...) ask it as they go. Interrupted, it goes on
     with the trainings that are missing. Leaves DIR/report.html, tables.md, objectives.csv and result.json.
     """
+    from bridgegarden.compare.findings import sentences
+    from bridgegarden.compare.report import terminal_tables
     from bridgegarden.compare.result import CompareSettings
     from bridgegarden.compare.run import compare
     from bridgegarden.evaluation.lm_eval import EvaluationOptions
@@ -141,19 +147,21 @@ def compare_command(recipe: str, overrides: tuple[str, ...], **options: Any) -> 
         output=options["output"],
         workers=options["workers"],
     )
-    if options["as_json"]:
-        click.echo(folder.result.read_text(encoding="utf-8"), nl=False)
+    found = [f"* {sentence}" for sentence in sentences(result)]
+    _show(folder.path, terminal_tables(result), found, as_json=options["as_json"])
+
+
+def _show(folder: Path, tables: "Iterable[RenderableType]", found: Sequence[str] = (), *, as_json: bool) -> None:
+    """What a study left in `folder`: its JSON, or `tables`, what was `found`, and where the report is."""
+    if as_json:
+        click.echo((folder / "result.json").read_text(encoding="utf-8"), nl=False)
         return
-
-    from bridgegarden.compare.findings import sentences
-    from bridgegarden.compare.report import terminal_tables
-
     console = plain_console(highlight=False)
-    for table in terminal_tables(result):
+    for table in tables:
         console.print(table)
-    for sentence in sentences(result):
-        console.print(f"* {sentence}", markup=False)
-    console.print(f"\nThe report is {folder.report}, the numbers are in result.json beside it", soft_wrap=True)
+    for line in found:
+        console.print(line, markup=False)
+    console.print(f"\nThe report is {folder / 'report.html'}, the numbers are in result.json beside it", soft_wrap=True)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -226,6 +234,7 @@ def run_command(
     """
     from bridgegarden.lab.result import LabSettings
     from bridgegarden.lab.run import lab
+    from bridgegarden.lab.tables import tables
 
     settings = LabSettings(worlds=world, objectives=objectives, seeds=tuple(range(seeds)), sweep=sweep)
     typed = [
@@ -236,16 +245,7 @@ def run_command(
         *([] if sweep else ["--no-sweep"]),
     ]
     result = lab(output, settings, command=" ".join(typed), workers=workers)
-    if as_json:
-        click.echo((output / "result.json").read_text(encoding="utf-8"), nl=False)
-        return
-
-    from bridgegarden.lab.tables import tables
-
-    console = plain_console(highlight=False)
-    for table in tables(result):
-        console.print(table)
-    console.print(f"\nThe report is {output / 'report.html'}, the numbers are in result.json beside it", soft_wrap=True)
+    _show(output, tables(result), as_json=as_json)
 
 
 @lab_group.command("map")
@@ -274,13 +274,7 @@ def map_command(quick: bool, output: Path, workers: int | None, as_json: bool) -
 
     typed = f"bridgegarden lab map{' --quick' if quick else ''}"
     result = lab_map(output, QUICK if quick else MapSettings(), command=typed, workers=workers)
-    if as_json:
-        click.echo((output / "result.json").read_text(encoding="utf-8"), nl=False)
-        return
-    console = plain_console(highlight=False)
-    for table in tables(result):
-        console.print(table)
-    console.print(f"\nThe report is {output / 'report.html'}, the numbers are in result.json beside it", soft_wrap=True)
+    _show(output, tables(result), as_json=as_json)
 
 
 @lab_group.command("confirm")
@@ -306,13 +300,7 @@ def confirm_command(seeds: int, output: Path, workers: int | None, as_json: bool
 
     settings = ConfirmSettings(seeds=seeds)
     result = lab_confirm(output, settings, command=f"bridgegarden lab confirm --seeds {seeds}", workers=workers)
-    if as_json:
-        click.echo((output / "result.json").read_text(encoding="utf-8"), nl=False)
-        return
-    console = plain_console(highlight=False)
-    for table in tables(result):
-        console.print(table)
-    console.print(f"\nThe report is {output / 'report.html'}, the numbers are in result.json beside it", soft_wrap=True)
+    _show(output, tables(result), as_json=as_json)
 
 
 @lab_group.command("worlds")

@@ -260,9 +260,7 @@ def compare(
         ModelError: the models cannot be used, or not with each other.
     """
     began, started = time.perf_counter(), now()
-    # Bound to stderr as it is now: what libraries say there while a student is measured is swallowed.
-    if console is None:
-        console = plain_console(file=sys.stderr, force_terminal=None if sys.stderr.isatty() else False, highlight=False)
+    console = console or _console()
     recipe = placed(load_recipe(source, overrides), source)
     rows = compared_rows(settings.objectives, recipe.objective)
     check_recipe(recipe, rows)
@@ -291,6 +289,11 @@ def compare(
         )
         folder.save(result)
     return result, folder
+
+
+def _console() -> "Console":
+    """Bound to stderr as it is now: what libraries say there while a student is measured is swallowed."""
+    return plain_console(file=sys.stderr, force_terminal=None if sys.stderr.isatty() else False, highlight=False)
 
 
 def run_one(job: Job, tell: Tell) -> CompareRun:
