@@ -259,7 +259,7 @@ def paired_difference(
 
 
 def _paired_draws(
-    seeds: Sequence[Mapping[str, float]],
+    seeds: Sequence[Scores],
     means: np.ndarray,
     confidence: float,
     resamples: int,

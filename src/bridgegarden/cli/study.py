@@ -11,7 +11,7 @@ from bridgegarden.cli.options import SET, BatchSize, typed
 from bridgegarden.terminal import plain_console
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from bridgegarden.table import Table
 
 WORLD_NAMES = ("dialogue", "arithmetic", "program", "control")
 """Keys of `bridgegarden.exact.tasks.WORLDS`, which is imported only when asked for."""
@@ -151,7 +151,7 @@ def compare_command(recipe: str, overrides: tuple[str, ...], **options: Any) -> 
     _show(folder.path, terminal_tables(result), found, as_json=options["as_json"])
 
 
-def _show(folder: Path, tables: "Iterable[RenderableType]", found: Sequence[str] = (), *, as_json: bool) -> None:
+def _show(folder: Path, tables: "Iterable[Table]", found: Sequence[str] = (), *, as_json: bool) -> None:
     """What a study left in `folder`: its JSON, or `tables`, what was `found`, and where the report is."""
     if as_json:
         click.echo((folder / "result.json").read_text(encoding="utf-8"), nl=False)
