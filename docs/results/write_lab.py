@@ -28,6 +28,11 @@ from bridgegarden.lab.result import REGIMES, LabResult
 from bridgegarden.lab.tables import effect_table, label, mean_table, verdict_table
 from bridgegarden.table import Table
 
+UNDERPOWERED = """With five seeds these intervals are wide: an effect of the size found elsewhere would be called in \
+3 to 6 % of such studies, and
+"not enough evidence" here is no finding. [evidence.md](evidence.md) is the study that decides; this page has further \
+worlds."""
+
 
 def page(result: LabResult) -> str:
     """The whole page."""
@@ -35,6 +40,7 @@ def page(result: LabResult) -> str:
     lines = summaries(rows)
     parts = [
         "# The lab: Bridges, Gardens and exposure bias, computed",
+        UNDERPOWERED,
         made(result),
         in_short(result, lines),
         "## What came of the claims",
