@@ -24,6 +24,8 @@ from bridgegarden.terminal import counted
 
 CONFIDENCE = 0.95
 """Of every interval that does not say otherwise."""
+ROUNDING = 1e-6
+"""A spread that is no larger a share of the values is the rounding of float32."""
 AT_ONCE = 1_000_000
 """Numbers of a resampling that are in memory together."""
 Scores = Mapping[Hashable, float]
@@ -71,7 +73,7 @@ class Estimate(NamedTuple):
     mean: float
     """The estimate."""
     stderr: float
-    """Standard error of `mean` over the units."""
+    """Standard error of `mean` over the units; infinite where nothing is known of it."""
     n: int
     """Number of units."""
 
@@ -104,6 +106,49 @@ class Estimate(NamedTuple):
             raise DataError("estimate: the ratio's denominator has mean 0.")
         ratio = (above.mean() / below.mean()).item()
         return cls(ratio, _stderr(above - ratio * below) / below.mean().abs().item(), len(above))
+
+    @classmethod
+    def cautious(
+        cls, values: Tensor | Sequence[float], *, floor: float = 0.0, size: float = 0.0, beside: Tensor | None = None
+    ) -> "Estimate":
+        r"""The mean of one value per independent unit, of which few may be large and some may not have been seen.
+
+        .. math:: \mathrm{stderr}' = \max\Big(\mathrm{stderr}, \; \mathrm{stderr}_{+}
+                  + \frac{|\bar x_{+} - \bar x|}{t_{n - 1}}, \; \mathrm{floor}\Big)
+
+        where + is over the values and two more at either end of their range. For values of two kinds this is Agresti
+        and Coull's interval, which holds where few or none of one kind were seen; values that lie evenly about their
+        mean hardly change it.
+
+        **No spread is no knowledge**: where the values are all the same the interval has no ends (an infinite standard
+        error), unless `floor`, what is known of such errors from elsewhere, gives it some.
+
+        Args:
+            values: one for each unit.
+            floor: least standard error.
+            beside: values of the same kind from elsewhere, which may be larger than any of these: their range counts.
+            size: of what the values were made from; a spread of a millionth of it is rounding.
+
+        Raises:
+            DataError: as `over`.
+
+        References:
+            Agresti and Coull, 1998, The American Statistician 52(2).
+        """
+        column = _column(values)
+        seen = column if beside is None else torch.cat([column, _column(beside)])
+        low, high = seen.min(), seen.max()
+        if high - low <= ROUNDING * max(size, seen.abs().max().item()):
+            return cls(column.mean().item(), floor or math.inf, len(column))
+        more = torch.cat([column, low.expand(2), high.expand(2)])
+        shift = (more.mean() - column.mean()).abs().item()
+        widened = _stderr(more) + shift / float(stdtrit(len(column) - 1, 0.5 + CONFIDENCE / 2))
+        return cls(column.mean().item(), max(_stderr(column), widened, floor), len(column))
+
+    @property
+    def known(self) -> bool:
+        """Whether the interval has ends."""
+        return math.isfinite(self.stderr)
 
     def interval(self, confidence: float = CONFIDENCE) -> Interval:
         """Where the true mean lies, from Student's t-distribution with n - 1 degrees of freedom."""

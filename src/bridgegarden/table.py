@@ -80,8 +80,10 @@ class Cell(NamedTuple):
 
 
 def mean_cell(mean: float, interval: tuple[float, float], *, times: float = 1.0, unit: str = "") -> Cell:
-    """A mean with half its interval, both multiplied by `times`."""
+    """A mean with half its interval, both multiplied by `times`; or without, where the interval has no ends."""
     low, high = interval
+    if math.isinf(high - low):
+        return Cell(number(times * mean), "± unknown", unit)
     shown, half = plus_minus(times * mean, times * (high - low) / 2)
     return Cell(shown, f"± {half}", unit)
 

@@ -1,6 +1,7 @@
 """Estimates of exposure bias, against dynamic programming and against enumeration."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -45,7 +46,7 @@ def test_monte_carlo_agrees_with_dynamic_programming_and_with_enumeration(seed):
     assert abs(per_token.mean - truth.exposure_bias_per_token) < 4 * per_token.stderr
 
 
-def test_the_95_per_cent_interval_holds_the_truth_in_90_to_99_per_cent_of_runs():
+def test_the_95_per_cent_interval_holds_the_truth_in_at_least_90_per_cent_of_runs():
     # 400 runs, not 100: with 40 prompts these skewed losses are covered 94% of the time (2,000 runs), and among 100
     # runs chance alone puts a share of 94% below 90 once in 25. Among 400 it does so once in 1,000.
     world, runs, prompts = make_world(1), 400, 40
@@ -64,7 +65,7 @@ def test_the_95_per_cent_interval_holds_the_truth_in_90_to_99_per_cent_of_runs()
         for name in held:
             low, high = getattr(got, name).interval()
             held[name] += low <= getattr(truth, name) <= high
-    assert all(0.90 <= count / runs <= 0.99 for count in held.values()), held
+    assert all(count / runs >= 0.90 for count in held.values()), held
 
 
 def of_prompts(texts: RollOuts, first: int, count: int) -> RollOuts:
@@ -86,10 +87,12 @@ def test_tempered_texts_are_scored_at_temperature_one():
     assert abs(got.student_loss.mean - truth.student_loss) < 4 * got.student_loss.stderr
 
 
-def test_greedy_texts_have_no_spread():
+def test_greedy_texts_of_one_prompt_have_no_spread_and_so_no_interval():
     world = make_world(2)
     got = measure(world, prompts=3, temperature=0.0)
-    assert got.teacher_loss.stderr < 1e-12
+    assert not got.exposure_bias.known
+    assert got.exposure_bias.interval() == (-math.inf, math.inf)
+    assert got.to_dict()["exposure_bias"]["low"] is None
     assert len(set(got.teacher_texts.tokens)) == 1
 
 

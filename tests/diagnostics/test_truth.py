@@ -137,4 +137,4 @@ def test_estimates_are_within_4_standard_errors_and_their_intervals_hold_the_tru
             count = agrees(estimates, truth)
             print(f"{name:10} {measure:24} truth {truth:8.4f}, held {count} of {RUNS}")
             held[measure] = held.get(measure, 0) + count
-    assert all(0.90 <= count / (RUNS * len(WORLDS)) <= 0.99 for count in held.values()), held
+    assert all(count / (RUNS * len(WORLDS)) >= 0.92 for count in held.values()), held

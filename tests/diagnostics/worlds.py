@@ -37,6 +37,30 @@ def make_world(seed: int = 0, *, horizon: int = HORIZON, difference: float = 0.7
     return World(process, ProcessPolicy(process), TablePolicy(process, table), table)
 
 
+START, CALM, EDGE, DISASTER = range(4)
+
+
+def rare_disasters(*, uneven: float = 0.0) -> World:
+    """Texts that all lose the same, but for a few that leave everything the student knows: 1 % of the teacher's, 9 %
+    of the student's.
+
+    The first token goes to the edge or to calm ground, from the edge the second one falls or does not, and what follows
+    decides nothing.
+
+    Args:
+        uneven: by how much the student's logits differ between states other than the disaster. Above zero, texts
+            without a disaster differ a little, too.
+    """
+    following = torch.tensor([[CALM, EDGE], [CALM, CALM], [CALM, DISASTER], [DISASTER, DISASTER]])
+    teacher = torch.tensor([[0.9, 0.1]] * 3 + [[0.95, 0.05]], dtype=torch.float64).log()
+    student = torch.tensor([[0.7, 0.3]] * 3 + [[0.05, 0.95]], dtype=torch.float64).log()
+    student[CALM, 1] += uneven
+    student[EDGE, 1] += uneven / 2
+    student = student.log_softmax(-1)
+    process = TabularProcess(teacher, following, torch.zeros(4, dtype=torch.bool), horizon=8, initial=START)
+    return World(process, ProcessPolicy(process), TablePolicy(process, student), student)
+
+
 class Recital(NamedTuple):
     """A `Decoding` of texts that are known: all the mass is on what comes next."""
 

@@ -9,6 +9,11 @@ kappa(s) rises. Four views of that, each with an interval over prompts (all posi
 * gain: :math:`-\mathrm{cov}(\lambda, \kappa)`, by how much more kappa the hard weight :math:`1 - \lambda` covers than a
   static rule of the same mean does, nats a position. It is linear in kappa, so noise in kappa does not bias it.
 
+**The gain decides.** Ranks do not see means: noise that is skewed, and whose scale follows :math:`\lambda`, shifts them
+although kappa is the same everywhere on average, and more evidence only makes that surer. The interval of the gain is
+cautious (:meth:`~bridgegarden.statistics.Estimate.cautious`): the largest kappa that was seen may be where it tells
+most. It is widened for the two rules that are tried.
+
 This says how well a rule *aims*, not how a student trained with it will turn out.
 """
 
@@ -23,12 +28,23 @@ from torch import Tensor
 from bridgegarden.diagnostics.kappa import KappaResult, Kind
 from bridgegarden.objective.soft_weight import ConfidenceWeight, EntropyWeight, SoftWeight, StaticWeight
 from bridgegarden.objective.support import TeacherSignal
-from bridgegarden.statistics import Bootstrapped, Interval, auc, resampled, spearman, to_plain, weighted_mean
+from bridgegarden.statistics import (
+    CONFIDENCE,
+    Bootstrapped,
+    Estimate,
+    Interval,
+    auc,
+    corrected,
+    resampled,
+    spearman,
+    to_plain,
+    weighted_mean,
+)
 
 LEAST_PROMPTS = 5
 """With fewer clusters a bootstrap interval means nothing."""
 NOTICEABLE = 0.1
-"""A rank correlation nearer to 0 than this is as good as none."""
+"""A gain that is a smaller share of the most it could be is as good as none."""
 
 Rule = Literal["confidence", "entropy", "static"]
 
@@ -57,7 +73,10 @@ class RuleScore:
     separation: Bootstrapped
     r"""Mean :math:`\lambda` at Gardens minus at Bridges; positive is good."""
     gain: Bootstrapped
-    """Nats a position beyond a static rule of the same mean; positive is good."""
+    """Nats a position beyond a static rule of the same mean; positive is good. Widened for two rules."""
+    most: float
+    r"""Nats a position: the gain of a :math:`\lambda` that fell in line with the measured kappa, the product of their
+    standard deviations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +93,9 @@ class Advice:
     """About how many more generated tokens would decide; None where decided, or where no number can be given."""
     scores: tuple[RuleScore, ...]
     """Of both adaptive rules."""
-    spearman_difference: Bootstrapped
-    """Spearman of confidence minus that of entropy, on the same resamples; negative favours confidence."""
+    gain_difference: Bootstrapped
+    r"""Gain of confidence minus that of entropy, each over its rule's standard deviation of :math:`\lambda`, paired by
+    prompt; positive favours confidence."""
     positions: int
     """Positions measured."""
     prompts: int
@@ -107,6 +127,8 @@ def advise(result: KappaResult, *, vocab_size: int, generator: torch.Generator, 
     weights = soft_weights(entropy, max_prob, vocab_size)
     counts, count = resampled(prompts, generator, resamples), len(set(prompts))
 
+    gains = {rule: _gains(weights[rule], kappa, prompts) for rule in ADAPTIVE}
+
     def score(rule: Rule, weight: Tensor) -> RuleScore:
         return RuleScore(
             rule=rule,
@@ -116,17 +138,13 @@ def advise(result: KappaResult, *, vocab_size: int, generator: torch.Generator, 
             separation=Bootstrapped.of(
                 lambda w: weighted_mean(weight, w * garden) - weighted_mean(weight, w * bridge), counts, count
             ),
-            gain=Bootstrapped.of(
-                lambda w: weighted_mean(weight, w) * weighted_mean(kappa, w) - weighted_mean(weight * kappa, w),
-                counts,
-                count,
-            ),
+            gain=_mean(gains[rule], reach=_reach(weight, kappa, len(positions) / max(count, 1)), tests=len(ADAPTIVE)),
+            most=(weight.std(correction=0) * kappa.std(correction=0)).item(),
         )
 
     scores = tuple(score(rule, weights[rule]) for rule in ADAPTIVE)
-    difference = Bootstrapped.of(
-        lambda w: spearman(weights["confidence"], kappa, w) - spearman(weights["entropy"], kappa, w), counts, count
-    )
+    even = [gains[rule] / weights[rule].std(correction=0).clamp(min=1e-12) for rule in ADAPTIVE]
+    difference = _mean(even[0] - even[1], size=max((one.abs().max().item() for one in even), default=0.0))
     recommended, either, reason, more = _decide(scores, difference, count, result.generated_tokens)
     return Advice(
         recommended=recommended,
@@ -134,7 +152,7 @@ def advise(result: KappaResult, *, vocab_size: int, generator: torch.Generator, 
         reason=reason,
         more_tokens=more,
         scores=scores,
-        spearman_difference=difference,
+        gain_difference=difference,
         positions=len(positions),
         prompts=count,
         representative=result.choose == "random" or len(positions) == result.candidates,
@@ -144,60 +162,80 @@ def advise(result: KappaResult, *, vocab_size: int, generator: torch.Generator, 
 def _decide(
     scores: tuple[RuleScore, ...], difference: Bootstrapped, prompts: int, tokens: int
 ) -> tuple[Rule | None, bool, str, int | None]:
-    usable = [score for score in scores if score.spearman.value is not None and score.spearman.interval is not None]
-    if prompts < LEAST_PROMPTS or len(usable) < len(scores):
+    if prompts < LEAST_PROMPTS or any(score.gain.interval is None for score in scores):
         return (
             None,
             False,
             f"Not enough evidence: positions of {prompts} prompts. It takes {LEAST_PROMPTS}, and some spread.",
             None,
         )
-    good = [score for score in usable if _interval(score.spearman).side() < 0]
+    good = [score for score in scores if _interval(score.gain).side() > 0]
     if good:
-        best = min(good, key=lambda score: _value(score.spearman))
-        either = len(good) > 1 and _interval(difference).side() == 0
+        best = max(good, key=lambda score: _value(score.gain) / score.most)
+        either = len(good) > 1 and (difference.interval is None or difference.interval.side() == 0)
         reason = (
-            f"The {best.rule} rule is softer where kappa is lower: rank correlation {_value(best.spearman):+.2f} "
-            f"({_range(best.spearman)})."
+            f"The {best.rule} rule is softer where kappa is lower: its hard labels cover {_told(best)} more than those "
+            "of a static rule of the same mean."
         )
         if either:
             reason += " The other adaptive rule is as good, as far as this evidence goes."
         return best.rule, either, reason, None
-    if all(-_interval(score.spearman).low < NOTICEABLE for score in usable):
-        return "static", False, _nothing_to_aim_with(usable), None
-    nearest = min(usable, key=lambda score: _value(score.spearman))
-    more = more_tokens(_value(nearest.spearman), _interval(nearest.spearman), tokens)
+    if all(_interval(score.gain).high < NOTICEABLE * score.most for score in scores):
+        return "static", False, _nothing_to_aim_with(scores), None
+    nearest = max(scores, key=lambda score: _value(score.gain) / score.most)
+    more = more_tokens(_value(nearest.gain), _interval(nearest.gain), tokens, least=NOTICEABLE * nearest.most)
     reason = (
-        f"Not enough evidence: the rank correlation of the {nearest.rule} rule with kappa is "
-        f"{_value(nearest.spearman):+.2f}, but anything in {_range(nearest.spearman)} is possible. About {more:,} more "
-        "generated tokens, on more prompts, would do."
+        f"Not enough evidence: the hard labels of the {nearest.rule} rule cover {_told(nearest)} more than those of a "
+        f"static rule of the same mean. About {more:,} more generated tokens, on more prompts, would do."
     )
     return None, False, reason, more
 
 
 def _nothing_to_aim_with(scores: Sequence[RuleScore]) -> str:
-    """Why no adaptive rule suits, given that no useful correlation is possible."""
-    wrong = [score for score in scores if _interval(score.spearman).side() > 0]
+    """Why no adaptive rule suits, given that no useful gain is possible."""
+    wrong = [score for score in scores if _interval(score.gain).side() < 0]
     if wrong:
-        worst = max(wrong, key=lambda score: _value(score.spearman))
+        worst = min(wrong, key=lambda score: _value(score.gain))
         return (
-            f"The {worst.rule} rule is softer where kappa is higher, the wrong way round: rank correlation "
-            f"{_value(worst.spearman):+.2f} ({_range(worst.spearman)}). An adaptive rule would go soft on what must be "
-            "exact here."
+            f"The {worst.rule} rule is softer where kappa is higher, the wrong way round: its hard labels cover "
+            f"{_told(worst)} more than those of a static rule. An adaptive rule would go soft on what must be exact."
         )
     return (
-        f"Neither confidence nor entropy predicts kappa here: -{NOTICEABLE} or below is ruled out for both rank "
-        "correlations. An adaptive rule has nothing to aim with."
+        "Neither confidence nor entropy predicts kappa here: for both, a gain of a tenth of the most it could be is "
+        "ruled out. An adaptive rule has nothing to aim with."
     )
 
 
-def more_tokens(value: float, interval: Interval, tokens: int) -> int:
+def _gains(weight: Tensor, kappa: Tensor, prompts: Sequence[int]) -> Tensor:
+    """``(P,)``: what each prompt adds to the gain, whose mean is the gain."""
+    parts = -(weight - weight.mean()) * (kappa - kappa.mean())
+    names, member = torch.tensor(prompts, dtype=torch.long).unique(return_inverse=True)
+    return torch.zeros(len(names), dtype=torch.float64).index_add_(0, member, parts) * len(names) / max(len(kappa), 1)
+
+
+def _reach(weight: Tensor, kappa: Tensor, each: float) -> Tensor:
+    """``(2,)``: what a prompt adds if the largest kappa seen were where the weight is farthest from its mean."""
+    farthest = (weight - weight.mean()).abs().max() * (kappa - kappa.mean()).abs().max() / max(each, 1.0)
+    return torch.stack([-farthest, farthest])
+
+
+def _mean(values: Tensor, *, reach: Tensor | None = None, size: float = 0.0, tests: int = 1) -> Bootstrapped:
+    """With its cautious interval over prompts, being one of `tests`; without where there are too few, or no spread."""
+    if len(values) < 2:
+        return Bootstrapped(value=values.mean().item() if len(values) else None, interval=None)
+    estimate = Estimate.cautious(values, beside=reach, size=size)
+    return Bootstrapped(
+        value=estimate.mean, interval=estimate.interval(corrected(CONFIDENCE, tests)) if estimate.known else None
+    )
+
+
+def more_tokens(value: float, interval: Interval, tokens: int, *, least: float) -> int:
     """How many more tokens would narrow `interval`, whose width falls as one over their square root, off zero.
 
-    Where the value itself is nearer to zero than `NOTICEABLE`, until it could tell that much.
+    Where the value itself is nearer to zero than `least`, until it could tell that much.
     """
     half = (interval.high - interval.low) / 2
-    target = max(abs(value), NOTICEABLE)
+    target = max(abs(value), least)
     return max(math.ceil(tokens * ((half / target) ** 2 - 1)), math.ceil(0.1 * tokens))
 
 
@@ -227,7 +265,7 @@ def _interval(statistic: Bootstrapped) -> Interval:
     return statistic.interval
 
 
-def _range(statistic: Bootstrapped) -> str:
-    """Of a correlation, cut where none can be."""
-    low, high = _interval(statistic)
-    return f"{max(low, -1.0):+.2f} to {min(high, 1.0):+.2f}"
+def _told(score: RuleScore) -> str:
+    """A gain and its interval."""
+    low, high = _interval(score.gain)
+    return f"{_value(score.gain):+.2g} nats a place ({low:+.2g} to {high:+.2g})"

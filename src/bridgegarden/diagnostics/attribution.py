@@ -9,6 +9,9 @@ v(s) the total variation distance of p and q, the inner sum is :math:`v(s) \, E[
 :math:`(q-p)_+ / v` and a' from :math:`(p-q)_+ / v`: where the models agree nothing is spent. Positions of a student's
 text are drawn in proportion to v, which makes every draw weigh the same: the text's share is the sum of its v times
 the mean of the differences, without bias. Both continuations of a draw use the same random numbers.
+
+A range in which no draw happened to cost anything is not known to cost nothing. But v is known at every position, so
+the error of a range has a floor: as many of its draws as chance may hide could have cost what the costliest draw did.
 """
 
 from collections.abc import Sequence
@@ -25,7 +28,7 @@ from bridgegarden.diagnostics.rollout import DEFAULT_MAX_ROWS, RollOuts, draw_by
 from bridgegarden.errors import ConfigError
 from bridgegarden.objective.divergences import Divergence, forward_kl
 from bridgegarden.policy import Policy
-from bridgegarden.statistics import Estimate, to_plain
+from bridgegarden.statistics import CONFIDENCE, ROUNDING, Estimate, to_plain
 
 POSITION_BINS = 10
 """Most ranges of positions in an attribution."""
@@ -42,7 +45,7 @@ class Share:
     high: float
     """Where it ends: the next range's beginning, which is not part of it (1.0 is)."""
     contribution: Estimate
-    """Nats a text; the contributions of all ranges add up to the total."""
+    """Nats a text; the contributions of all ranges add up to the total. Without an interval where no text was."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,26 +211,21 @@ def _attribution(
     bias: ExposureBias, drawn: _Drawn, mass: Tensor, count: int, budget: int, generated: int
 ) -> Attribution:
     texts = bias.student_texts
-    parts = mass[drawn.text] * drawn.cost / count
-
-    def over_prompts(kept: Tensor) -> Tensor:
-        by_text = torch.zeros(len(mass), dtype=torch.float64).index_add_(0, drawn.text, parts * kept)
-        return texts.per_prompt(by_text)
-
-    total = over_prompts(torch.ones_like(parts))
-    gap = Estimate.over(total - bias.per_prompt())
+    charge = _Charge.of(bias, drawn, mass, count)
+    total, direct = charge.by_prompt(torch.ones_like(charge.parts)), bias.per_prompt()
+    gap = Estimate.cautious(total - direct, size=max(total.abs().max().item(), direct.abs().max().item()))
     longest = int(texts.lengths.max())
     width = -(-longest // POSITION_BINS)
     edges = [float(edge) for edge in range(0, longest + width, width)]
-    confidence = texts.teacher_max_prob[drawn.text, drawn.position]
+    positions = torch.arange(texts.horizon).double().expand_as(texts.teacher_max_prob)
     largest = drawn.cost.argsort(descending=True)[:20].tolist()
     return Attribution(
-        total=Estimate.over(total),
+        total=Estimate.cautious(total),
         direct=bias.exposure_bias,
         gap=gap,
         agrees=gap.interval().side() == 0,
-        by_position=_shares(edges, drawn.position.double(), over_prompts),
-        by_confidence=_shares(CONFIDENCE_EDGES, confidence, over_prompts),
+        by_position=_shares(edges, positions, charge),
+        by_confidence=_shares(CONFIDENCE_EDGES, texts.teacher_max_prob, charge),
         largest=tuple(
             Draw(
                 text=int(drawn.text[row]),
@@ -245,10 +243,59 @@ def _attribution(
     )
 
 
-def _shares(edges: Sequence[float], values: Tensor, over_prompts: Any) -> tuple[Share, ...]:
-    """The last range holds its upper end too, and what rounding puts above it."""
+@dataclass(frozen=True)
+class _Charge:
+    """What draws add to the texts that they are from."""
+
+    texts: RollOuts
+    text: Tensor
+    """``(M,)`` of each draw."""
+    position: Tensor
+    """``(M,)`` of each draw."""
+    parts: Tensor
+    """``(M,)`` nats a text that each draw adds."""
+    weight: Tensor
+    """``(N, T)``: v wherever something is left to cost, else 0."""
+    draws: Tensor
+    """``(N, T)``: how many draws a position is expected to get."""
+    most: float
+    """Nats: the most that any draw cost, or that two texts of a writer differ by; 0 if that is rounding."""
+
+    @classmethod
+    def of(cls, bias: ExposureBias, drawn: _Drawn, mass: Tensor, count: int) -> "_Charge":
+        texts = bias.student_texts
+        weight = texts.total_variation[0].double() * (texts.lengths[:, None] - 1 - torch.arange(texts.horizon) > 0)
+        draws = count * weight / mass.clamp(min=torch.finfo(mass.dtype).tiny)[:, None]
+        sums = [one.losses[0].double().sum(-1) for one in (texts, bias.teacher_texts)]
+        most = max([*drawn.cost.abs().tolist(), *((one.max() - one.min()).item() for one in sums)])
+        if most <= ROUNDING * max(one.max().item() for one in sums):
+            most = 0.0
+        return cls(texts, drawn.text, drawn.position, mass[drawn.text] * drawn.cost / count, weight, draws, most)
+
+    def by_prompt(self, kept: Tensor) -> Tensor:
+        """``(P,)`` nats a text, of the draws that are `kept`."""
+        by_text = torch.zeros(len(self.texts.tokens), dtype=torch.float64)
+        return self.texts.per_prompt(by_text.index_add_(0, self.text, self.parts * kept))
+
+    def floor(self, inside: Tensor) -> float:
+        """Least standard error of the sum over the positions ``(N, T)`` `inside`, whatever its own draws cost.
+
+        Of m draws that all cost nothing, as large a share as the exact interval of a share allows could have cost
+        `most`, at positions whose v is known.
+        """
+        prompts, expected = len(self.texts.prompts), (self.draws * inside).sum().item()
+        if expected == 0:
+            return 0.0
+        unseen = 1 - ((1 - CONFIDENCE) / 2) ** (1 / expected)
+        reach = (self.weight * inside).sum().item() / len(self.texts.tokens) * self.most * unseen
+        return reach / -Estimate(0.0, 1.0, prompts).interval().low
+
+
+def _shares(edges: Sequence[float], values: Tensor, charge: _Charge) -> tuple[Share, ...]:
+    """By ``(N, T)`` `values`; the last range holds its upper end too, and what rounding puts above it."""
     shares = []
     for low, high in pairwise(edges):
         inside = (values >= low) & ((values < high) | (high == edges[-1]))
-        shares.append(Share(low=low, high=high, contribution=Estimate.over(over_prompts(inside.double()))))
+        found = charge.by_prompt(inside[charge.text, charge.position].double())
+        shares.append(Share(low=low, high=high, contribution=Estimate.cautious(found, floor=charge.floor(inside))))
     return tuple(shares)

@@ -5,8 +5,10 @@ r"""Exposure bias from roll-outs: what a student loses on its own texts beyond w
 
 :math:`d_T` and :math:`d_\theta` are the texts that teacher and student write from the same prompts, at one temperature
 and at most T tokens long; :math:`l` is at temperature 1 whatever the texts were written at. Prompts are the independent
-units of every error: texts of one prompt are averaged first. Sums are nats a text; per-token values are the ratio of
-the mean sum to the mean length. The exact value of the same quantity on finite worlds is in `bridgegarden.exact`.
+units of every error: texts of one prompt are averaged first. Losses are skewed, so the intervals are the cautious ones
+of :meth:`~bridgegarden.statistics.Estimate.cautious`: where no two prompts differ they have no ends. Sums are nats a
+text; per-token values are the ratio of the mean sum to the mean length. The exact value of the same quantity on finite
+worlds is in `bridgegarden.exact`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -99,16 +101,15 @@ class ExposureBias:
             raise DataError("exposure bias: teacher and student wrote from different prompts; they must be the same.")
         on_teacher, on_student = _sums(teacher_texts), _sums(student_texts)
         lengths = [texts.per_prompt(texts.lengths.double()) for texts in (teacher_texts, student_texts)]
+        per_token = [_linearised(sums, length) for sums, length in zip((on_teacher, on_student), lengths, strict=True)]
         full = [texts.per_prompt((texts.lengths == texts.horizon).double()) for texts in (teacher_texts, student_texts)]
         return cls(
-            teacher_loss=Estimate.over(on_teacher),
-            student_loss=Estimate.over(on_student),
-            exposure_bias=Estimate.over(on_student - on_teacher),
-            teacher_loss_per_token=Estimate.ratio(on_teacher, lengths[0]),
-            student_loss_per_token=Estimate.ratio(on_student, lengths[1]),
-            exposure_bias_per_token=Estimate.over(
-                _linearised(on_student, lengths[1]) - _linearised(on_teacher, lengths[0])
-            ),
+            teacher_loss=Estimate.cautious(on_teacher, beside=on_student),
+            student_loss=Estimate.cautious(on_student, beside=on_teacher),
+            exposure_bias=Estimate.cautious(on_student - on_teacher, size=_largest(on_student, on_teacher)),
+            teacher_loss_per_token=Estimate.cautious(per_token[0], beside=per_token[1]),
+            student_loss_per_token=Estimate.cautious(per_token[1], beside=per_token[0]),
+            exposure_bias_per_token=Estimate.cautious(per_token[1] - per_token[0], size=_largest(*per_token)),
             teacher_length=Estimate.over(lengths[0]),
             student_length=Estimate.over(lengths[1]),
             teacher_full=Estimate.over(full[0]),
@@ -232,7 +233,7 @@ def paired_differences(results: Mapping[str, ExposureBias]) -> tuple[StudentDiff
                 f"{first} and {second}: were measured on different texts of the teacher; compare them at once."
             )
         for measure, (one, other) in measures.items():
-            difference = Estimate.over(one - other)
+            difference = Estimate.cautious(one - other, size=_largest(one, other))
             found.append(StudentDifference(first=first, second=second, measure=measure, difference=difference))
     return tuple(found)
 
@@ -247,6 +248,11 @@ def _linearised(numerator: Tensor, denominator: Tensor) -> Tensor:
     """One value a prompt whose mean is the ratio of the means and whose spread is the ratio's, to first order."""
     ratio = numerator.mean() / denominator.mean()
     return ratio + (numerator - ratio * denominator) / denominator.mean()
+
+
+def _largest(*columns: Tensor) -> float:
+    """What the rounding of a difference is to be held against."""
+    return max(column.abs().max().item() for column in columns)
 
 
 def _curve(texts: RollOuts) -> tuple[CurvePoint, ...]:
@@ -271,7 +277,6 @@ def _excess_error(teacher_texts: RollOuts, student_texts: RollOuts) -> tuple[Exc
     for length in range(1, longest + 1):
         below, above = on_teacher[:, length - 1], on_student[:, length - 1]
         if below.mean() > 0:
-            ratio = Estimate.ratio(above - below, below)
-            per_cent = Estimate(100 * ratio.mean, 100 * ratio.stderr, ratio.n)
+            per_cent = Estimate.cautious(100 * _linearised(above - below, below), size=100.0)
             points.append(ExcessErrorPoint(length=length, per_cent=per_cent))
     return tuple(points)

@@ -206,8 +206,9 @@ def _rule(diagnosis: Diagnosis) -> Markup:
     caption = (
         "With 95 % intervals over prompts. Rank correlation of λ with κ(s): negative is good. Told apart: how often a "
         "Garden's λ is above a Bridge's; 0.5 is chance. Separation: mean λ at Gardens minus at Bridges. Gain: how much "
-        "more kappa the hard label covers than under a static rule of the same mean, nats a place. A static rule has "
-        "no correlation, tells nothing apart and gains nothing."
+        "more kappa the hard label covers than under a static rule of the same mean, nats a place; it decides, and its "
+        "interval is widened for two rules. Ranks only describe: skewed noise shifts them where there is nothing to "
+        "gain. A static rule has no correlation, tells nothing apart and gains nothing."
     )
     columns = ["student, rule", "mean λ", "rank correlation", "told apart", "separation", "gain"]
     return how + said + Table(columns=columns, rows=rows, note=caption).html()
@@ -270,7 +271,9 @@ _POSITIONS = {
 def _notes() -> Markup:
     notes = (
         "Prompts are the independent units of every interval: tokens of a text, and texts of a prompt, are not.",
-        "Kappa's intervals at a single place are over its rounds, of which there are few: they come from Student's t.",
+        "Kappa's intervals at a single place are over its rounds, of which there are few: they come from Student's t, "
+        "and no place counts as surer than places are on average. What few rounds may not have shown leaves a place "
+        "undecided; more rounds decide.",
         "Sums are up to the end of a text or the longest length allowed, for both models.",
         "All numbers are estimates from samples; another seed gives others, within their intervals 19 times in 20.",
         "Of kappa, the loss at the place itself is no part: it is the same whatever token comes next.",

@@ -120,7 +120,7 @@ def _range(first: int, last: int) -> str:
 def _shares(shares: Sequence[Share], names: Sequence[str], about: str, size: int) -> Markup:
     bars = [
         SignedBar(
-            name=name,
+            name=name if share.contribution.known else f"{name}: unknown",
             reading=_reading(share.contribution),
             about=f"{name}\n{measured(share.contribution)} nats a text",
         )
@@ -147,7 +147,7 @@ def _loss_curve(name: str, points: Sequence[LossPoint]) -> Curve:
 
 
 def _excess_curve(student: StudentDiagnosis) -> Curve:
-    points = student.exposure_bias.excess_error
+    points = [point for point in student.exposure_bias.excess_error if point.per_cent.known]
     return Curve(
         name=student.name,
         points=tuple(
@@ -163,6 +163,9 @@ def _excess_curve(student: StudentDiagnosis) -> Curve:
 
 
 def _reading(estimate: Estimate) -> Reading:
+    """Without a whisker where nothing is known; the words say so."""
+    if not estimate.known:
+        return Reading(estimate.mean, estimate.mean, estimate.mean)
     return Reading(estimate.mean, *estimate.interval())
 
 

@@ -8,7 +8,7 @@ from bridgegarden.diagnostics.advise import Advice, Bootstrapped
 from bridgegarden.diagnostics.diagnosis import Diagnosis, StudentDiagnosis
 from bridgegarden.diagnostics.exposure_bias import StudentDifference
 from bridgegarden.diagnostics.kappa import Kind
-from bridgegarden.statistics import Estimate
+from bridgegarden.statistics import Estimate, exact_share
 from bridgegarden.table import Cell, Column, Table, difference_cell, mean_cell, number, span
 from bridgegarden.terminal import counted, duration
 
@@ -57,7 +57,7 @@ def bias_table(diagnosis: Diagnosis) -> Table:
     )
     note = (
         "Losses and exposure bias in nats a text, summed over its tokens; ± is half the width of a 95 % interval over "
-        f"{diagnosis.prompts.used} prompts, on which teacher and student are paired. "
+        f"{diagnosis.prompts.used} prompts, on which teacher and student are paired. {_unseen(diagnosis)}"
         f"{_cut_off(diagnosis.findings.students)}"
     )
     return Table(columns=columns, rows=rows, note=note.rstrip())
@@ -88,6 +88,17 @@ def _difference(one: StudentDifference) -> Cell:
     return difference_cell(one.difference.mean, one.difference.interval())
 
 
+def _unseen(diagnosis: Diagnosis) -> str:
+    """What no interval can know."""
+    texts = diagnosis.prompts.used * diagnosis.settings.samples
+    share = exact_share(0, texts, 0.9).high
+    return (
+        "Intervals are wider where losses are skewed, and unknown where no two prompts differ. What happens in one of "
+        f"{max(1, math.floor(1 / share))} texts is missing from the {texts} of each writer one time in twenty, what is "
+        "rarer more often, and then no interval knows of it. "
+    )
+
+
 def _cut_off(students: Sequence[StudentDiagnosis]) -> str:
     """Texts that are cut off end the sum where they are."""
     full = max([s.exposure_bias.student_full.mean for s in students] + [students[0].exposure_bias.teacher_full.mean])
@@ -104,6 +115,8 @@ def bias_words(student: StudentDiagnosis) -> str:
     side = bias.exposure_bias.interval().side()
     size = f"{measured(bias.exposure_bias)} nats a text"
     fit = f"on top of {number(bias.teacher_loss.mean)} on the teacher's"
+    if not bias.exposure_bias.known:
+        return f"cannot be judged: its exposure bias is {number(bias.exposure_bias.mean)} nats with every prompt."
     if side > 0:
         return f"drifts: on its own texts it loses {size} more, {fit}."
     if side < 0:

@@ -260,8 +260,8 @@ class ExposureBiasCallback(TrainerCallback):
 
 
 def as_metrics(result: ExposureBias, seconds: float) -> dict[str, float]:
-    """What is logged of one measurement."""
-    return {
+    """What is logged of one measurement; no standard error where nothing is known of it."""
+    metrics = {
         "eval_exposure_bias": result.exposure_bias.mean,
         "eval_exposure_bias_stderr": result.exposure_bias.stderr,
         "eval_teacher_forced_loss": result.teacher_loss.mean,
@@ -270,6 +270,7 @@ def as_metrics(result: ExposureBias, seconds: float) -> dict[str, float]:
         "eval_exposure_bias_seconds": seconds,
         "eval_exposure_bias_tokens": float(result.generated_tokens),
     }
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _check_selection(args: TrainingArguments) -> None:
