@@ -1,5 +1,6 @@
 """What is added to the trainer's loop: early stopping, and the student's loss on texts of its own."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
