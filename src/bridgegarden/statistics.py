@@ -218,6 +218,8 @@ class PairedDifference:
     """Where the true difference lies."""
     confidence: float
     """Of `interval`, in (0, 1)."""
+    p: float
+    """Two-sided p value of no difference, of this comparison alone; see :func:`holm_adjusted` for several."""
     seeds: int
     """Trainings of each system. With one, the interval is about these two models, not about how they were trained."""
     problems: int
@@ -238,6 +240,7 @@ class PairedDifference:
             "mean": self.mean,
             "interval": list(self.interval),
             "confidence": self.confidence,
+            "p": self.p,
             "seeds": self.seeds,
             "problems": self.problems,
             "wins": self.wins,
@@ -289,13 +292,17 @@ def paired_difference(
     means = np.array([np.mean(list(seed.values())) for seed in seeds])
     draws = _paired_draws(seeds, means, confidence, resamples, generator or np.random.default_rng(0))
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    beyond = 1 + min((draws <= 0).sum(), (draws >= 0).sum())
+    p = min(1.0, 2 * float(beyond) / (resamples + 1))
     every = np.array([value for seed in seeds for value in seed.values()])
     if (every == every[0]).all() and _all_shares([*first, *second]):
         low, high = unvaried_interval(float(every[0]), min(map(len, seeds)), confidence)
+        p = unvaried_p(float(every[0]), min(map(len, seeds)))
     return PairedDifference(
         mean=float(means.mean()),
         interval=Interval(float(low), float(high)),
         confidence=confidence,
+        p=p,
         seeds=len(seeds),
         problems=min(map(len, seeds)),
         wins=float((every > 0).mean()),
@@ -338,6 +345,11 @@ def unvaried_interval(difference: float, problems: int, confidence: float = CONF
     low = difference - unseen * (2 if difference > 0 else 1)
     high = difference + unseen * (2 if difference < 0 else 1)
     return Interval(max(low, -1.0), min(high, 1.0))
+
+
+def unvaried_p(difference: float, problems: int) -> float:
+    """Two-sided p value of no difference if every one of `problems` had the same `difference`: -1, 0 or 1."""
+    return 1.0 if difference == 0 else min(1.0, 2 * 0.5**problems)
 
 
 def _pairs(first: Sequence[Scores], second: Sequence[Scores]) -> list[tuple[Scores, Scores]]:
@@ -551,7 +563,13 @@ def holm(estimates: Sequence[Estimate]) -> list[float]:
     References:
         Holm, 1979, Scandinavian Journal of Statistics 6(2).
     """
-    values = [2 * float(stdtr(one.n - 1, -abs(one.mean) / one.stderr)) if one.stderr else 1.0 for one in estimates]
+    return holm_adjusted(
+        [2 * float(stdtr(one.n - 1, -abs(one.mean) / one.stderr)) if one.stderr else 1.0 for one in estimates]
+    )
+
+
+def holm_adjusted(values: Sequence[float]) -> list[float]:
+    """The same of p values that are known."""
     adjusted, highest = [1.0] * len(values), 0.0
     for rank, place in enumerate(sorted(range(len(values)), key=values.__getitem__)):
         highest = max(highest, min(1.0, (len(values) - rank) * values[place]))

@@ -88,11 +88,14 @@ def mean_cell(mean: float, interval: tuple[float, float], *, times: float = 1.0,
     return Cell(shown, f"± {half}", unit)
 
 
-def difference_cell(mean: float, interval: tuple[float, float], *, times: float = 1.0) -> Cell:
-    """A first value minus a second one, with half its interval, and what is called: open where that holds zero."""
+def difference_cell(mean: float, interval: tuple[float, float], *, times: float = 1.0, side: int | None = None) -> Cell:
+    """A first value minus a second one, with half its interval, and what is called: open where that holds zero, or as
+    `side` says."""
     cell = mean_cell(mean, interval, times=times)
     low, high = interval
-    called = "higher" if low > 0 else "lower" if high < 0 else "open"
+    if side is None:
+        side = 1 if low > 0 else -1 if high < 0 else 0
+    called = ("open", "higher", "lower")[side]
     sign = "+" if mean > 0 else ""
     return cell._replace(text=f"{sign}{cell.text}", beside=f"{cell.beside}, {called}", strong=called != "open")
 

@@ -1,18 +1,21 @@
+import random
 from dataclasses import replace
 
 import pytest
 
 from bridgegarden.compare.findings import (
     all_differences,
-    beats,
     best,
+    called,
+    claims,
     difference,
-    frontier,
     mean_of,
     price,
     qualities,
+    sentences,
     summary,
 )
+from bridgegarden.compare.report import difference_table
 from bridgegarden.compare.result import CompareRun
 from tests.compare.made_up import made_up_result
 
@@ -79,21 +82,61 @@ def test_where_students_were_on_a_gpu_time_is_on_the_clock():
     assert price(result, "soft").seconds == pytest.approx(22 + 18 / 6)
 
 
-def test_one_objective_beats_another_if_it_is_better_and_costs_no_more():
-    assert beats(RESULT, "confidence", "soft", "sampled")
-    assert beats(RESULT, "confidence", "gkd", "sampled")
-    assert not beats(RESULT, "soft", "confidence", "sampled")
-    assert not beats(RESULT, "soft", "gkd", "sampled")
-    assert frontier(RESULT, "sampled") == ("confidence",)
+def equal(seed, objectives=("soft", "confidence", "gkd")):
+    """A comparison in which every objective is as good as every other, and none drifts."""
+    draw = random.Random(seed)
+
+    def drawn(run):
+        right = {q: {f"sums/sums/{i}": float(draw.random() < 0.6) for i in range(60)} for q in ("sampled", "greedy")}
+        teacher, student = ({str(i): draw.gauss(2, 1) for i in range(30)} for _ in range(2))
+        bias = {prompt: student[prompt] - teacher[prompt] for prompt in teacher}
+        losses = {"teacher_loss": teacher, "student_loss": student, "exposure_bias": bias}
+        return replace(run, measured=replace(run.measured, by_unit={**right, **losses}))
+
+    return with_runs(drawn)
+
+
+def calls(result) -> int:
+    """How much the page calls."""
+    return sum(called(result, *claim) != 0 for claim in claims(result))
+
+
+def test_where_all_are_equal_a_page_hardly_ever_calls_anything():
+    alone = 0
+    pages = [equal(seed) for seed in range(40)]
+    assert sum(calls(page) > 0 for page in pages) <= 4
+    for page in pages:
+        alone += any(found["interval"][0] > 0 or found["interval"][1] < 0 for found in all_differences(page))
+    assert alone >= 6, "each on its own, one page in seven would call something"
+
+
+@pytest.mark.slow
+def test_where_all_are_equal_one_page_in_twenty_calls_anything():
+    assert sum(calls(equal(seed)) > 0 for seed in range(300)) <= 0.07 * 300
+
+
+def test_a_real_effect_is_called_for_all_that_the_page_claims():
+    assert len(claims(RESULT)) == 3 * 2 + 2 * 2 + 3
+    assert called(RESULT, "confidence", "soft", "sampled") == 1
+    assert called(RESULT, "soft", "confidence", "sampled") == -1
+    assert called(RESULT, "soft", "gkd", "sampled") == 0
     assert best(RESULT, "sampled") == "confidence"
+    assert "for all 13 comparisons of this page together" in " ".join(sentences(RESULT))
 
 
-def test_a_better_one_that_costs_more_beats_nothing():
-    dearer = with_runs(
-        lambda run: replace(run, spent=replace(run.spent, flops=9e11)) if run.objective == "confidence" else run
-    )
-    assert not beats(dearer, "confidence", "soft", "sampled")
-    assert set(frontier(dearer, "sampled")) == {"soft", "confidence", "gkd"}
+def test_the_table_calls_what_is_called_and_nothing_else():
+    cells = [cell for row in difference_table(RESULT).rows for cell in row[1:]]
+    told = [cell.beside.split(", ")[-1] for cell in cells]
+    base = RESULT.settings.baseline
+    others = [name for name in RESULT.objectives if name != base]
+    words = ("open", "higher", "lower")
+    quantities = ("sampled", "greedy", "student_loss", "exposure_bias")
+    assert told == [words[called(RESULT, name, base, quantity)] for name in others for quantity in quantities]
+    assert "for all 13 comparisons" in difference_table(RESULT).note
+
+
+def test_nothing_is_said_of_what_nothing_beats():
+    assert "nothing is better" not in " ".join(sentences(RESULT))
 
 
 def test_a_training_that_failed_is_left_out_and_its_objective_goes_on_with_the_other_seeds():

@@ -1,19 +1,22 @@
-"""What the numbers say: means with intervals, paired differences, costs, which objectives nothing beats; in words."""
+"""What the numbers say: means with intervals, paired differences, costs; in words."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal, NamedTuple
 
 from bridgegarden.compare.result import CompareResult, CompareRun, Measured, Quantity
 from bridgegarden.statistics import (
+    CONFIDENCE,
     Interval,
     PairedDifference,
     Scores,
     exact_share,
+    holm_adjusted,
     paired_difference,
     unvaried_interval,
+    unvaried_p,
 )
 from bridgegarden.table import number, share_parts
 from bridgegarden.terminal import listed
@@ -35,6 +38,8 @@ class Mean:
     """95 %, over seeds and problems."""
     by_seed: tuple[float, ...]
     """In the order of the seeds."""
+    p: float = 1.0
+    """That the value is zero, of this one alone."""
 
 
 class Price(NamedTuple):
@@ -80,7 +85,7 @@ def _summary(result: CompareResult, objective: str, quantity: Quantity) -> Mean:
         return Mean(value=alike, interval=exact_share(round(alike * problems), problems), by_seed=means)
     zeros: list[Scores] = [dict.fromkeys(seed, 0.0) for seed in scores.values()]
     found = paired_difference(list(scores.values()), zeros)
-    return Mean(value=found.mean, interval=found.interval, by_seed=means)
+    return Mean(value=found.mean, interval=found.interval, by_seed=means, p=found.p)
 
 
 def difference(result: CompareResult, first: str, second: str, quantity: Quantity) -> PairedDifference | None:
@@ -103,7 +108,8 @@ def _difference(result: CompareResult, first: str, second: str, quantity: Quanti
     ]
     if alike[0] in (0.0, 1.0) and alike[1] in (0.0, 1.0):
         # Of several tasks problems are weighted, which is why `paired_difference` does not see that they are alike.
-        return replace(found, interval=unvaried_interval(alike[0] - alike[1], found.problems))
+        apart = alike[0] - alike[1]
+        return replace(found, interval=unvaried_interval(apart, found.problems), p=unvaried_p(apart, found.problems))
     return found
 
 
@@ -113,10 +119,59 @@ def _same_everywhere(measured: Sequence[Measured | None], quantity: Quantity) ->
     return found.pop() if quantity in QUALITIES and len(found) == 1 else None
 
 
+Claim = tuple[str, str | None, Quantity]
+"""What the page may call: that one objective is higher than another in a quantity, or (None) that it is not zero."""
+
+
+def claims(result: CompareResult) -> dict[Claim, float]:
+    """Everything that the page may call, with its p value adjusted for all of it together (Holm).
+
+    Every pair in right answers, since the highest is picked by looking; every objective against the baseline in losses;
+    and the sign of every exposure bias.
+    """
+    place = ("claims",)
+    if place not in result.memo:
+        found = dict(_claims(result))
+        result.memo[place] = dict(zip(found, holm_adjusted(list(found.values())), strict=True))
+    return result.memo[place]
+
+
+def _claims(result: CompareResult) -> Iterator[tuple[Claim, float]]:
+    """Each with its p value alone."""
+    base = result.settings.baseline
+    for first, second in combinations(result.objectives, 2):
+        losses = ("student_loss", "exposure_bias") if base in (first, second) else ()
+        for quantity in (*qualities(result), *losses):
+            pair = difference(result, first, second, quantity)
+            if pair is not None:
+                yield (first, second, quantity), pair.p
+    for name in result.objectives:
+        yield (name, None, "exposure_bias"), summary(result, name, "exposure_bias").p
+
+
+def called(result: CompareResult, first: str, second: str | None, quantity: Quantity) -> Literal[-1, 0, 1]:
+    """Whether `first` is higher (1) or lower (-1) than `second`, or than zero; 0 is open. As `claims` correct it."""
+    found = claims(result)
+    adjusted = found.get((first, second, quantity))
+    if adjusted is None and second is not None:
+        adjusted = found.get((second, first, quantity))
+    if adjusted is None or adjusted > 1 - CONFIDENCE:
+        return 0
+    one = summary(result, first, quantity) if second is None else difference(result, first, second, quantity)
+    return 0 if one is None else one.interval.side()
+
+
 def all_differences(result: CompareResult) -> list[dict[str, Any]]:
-    """Every pair of objectives in every quantity, for a JSON file."""
+    """Every pair of objectives in every quantity, for a JSON file; verdicts are the page's, corrected."""
     return [
-        {"first": first, "second": second, "quantity": quantity, **found.to_dict()}
+        {
+            "first": first,
+            "second": second,
+            "quantity": quantity,
+            **found.to_dict(),
+            "adjusted_p": claims(result).get((first, second, quantity)),
+            "verdict": (None, "first", "second")[called(result, first, second, quantity)],
+        }
         for first, second in combinations(result.objectives, 2)
         for quantity in (*qualities(result), *LOSSES)
         if (found := difference(result, first, second, quantity)) is not None
@@ -152,19 +207,6 @@ def spent(runs: Iterable[CompareRun], field: str) -> float:
     return _mean([float(getattr(run.spent, field)) for run in runs])
 
 
-def beats(result: CompareResult, one: str, other: str, quantity: Quantity) -> bool:
-    """Whether `one` is better than `other` by more than chance explains, and costs no more operations."""
-    found = difference(result, one, other, quantity)
-    cheaper = price(result, one).flops <= price(result, other).flops * (1 + 1e-9)
-    return found is not None and found.verdict == "first" and cheaper
-
-
-def frontier(result: CompareResult, quantity: Quantity) -> tuple[str, ...]:
-    """The objectives that no other beats, in the order of the tables. Never empty."""
-    names = result.objectives
-    return tuple(name for name in names if not any(beats(result, other, name, quantity) for other in names))
-
-
 def best(result: CompareResult, quantity: Quantity) -> str:
     """The objective with the highest mean."""
     return max(result.objectives, key=lambda name: summary(result, name, quantity).value)
@@ -197,7 +239,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def sentences(result: CompareResult) -> list[str]:
     """The findings, the most important first."""
-    found = [*_quality(result), *_cost(result), *_drift(result)]
+    found = [*_quality(result), *_cost(result), *_drift(result), _corrected(result)]
     for run in result.failures:
         found.append(f"{result.label(run.objective)} failed with seed {run.seed}: {run.failure}")
     return found
@@ -229,14 +271,7 @@ def times_less(ratios: Sequence[float], less: str = "") -> str:
 
 
 def _quality(result: CompareResult) -> list[str]:
-    found = [_highest(result, quantity) for quantity in qualities(result)]
-    for quantity in qualities(result)[:1]:
-        kept = [result.label(name) for name in frontier(result, quantity)]
-        found.append(
-            f"At its cost or less nothing is better ({QUALITIES[quantity]}, against estimated FLOPs) than "
-            f"{listed(kept)}."
-        )
-    return found
+    return [_highest(result, quantity) for quantity in qualities(result)]
 
 
 def _highest(result: CompareResult, quantity: Quantity) -> str:
@@ -244,7 +279,7 @@ def _highest(result: CompareResult, quantity: Quantity) -> str:
     top = best(result, quantity)
     mean, kept = summary(result, top, quantity), entropy_kept(result, top)
     others = [name for name in result.objectives if name != top]
-    even = [name for name in others if not _better(result, top, name, quantity)]
+    even = [name for name in others if called(result, top, name, quantity) <= 0]
     told = f"not told apart from it: {listed([result.label(name) for name in even])}"
     if not even:
         told = "every other objective is lower by more than chance explains"
@@ -256,6 +291,15 @@ def _highest(result: CompareResult, quantity: Quantity) -> str:
 
 def _share(mean: Mean) -> str:
     return percent(mean.value, *mean.interval)
+
+
+def _corrected(result: CompareResult) -> str:
+    """How verdicts are corrected."""
+    count = len(claims(result))
+    return (
+        f"What is called higher, lower or not zero holds for all {count} comparisons of this page together (Holm): "
+        "where all are equal, one page in twenty calls anything."
+    )
 
 
 def _cost(result: CompareResult) -> list[str]:
@@ -301,8 +345,7 @@ def _with_teacher(result: CompareResult) -> str:
 def _drift(result: CompareResult) -> list[str]:
     signs: dict[str, list[str]] = {"above zero": [], "below zero": [], "not told from zero": []}
     for name in result.objectives:
-        side = summary(result, name, "exposure_bias").interval.side()
-        place = ("not told from zero", "above zero", "below zero")[side]
+        place = ("not told from zero", "above zero", "below zero")[called(result, name, None, "exposure_bias")]
         signs[place].append(result.label(name))
     told = "; ".join(f"{place}: {', '.join(names)}" for place, names in signs.items() if names)
     if len(signs["not told from zero"]) == len(result.objectives):
@@ -313,8 +356,3 @@ def _drift(result: CompareResult) -> list[str]:
         f"The lowest loss on a student's own texts, L_dθ, is that of {result.label(lowest)}; it measures likeness to "
         "the teacher, mistakes included.",
     ]
-
-
-def _better(result: CompareResult, one: str, other: str, quantity: Quantity) -> bool:
-    found = difference(result, one, other, quantity)
-    return found is not None and found.verdict == "first"

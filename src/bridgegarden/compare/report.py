@@ -9,6 +9,8 @@ from markupsafe import Markup
 from bridgegarden.compare.findings import (
     LOSSES,
     QUALITIES,
+    called,
+    claims,
     difference,
     entropy_kept,
     percent,
@@ -24,7 +26,6 @@ from bridgegarden.compare.result import CompareResult, Quantity
 from bridgegarden.report.charts import Dot, Point, Row, Shape, dot_plot, responsive, scatter
 from bridgegarden.report.marks import Axis, Reading
 from bridgegarden.report.page import Page, Section, details, figure, findings, made_section, words_section
-from bridgegarden.statistics import PairedDifference
 from bridgegarden.table import Cell, Column, Table, difference_cell, mean_cell, number, share_parts
 from bridgegarden.terminal import counted, duration
 
@@ -337,21 +338,20 @@ def difference_table(result: CompareResult) -> Table | None:
     names: Mapping[Quantity, str] = {**QUALITIES, **LOSSES}
     return Table(
         columns=["objective", *(names[q] + (", points" if q in QUALITIES else "") for q in quantities)],
-        rows=[
-            [result.label(name), *(_difference_cell(difference(result, name, base, q), q) for q in quantities)]
-            for name in others
-        ],
+        rows=[[result.label(name), *(_difference_cell(result, name, base, q) for q in quantities)] for name in others],
         note=f"The objective minus {result.label(base)}, paired by seed and problem, with half of a 95 % interval. "
-        "Higher or lower is said only where the interval leaves zero out, else it is open; of twenty such comparisons "
-        "one is called by chance. All other pairs are in result.json.",
+        f"Higher or lower is said only where it holds for all {len(claims(result))} comparisons of the page together "
+        "(Holm), else it is open, even if its own interval leaves zero out. All other pairs are in result.json.",
     )
 
 
-def _difference_cell(found: PairedDifference | None, quantity: Quantity) -> Cell:
-    """A difference with its interval, and what is called: open where the interval holds zero."""
+def _difference_cell(result: CompareResult, first: str, second: str, quantity: Quantity) -> Cell:
+    """A difference with its own interval, and what is called, corrected for all that is."""
+    found = difference(result, first, second, quantity)
     if found is None:
         return Cell("–")
-    return difference_cell(found.mean, found.interval, times=100 if quantity in QUALITIES else 1)
+    side = called(result, first, second, quantity)
+    return difference_cell(found.mean, found.interval, times=100 if quantity in QUALITIES else 1, side=side)
 
 
 def seed_table(result: CompareResult, quantity: Quantity) -> Table:
