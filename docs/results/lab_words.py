@@ -98,7 +98,6 @@ def in_short(result: LabResult, lines: Sequence[ClaimSummary]) -> str:
     claims = dict.fromkeys(line.claim for line in lines)
     told = ", ".join(f"{claim} in {_counts(lines, claim, Verdict.HOLDS)}" for claim in claims)
     found = places(result)
-    hybrids = [place for place in found if set(frontier(result, place)) & set(HYBRIDS)]
     won = {
         what: sum(one.verdict == "hybrid" for place in found if (one := compared(result, place, *quantity)) is not None)
         for what, quantity in (("L_dθ", LIKENESS), ("right answers", SUCCESS))
@@ -106,8 +105,7 @@ def in_short(result: LabResult, lines: Sequence[ClaimSummary]) -> str:
     return (
         f"**In short: the claims hold in so many places (regimes of worlds): {told}.** A hybrid is better than labels "
         f"of every single kind by L_dθ in {won['L_dθ']} of {len(found)} places, by right answers in "
-        f"{won['right answers']}. What hybrids give is a choice in between: in {len(hybrids)} places some hybrid is on "
-        "the frontier of right answers and variety kept."
+        f"{won['right answers']}."
     )
 
 

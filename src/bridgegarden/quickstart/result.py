@@ -276,36 +276,21 @@ def frontier(result: QuickstartResult) -> tuple[str, ...]:
 
 
 def finding(result: QuickstartResult) -> str:
-    """What was seen, in one sentence made from the numbers."""
-    kept = frontier(result)
-    pure = [name for name in result.objectives if OBJECTIVES[name].pure]
-    hybrids = [name for name in result.objectives if not OBJECTIVES[name].pure]
+    """What was seen, in one sentence made from the numbers: every objective, none of them called the best."""
     seeds = len(result.settings.seeds)
     where = f"On {result.settings.test_problems:,} held-out problems" + (
         f" for each of {seeds} seeds" if seeds > 1 else ""
     )
-    numbers = listed([_told(result, name) for name in pure])
-    best = [name for name in hybrids if name in kept]
-    if not hybrids:
-        return f"{where}, {numbers}."
-    start = f"{where}, {numbers}; " if pure else f"{where}, "
-    if not best:
-        beaten = listed([f"{result.label(name)} is beaten at both by {_beaten_by(result, name)}" for name in hybrids])
-        return f"{start}no hybrid is on the frontier of accuracy and variety: {beaten}."
-    told = listed([_told(result, name, verb=False) for name in best])
-    are = "is" if len(best) == 1 else "are"
-    return f"{start}{told} {are} on the frontier of accuracy and variety: nothing compared here does better at both."
+    told = "; ".join(_told(result, name) for name in result.objectives)
+    greedy = listed(
+        [f"{result.label(name)} {_percent(result.summary(name, 'accuracy_greedy'))}" for name in result.objectives]
+    )
+    return f"{where}, right of sampled answers and variety kept: {told}. Right when decoded greedily: {greedy}."
 
 
-def _told(result: QuickstartResult, name: str, *, verb: bool = True) -> str:
+def _told(result: QuickstartResult, name: str) -> str:
     accuracy, diversity = (_percent(result.summary(name, field)) for field in ("accuracy_sampled", "diversity"))
-    if verb:
-        return f"{result.label(name)} answers {accuracy} right and keeps {diversity} of the teacher's variety"
-    return f"{result.label(name)} ({accuracy} right, {diversity} of the variety)"
-
-
-def _beaten_by(result: QuickstartResult, name: str) -> str:
-    return next(result.label(other) for other in result.objectives if beats(result, other, name))
+    return f"{result.label(name)} {accuracy} and {diversity}"
 
 
 def _percent(summary: Summary) -> str:
