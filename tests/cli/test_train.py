@@ -1,7 +1,5 @@
 import json
 import signal
-import sys
-from types import ModuleType
 from typing import NamedTuple
 
 import pytest
@@ -27,9 +25,8 @@ class Summary(NamedTuple):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What the command asked of ``bridgegarden.run``, which is replaced whole."""
+    """What the command asked of ``bridgegarden.run``, whose functions are replaced."""
     seen = []
-    run = ModuleType("bridgegarden.run")
 
     def train(recipe: Recipe, *, stop_in_order: bool = False) -> Summary:
         assert stop_in_order
@@ -40,10 +37,9 @@ def calls(monkeypatch):
         seen.append(("audit", recipe))
         return "row 0: what is 2 + 2? «4»"
 
-    monkeypatch.setattr(run, "train", train, raising=False)
-    monkeypatch.setattr(run, "audit", audit, raising=False)
-    monkeypatch.setattr(run, "check_settings", lambda recipe: None, raising=False)
-    monkeypatch.setitem(sys.modules, "bridgegarden.run", run)
+    monkeypatch.setattr("bridgegarden.run.train.train", train)
+    monkeypatch.setattr("bridgegarden.run.checked.audit", audit)
+    monkeypatch.setattr("bridgegarden.run.rehearsal.check_settings", lambda recipe: None)
     return seen
 
 
@@ -107,7 +103,7 @@ def test_an_error_of_the_run_is_the_user_s(calls, monkeypatch):
     def train(recipe, *, stop_in_order):
         raise ModelError("student.model: 'x/y' is not on this machine.")
 
-    monkeypatch.setattr(sys.modules["bridgegarden.run"], "train", train)
+    monkeypatch.setattr("bridgegarden.run.train.train", train)
     result = invoke(RECIPE)
     assert result.exit_code == 2
     assert result.stderr == "Error: student.model: 'x/y' is not on this machine.\n"
@@ -125,7 +121,7 @@ def test_a_run_that_was_stopped_is_one_line_and_the_shell_s_status(calls, monkey
     def train(recipe, *, stop_in_order):
         raise Stopped(number, "stopped at step 7 of 9, which is saved.")
 
-    monkeypatch.setattr(sys.modules["bridgegarden.run"], "train", train)
+    monkeypatch.setattr("bridgegarden.run.train.train", train)
     result = invoke(RECIPE)
     assert result.exit_code == status
     assert result.stderr == "Error: stopped at step 7 of 9, which is saved.\n"
