@@ -31,8 +31,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bridgegarden.data import Columns, RowRules, load_rows, tokenise, vocabulary_size
 from bridgegarden.objective.divergences import DIVERGENCES, Divergence, forward_kl
+from bridgegarden.objective.head import select_support
 from bridgegarden.objective.hybrid import HybridObjective, dense_student_support
-from bridgegarden.objective.selected_logits import select_support
 from bridgegarden.objective.soft_weight import StaticWeight
 from bridgegarden.objective.support import TeacherSignal
 from bridgegarden.teacher.cache.forward import signal_arrays

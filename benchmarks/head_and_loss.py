@@ -32,9 +32,8 @@ import torch
 import torch.nn.functional as F
 
 from bridgegarden.objective.fused import ProjectedTeacher, fused_hybrid_loss
-from bridgegarden.objective.head import LanguageModelHead
+from bridgegarden.objective.head import LanguageModelHead, selected_logits
 from bridgegarden.objective.hybrid import HybridObjective
-from bridgegarden.objective.selected_logits import selected_logits
 from bridgegarden.objective.support import StudentSupport, TeacherSignal
 
 K = 64

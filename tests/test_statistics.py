@@ -208,6 +208,28 @@ def test_pairing_finds_what_unpaired_errors_would_hide():
     assert found.mean < 1.96 * unpaired
 
 
+@pytest.mark.parametrize("seeds", [1, 3, 5])
+def test_a_p_value_says_what_the_interval_says(seeds):
+    generator = np.random.default_rng(5)
+    sides = set()
+    for _ in range(40):
+        table = 0.15 * generator.random() + 0.05 * generator.standard_normal((seeds, 1))
+        table = table + 0.3 * generator.standard_normal((seeds, 40))
+        found = paired_difference(scores(table), scores(0 * table))
+        if abs(found.p - 0.05) > 0.01:
+            sides.add(found.verdict is not None)
+            assert (found.p < 0.05) == (found.verdict is not None)
+    assert sides == {True, False}
+
+
+def test_a_large_difference_has_a_p_value_that_many_comparisons_leave_small():
+    """Counted among the draws it would be one of 4,000 at least, and nothing would hold among a hundred comparisons."""
+    generator = np.random.default_rng(6)
+    table = 1 + 0.01 * generator.standard_normal((5, 200))
+    for seeds in (1, 5):
+        assert paired_difference(scores(table[:seeds]), scores(0 * table[:seeds])).p < 1e-5
+
+
 def test_swapping_the_systems_mirrors_everything():
     generator = np.random.default_rng(1)
     first, second = generator.random((2, 3, 50))
@@ -215,6 +237,7 @@ def test_swapping_the_systems_mirrors_everything():
     assert one.mean == pytest.approx(-other.mean)
     assert one.interval.low == pytest.approx(-other.interval.high, abs=0.02)
     assert one.wins + other.wins + one.ties == pytest.approx(1)
+    assert one.p == pytest.approx(other.p, abs=0.02)
 
 
 def test_ties_are_counted_and_a_difference_of_nothing_is_not_called():

@@ -28,10 +28,9 @@ from bridgegarden.lab.result import REGIMES, LabResult
 from bridgegarden.lab.tables import effect_table, label, mean_table, verdict_table
 from bridgegarden.table import Table
 
-UNDERPOWERED = """With five seeds these intervals are wide: an effect of the size found elsewhere would be called in \
-3 to 6 % of such studies, and
-"not enough evidence" here is no finding. [evidence.md](evidence.md) is the study that decides; this page has further \
-worlds."""
+UNDERPOWERED = """With five seeds these intervals are wide, so "not enough evidence" here is no finding. \
+[evidence.md](evidence.md) is the
+study that decides; this page has further worlds."""
 
 
 def page(result: LabResult) -> str:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bridgegarden.objective.divergences import forward_kl
+    from bridgegarden.objective.head import selected_logits
     from bridgegarden.objective.hybrid import HybridObjective, hybrid_loss_from_logits
-    from bridgegarden.objective.selected_logits import selected_logits
     from bridgegarden.objective.soft_weight import (
         ConfidenceWeight,
         CurriculumWeight,
@@ -60,7 +60,7 @@ _HOME = {
     "forward_kl": "objective.divergences",
     "hybrid_loss_from_logits": "objective.hybrid",
     "load_recipe": "recipe",
-    "selected_logits": "objective.selected_logits",
+    "selected_logits": "objective.head",
 }
 
 

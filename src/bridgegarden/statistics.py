@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from scipy.special import betaincinv, ndtri, stdtr, stdtrit
+from scipy.special import betaincinv, ndtr, ndtri, stdtr, stdtrit
 from torch import Tensor
 from torch.linalg import vecdot
 
@@ -290,10 +290,12 @@ def paired_difference(
     """
     seeds = [_differences(a, b, place) for place, (a, b) in enumerate(_pairs(first, second))]
     means = np.array([np.mean(list(seed.values())) for seed in seeds])
-    draws = _paired_draws(seeds, means, confidence, resamples, generator or np.random.default_rng(0))
+    generator = generator or np.random.default_rng(0)
+    noise = _shared_noise(seeds, confidence, resamples, generator)
+    spread = means.std(ddof=1) / math.sqrt(len(seeds)) if len(seeds) > 1 else 0.0
+    draws = means.mean() + noise + (spread * generator.standard_t(len(seeds) - 1, resamples) if spread else 0.0)
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
-    beyond = 1 + min((draws <= 0).sum(), (draws >= 0).sum())
-    p = min(1.0, 2 * float(beyond) / (resamples + 1))
+    p = _p_value(means.mean(), noise, spread, len(seeds))
     every = np.array([value for seed in seeds for value in seed.values()])
     if (every == every[0]).all() and _all_shares([*first, *second]):
         low, high = unvaried_interval(float(every[0]), min(map(len, seeds)), confidence)
@@ -310,28 +312,32 @@ def paired_difference(
     )
 
 
-def _paired_draws(
-    seeds: Sequence[Scores],
-    means: np.ndarray,
-    confidence: float,
-    resamples: int,
-    generator: np.random.Generator,
+def _shared_noise(
+    seeds: Sequence[Scores], confidence: float, resamples: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """Of the distribution in :func:`paired_difference`, with the differences of every seed and their `means`."""
+    """``(R,)``: how far the mean of all `seeds` may be off because of the problems; 0 if each has its own."""
     shared = all(seed.keys() == seeds[0].keys() for seed in seeds)
     if not shared and len(set().union(*seeds)) < sum(map(len, seeds)):
         raise DataError(
             "paired difference: some seeds share some of their problems; expected the same problems for every seed, or "
             "others for each."
         )
-    draws = np.full(resamples, means.mean())
-    if shared:
-        column = np.array([[seed[problem] for problem in seeds[0]] for seed in seeds]).mean(0)
-        draws += _problem_noise(column, confidence, resamples, generator)
-    if len(seeds) > 1:
-        spread = means.std(ddof=1) / math.sqrt(len(seeds))
-        draws += spread * generator.standard_t(len(seeds) - 1, resamples)
-    return draws
+    if not shared:
+        return np.zeros(resamples)
+    column = np.array([[seed[problem] for problem in seeds[0]] for seed in seeds]).mean(0)
+    return _problem_noise(column, confidence, resamples, generator)
+
+
+def _p_value(mean: float, noise: np.ndarray, spread: float, seeds: int) -> float:
+    """Two-sided, of no difference, from the distribution of :func:`paired_difference`.
+
+    The tails are computed and not counted: a count cannot be below one of the draws, and where many comparisons are
+    corrected for together no difference, however large, would then be called.
+    """
+    if spread:
+        return min(1.0, 2 * float(stdtr(seeds - 1, -(abs(mean) + noise) / spread).mean()))
+    scale = float(noise.std())
+    return min(1.0, 2 * float(ndtr(-abs(mean) / scale))) if scale else float(mean == 0)
 
 
 def unvaried_interval(difference: float, problems: int, confidence: float = CONFIDENCE) -> Interval:

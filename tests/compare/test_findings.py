@@ -124,6 +124,12 @@ def test_a_real_effect_is_called_for_all_that_the_page_claims():
     assert "for all 13 comparisons of this page together" in " ".join(sentences(RESULT))
 
 
+def test_what_only_its_own_interval_would_call_is_said_to_be_open():
+    told = [" ".join(sentences(equal(seed))) for seed in range(40)]
+    open_ones = [text for text in told if "would be called on their own and are open; more seeds than 3 tell" in text]
+    assert 4 <= len(open_ones) < 40
+
+
 def test_the_table_calls_what_is_called_and_nothing_else():
     cells = [cell for row in difference_table(RESULT).rows for cell in row[1:]]
     told = [cell.beside.split(", ")[-1] for cell in cells]

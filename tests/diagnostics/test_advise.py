@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bridgegarden.diagnostics.advise import RuleScore, _decide, advise, more_tokens
+from bridgegarden.diagnostics.advise import LEAST_PROMPTS, RuleScore, _decide, advise, more_tokens
 from bridgegarden.diagnostics.kappa import KappaResult, Kind, PositionKappa
 from bridgegarden.statistics import Bootstrapped, Estimate, Interval
 
@@ -99,7 +99,9 @@ def test_no_relation_and_many_positions_rule_an_effect_out():
 
 
 def test_no_relation_and_few_positions_are_rarely_taken_for_evidence():
-    found = [advice(planted(lambda unsure, rng: float(rng.uniform()), prompts=8, seed=seed)) for seed in range(60)]
+    found = [
+        advice(planted(lambda unsure, rng: float(rng.uniform()), prompts=20, each=2, seed=seed)) for seed in range(60)
+    ]
     # An interval of 95% is wholly on the good side by chance once in 40.
     assert sum(one.recommended in ("confidence", "entropy") for one in found) <= 5
     undecided = [one for one in found if one.recommended is None]
@@ -124,6 +126,22 @@ def test_skewed_noise_whose_scale_follows_the_weight_makes_no_rule(noise, prompt
     if prompts == 100:
         ranks = sum(one.scores[0].spearman.value < -0.2 for one in found)
         assert ranks > 0.9 * runs, "by ranks nearly all would have named a rule"
+
+
+@pytest.mark.slow
+def test_with_fewer_prompts_than_are_asked_for_such_noise_makes_rules(monkeypatch):
+    def share(prompts):
+        found = [
+            advice(planted(rare, prompts=prompts, noise=0.0, seed=1000 + seed), resamples=20) for seed in range(300)
+        ]
+        return sum(one.recommended in ("confidence", "entropy") for one in found) / 300
+
+    assert share(8) == 0
+    monkeypatch.setattr("bridgegarden.diagnostics.advise.LEAST_PROMPTS", 5)
+    shares = {prompts: share(prompts) for prompts in (8, 16, LEAST_PROMPTS)}
+    print(shares)
+    assert shares[8] > 0.1
+    assert shares[LEAST_PROMPTS] <= 0.05
 
 
 def test_a_real_gain_is_found_through_such_noise():
@@ -161,11 +179,11 @@ def test_with_the_tokens_asked_for_the_relation_is_found():
             planted(lambda unsure, rng: 0.5 * (1 - unsure) + float(rng.uniform()), prompts=prompts, seed=seed)
         )
 
-    few = [found(8, seed) for seed in range(40)]
+    few = [found(20, seed) for seed in range(40)]
     short = [one.more_tokens for one in few if one.recommended is None]
     assert len(short) >= 10
-    prompts = round(8 * (1 + np.median(short) / 10_000))
-    assert prompts > 10
+    prompts = round(20 * (1 + np.median(short) / 10_000))
+    assert prompts > 25
     enough = [found(prompts, seed) for seed in range(100, 140)]
     shares = [sum(one.recommended is not None for one in some) / 40 for some in (few, enough)]
     assert shares[1] > max(0.5, shares[0])

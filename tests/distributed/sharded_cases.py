@@ -19,8 +19,8 @@ from bridgegarden.errors import ModelError
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.divergences import DIVERGENCES, alpha_beta
 from bridgegarden.objective.fused import TeacherSource, fused_hybrid_loss
+from bridgegarden.objective.head import selected_logits
 from bridgegarden.objective.hybrid import PRESETS, HybridObjective
-from bridgegarden.objective.selected_logits import selected_logits
 from bridgegarden.objective.soft_weight import EntropyWeight, TrainProgress
 from bridgegarden.objective.support import TeacherSignal
 from bridgegarden.teacher.live import LiveTeacher

@@ -12,9 +12,8 @@ import torch
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.divergences import DIVERGENCES, alpha_beta
 from bridgegarden.objective.fused import ProjectedTeacher, fused_hybrid_loss
-from bridgegarden.objective.head import LanguageModelHead
+from bridgegarden.objective.head import LanguageModelHead, selected_logits
 from bridgegarden.objective.hybrid import PRESETS, HybridObjective, hybrid_loss_from_logits
-from bridgegarden.objective.selected_logits import selected_logits
 from bridgegarden.objective.soft_weight import (
     ConfidenceWeight,
     CurriculumWeight,

@@ -294,12 +294,17 @@ def _share(mean: Mean) -> str:
 
 
 def _corrected(result: CompareResult) -> str:
-    """How verdicts are corrected."""
-    count = len(claims(result))
-    return (
-        f"What is called higher, lower or not zero holds for all {count} comparisons of this page together (Holm): "
-        "where all are equal, one page in twenty calls anything."
+    """How verdicts are corrected, and what that leaves open."""
+    alone, together = dict(_claims(result)), claims(result)
+    told = (
+        f"What is called higher, lower or not zero holds for all {len(together)} comparisons of this page together "
+        "(Holm): where all are equal, one page in twenty calls anything."
     )
+    left = sum(p <= 1 - CONFIDENCE < together[claim] for claim, p in alone.items())
+    if not left:
+        return told
+    seeds = len(result.settings.seeds)
+    return f"{told} {left} would be called on their own and are open; more seeds than {seeds} tell (--seeds)."
 
 
 def _cost(result: CompareResult) -> list[str]:

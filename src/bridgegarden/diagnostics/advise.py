@@ -41,8 +41,9 @@ from bridgegarden.statistics import (
     weighted_mean,
 )
 
-LEAST_PROMPTS = 5
-"""With fewer clusters a bootstrap interval means nothing."""
+LEAST_PROMPTS = 20
+"""With fewer, disasters that few prompts meet make a rule where there is nothing to gain: in 18 % of worlds made for it
+with 8 prompts, 6 % with 16, 3 % with 20."""
 NOTICEABLE = 0.1
 """A gain that is a smaller share of the most it could be is as good as none."""
 

@@ -11,10 +11,9 @@ from bridgegarden.exact.world import World
 from bridgegarden.lab.findings import findings, summaries
 from bridgegarden.lab.result import REGIMES, STUDENTS, Arm, LabResult, LabRun, LabSettings, Training
 from bridgegarden.run.quiet import quiet_libraries
-from bridgegarden.run.record import git_commit, now
 from bridgegarden.study.arms import ALL_OBJECTIVES, LlamaSize
 from bridgegarden.study.kept import StudyFolder, deciding_versions, keep, kept, key_of, to_tree
-from bridgegarden.study.run import MOST, Tell, available_processors, run_jobs, steps_told, studying
+from bridgegarden.study.run import Tell, run_jobs, steps_told, study
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -143,23 +142,10 @@ def lab(
     Raises:
         ConfigError: `output` is a file, a setting is wrong, or a worker was ended from outside.
     """
-    from bridgegarden.terminal import stderr_console
-
-    began, started = time.perf_counter(), now()
-    console = console or stderr_console()
     folder = LabFolder(output)
-    with studying(console):
-        folder.begin()
-        runs = _all_runs(settings, folder, console, workers or min(available_processors(), MOST))
-        result = LabResult(
-            settings=settings,
-            runs=runs,
-            versions=deciding_versions(),
-            commit=git_commit(),
-            command=command,
-            started=started,
-            seconds=time.perf_counter() - began,
-        )
+    with study(folder, command, console) as begun:
+        runs = _all_runs(settings, folder, begun.console, workers)
+        result = LabResult(settings=settings, runs=runs, **begun.record())
         folder.save(result)
     return result
 
@@ -214,7 +200,7 @@ def run_one(job: Job, tell: Tell) -> LabRun:
     return run
 
 
-def _all_runs(settings: LabSettings, folder: LabFolder, console: "Console", workers: int) -> tuple[LabRun, ...]:
+def _all_runs(settings: LabSettings, folder: LabFolder, console: "Console", workers: int | None) -> tuple[LabRun, ...]:
     """World by world and seed by seed, so that an interrupted run has whole comparisons."""
     jobs = [
         Job(world=world, arm=arm, seed=seed, settings=settings, folder=folder)

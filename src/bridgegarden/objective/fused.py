@@ -12,9 +12,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bridgegarden.objective.head import LanguageModelHead, compute_dtype
+from bridgegarden.objective.head import (
+    HeadGradients,
+    LanguageModelHead,
+    chunks,
+    compute_dtype,
+    default_chunk_tokens,
+    select_support,
+)
 from bridgegarden.objective.hybrid import HybridLoss, HybridObjective, dense_student_support
-from bridgegarden.objective.selected_logits import HeadGradients, chunks, default_chunk_tokens, select_support
 from bridgegarden.objective.soft_weight import TrainProgress
 from bridgegarden.objective.support import StudentSupport, TeacherSignal
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bridgegarden.errors import ConfigError, foreign, quoted
-from bridgegarden.objective.selected_logits import default_chunk_tokens
+from bridgegarden.objective.head import default_chunk_tokens
 from bridgegarden.preflight.models import ModelFacts, meta_model, parameter_count
 from bridgegarden.table import Table
 

@@ -3,7 +3,6 @@ what a person sees of it on a terminal."""
 
 import hashlib
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -17,10 +16,9 @@ from bridgegarden.quickstart.report import runs_table
 from bridgegarden.quickstart.result import AnswerView, Measured, ObjectiveRun, QuickstartResult, QuickstartSettings
 from bridgegarden.run.output import partial
 from bridgegarden.run.quiet import quiet_libraries
-from bridgegarden.run.record import now
 from bridgegarden.study.arms import OBJECTIVES
 from bridgegarden.study.kept import StudyFolder, deciding_versions, keep, kept, key_of
-from bridgegarden.study.run import MOST, Tell, available_processors, one_thread, run_jobs, steps_told, studying
+from bridgegarden.study.run import Tell, one_thread, run_jobs, steps_told, study
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -187,17 +185,13 @@ def quickstart(
     Raises:
         ConfigError: `output` is a file, a setting is wrong, or a worker was ended from outside.
     """
-    from bridgegarden.terminal import stderr_console
-
-    began, started = time.perf_counter(), now()
     settings = settings or plan(full=full, seed=seed)
-    console = console or stderr_console()
     folder = QuickstartFolder(output)
-    with studying(console):
-        folder.begin()
+    command = f"bridgegarden quickstart{' --full' if full else ''} --seed {settings.seeds[0]}"
+    with study(folder, command, console) as begun:
         if not full:
             folder.forget()
-        runs = _all_runs(settings, folder, console, workers or min(available_processors(), MOST), resume=full)
+        runs = _all_runs(settings, folder, begun.console, workers, resume=full)
         with one_thread():
             teacher, answer = _look_at_teacher_and_answer(settings, folder)
         result = QuickstartResult(
@@ -205,10 +199,7 @@ def quickstart(
             runs=runs,
             teacher=teacher,
             answer=answer,
-            versions=deciding_versions(),
-            command=f"bridgegarden quickstart{' --full' if full else ''} --seed {settings.seeds[0]}",
-            started=started,
-            seconds=time.perf_counter() - began,
+            **{name: value for name, value in begun.record().items() if name != "commit"},
             full=full,
         )
         folder.save(result)
@@ -244,7 +235,7 @@ def run_one(job: Job, tell: Tell) -> ObjectiveRun:
 
 
 def _all_runs(
-    settings: QuickstartSettings, folder: QuickstartFolder, console: "Console", workers: int, *, resume: bool
+    settings: QuickstartSettings, folder: QuickstartFolder, console: "Console", workers: int | None, *, resume: bool
 ) -> tuple[ObjectiveRun, ...]:
     """Every objective with every seed; seed by seed, so that an interrupted run has whole comparisons."""
     jobs = [

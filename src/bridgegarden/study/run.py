@@ -5,10 +5,12 @@ import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.queues import Queue
 from typing import Any, Protocol, TypeVar
@@ -18,7 +20,9 @@ from rich.console import Console, Group, RenderableType
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.run.quiet import quiet_libraries
-from bridgegarden.terminal import Display, counted
+from bridgegarden.run.record import git_commit, now
+from bridgegarden.study.kept import StudyFolder, deciding_versions
+from bridgegarden.terminal import Display, counted, stderr_console
 
 EVERY = 15.0
 """Seconds between lines where there is no terminal."""
@@ -66,6 +70,48 @@ RunT = TypeVar("RunT")
 ResultT = TypeVar("ResultT")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A study under way."""
+
+    console: Console
+    """For progress."""
+    command: str
+    """What was typed."""
+    started: str
+    """When."""
+    began: float
+    """The same, by `time.perf_counter`."""
+
+    def record(self) -> dict[str, Any]:
+        """How a result was made, for its fields of these names."""
+        return {
+            "versions": deciding_versions(),
+            "commit": git_commit(),
+            "command": self.command,
+            "started": self.started,
+            "seconds": time.perf_counter() - self.began,
+        }
+
+
+@contextmanager
+def study(folder: StudyFolder, command: str, console: Console | None) -> Iterator[Study]:
+    """Mark `folder` as one in which a study is under way; its ``save`` takes the mark away.
+
+    Args:
+        folder: made if need be.
+        command: what was typed, for the record.
+        console: for progress; stderr if None.
+
+    Raises:
+        ConfigError: nothing can be written there.
+    """
+    begun = Study(console=console or stderr_console(), command=command, started=now(), began=time.perf_counter())
+    with studying(begun.console):
+        folder.begin()
+        yield begun
+
+
 @contextmanager
 def studying(console: Console) -> Iterator[None]:
     """SIGTERM ends it as Ctrl-C does, and libraries are heard where somebody watches."""
@@ -78,7 +124,7 @@ def run_jobs(
     jobs: Sequence[JobT],
     console: Console,
     *,
-    workers: int,
+    workers: int | None,
     noun: str = "student",
     resume: bool = True,
     prepare: Callable[[Sequence[JobT]], None] | None = None,
@@ -90,12 +136,13 @@ def run_jobs(
         run_one: importable by name; does a job and keeps what came of it.
         jobs: those that come first are done first, so that an interrupted study has whole comparisons.
         console: for progress.
-        workers: processes of one thread each.
+        workers: processes of one thread each; the processors there are, at most 4, if None.
         noun: what a job trains, one of them.
         resume: whether what an earlier run kept is taken.
         prepare: called with the jobs that are left to do, if there are any.
         above: what a terminal shows above the bar of the runs so far.
     """
+    workers = workers or min(available_processors(), MOST)
     before = {job.name: job.kept() for job in jobs} if resume else {}
     found: dict[str, RunT] = {name: run for name, run in before.items() if run is not None}
     if found:

@@ -271,7 +271,7 @@ def as_metrics(result: ExposureBias, seconds: float) -> dict[str, float]:
         "eval_exposure_bias_seconds": seconds,
         "eval_exposure_bias_tokens": float(result.generated_tokens),
     }
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+    return {name: value for name, value in metrics.items() if not (name.endswith("_stderr") and math.isinf(value))}
 
 
 def _check_selection(args: TrainingArguments) -> None:

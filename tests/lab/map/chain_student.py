@@ -6,7 +6,8 @@ from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
 from bridgegarden.exact.tasks.chain import ChainWorld
-from bridgegarden.lab.map.students import Context, Problems, Weights, Worlds, features, kinds
+from bridgegarden.lab.map.rows import Context, Problems, Worlds, features, kinds
+from bridgegarden.lab.map.students import Weights
 
 SIZES = {"modulus": 5, "steps": 3, "wordings": 6}
 WORLD = ChainWorld(teacher="unsure", seed=3, **SIZES)

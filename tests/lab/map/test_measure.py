@@ -6,20 +6,8 @@ import torch
 from bridgegarden.exact import solve
 from bridgegarden.exact.process import EndsOffScript, OffScript, Role
 from bridgegarden.lab.map.measure import READINGS, VARIETY, held_out, kappa_of_rows, measure, predicted_kappa
-from bridgegarden.lab.map.students import (
-    Arm,
-    Context,
-    Problems,
-    Worlds,
-    draw_order,
-    draw_rows,
-    features,
-    hidden_states,
-    kinds,
-    logits_at,
-    new_weights,
-    train,
-)
+from bridgegarden.lab.map.rows import Context, Problems, Worlds, draw_order, draw_rows, features, kinds
+from bridgegarden.lab.map.students import Arm, hidden_states, logits_at, new_weights, train
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.statistics import spearman
 from tests.lab.map.chain_student import OTHER, WORLD, first_token

@@ -10,18 +10,8 @@ from trl.trainer.sft_config import SFTConfig
 
 from bridgegarden.errors import ConfigError, NonFiniteError
 from bridgegarden.lab.map.measure import measure, teacher_table, visits
-from bridgegarden.lab.map.students import (
-    Arm,
-    Problems,
-    Rows,
-    aims,
-    draw_order,
-    draw_rows,
-    kinds,
-    new_weights,
-    train,
-    write,
-)
+from bridgegarden.lab.map.rows import Problems, Rows, draw_order, draw_rows, kinds, write
+from bridgegarden.lab.map.students import Arm, aims, new_weights, train
 from bridgegarden.objective.alignment import IGNORE
 from bridgegarden.objective.hybrid import PRESETS, HybridObjective
 from bridgegarden.objective.soft_weight import CurriculumWeight, EntropyWeight, TrainProgress

@@ -22,10 +22,9 @@ from bridgegarden.lab.map.findings import CLAIMS, MEASURES, MapEffect, effects
 from bridgegarden.lab.map.report import cells_csv, cells_table, claimed_section, claims_csv, difference_cell, titled
 from bridgegarden.report.page import Page, Section
 from bridgegarden.run.quiet import quiet_libraries
-from bridgegarden.run.record import git_commit, now
 from bridgegarden.study.arms import LlamaSize
 from bridgegarden.study.kept import Plain, StudyFolder, deciding_versions, keep, kept, key_of, to_tree
-from bridgegarden.study.run import MOST, Tell, available_processors, run_jobs, steps_told, studying
+from bridgegarden.study.run import Tell, run_jobs, steps_told, study
 from bridgegarden.table import Table
 
 if TYPE_CHECKING:
@@ -253,13 +252,8 @@ def lab_confirm(
 
     As :func:`bridgegarden.lab.map.run.lab_map` does, with the same arguments; students finished in `output` are kept.
     """
-    from bridgegarden.terminal import stderr_console
-
-    began, started = time.perf_counter(), now()
-    console = console or stderr_console()
     folder = ConfirmFolder(output)
-    with studying(console):
-        folder.begin()
+    with study(folder, command, console) as begun:
         # Seed by seed, so that an interrupted study has whole comparisons.
         jobs = [
             ConfirmJob(cell=cell, arm=arm, seed=seed, settings=settings, folder=folder)
@@ -267,7 +261,7 @@ def lab_confirm(
             for cell in CONFIRMED
             for arm in settings.arms
         ]
-        found = run_jobs(confirm_one, jobs, console, workers=workers or min(available_processors(), MOST))
+        found = run_jobs(confirm_one, jobs, begun.console, workers=workers)
         by_cell = {
             cell: {arm: [found[j.name] for j in jobs if (j.cell, j.arm) == (cell, arm)] for arm in settings.arms}
             for cell in CONFIRMED
@@ -279,11 +273,7 @@ def lab_confirm(
                 cell.name: {arm: statistics.fmean(one.off_script for one in runs) for arm, runs in students.items()}
                 for cell, students in by_cell.items()
             },
-            versions=deciding_versions(),
-            commit=git_commit(),
-            command=command,
-            started=started,
-            seconds=time.perf_counter() - began,
+            **begun.record(),
         )
         folder.save(result)
     return result

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from bridgegarden.exact.tasks.chain import ChainWorld, Expression
-from bridgegarden.lab.map.students import Context, Problems, Rows, Weights, Worlds, features, hidden_states, logits_at
+from bridgegarden.lab.map.rows import Context, Problems, Rows, Worlds, features
+from bridgegarden.lab.map.students import Weights, hidden_states, logits_at
 from bridgegarden.statistics import spearman
 
 VARIETY = 0.5

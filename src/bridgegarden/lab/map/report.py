@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from markupsafe import Markup
@@ -196,8 +197,40 @@ def _digits(value: float) -> float:
 
 
 def tables(result: MapResult) -> list[Table]:
-    """What a terminal shows: the claims, and right answers in every cell."""
-    return [claims_table(result, way) for way in FAIRNESS] + [cells_table(result.runs, FAIRNESS[-1], "right, greedy")]
+    """What a terminal shows, in 80 columns: the claims, and of settings tuned by right answers what came of them."""
+    way = FAIRNESS[-1]
+    words = Table(
+        columns=["claim", Column("what is claimed", words=True)],
+        rows=[[claim.name, claim.text] for claim in CLAIMS],
+    )
+    return [words, claims_table(result, way, in_words=False), teachers_table(result, way)]
+
+
+def teachers_table(result: MapResult, way: str) -> Table:
+    """Right answers of every arm, greedy, means over the cells of a teacher."""
+    by_teacher: dict[str, list[CellRun]] = {}
+    for run in result.runs:
+        by_teacher.setdefault(run.cell.teacher, []).append(run)
+    means = {
+        teacher: {
+            arm: fmean(100 * values_of(run, way, arm, "right, greedy").mean().item() for run in runs)
+            for arm in result.settings.arms
+        }
+        for teacher, runs in by_teacher.items()
+    }
+    rows = [
+        [ARMS[arm].label, *(Cell(number(here[arm]), strong=here[arm] == max(here.values())) for here in means.values())]
+        for arm in result.settings.arms
+    ]
+    return Table(
+        columns=["", *(f"{teacher.replace('_', ' ')}" for teacher in means)],
+        rows=rows,
+        title=f"right, greedy, %; settings: {way}",
+        note=(
+            f"By teacher: means over its cells and {_seeds(result.runs)} seeds. Every cell, and other settings, are in "
+            "the report."
+        ),
+    )
 
 
 def tables_markdown(result: MapResult) -> str:

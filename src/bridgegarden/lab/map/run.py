@@ -30,10 +30,10 @@ from bridgegarden.lab.map.measure import (
     measure,
     predicted_kappa,
 )
-from bridgegarden.lab.map.students import Rows, Weights, Worlds, draw_order, draw_rows, draw_uniform, new_weights, train
-from bridgegarden.run.record import git_commit, now
+from bridgegarden.lab.map.rows import Rows, Worlds, draw_order, draw_rows, draw_uniform
+from bridgegarden.lab.map.students import Weights, new_weights, train
 from bridgegarden.study.kept import StudyFolder, deciding_versions, keep, kept, key_of, to_tree
-from bridgegarden.study.run import MOST, Tell, available_processors, run_jobs, studying
+from bridgegarden.study.run import Tell, run_jobs, study
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -330,24 +330,11 @@ def lab_map(
     Raises:
         ConfigError: `output` is a file, a setting is wrong, or a worker was ended from outside.
     """
-    from bridgegarden.terminal import stderr_console
-
-    began, started = time.perf_counter(), now()
-    console = console or stderr_console()
     folder = MapFolder(output)
-    with studying(console):
-        folder.begin()
+    with study(folder, command, console) as begun:
         jobs = [CellJob(cell=cell, settings=settings, folder=folder) for cell in settings.cells]
-        workers = workers or min(available_processors(), MOST)
-        found = run_jobs(run_cell, jobs, console, workers=workers, noun="cell")
-        result = MapResult(
-            settings=settings,
-            runs=tuple(found[job.name] for job in jobs),
-            versions=deciding_versions(),
-            commit=git_commit(),
-            command=command,
-            started=started,
-            seconds=time.perf_counter() - began,
-        )
+        found = run_jobs(run_cell, jobs, begun.console, workers=workers, noun="cell")
+        runs = tuple(found[job.name] for job in jobs)
+        result = MapResult(settings=settings, runs=runs, **begun.record())
         folder.save(result)
     return result

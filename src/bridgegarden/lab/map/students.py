@@ -1,8 +1,8 @@
 r"""Many students of one chain world trained at once: seeds times arms, one stack of weights, exact measures after it.
 
-A student is a network of two hidden layers over features of the prefix (:func:`features`). All weights of a layer are
-one tensor ``(S, O, in, out)``: S seeds, O arms (an objective with its learning rate and weight decay). The arms of a
-seed share first weights, rows and their order. What is minimised is
+A student is a network of two hidden layers over features of the prefix (:func:`~bridgegarden.lab.map.rows.features`).
+All weights of a layer are one tensor ``(S, O, in, out)``: S seeds, O arms (an objective with its learning rate and
+weight decay). The arms of a seed share first weights, rows and their order. What is minimised is
 :class:`~bridgegarden.objective.hybrid.HybridObjective` with the forward KL, as cross-entropy against one mixed target,
 and AdamW, clipping and schedule are the trainer's: one student alone, trained by the package's own trainer, comes out
 the same but for rounding.
@@ -20,207 +20,16 @@ import torch
 from torch import Tensor
 
 from bridgegarden.errors import ConfigError, NonFiniteError
-from bridgegarden.exact.tasks.chain import OPERATIONS, ChainWorld, Expression
+from bridgegarden.exact.tasks.chain import ChainWorld, Expression
+from bridgegarden.lab.map.rows import Context, Kind, Problems, Rows, Worlds, Writer, features, generators, kinds, write
 from bridgegarden.objective.divergences import forward_kl
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import CurriculumWeight, StaticWeight, TrainProgress
 from bridgegarden.objective.support import TeacherSignal
 
-PROMPT_SCALE = 0.4
-"""Of the features of the whole prompt: a student attends to them less than to the present operation."""
 BETAS = 0.9, 0.95
 EPSILON = 1e-8
 MAX_GRADIENT_NORM = 1.0
-
-
-class Problems(NamedTuple):
-    """P problems as indices."""
-
-    start: Tensor
-    """``(*P,)`` first values."""
-    operations: Tensor
-    """``(*P, steps)``."""
-    operands: Tensor
-    """``(*P, steps)``, from 0."""
-
-    @classmethod
-    def of(cls, problems: Sequence[Expression]) -> "Problems":
-        """`problems` as indices."""
-        start, operations, operands = zip(*problems, strict=True)
-        return cls(torch.tensor(start), torch.tensor(operations), torch.tensor(operands) - 1)
-
-
-class Context(NamedTuple):
-    """What a position depends on beside its problem and its place: each ``(*N,)``, or broadcast to it."""
-
-    value: Tensor
-    """The last value."""
-    wording: Tensor
-    """The last wording, 0 for none, then 1 and on."""
-
-
-Writer = Callable[[int, Context], Tensor]
-"""From a place and its context to the probabilities of the tokens that can stand there, ``(*N, width)``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Worlds:
-    """One world for each of S seeds, all of one size: what their teachers say, ``(S, ...)``."""
-
-    size: ChainWorld
-    """One of them, for what they share: sizes, vocabulary, right values."""
-    wording_probs: Tensor
-    """See `ChainWorld.wording_probs`."""
-    value_probs: Tensor
-    """See `ChainWorld.value_probs`."""
-
-    @classmethod
-    def of(cls, worlds: Sequence[ChainWorld]) -> "Worlds":
-        """`worlds`, which differ in their seed and teacher alone."""
-        return cls(
-            size=worlds[0],
-            wording_probs=torch.stack([world.wording_probs for world in worlds]),
-            value_probs=torch.stack([world.value_probs for world in worlds]),
-        )
-
-    def __len__(self) -> int:
-        return len(self.value_probs)
-
-    def __getitem__(self, seeds: slice) -> "Worlds":
-        """Those of some of the seeds."""
-        return replace(self, wording_probs=self.wording_probs[seeds], value_probs=self.value_probs[seeds])
-
-    def teacher(self, problems: Problems) -> Writer:
-        """The teachers on ``(S, ...)`` problems, float64."""
-        seed = torch.arange(len(self)).reshape(-1, *[1] * (problems.start.ndim - 1))
-
-        def probabilities(place: int, context: Context) -> Tensor:
-            operation, operand = problems.operations[..., place // 2], problems.operands[..., place // 2]
-            if place % 2:
-                return self.value_probs[seed, operation, operand, context.value]
-            return self.wording_probs[seed, operation, operand, context.value, context.wording]
-
-        return probabilities
-
-
-class Kind(NamedTuple):
-    """One of the three sorts of positions: which of them there are, and the logits that stand there."""
-
-    name: str
-    first: int
-    """The first position of this kind; then every second one."""
-    count: int
-    """Positions."""
-    width: int
-    """Tokens that can stand there."""
-
-
-def kinds(world: ChainWorld) -> tuple[Kind, Kind, Kind]:
-    """Wordings, values and the end of a world's answers."""
-    return (
-        Kind("wording", 0, world.steps, world.wordings),
-        Kind("value", 1, world.steps, world.modulus),
-        Kind("end", 2 * world.steps, 1, 1),
-    )
-
-
-def features(world: ChainWorld, problems: Problems, place: int, context: Context) -> Tensor:
-    """``(*N, F)``: place, present operation and operand, last value and wording; the whole prompt, scaled down.
-
-    The shapes of `problems` (less their last dimension) and of `context` are broadcast to N.
-    """
-    shape = torch.broadcast_shapes(problems.start.shape, context.value.shape, context.wording.shape)
-    hot = torch.nn.functional.one_hot
-    step = place // 2
-
-    def wide(index: Tensor, size: int, scale: float = 1.0) -> Tensor:
-        return scale * hot(index, size).float().expand(*shape, size)
-
-    names, operands = len(OPERATIONS), world.modulus - 1
-    parts = [wide(torch.tensor(place), 2 * world.steps + 1)]
-    if step < world.steps:
-        parts += [wide(problems.operations[..., step], names), wide(problems.operands[..., step], operands)]
-    else:
-        parts.append(torch.zeros(*shape, names + operands))
-    parts += [wide(context.value, world.modulus), wide(context.wording, 1 + world.wordings)]
-    parts.append(wide(problems.start, world.modulus, PROMPT_SCALE))
-    for index in range(world.steps):
-        parts.append(wide(problems.operations[..., index], names, PROMPT_SCALE))
-        parts.append(wide(problems.operands[..., index], operands, PROMPT_SCALE))
-    return torch.cat(parts, -1)
-
-
-class Rows(NamedTuple):
-    """n answers of each of S seeds to problems of their own."""
-
-    problems: Problems
-    """``(S, n)``."""
-    wordings: Tensor
-    """``(S, n, steps)`` indices of the wordings written."""
-    values: Tensor
-    """``(S, n, steps)`` values written."""
-
-    def at(self, order: Tensor) -> "Rows":
-        """Of each seed the rows ``order[s]``, ``(S, B)``."""
-
-        def take(values: Tensor) -> Tensor:
-            index = order.reshape(*order.shape, *[1] * (values.ndim - 2)).expand(*order.shape, *values.shape[2:])
-            return values.gather(1, index)
-
-        problems = Problems(*(take(part) for part in self.problems))
-        return Rows(problems, take(self.wordings), take(self.values))
-
-    def contexts(self) -> list[Context]:
-        """What each position of the answers depends on, in their order."""
-        steps = self.values.shape[-1]
-        values = [self.problems.start, *(self.values[..., step] for step in range(steps))]
-        wordings = [torch.zeros_like(self.problems.start), *(self.wordings[..., step] + 1 for step in range(steps))]
-        within = [Context(values[step], wordings[step + late]) for step in range(steps) for late in (0, 1)]
-        return [*within, Context(values[-1], wordings[-1])]
-
-
-def write(world: ChainWorld, problems: Problems, uniform: Tensor, writer: Writer) -> Rows:
-    """Answers to `problems`, ``(*N,)``, token by token: ``uniform`` ``(*N, 2 steps)`` in [0, 1) decides them."""
-    context = Context(problems.start, torch.zeros_like(problems.start))
-    values, wordings = [], []
-    for step in range(world.steps):
-        wording = _drawn(writer(2 * step, context), uniform[..., 2 * step])
-        context = context._replace(wording=wording + 1)
-        value = _drawn(writer(2 * step + 1, context), uniform[..., 2 * step + 1])
-        context = context._replace(value=value)
-        wordings.append(wording)
-        values.append(value)
-    return Rows(problems, torch.stack(wordings, -1), torch.stack(values, -1))
-
-
-def _drawn(prob: Tensor, uniform: Tensor) -> Tensor:
-    cumulative = prob.cumsum(-1)
-    found = torch.searchsorted(cumulative, uniform.unsqueeze(-1) * cumulative[..., -1:], right=True).squeeze(-1)
-    return found.clamp(max=prob.shape[-1] - 1)
-
-
-def draw_rows(worlds: Worlds, seeds: Sequence[int], count: int) -> Rows:
-    """`count` answers of its teacher for each seed, each to another training problem."""
-    drawn = [Problems.of(worlds.size.problems(count, seed, split="train")) for seed in seeds]
-    problems = Problems(*(torch.stack(part) for part in zip(*drawn, strict=True)))
-    uniform = draw_uniform(seeds, 0, count, 2 * worlds.size.steps)
-    return write(worlds.size, problems, uniform, worlds.teacher(problems))
-
-
-def draw_order(seeds: Sequence[int], rows: int, steps: int, batch: int) -> Tensor:
-    """``(S, steps, batch)`` indices of rows: whole passes, each in another random order."""
-    passes = math.ceil(steps * batch / rows)
-    orders = [torch.stack([torch.randperm(rows, generator=g) for _ in range(passes)]) for g in _generators(seeds, 1)]
-    return torch.stack(orders).reshape(len(seeds), -1)[:, : steps * batch].reshape(len(seeds), steps, batch)
-
-
-def draw_uniform(seeds: Sequence[int], stream: int, *shape: int) -> Tensor:
-    """``(S, *shape)`` float64 in [0, 1), of each seed by itself."""
-    return torch.stack([torch.rand(*shape, generator=g, dtype=torch.float64) for g in _generators(seeds, stream)])
-
-
-def _generators(seeds: Sequence[int], stream: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(4 * seed + stream) for seed in seeds]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +85,7 @@ def new_weights(world: ChainWorld, hidden: int, seeds: Sequence[int], arms: int)
     for given, wanted in sizes:
         drawn = [
             torch.randn(given, wanted, generator=g)
-            for g in _generators([7919 * seed + given * wanted for seed in seeds], 2)
+            for g in generators([7919 * seed + given * wanted for seed in seeds], 2)
         ]
         tensors.append((torch.stack(drawn) / given**0.5).unsqueeze(1).repeat(1, arms, 1, 1))
         tensors.append(torch.zeros(len(seeds), arms, 1, wanted))

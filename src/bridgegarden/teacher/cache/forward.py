@@ -13,8 +13,7 @@ from bridgegarden.causal_lm import freeze, head_of, hidden_states
 from bridgegarden.errors import ModelError
 from bridgegarden.model_probes import check_causal_lm
 from bridgegarden.objective.alignment import IGNORE, SupervisedPositions
-from bridgegarden.objective.head import LanguageModelHead
-from bridgegarden.objective.selected_logits import chunks, default_chunk_tokens
+from bridgegarden.objective.head import LanguageModelHead, chunks, default_chunk_tokens
 from bridgegarden.objective.support import TeacherSignal
 from bridgegarden.teacher.answers import AnsweredRow, Position
 from bridgegarden.teacher.cache.record import RecordFormat, Signals
