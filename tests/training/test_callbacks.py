@@ -14,7 +14,14 @@ from bridgegarden.diagnostics.rollout import Sampling
 from bridgegarden.errors import ConfigError
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import StaticWeight
-from bridgegarden.training.callbacks import SELECT_BY, EarlyStopping, ExposureBiasCallback, selection_arguments
+from bridgegarden.statistics import Estimate
+from bridgegarden.training.callbacks import (
+    SELECT_BY,
+    EarlyStopping,
+    ExposureBiasCallback,
+    as_metrics,
+    selection_arguments,
+)
 from tests.tiny import VOCABULARY, tiny_model
 from tests.training.conftest import token_rows
 
@@ -232,3 +239,18 @@ def test_adapters_are_measured_with_the_model_they_are_on(make_trainer):
         bare = ExposureBiasCallback(trainer, **SMALL).measure().student_loss.mean
     assert math.isfinite(adapted)
     assert adapted != bare
+
+
+def test_what_is_unknown_is_left_out_of_the_log_and_a_loss_never_is():
+    """An infinite standard error says that nothing is known; a number that is not finite elsewhere is a finding."""
+    result = SimpleNamespace(
+        exposure_bias=Estimate(2.0, math.inf, 4),
+        teacher_loss=Estimate(1.0, 0.5, 4),
+        student_loss=Estimate(math.inf, 0.5, 4),
+        generated_tokens=7,
+    )
+    found = as_metrics(result, 1.0)
+    assert "eval_exposure_bias_stderr" not in found
+    assert found["eval_exposure_bias"] == 2.0
+    assert found["eval_free_running_loss"] == math.inf
+    assert found["eval_free_running_loss_stderr"] == 0.5

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from bridgegarden.lab.map import confirm
-from bridgegarden.lab.map.confirm import CONFIRMED, ConfirmFolder, ConfirmJob, ConfirmSettings, lab_confirm
+from bridgegarden.lab.map.confirm import CONFIRMED, ConfirmFolder, ConfirmJob, ConfirmSettings, confirm_one, lab_confirm
 
 SETTINGS = ConfirmSettings(
     arms=("hard", "soft", "confidence"),
@@ -45,6 +45,30 @@ def test_every_arm_has_a_student_of_every_seed_in_every_cell(made):
             # What is left is caused where the script forces a token: at the end.
             assert abs(found["student_loss"][0] - found["teacher_loss"][0] - sum(parts)) < 0.05
     assert len(list((output / "students").rglob("*.json"))) == 2 * 3 * 2
+
+
+def test_every_measure_is_the_one_of_its_name(monkeypatch, tmp_path):
+    from bridgegarden.lab import student
+
+    seen, original = [], student.measured
+    monkeypatch.setattr(student, "measured", lambda solved: seen.append(original(solved)) or seen[-1])
+    monkeypatch.setattr(confirm, "ROWS", {"few": 8, "many": 12})
+    job = ConfirmJob(cell=CONFIRMED[0], arm="soft", seed=0, settings=SETTINGS, folder=ConfirmFolder(tmp_path))
+    run = confirm_one(job, lambda name, done: None)
+    judged, found = seen
+    assert (run.held_out_loss, run.held_out_right) == (judged.teacher_loss, judged.success_greedy)
+    assert run.off_script == found.violation
+    assert run.measures == {
+        "teacher_loss": found.teacher_loss,
+        "student_loss": found.student_loss,
+        "teacher_loss_bridges": found.teacher_loss_by_role["bridge"],
+        "student_loss_bridges": found.student_loss_by_role["bridge"],
+        "drift_bridges": found.exposure_bias_by_role["bridge"],
+        "drift_gardens": found.exposure_bias_by_role["garden"],
+        "variety": found.diversity,
+        "right": found.success,
+        "right_greedy": found.success_greedy,
+    }
 
 
 def test_students_are_kept_and_what_decides_a_number_makes_them_anew(made):

@@ -4,13 +4,14 @@ import csv
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.lab.map.cells import ARMS, BUDGETS, FAIRNESS, MapSettings
+from bridgegarden.lab.map.cells import ARMS, BUDGETS, FAIRNESS, MapSettings, Setting
 from bridgegarden.lab.map.run import CellJob, MapFolder, lab_map, run_cell, soft_where_kappa_is_low, world_of
 
 SETTINGS = MapSettings(
@@ -189,3 +190,15 @@ def test_an_oracle_is_soft_where_kappa_is_low():
     soft = soft_where_kappa_is_low(wordings, values)
     torch.testing.assert_close(soft[0], torch.tensor([[[2 / 3, 0.0]], [[0.0, 1.0]]], dtype=torch.float64))
     torch.testing.assert_close(soft[1], torch.tensor([[[1 / 3, 1.0]], [[1 / 3, 2 / 3]]], dtype=torch.float64))
+
+
+def test_each_way_of_choosing_takes_the_best_by_what_it_is_called_after():
+    from bridgegarden.lab.map.run import _choose
+
+    def tried(rate, loss, right, steps=8):
+        return Setting(learning_rate=rate, weight_decay=0.01, steps=steps, held_out_loss=loss, held_out_right=right)
+
+    fixed, close, sure = tried(5e-2, 3.0, 0.2), tried(2e-2, 1.0, 0.1), tried(2e-2, 2.0, 0.9, steps=4)
+    job = CellJob(cell=SETTINGS.cells[1], settings=SETTINGS, folder=MapFolder(Path("unused")))
+    chosen = _choose(job, {"soft": [close, fixed, sure, tried(5e-2, 2.5, 0.9, steps=4)]})
+    assert [chosen[way]["soft"] for way in FAIRNESS] == [fixed, close, sure]

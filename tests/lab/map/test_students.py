@@ -10,7 +10,7 @@ from trl.trainer.sft_config import SFTConfig
 
 from bridgegarden.errors import ConfigError, NonFiniteError
 from bridgegarden.lab.map.measure import measure, teacher_table, visits
-from bridgegarden.lab.map.rows import Problems, Rows, draw_order, draw_rows, kinds, write
+from bridgegarden.lab.map.rows import Problems, Rows, draw_order, draw_rows, draw_uniform, kinds, write
 from bridgegarden.lab.map.students import Arm, aims, new_weights, train
 from bridgegarden.objective.alignment import IGNORE
 from bridgegarden.objective.hybrid import PRESETS, HybridObjective
@@ -117,6 +117,26 @@ def test_students_of_a_stack_do_not_touch_each_other(together):
         for step in (4, STEPS):
             for ours, theirs in zip(again[step], found[step], strict=True):
                 torch.testing.assert_close(ours[0, 0], theirs[seed, place], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("own_texts", [False, True])
+def test_arms_that_ask_for_other_things_are_never_taken_for_alike(own_texts):
+    """Two rates of each of two labels that differ in the smoothing alone; on given answers and on their own."""
+    rows, order = draw_rows(WORLDS, SEEDS, 24), draw_order(SEEDS, 24, 6, 8)
+    arms = [
+        Arm(objective=HybridObjective.preset("hard"), learning_rate=rate, weight_decay=0.0, smoothing=smoothing)
+        for rate in (0.02, 0.05)
+        for smoothing in (0.0, 0.4)
+    ]
+    uniform = draw_uniform(SEEDS, 3, 6, 8, 2 * WORLD.steps) if own_texts else None
+    weights = new_weights(WORLD, 8, SEEDS, 4).map(torch.Tensor.double)
+    together = train(WORLDS, rows, arms, weights, order, uniform=uniform)[6]
+    for place, arm in enumerate(arms):
+        one = weights.map(lambda tensor, place=place: tensor[:, place : place + 1])
+        alone = train(WORLDS, rows, [arm], one, order, uniform=uniform)[6]
+        for ours, theirs in zip(alone, together, strict=True):
+            torch.testing.assert_close(ours[:, 0], theirs[:, place], rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(together.value[:, 0], together.value[:, 1], atol=1e-3)
 
 
 def test_a_smoothed_label_is_the_argmax_with_a_share_spread_over_what_can_stand_there():
