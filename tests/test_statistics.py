@@ -18,6 +18,7 @@ from bridgegarden.statistics import (
     Effect,
     Estimate,
     Interval,
+    SeedSpread,
     auc,
     corrected,
     decide,
@@ -220,6 +221,46 @@ def test_a_p_value_says_what_the_interval_says(seeds):
             sides.add(found.verdict is not None)
             assert (found.p < 0.05) == (found.verdict is not None)
     assert sides == {True, False}
+
+
+def test_the_spread_of_all_systems_is_what_systems_and_seeds_do_not_explain():
+    generator = np.random.default_rng(7)
+    table = generator.standard_normal((4, 3))
+    parts = np.array(
+        [[float(o == i) for i in range(4)] + [float(s == j) for j in range(3)] for o in range(4) for s in range(3)]
+    )
+    fitted = parts @ np.linalg.lstsq(parts, table.ravel(), rcond=None)[0]
+    found = SeedSpread.over(table.tolist())
+    assert found is not None
+    assert found.freedom == 12 - np.linalg.matrix_rank(parts) == 6
+    assert found.variance == pytest.approx(((table.ravel() - fitted) ** 2).sum() / 6)
+    assert SeedSpread.over(table[:1].tolist()) is SeedSpread.over(table[:, :1].tolist()) is SeedSpread.over([]) is None
+
+
+def test_two_systems_alone_say_of_their_spread_what_their_differences_say():
+    first, second = np.random.default_rng(8).standard_normal((2, 3, 40))
+    alone = paired_difference(scores(first), scores(second))
+    together = paired_difference(
+        scores(first), scores(second), of_all=SeedSpread.over([first.mean(1).tolist(), second.mean(1).tolist()])
+    )
+    assert together.p == pytest.approx(alone.p)
+    assert together.interval == pytest.approx(alone.interval)
+
+
+def test_other_systems_narrow_an_interval_and_a_pair_that_varies_more_keeps_its_own_spread():
+    generator = np.random.default_rng(9)
+    table = 0.1 * generator.standard_normal((6, 3))
+    table[1] = table[0] + [0.99, 1.0, 1.02]
+    first, second = (np.repeat(table[i][:, None], 20, 1) for i in (1, 0))
+    steady = paired_difference(scores(first), scores(second), of_all=SeedSpread(0.01, 10))
+    assert steady.interval.high - steady.interval.low == pytest.approx(
+        2 * student_t.ppf(0.975, 10) * math.sqrt(2 * 0.01 / 3), rel=0.1
+    )
+    wild = np.repeat(np.array([0.0, 3.0, -3.0])[:, None], 20, 1)
+    varied = paired_difference(scores(wild), scores(0 * wild), of_all=SeedSpread(0.01, 10))
+    assert varied.interval.high - varied.interval.low == pytest.approx(
+        2 * student_t.ppf(0.975, 10) * 3 / math.sqrt(3), rel=0.1
+    )
 
 
 def test_a_large_difference_has_a_p_value_that_many_comparisons_leave_small():

@@ -249,10 +249,39 @@ class PairedDifference:
         }
 
 
+class SeedSpread(NamedTuple):
+    """How far one training is from another of the same seed, beside what its system does: of all systems together."""
+
+    variance: float
+    """Of one system's mean score with one seed, what all systems have in common at that seed taken out."""
+    freedom: int
+    """Degrees of freedom."""
+
+    @classmethod
+    def over(cls, systems: Sequence[Sequence[float]]) -> "SeedSpread | None":
+        r"""From the mean scores of O systems trained with the same S seeds.
+
+        .. math:: \hat\sigma^2 = \frac{1}{(O - 1)(S - 1)} \sum_{os}
+                  (y_{os} - \bar y_{o \cdot} - \bar y_{\cdot s} + \bar y)^2
+
+        Of two systems it is half the variance of their differences, and nothing is gained.
+
+        Returns:
+            None with fewer than two seeds or systems.
+        """
+        scores = np.array(systems, dtype=float)
+        if scores.ndim < 2 or min(scores.shape) < 2:
+            return None
+        rest = scores - scores.mean(1, keepdims=True) - scores.mean(0) + scores.mean()
+        freedom = (scores.shape[0] - 1) * (scores.shape[1] - 1)
+        return cls(float((rest**2).sum()) / freedom, freedom)
+
+
 def paired_difference(
     first: Sequence[Scores],
     second: Sequence[Scores],
     *,
+    of_all: SeedSpread | None = None,
     confidence: float = CONFIDENCE,
     resamples: int = 4000,
     generator: np.random.Generator | None = None,
@@ -275,9 +304,15 @@ def paired_difference(
     these are part of the spread between seeds, and there is no middle term. Where seeds do not matter the interval is
     wider than it needs to be: with few of them one cannot know that.
 
+    Two seeds or three say little of how far seeds are apart, and Student's t makes up for that with intervals that hold
+    nearly anything. Where other systems were trained with the same seeds, `of_all` says it better: its degrees of
+    freedom stand in place of S - 1, and the standard deviation of a difference is the larger of its own and
+    :math:`\sqrt{2} \hat\sigma`, so that systems whose trainings vary more than others' are not taken for steady ones.
+
     Args:
         first: scores of the first system, one mapping for each seed.
         second: of the second system, the same seeds in the same order, on the same problems.
+        of_all: how far trainings are apart in all systems of the study, these two among them; None is these two alone.
         confidence: of the interval, in (0, 1).
         resamples: of the distribution.
         generator: draws them; None is a fixed seed, so that the same scores give the same interval.
@@ -292,10 +327,13 @@ def paired_difference(
     means = np.array([np.mean(list(seed.values())) for seed in seeds])
     generator = generator or np.random.default_rng(0)
     noise = _shared_noise(seeds, confidence, resamples, generator)
-    spread = means.std(ddof=1) / math.sqrt(len(seeds)) if len(seeds) > 1 else 0.0
-    draws = means.mean() + noise + (spread * generator.standard_t(len(seeds) - 1, resamples) if spread else 0.0)
+    variance, freedom = float(means.var(ddof=1)) if len(seeds) > 1 else 0.0, len(seeds) - 1
+    if of_all is not None and freedom:
+        variance, freedom = max(variance, 2 * of_all.variance), of_all.freedom
+    spread = math.sqrt(variance / len(seeds))
+    draws = means.mean() + noise + (spread * generator.standard_t(freedom, resamples) if spread else 0.0)
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
-    p = _p_value(means.mean(), noise, spread, len(seeds))
+    p = _p_value(means.mean(), noise, spread, freedom)
     every = np.array([value for seed in seeds for value in seed.values()])
     if (every == every[0]).all() and _all_shares([*first, *second]):
         low, high = unvaried_interval(float(every[0]), min(map(len, seeds)), confidence)
@@ -328,14 +366,14 @@ def _shared_noise(
     return _problem_noise(column, confidence, resamples, generator)
 
 
-def _p_value(mean: float, noise: np.ndarray, spread: float, seeds: int) -> float:
+def _p_value(mean: float, noise: np.ndarray, spread: float, freedom: int) -> float:
     """Two-sided, of no difference, from the distribution of :func:`paired_difference`.
 
     The tails are computed and not counted: a count cannot be below one of the draws, and where many comparisons are
     corrected for together no difference, however large, would then be called.
     """
     if spread:
-        return min(1.0, 2 * float(stdtr(seeds - 1, -(abs(mean) + noise) / spread).mean()))
+        return min(1.0, 2 * float(stdtr(freedom, -(abs(mean) + noise) / spread).mean()))
     scale = float(noise.std())
     return min(1.0, 2 * float(ndtr(-abs(mean) / scale))) if scale else float(mean == 0)
 

@@ -12,6 +12,7 @@ from bridgegarden.statistics import (
     Interval,
     PairedDifference,
     Scores,
+    SeedSpread,
     exact_share,
     holm_adjusted,
     paired_difference,
@@ -101,7 +102,9 @@ def _difference(result: CompareResult, first: str, second: str, quantity: Quanti
     seeds = [seed for seed in one if seed in other]
     if not seeds:
         return None
-    found = paired_difference([one[seed] for seed in seeds], [other[seed] for seed in seeds])
+    found = paired_difference(
+        [one[seed] for seed in seeds], [other[seed] for seed in seeds], of_all=_spread(result, quantity)
+    )
     alike = [
         _same_everywhere([runs[seed].measured for seed in seeds], quantity)
         for runs in (result.runs_of(first), result.runs_of(second))
@@ -111,6 +114,16 @@ def _difference(result: CompareResult, first: str, second: str, quantity: Quanti
         apart = alike[0] - alike[1]
         return replace(found, interval=unvaried_interval(apart, found.problems), p=unvaried_p(apart, found.problems))
     return found
+
+
+def _spread(result: CompareResult, quantity: Quantity) -> SeedSpread | None:
+    """How far trainings are apart, of all objectives on the seeds that all of them have."""
+    place = ("spread", quantity)
+    if place not in result.memo:
+        scores = [_scores(result, name, quantity) for name in result.objectives]
+        seeds = [seed for seed in scores[0] if all(seed in one for one in scores)]
+        result.memo[place] = SeedSpread.over([[_mean(list(one[seed].values())) for seed in seeds] for one in scores])
+    return result.memo[place]
 
 
 def _same_everywhere(measured: Sequence[Measured | None], quantity: Quantity) -> float | None:
