@@ -23,6 +23,7 @@ from jinja2 import Environment, StrictUndefined
 from bridgegarden.lab.map.cells import ARMS, FAIRNESS
 from bridgegarden.lab.map.findings import CLAIMS, KAPPA, MAIN
 from bridgegarden.report.charts import Bar, bar_chart, standalone
+from bridgegarden.report.diagnosis_words import GUIDE
 from bridgegarden.report.marks import Axis
 from bridgegarden.statistics import spearman
 from bridgegarden.study.arms import HYBRIDS
@@ -391,6 +392,7 @@ def page(evidence: Evidence) -> str:
         arms=evidence.arms,
         cells=len(evidence.places),
         figured=FIGURED,
+        guide=GUIDE,
         measured=MEASURED,
         ways=FAIRNESS,
         shown=WAY,

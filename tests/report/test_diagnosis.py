@@ -6,8 +6,16 @@ from dataclasses import replace
 import pytest
 
 from bridgegarden.diagnostics.exposure_bias import StudentDifference
+from bridgegarden.diagnostics.kappa import Kind
 from bridgegarden.report.diagnosis import diagnosis_page
-from bridgegarden.report.diagnosis_words import _difference, advice_words, agreement_words, bias_words
+from bridgegarden.report.diagnosis_words import (
+    GUIDE,
+    _difference,
+    advice_words,
+    agreement_words,
+    bias_words,
+    guide_words,
+)
 from bridgegarden.statistics import Estimate
 from tests.chromium import chromium, needs_chromium
 from tests.diagnostics.small import EVIL, WORDS, small_diagnosis, small_findings
@@ -74,6 +82,46 @@ def with_long_text(diagnosis, count: int):
     long = replace(student.texts[0], tokens=tokens[:count])
     findings = replace(diagnosis.findings, students=(replace(student, texts=(long,)),))
     return replace(diagnosis, findings=findings, students=diagnosis.students[:1])
+
+
+def sure_at_bridges(diagnosis, *likeliest: float):
+    """The first student, whose Bridges have these probabilities of the teacher's likeliest token; each of a prompt."""
+    student = diagnosis.findings.students[0]
+    place = student.kappa.positions[0]
+    bridges = [
+        replace(place, kind=Kind.BRIDGE, prompt=prompt, teacher_max_prob=one) for prompt, one in enumerate(likeliest)
+    ]
+    gardens = [replace(place, kind=Kind.GARDEN, prompt=prompt, teacher_max_prob=0.1) for prompt in range(20)]
+    return replace(student, kappa=replace(student.kappa, positions=(*bridges, *gardens)))
+
+
+def test_the_guide_is_quoted_for_a_teacher_as_sure_as_this_one_is_at_its_bridges(whole):
+    sure = guide_words(sure_at_bridges(whole, *[0.99] * 8))
+    assert sure is not None
+    assert "At its 8 Bridges" in sure
+    assert f"begins with soft labels: {GUIDE['perfect'][1]}" in sure
+    unsure = guide_words(sure_at_bridges(whole, 0.5, 0.6, 0.65, 0.7, 0.6, 0.55))
+    assert unsure is not None
+    for kind in ("unsure", "slips", "wrong_in_places"):
+        assert f"{GUIDE[kind][0]} labels ({GUIDE[kind][1]})" in unsure
+
+
+def test_the_guide_is_not_quoted_where_it_is_not_known_how_sure_the_teacher_is(whole):
+    between = guide_words(sure_at_bridges(whole, 0.2, 1.0, 0.99, 0.98, 0.97, 0.4))
+    assert between is not None
+    assert "not told apart" in between
+    assert not any(because in between for _, because in GUIDE.values())
+    assert guide_words(sure_at_bridges(whole, *[0.99] * 4)) is None
+    one_prompt = sure_at_bridges(whole, *[0.99] * 8)
+    places = tuple(replace(place, prompt=0) for place in one_prompt.kappa.positions)
+    assert guide_words(replace(one_prompt, kappa=replace(one_prompt.kappa, positions=places))) is None
+    assert guide_words(replace(one_prompt, kappa=None)) is None
+
+
+def test_the_page_quotes_the_guide(whole, tmp_path):
+    student = sure_at_bridges(whole, *[0.99] * 8)
+    found = replace(whole.findings, students=(student, *whole.findings.students[1:]))
+    assert guide_words(student) in text_of(replace(whole, findings=found), tmp_path).replace("&#39;", "'")
 
 
 def test_every_section_says_what_was_found(whole, tmp_path):

@@ -134,6 +134,7 @@ def print_diagnosis(diagnosis: "Diagnosis", files: "DiagnosisFiles", *, as_json:
         bias_table,
         bias_words,
         difference_table,
+        guide_words,
         kind_words,
         thanks_to,
     )
@@ -153,6 +154,8 @@ def print_diagnosis(diagnosis: "Diagnosis", files: "DiagnosisFiles", *, as_json:
                 console.print(Text(line))
         rule, why = advice_words(student.advice)
         console.print(Text.assemble((rule, "bold"), f" {why}"))
+        if (guide := guide_words(student)) is not None:
+            console.print(Text(guide))
     console.print(Text(f"\n{thanks_to(diagnosis)}"))
     if diagnosis.findings.interrupted:
         console.print(Text(f"Interrupted during “{diagnosis.findings.interrupted}”; what came after it is missing."))

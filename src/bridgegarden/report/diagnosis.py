@@ -21,6 +21,7 @@ from bridgegarden.report.diagnosis_words import (
     bias_words,
     bootstrapped,
     difference_table,
+    guide_words,
     kind_words,
     thanks_to,
 )
@@ -197,7 +198,9 @@ def _rule(diagnosis: Diagnosis) -> Markup:
         "rises. This says how well a rule aims on this pair, not how a student trained with it turns out.</p>"
     )
     said = findings(
-        Markup("<b>{}</b>: {}. <b>{}</b> {}").format(student.name, kind_words(student), *advice_words(student.advice))
+        Markup("<b>{}</b>: {}. <b>{}</b> {} {}").format(
+            student.name, kind_words(student), *advice_words(student.advice), guide_words(student) or ""
+        )
         for student in students
     )
     rows = [row for student in students if student.advice is not None for row in _scores(student, student.advice)]
