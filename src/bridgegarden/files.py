@@ -8,11 +8,11 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import date, time
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bridgegarden.errors import ConfigError, DataError
 
@@ -163,12 +163,23 @@ def write_whole(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     Raises:
         OSError: it cannot be written; names `path`. What was there before is as it was.
     """
+    with whole_file(path) as file:
+        for part in parts:
+            file.write(part)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which becomes `path` at the end of the block and is gone if that fails.
+
+    Raises:
+        OSError: as :func:`write_whole`.
+    """
     unfinished = partial(path)
     try:
         unfinished.unlink(missing_ok=True)
         with unfinished.open("xb") as file:  # whatever else may lie there is not written through
-            for part in parts:
-                file.write(part)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)

@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
@@ -16,6 +18,7 @@ from bridgegarden.run.cache import CacheOptions, build_recipe_cache, check_recip
 from bridgegarden.run.models import load_model
 from bridgegarden.teacher.cache.manifest import finished_shards
 from bridgegarden.teacher.cache.reader import TeacherCache
+from bridgegarden.teacher.cache.shard import document_key
 from tests.tiny import CHAT_TEMPLATE, save_tiny, tiny_model, tiny_tokenizer
 
 
@@ -238,3 +241,19 @@ def test_a_number_of_tokens_other_than_the_cache_keeps_is_refused(built):
     assert result.exit_code == 2
     assert "teacher.top_k is 8, but the cache" in result.stderr
     assert "keeps top 32" in result.stderr
+
+
+def test_a_recipe_s_cache_is_exported_with_the_ids_of_its_rows(built, tmp_path):
+    result = run("cache", "export", built, tmp_path / "cache.parquet")
+    assert result.exit_code == 0, result.output
+    assert f"{tmp_path / 'cache.parquet'}: 36 rows with " in result.stdout
+    table = pq.read_table(tmp_path / "cache.parquet")
+    assert table.num_rows == 36
+    for row in table.select(["key", "input_ids", "labels"]).to_pylist():
+        ids, labels = (np.asarray(row[name], np.int32) for name in ("input_ids", "labels"))
+        assert document_key(ids, labels).hex() == row["key"]
+    alone = run("cache", "export", tmp_path / "cache", tmp_path / "alone.parquet")
+    assert "without token ids and labels" in alone.stdout
+    again = run("cache", "export", built, tmp_path / "cache.parquet")
+    assert again.exit_code == 2
+    assert "is there, and is not written over" in again.stderr

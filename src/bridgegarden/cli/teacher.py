@@ -159,6 +159,22 @@ def info_command(source: str, overrides: tuple[str, ...], as_json: bool, html: P
         say(f"warning: {warning}", err=True)
 
 
+@cache_group.command("export")
+@click.argument("source", metavar="RECIPE|DIR")
+@click.argument("output", metavar="FILE.parquet", type=click.Path(path_type=Path))
+@SET
+def export_command(source: str, output: Path, overrides: tuple[str, ...]) -> None:
+    """Write a cache as plain Parquet, which pandas and DuckDB read.
+
+    A row is a document: for every supervised position the kept tokens and their log-probabilities, likeliest first, and
+    the log of the tail's mass, the entropy and the label's log-probability, in nats. Of a RECIPE, token ids and labels,
+    too, which a cache does not hold.
+    """
+    from bridgegarden.run.cache import export_recipe_cache
+
+    say(export_recipe_cache(source, output, overrides))
+
+
 @cache_group.command("merge")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("parts", metavar="PART...", nargs=-1, required=True, type=click.Path(path_type=Path))

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedModel
 
+    from bridgegarden.teacher.cache.exchange import ExportResult
     from bridgegarden.teacher.cache.info import CheckResult
     from bridgegarden.teacher.cache.spec import CacheSpec, Support
     from bridgegarden.teacher.cache.writer import BuildResult
@@ -171,6 +172,30 @@ def find_cache(source: str, overrides: Sequence[str] = ()) -> tuple[Path, tuple[
         return Path(os.path.expanduser(source)), ()
     recipe = load_recipe(source, overrides, training=False)
     return cache_folder(recipe), cache_warnings(recipe)
+
+
+def export_recipe_cache(source: str, path: Path, overrides: Sequence[str] = ()) -> "ExportResult":
+    """Write what a cache holds as plain Parquet; of a recipe's cache with the token ids of its rows.
+
+    Args:
+        source: the folder of a cache, or a recipe.
+        path: of the file.
+        overrides: changes to the recipe.
+
+    Raises:
+        BridgegardenError: the cache is not the recipe's, or the file cannot be written.
+    """
+    from bridgegarden.teacher.cache.exchange import export_cache
+
+    if not _is_recipe(source):
+        return export_cache(Path(os.path.expanduser(source)), path)
+    recipe = load_recipe(source, overrides)
+    folder = cache_folder(recipe)
+    with quiet_libraries(interactive=sys.stderr.isatty()):
+        teacher, pair = teacher_of(recipe), recipe_pair(recipe)
+        assert isinstance(teacher, CachedModel | AnsweringServer)  # the recipe names a cache
+        teacher.cache(pair).check_tokenizer(pair.endings.tokenizer, _max_length(recipe))
+        return export_cache(folder, path, list(teacher.rows(pair).by_name.values()))
 
 
 def _is_recipe(source: str) -> bool:

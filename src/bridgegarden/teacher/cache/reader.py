@@ -2,7 +2,7 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -72,6 +72,10 @@ class TeacherCache:
     def __len__(self) -> int:
         """Documents."""
         return len(self._index.keys)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Keys of the documents, in the order of the shards."""
+        return (key.tobytes() for key in self._index.keys)
 
     def __contains__(self, key: bytes) -> bool:
         return self._index.find(key) is not None

@@ -1,0 +1,237 @@
+"""A cache as plain Parquet, which pandas, DuckDB and pyarrow read without this library.
+
+One row a document, not one a position: a document's ids then stand once, and its positions stay together and in order,
+as trainers and this library's own import need them. Lists of one length side by side become a row a position with
+``UNNEST`` or ``explode``.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bridgegarden.errors import ConfigError, DataError
+from bridgegarden.files import whole_file
+from bridgegarden.objective.alignment import IGNORE
+from bridgegarden.teacher.cache.reader import TeacherCache
+from bridgegarden.teacher.cache.record import Signals
+from bridgegarden.teacher.cache.shard import documents_of
+from bridgegarden.teacher.cache.spec import CacheSpec
+from bridgegarden.terminal import counted
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+METADATA = b"bridgegarden"
+"""Key of a file's metadata: JSON with the format, the spec, and the version that wrote it."""
+EXPORT_FORMAT = 1
+SUFFIX = ".parquet"
+GROUP_NUMBERS = 1 << 22
+"""Log-probabilities of a row group, about: some 40 MB in memory, whatever the cache's size."""
+IDS, NUMBERS = pa.list_(pa.int32()), pa.list_(pa.float32())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """What was written."""
+
+    path: Path
+    documents: int
+    positions: int
+    bytes: int
+    has_rows: bool
+    """Whether token ids and labels are beside the signals."""
+    missing: int = 0
+    """Rows of the recipe that the cache does not hold."""
+    others: int = 0
+    """Documents of the cache that are no row of the recipe."""
+
+    def __str__(self) -> str:
+        """For a person."""
+        lines = [
+            f"{self.path}: {counted(self.documents, 'row')} with {counted(self.positions, 'position')}, "
+            f"{self.bytes:,} bytes"
+        ]
+        if not self.has_rows:
+            lines.append("without token ids and labels, which no cache holds: give a recipe to have them")
+        if self.missing:
+            lines.append(f"left out: {counted(self.missing, 'row')} of the recipe that the cache does not hold")
+        if self.others:
+            lines.append(f"left out: {counted(self.others, 'row')} of the cache that the recipe does not have")
+        return "\n".join(lines)
+
+
+def export_cache(folder: Path, path: Path, data: "Sequence[Dataset] | None" = None) -> ExportResult:
+    """Write what the cache in `folder` holds to the Parquet file `path`, whole or not at all.
+
+    Args:
+        folder: the cache.
+        path: a name that is free.
+        data: tokenised rows (``input_ids``, ``labels``), each of which is written once, with its token ids. None is
+            every document of the cache, of which nothing is known but its key.
+
+    Raises:
+        ConfigError: there is no cache, the file is there, or cannot be written.
+        DataError: a shard is damaged, or nothing is to be written.
+    """
+    if path.suffix != SUFFIX:
+        raise ConfigError(f"{path}: expected the name of a Parquet file, which ends in {SUFFIX}.")
+    if path.exists():
+        raise ConfigError(f"{path}: is there, and is not written over. Give another name, or remove it.")
+    cache = TeacherCache(folder)
+    found = _Found(cache)
+    rows = found.of_keys() if data is None else found.of_rows(data)
+    schema = export_schema(cache.spec, has_rows=data is not None)
+    documents = positions = 0
+    try:
+        with whole_file(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            for group in _groups(rows, max(1, GROUP_NUMBERS // cache.spec.slots)):
+                writer.write_table(_table(group, schema, cache.spec))
+                documents += len(group)
+                positions += sum(len(row.signals.logp) for row in group)
+            if not documents:
+                raise DataError(f"teacher cache {folder}: nothing to export: it holds none of the rows asked for.")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror or error}). Give another name.") from error
+    return ExportResult(
+        path=path,
+        documents=documents,
+        positions=positions,
+        bytes=path.stat().st_size,
+        has_rows=data is not None,
+        missing=found.missing,
+        others=len(cache) - documents,
+    )
+
+
+def export_schema(spec: CacheSpec, *, has_rows: bool) -> pa.Schema:
+    """The columns of an export of a cache with `spec`, and the spec itself as metadata."""
+    fields = [("key", pa.string())]
+    if has_rows:
+        fields += [("input_ids", IDS), ("labels", IDS), ("positions", IDS)]
+    fields += [("token_ids", pa.list_(IDS)), ("logp", pa.list_(NUMBERS))]
+    if spec.has_tail:
+        fields.append(("log_tail", NUMBERS))
+    if spec.stored_exponents:
+        fields.append(("tail_powers", pa.list_(NUMBERS)))
+    fields += [("entropy", NUMBERS), ("argmax", IDS), ("max_logp", NUMBERS), ("label_logp", NUMBERS)]
+    about = {"format": EXPORT_FORMAT, "spec": spec.to_dict(), "version": version("bridgegarden")}
+    return pa.schema(fields, metadata={METADATA: json.dumps(about)})
+
+
+class _Row(NamedTuple):
+    """A document on its way out."""
+
+    key: bytes
+    ids: np.ndarray | None
+    labels: np.ndarray | None
+    signals: Signals
+
+
+class _Found:
+    """The documents of a cache, one after the other."""
+
+    def __init__(self, cache: TeacherCache) -> None:
+        self._cache = cache
+        self.missing = 0
+        """Rows that were asked for and are not there."""
+
+    def of_keys(self) -> Iterator[_Row]:
+        for key in self._cache:
+            yield _Row(key, None, None, self._cache.signals(key))
+
+    def of_rows(self, data: "Iterable[Dataset]") -> Iterator[_Row]:
+        seen: set[bytes] = set()
+        for document in (document for dataset in data for document in documents_of(dataset)):
+            key = document.key
+            if key in seen:
+                continue
+            seen.add(key)
+            if key in self._cache:
+                yield _Row(key, document.ids, document.labels, self._cache.signals(key))
+            else:
+                self.missing += 1
+
+
+def _groups(rows: Iterable[_Row], most: int) -> Iterator[list[_Row]]:
+    """Runs of documents with about `most` positions."""
+    group: list[_Row] = []
+    positions = 0
+    for row in rows:
+        group.append(row)
+        positions += len(row.signals.logp)
+        if positions >= most:
+            yield group
+            group, positions = [], 0
+    if group:
+        yield group
+
+
+def _table(group: Sequence[_Row], schema: pa.Schema, spec: CacheSpec) -> pa.Table:
+    kept = [_kept(row.signals) for row in group]
+    signals = [row.signals for row in group]
+    counts = np.concatenate([part.counts for part in kept])
+    columns: dict[str, pa.Array | None] = {
+        "key": pa.array([row.key.hex() for row in group]),
+        "token_ids": _nested([part.ids for part in kept], counts, signals),
+        "logp": _nested([part.logp for part in kept], counts, signals),
+        "log_tail": _lists([part.log_tail for part in signals]),
+        "entropy": _lists([part.entropy for part in signals]),
+        "argmax": _lists([part.argmax for part in signals]),
+        "max_logp": _lists([part.max_logp for part in signals]),
+        "label_logp": _lists([part.label_logp for part in signals]),
+    }
+    if spec.stored_exponents:
+        width = len(spec.stored_exponents)
+        powers = [part.tail_powers.reshape(-1) for part in signals]
+        columns["tail_powers"] = _nested(powers, np.full(len(counts), width), signals)
+    if "input_ids" in schema.names:
+        columns["input_ids"] = _lists([row.ids for row in group])
+        columns["labels"] = _lists([row.labels for row in group])
+        columns["positions"] = _lists([_supervised(row.labels) for row in group])
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+class _Kept(NamedTuple):
+    """The tokens of a document's positions, likeliest first, one position behind the other."""
+
+    ids: np.ndarray
+    logp: np.ndarray
+    counts: np.ndarray
+    """Of each position."""
+
+
+def _kept(signals: Signals) -> _Kept:
+    order = np.argsort(-signals.logp, axis=1, kind="stable")
+    ids = order if signals.ids is None else np.take_along_axis(signals.ids, order, 1)
+    kept = ids >= 0
+    logp = np.take_along_axis(signals.logp, order, 1)
+    return _Kept(ids[kept].astype(np.int32), logp[kept], kept.sum(1))
+
+
+def _supervised(labels: np.ndarray | None) -> np.ndarray:
+    """Where the tokens stand that the positions are about."""
+    assert labels is not None
+    return (np.flatnonzero(labels[1:] != IGNORE) + 1).astype(np.int32)
+
+
+def _lists(parts: "Sequence[np.ndarray | None]") -> pa.Array | None:
+    if any(part is None for part in parts):
+        return None
+    arrays = [part for part in parts if part is not None]
+    return pa.ListArray.from_arrays(_offsets([len(part) for part in arrays]), pa.array(np.concatenate(arrays)))
+
+
+def _nested(parts: Sequence[np.ndarray], counts: np.ndarray, signals: Sequence[Signals]) -> pa.Array:
+    inner = pa.ListArray.from_arrays(_offsets(counts), pa.array(np.concatenate(parts)))
+    return pa.ListArray.from_arrays(_offsets([len(part.logp) for part in signals]), inner)
+
+
+def _offsets(counts: Sequence[int] | np.ndarray) -> pa.Array:
+    return pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
