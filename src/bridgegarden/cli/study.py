@@ -297,11 +297,11 @@ def confirm_command(seeds: int, output: Path, workers: int | None, as_json: bool
     processor. Interrupted, it goes on where it stopped. Leaves DIR/report.html, tables.md, claims.csv, cells.csv and
     result.json.
     """
-    from bridgegarden.lab.map.confirm import ConfirmSettings, lab_confirm, tables
+    from bridgegarden.lab.map.confirm import ConfirmSettings, lab_confirm, terminal_tables
 
     settings = ConfirmSettings(seeds=seeds)
     result = lab_confirm(output, settings, command=f"bridgegarden lab confirm --seeds {seeds}", workers=workers)
-    _show(output, tables(result), as_json=as_json)
+    _show(output, terminal_tables(result), as_json=as_json)
 
 
 @lab_group.command("worlds")

@@ -9,7 +9,16 @@ import pytest
 from rich.console import Console
 
 from bridgegarden.lab.map import confirm
-from bridgegarden.lab.map.confirm import CONFIRMED, ConfirmFolder, ConfirmJob, ConfirmSettings, confirm_one, lab_confirm
+from bridgegarden.lab.map.cells import ARMS
+from bridgegarden.lab.map.confirm import (
+    CONFIRMED,
+    ConfirmFolder,
+    ConfirmJob,
+    ConfirmSettings,
+    confirm_one,
+    lab_confirm,
+    terminal_tables,
+)
 
 SETTINGS = ConfirmSettings(
     arms=("hard", "soft", "confidence"),
@@ -81,6 +90,26 @@ def test_students_are_kept_and_what_decides_a_number_makes_them_anew(made):
     assert job.kept() is not None
     assert replace(job, settings=replace(SETTINGS, steps=6)).kept() is None
     assert replace(job, settings=replace(SETTINGS, seeds=5)).kept() is not None
+
+
+def test_a_terminal_shows_in_80_columns_whether_some_arm_does_what_is_claimed(made):
+    _, result, _ = made
+    words, *shown = terminal_tables(result)
+    assert [row[0] for row in words.rows] == ["1", "2", "3a", "3b", "4", "right", "right, sampled"]
+    for cell, run, verdicts, arms in zip(CONFIRMED, result.runs, shown[::2], shown[1::2], strict=True):
+        assert [row[0] for row in arms.rows] == ["hard (argmax)", "soft", "confidence"]
+        mean = sum(run.measures["one setting"]["soft"]["student_loss"]) / 2
+        assert float(arms.rows[1][4].text) == pytest.approx(mean, rel=0.06)
+        for row in verdicts.rows:
+            here = [one for one in result.effects if (one.cell, one.claim.name) == (cell, row[0])]
+            holds = [one.arm for one in here if one.decision.verdict == "holds"]
+            assert (row[1].text == "holds") == bool(holds)
+            assert row[3] == ARMS[max(here, key=lambda one: one.difference.mean).arm].label
+    text = io.StringIO()
+    for table in terminal_tables(result):
+        Console(file=text, width=80).print(table)
+    assert "…" not in text.getvalue()
+    assert max(map(len, text.getvalue().splitlines())) <= 80
 
 
 def test_files_hold_the_claims_that_can_be_told_here(made):

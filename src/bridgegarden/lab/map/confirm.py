@@ -18,14 +18,24 @@ from markupsafe import Markup
 
 from bridgegarden.exact.tasks.chain import ChainWorld
 from bridgegarden.lab.map.cells import ARMS, FAIRNESS, Cell, CellRun, Setting
-from bridgegarden.lab.map.findings import CLAIMS, MEASURES, MapEffect, effects
-from bridgegarden.lab.map.report import cells_csv, cells_table, claimed_section, claims_csv, difference_cell, titled
+from bridgegarden.lab.map.findings import CLAIMS, MEASURES, MapEffect, effects, values_of, verdict_in
+from bridgegarden.lab.map.report import (
+    SHARES,
+    cells_csv,
+    cells_table,
+    claimed_section,
+    claims_csv,
+    difference_cell,
+    titled,
+)
 from bridgegarden.report.page import Page, Section
 from bridgegarden.run.quiet import quiet_libraries
+from bridgegarden.statistics import Estimate
 from bridgegarden.study.arms import LlamaSize
 from bridgegarden.study.kept import Plain, StudyFolder, deciding_versions, keep, kept, key_of, to_tree
 from bridgegarden.study.run import Tell, run_jobs, steps_told, study
-from bridgegarden.table import Table
+from bridgegarden.table import Cell as Written
+from bridgegarden.table import Column, Table, mean_cell
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -311,6 +321,51 @@ def tables(result: ConfirmResult) -> list[Table]:
         *(_effects_table(result, cell) for cell in CONFIRMED),
         *(cells_table(result.runs, WAY, measure) for measure in MEASURED),
     ]
+
+
+def terminal_tables(result: ConfirmResult) -> list[Table]:
+    """What a terminal shows, in 80 columns: what is claimed, and in each cell what came of it."""
+    told = {one.claim.name for one in result.effects}
+    words = Table(
+        columns=["claim", Column("what is claimed", words=True)],
+        rows=[[claim.name, claim.text] for claim in CONFIRMED_CLAIMS if claim.name in told],
+    )
+    return [words, *(table for cell in CONFIRMED for table in (verdict_table(result, cell), arms_table(result, cell)))]
+
+
+def verdict_table(result: ConfirmResult, cell: Cell) -> Table:
+    """Of each claim in a cell whether some arm does what is claimed, and the arm that does most."""
+    rows = []
+    for claim in CONFIRMED_CLAIMS:
+        here = [one for one in result.effects if one.cell == cell and one.claim.name == claim.name]
+        if here:
+            best, verdict = max(here, key=lambda one: one.difference.mean), verdict_in(here)
+            needed = f"needs {best.decision.needed} seeds" if verdict == "undecided" else ""
+            shown = difference_cell(claim, best.difference, best.decision, len(here))
+            rows.append([claim.name, Written(verdict, needed), shown, ARMS[best.arm].label])
+    return Table(
+        columns=["claim", "verdict", "difference", "by"],
+        rows=rows,
+        title=cell.label,
+        note=(
+            "The arm with the largest difference, positive as claimed, ± half the 95 % interval (widened for the "
+            "claim's arms); losses in nats an answer, right answers in points."
+        ),
+    )
+
+
+def arms_table(result: ConfirmResult, cell: Cell) -> Table:
+    """What came of every arm in a cell, with 95 % intervals over seeds."""
+    (run,) = (run for run in result.runs if run.cell == cell)
+    measures = ("right, greedy", "right, sampled", "exposure bias", "L_dθ")
+    rows = []
+    for arm in result.settings.arms:
+        found = [Estimate.over(values_of(run, WAY, arm, measure)) for measure in measures]
+        times = [100.0 if measure in SHARES else 1.0 for measure in measures]
+        cells = [mean_cell(one.mean, one.interval(), times=by) for one, by in zip(found, times, strict=True)]
+        rows.append([ARMS[arm].label, *cells])
+    heads = [f"{measure}, %" if measure in SHARES else measure for measure in measures]
+    return Table(columns=["", *heads], rows=rows, note=f"Means over {result.settings.seeds} seeds, nats an answer.")
 
 
 def _effects_table(result: ConfirmResult, cell: Cell) -> Table:
