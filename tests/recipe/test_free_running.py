@@ -51,7 +51,7 @@ def test_the_ways_to_select_are_those_of_the_callback():
         ({"free_running": {}, "data": {"train": "r.jsonl"}}, r"free_running: its prompts are .* set data.eval"),
         (
             {"free_running": {}, "teacher": {"model": "t", "server": "http://x/v1", "cache": "c"}},
-            r"free_running: a server does not give its distribution",
+            r"teacher.server: a server does not give its distribution",
         ),
         (
             {"free_running": {"select_by": "exposure_bias"}, "training": {"metric_for_best_model": "loss"}},

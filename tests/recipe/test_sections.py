@@ -262,3 +262,25 @@ def test_what_does_not_go_with_a_server_is_refused(name, value):
     teacher = {"server": "http://localhost:8000/v1", "model": "big", name: value}
     with pytest.raises(ConfigError, match=rf"^teacher\.{name}: does not go with teacher.server"):
         Recipe.from_dict(SMALLEST | {"teacher": teacher})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cache": None}, r"teacher\.only_cache: there is no teacher.cache"),
+        ({"server": "http://host:8000/v1"}, r"teacher\.server: does not go with teacher.only_cache"),
+        ({"revision": "main"}, r"teacher\.revision: does not go with teacher.only_cache"),
+        ({"top_k": 8}, r"teacher\.top_k: does not go with teacher.only_cache"),
+    ],
+)
+def test_what_does_not_go_with_a_cache_alone_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        Recipe.from_dict(SMALLEST | {"teacher": {"model": "t", "cache": "c", "only_cache": True} | changes})
+
+
+def test_rows_of_a_cache_alone_may_be_skipped_and_its_teacher_is_not_asked_about_other_texts():
+    tree = SMALLEST | {"teacher": {"model": "t", "cache": "c", "only_cache": True}}
+    recipe = Recipe.from_dict(tree | {"data": {"train": "rows", "skip_bad_rows": True}})
+    assert (recipe.teacher.kind, recipe.teacher.is_cached, recipe.teacher.judges_any_text) == ("recorded", True, False)
+    with pytest.raises(ConfigError, match="only_cache: a cache holds what a teacher said about its rows"):
+        Recipe.from_dict(tree | {"data": {"train": "rows", "eval": "rows"}, "free_running": {}})

@@ -257,3 +257,23 @@ def test_a_recipe_s_cache_is_exported_with_the_ids_of_its_rows(built, tmp_path):
     again = run("cache", "export", built, tmp_path / "cache.parquet")
     assert again.exit_code == 2
     assert "is there, and is not written over" in again.stderr
+
+
+def test_a_teacher_that_is_gone_is_learnt_from_its_cache_alone(built, tmp_path):
+    assert run("train", built).exit_code == 0
+    (tmp_path / "out").rename(tmp_path / "with")
+    shutil.rmtree(tmp_path / "teacher")
+    assert run("train", built).exit_code == 2
+    alone = "--set", "teacher.only_cache=true"
+    result = run("train", built, *alone)
+    assert result.exit_code == 0, result.output
+    ours, theirs = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("out", "with"))
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], atol=0, rtol=0)
+    assert run("cache", "check", built, *alone).exit_code == 0
+    assert run("cache", "export", built, tmp_path / "alone.parquet", *alone).exit_code == 0
+    other = run("cache", "check", built, *alone, "--set", "teacher.model=other")
+    assert f"holds what '{tmp_path / 'teacher'}' said, not 'other'" in other.stderr
+    asked = run("cache", "build", built, *alone)
+    assert asked.exit_code == 2
+    assert "is not to be had, so that it cannot be asked" in asked.stderr

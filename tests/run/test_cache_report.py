@@ -12,6 +12,7 @@ from bridgegarden.cli.main import cli
 from bridgegarden.run.cache_report import cache_page, write_cache_report
 from bridgegarden.teacher.cache.info import ServedNumbers, cache_info
 from bridgegarden.teacher.cache.record import RecordFormat
+from bridgegarden.teacher.cache.spec import Served
 from bridgegarden.teacher.cache.spec import Support
 from tests.chromium import chromium, needs_chromium
 from tests.teacher.cache.conftest import build, cache_spec
@@ -68,9 +69,13 @@ def test_an_empty_cache_makes_a_page(tmp_path):
 
 def test_of_a_served_teacher_the_page_says_what_is_a_bound(cache):
     bound = ServedNumbers(label_alone=1, smallest_tail=2, entropy_at_most=4.5)
-    text = cache_page(cache, replace(cache_info(cache), served=bound)).render()
+    info = cache_info(cache)
+    spec = replace(info.spec, exponents=(), served=Served(temperature=0.0))
+    text = cache_page(cache, replace(info, served=bound, spec=spec)).render()
     assert "the least that the entropy can be, 4.5 nats on average the most" in text
     assert "asked on a server" in text
+    spec = replace(spec, served=Served(temperature=1.0, source="imported"))
+    assert "whose file was imported" in cache_page(cache, replace(info, served=bound, spec=spec)).render()
     assert "asked on a server" not in cache_page(cache, cache_info(cache)).render()
 
 

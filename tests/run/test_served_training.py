@@ -81,7 +81,7 @@ def test_an_objective_that_a_server_cannot_serve_is_refused_and_the_entropy_rule
         for command in (("train",), ("cache", "check")):
             result = run(*command, served_recipe, "--set", change)
             assert result.exit_code == 2
-            assert "which a server does not give and its log-probabilities do not determine" in result.stderr
+            assert "which a server does not give and likeliest tokens do not determine" in result.stderr
     assert run("train", served_recipe, "--set", "objective.soft_weight=entropy").exit_code == 0
 
 

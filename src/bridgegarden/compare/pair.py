@@ -107,8 +107,8 @@ def check_recipe(recipe: Recipe, rows: Sequence[ComparedRow]) -> None:
         )
     if not recipe.teacher.judges_any_text:
         raise ConfigError(
-            "teacher.server: a server does not give its distribution at what students write, which on-policy "
-            "objectives and exposure bias need. Compare with a teacher.model of this machine."
+            f"{recipe.teacher.is_silent} at what students write, which on-policy objectives and exposure bias need. "
+            "Compare with a teacher.model of this machine."
         )
     if int(recipe.training.arguments.get("max_steps") or -1) < 1:
         raise ConfigError(

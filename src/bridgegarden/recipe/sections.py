@@ -25,9 +25,9 @@ LONGEST_PATH, LONGEST_NAME = 4000, 255
 
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 
-TeacherKind = Literal["live", "cached", "answers", "server"]
-"""A model in memory; one that has read the rows before, so that its cache is read; a server whose answers are in a
-cache with their log-probabilities; a server of which only its answers are known."""
+TeacherKind = Literal["live", "cached", "recorded", "answers", "server"]
+"""A model in memory; one that has read the rows before, so that its cache is read; one of which that cache is all there
+is; a server whose answers are in a cache with their log-probabilities; a server of which only its answers are known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +49,15 @@ class TeacherSection:
     server: str | None = None
     """OpenAI-compatible server on which the teacher is called `model`: ``generate`` asks it. With a `cache`, which
     ``cache build`` makes of the log-probabilities in its answers, ``train`` needs nothing more of it."""
+    only_cache: bool = False
+    """Nothing but its `cache` is to be had of it, which was imported or pulled: no file of the model is looked for, and
+    `model` is the name in the cache."""
 
     @property
     def kind(self) -> TeacherKind:
         """What it is, and so what can be asked of it."""
+        if self.only_cache:
+            return "recorded"
         if self.server is None:
             return "live" if self.cache is None else "cached"
         return "server" if self.cache is None else "answers"
@@ -63,9 +68,21 @@ class TeacherSection:
         return self.kind in ("live", "cached")
 
     @property
+    def is_silent(self) -> str:
+        """Of one that cannot be asked so, why: the beginning of a message."""
+        if self.kind == "recorded":
+            return "teacher.only_cache: a cache holds what a teacher said about its rows, not its distribution"
+        return "teacher.server: a server does not give its distribution"
+
+    @property
+    def writes_rows(self) -> bool:
+        """Whether the rows are answers that it wrote, on a server."""
+        return self.kind in ("answers", "server")
+
+    @property
     def is_cached(self) -> bool:
         """Whether what it says of the rows is read from disk."""
-        return self.kind in ("cached", "answers")
+        return self.kind in ("cached", "recorded", "answers")
 
     @property
     def reads_batches(self) -> bool:
@@ -77,7 +94,19 @@ class TeacherSection:
         require_positive("teacher.top_k", self.top_k)
         if self.cache is not None:
             _require_text("teacher.cache", self.cache)
+        self._check_only_cache()
         self._check_server()
+
+    def _check_only_cache(self) -> None:
+        if not self.only_cache:
+            return
+        if self.cache is None:
+            raise ConfigError(
+                "teacher.only_cache: there is no teacher.cache; name its folder, or leave only_cache out."
+            )
+        for name in ("server", "revision", "device", "top_k"):
+            if getattr(self, name) is not None:
+                raise ConfigError(f"teacher.{name}: does not go with teacher.only_cache; leave one of them out.")
 
     def _check_server(self) -> None:
         if self.server is None:
@@ -240,7 +269,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self._check_free_running()
-        if self.data.skip_bad_rows and not self.teacher.judges_any_text:
+        if self.data.skip_bad_rows and self.teacher.writes_rows:
             raise ConfigError(
                 "data.skip_bad_rows: answers of teacher.server are rows of its own; leave skip_bad_rows out. `cache "
                 "build --skip-unusable` leaves out those without a signal."
@@ -266,8 +295,8 @@ class Recipe:
             raise ConfigError("free_running: its prompts are those of the evaluation rows; set data.eval.")
         if not self.teacher.judges_any_text:
             raise ConfigError(
-                "free_running: a server does not give its distribution at what the student writes. Leave it out, and "
-                "diagnose saved models with `bridgegarden diagnose --teacher FOLDER`."
+                f"free_running: measures at what the student writes. {self.teacher.is_silent} there. Leave "
+                "free_running out, and diagnose saved models with `bridgegarden diagnose --teacher FOLDER`."
             )
         arguments = self.training.arguments
         if watched.select_by is not None:

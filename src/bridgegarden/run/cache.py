@@ -16,6 +16,7 @@ from bridgegarden.recipe import Recipe, build_objective, load_recipe
 from bridgegarden.run.models import (
     AnsweringServer,
     CachedModel,
+    RecordedTeacher,
     cache_folder,
     cache_warnings,
     identity,
@@ -98,6 +99,11 @@ def build_recipe_cache(recipe: Recipe, options: CacheOptions) -> "BuildResult | 
     from bridgegarden.terminal import stderr_console
 
     folder = cache_folder(recipe)
+    if recipe.teacher.kind == "recorded":
+        raise ConfigError(
+            f"teacher.only_cache: {recipe.teacher.model} is not to be had, so that it cannot be asked. Leave "
+            "only_cache out to ask the model, or bring what it said (bridgegarden cache import)."
+        )
     check_engine(recipe, options)
     if not (folder / MANIFEST).exists():  # one that is whole may be where nothing can be written
         check_writable(folder, "teacher.cache")
@@ -152,7 +158,7 @@ def check_recipe_cache(source: str, overrides: Sequence[str] = ()) -> "CheckResu
     result = check_cache(cache_folder(recipe))
     with quiet_libraries(interactive=sys.stderr.isatty()):
         teacher, pair = teacher_of(recipe), recipe_pair(recipe)
-        assert isinstance(teacher, CachedModel | AnsweringServer)  # the recipe names a cache
+        assert isinstance(teacher, CachedModel | RecordedTeacher | AnsweringServer)  # the recipe names a cache
         cache = teacher.cache(pair)
         cache.check_tokenizer(pair.endings.tokenizer, _max_length(recipe))
         cache.check_objective(build_objective(recipe.objective))
@@ -193,7 +199,7 @@ def export_recipe_cache(source: str, path: Path, overrides: Sequence[str] = ()) 
     folder = cache_folder(recipe)
     with quiet_libraries(interactive=sys.stderr.isatty()):
         teacher, pair = teacher_of(recipe), recipe_pair(recipe)
-        assert isinstance(teacher, CachedModel | AnsweringServer)  # the recipe names a cache
+        assert isinstance(teacher, CachedModel | RecordedTeacher | AnsweringServer)  # the recipe names a cache
         teacher.cache(pair).check_tokenizer(pair.endings.tokenizer, _max_length(recipe))
         return export_cache(folder, path, list(teacher.rows(pair).by_name.values()))
 

@@ -32,6 +32,10 @@ PARTS = {
     "span": "span of log p",
 }
 """Fields of a record, in words."""
+_WAYS = {
+    "answers": "It was asked on a server, and what it answered is kept",
+    "imported": "Another program asked it, whose file was imported",
+}
 FRAME, SAVED = "keys and frame", "saved by compression"
 GLOSSARY = {
     "Bridge-like": (
@@ -79,7 +83,7 @@ def cache_page(folder: Path, info: CacheInfo) -> Page:
 
 
 def _lead(info: CacheInfo) -> Markup:
-    asked = "It was asked on a server, and what it answered is kept" if info.served else "It was asked once"
+    asked = "It was asked once" if info.spec.served is None else _WAYS[info.spec.served.source]
     return Markup("<p>{} about {} rows with {} positions. {}, {} bytes each, {} in all.</p><p>{}</p>").format(
         info.spec.teacher,
         f"{info.documents:,}",
@@ -95,7 +99,7 @@ def _lead(info: CacheInfo) -> Markup:
 
 def _entropy(info: CacheInfo) -> Markup:
     bound = (
-        " A server gives no more than its likeliest tokens: what is counted here is the least that the entropy can be, "
+        " No more is known than its likeliest tokens: what is counted here is the least that the entropy can be, "
         f"{number(info.served.entropy_at_most)} nats on average the most."
         if info.served
         else ""

@@ -349,8 +349,8 @@ def _teacher_of(recipe: Recipe, request: DiagnoseRequest) -> ModelReference:
         return ModelReference(role="teacher", model=request.teacher, dtype=request.dtype or teacher.dtype)
     if not teacher.judges_any_text:
         raise ConfigError(
-            "teacher.server: a server does not give its distribution at what the student writes, which is what is "
-            "measured. Give the teacher's weights: --teacher FOLDER, or a name on the hub."
+            f"{teacher.is_silent} at what the student writes, which is what is measured. Give the teacher's weights: "
+            "--teacher FOLDER, or a name on the hub."
         )
     return ModelReference(
         role="teacher", model=teacher.model, revision=teacher.revision, dtype=request.dtype or teacher.dtype

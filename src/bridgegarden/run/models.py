@@ -164,6 +164,43 @@ class CachedModel(LiveModel):
         return cache
 
 
+class RecordedTeacher(RecipeTeacher):
+    """A model of which nothing is to be had but what it said about the rows: its cache."""
+
+    @property
+    def reference(self) -> None:
+        return None
+
+    def warnings(self, pair: Pair) -> tuple[str, ...]:
+        return cache_warnings(self.recipe)
+
+    def signals(self, pair: Pair, say: Say) -> "TeacherCache":
+        return _told(self.recipe, self.cache(pair), say)
+
+    def cache(self, pair: Pair) -> "TeacherCache":
+        """The recipe's cache, if it is of the teacher that the recipe names and of tokens that the student has.
+
+        Raises:
+            ConfigError: there is none, or it is of another version or teacher.
+            ModelError: its tokens are not the student's.
+        """
+        from bridgegarden.teacher.cache.reader import TeacherCache
+
+        cache = TeacherCache(cache_folder(self.recipe))
+        name, theirs = self.recipe.teacher.model, cache.spec.teacher
+        if theirs != name:
+            raise ConfigError(
+                f"teacher.model: the cache {cache.folder} holds what {theirs!r} said, not {name!r}. Name that one "
+                f"(--set teacher.model={theirs}), or another cache (--set teacher.cache=FOLDER)."
+            )
+        if cache.spec.vocab_size > pair.student.width:
+            raise pair.student.reference.error(
+                f"has logits for {pair.student.width:,} tokens, and the cache {cache.folder} is about "
+                f"{cache.spec.vocab_size:,}. Take a student with the teacher's tokenizer."
+            )
+        return cache
+
+
 class AnsweringServer(RecipeTeacher):
     """A model on a server whose answers, with their log-probabilities, are rows and signals: they are on disk."""
 
@@ -229,6 +266,8 @@ def teacher_of(recipe: Recipe) -> RecipeTeacher:
         return LiveModel(recipe)
     if kind == "cached":
         return CachedModel(recipe)
+    if kind == "recorded":
+        return RecordedTeacher(recipe)
     if kind == "answers":
         return AnsweringServer(recipe)
     if build_objective(recipe.objective).learns_data_alone:

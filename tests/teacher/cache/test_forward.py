@@ -103,7 +103,7 @@ def test_the_spec_of_a_model_is_written_as_it_was_before_there_were_served_teach
     "changes", [{"support": Support(kind="sampled", k=4)}, {"support": Support(k=259)}, {"exponents": (0.5,)}]
 )
 def test_what_a_server_cannot_give_is_no_spec(changes):
-    with pytest.raises(ConfigError, match="a server's answers hold some of its likeliest tokens"):
+    with pytest.raises(ConfigError, match="a server's answers, and files of other programs, hold some of a teacher's"):
         served_spec(**changes)
 
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,8 +7,9 @@ from safetensors.torch import save_file
 
 from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.objective.support import TeacherSignal
-from bridgegarden.teacher.cache.spec import CacheSpec, Support, exponents_with_defaults, weights_fingerprint
+from bridgegarden.teacher.cache.spec import CacheSpec, Served, Support, exponents_with_defaults, weights_fingerprint
 from tests.teacher.cache.conftest import cache_spec
+from tests.tiny import VOCABULARY
 
 
 @pytest.mark.parametrize("support", [Support(), Support(kind="mass", mass=0.9), Support(kind="sampled", k=9)])
@@ -117,3 +119,14 @@ def test_a_token_that_is_not_needed_for_the_mass_is_not_kept_if_those_before_it_
     support = Support(kind="mass", k=3, mass=likeliest)
     signal = support.signal(logits, vocab_size=4, exponents=(), generator=None)
     assert signal.ids.tolist() == [[0, -1, -1]]
+
+
+def test_where_log_probabilities_are_from_is_in_the_digest_and_old_caches_keep_theirs():
+    served = cache_spec(Support(k=16), exponents=(), teacher_width=VOCABULARY, served=Served(temperature=0.0))
+    tree = served.to_dict()
+    assert tree["served"] == {"temperature": 0.0, "entropy": "lower bound", "smallest_tail": 1e-7}
+    assert CacheSpec.from_dict(tree) == served
+    imported = replace(served, served=Served(temperature=1.0, source="imported"))
+    assert CacheSpec.from_dict(imported.to_dict()) == imported
+    assert imported.digest != replace(served, served=Served(temperature=1.0)).digest
+    assert "imported from another program's file" in imported.differences(served)

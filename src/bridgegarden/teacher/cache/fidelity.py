@@ -78,7 +78,8 @@ def truncation_warning(
         support: what is kept, and less than the vocabulary.
         mass: what the kept tokens hold, at the temperature of :func:`softest`; None where nobody has measured it, and
             the support alone is known.
-        kept_in: ``cache`` for one that was built here, ``answers`` for one of a server's answers, or ``memory``.
+        kept_in: ``cache`` for one that was built here, ``answers`` for one of a server's answers, ``imported`` for one
+            of another program's file, or ``memory``.
     """
     loss = measured_loss(objective)
     if loss is None or support.kind == "sampled":
@@ -118,7 +119,7 @@ def cache_warning(folder: Path, objective: HybridObjective) -> str | None:
     kept = kept_tokens(folder, exponent)
     if not kept:
         return None
-    kept_in = "cache" if spec.served is None else "answers"
+    kept_in = "cache" if spec.served is None else spec.served.source
     return truncation_warning(objective, spec.support, mass=kept[-1].mass, kept_in=kept_in)
 
 
@@ -156,6 +157,8 @@ def _remedy(objective: HybridObjective, rows: list[Fidelity], kept_in: str) -> s
     enough = next((row for row in rows if row.is_good and row.temperature == 1), None)
     if kept_in == "answers":
         ways = ["ask the server for more tokens (generate --top-logprobs)"]
+    elif kept_in == "imported":
+        ways = ["capture more tokens a position, and import those"]
     elif kept_in == "memory":
         ways = [
             "leave teacher.top_k out" if enough is None else f"raise teacher.top_k (top {enough.k} was enough there)"

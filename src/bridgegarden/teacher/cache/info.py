@@ -144,7 +144,7 @@ class CacheInfo:
     def __str__(self) -> str:
         """For a person."""
         spec = self.spec
-        none = "none needed" if spec.served is None else "none, since a server gives none"
+        none = "none needed" if spec.served is None else "none, since likeliest tokens do not determine them"
         lines = [
             f"teacher        {spec.teacher}{f' at {spec.revision}' if spec.revision else ''}, {spec.dtype}",
             f"tokenizer      {short(spec.tokenizer)}, chat template {short(spec.chat_template)}",
@@ -178,8 +178,11 @@ class CacheInfo:
         if numbers is None:
             return []
         assert spec is not None
+        origin = f"from answers   of a server, sampled at temperature {spec.temperature:g}"
+        if spec.source == "imported":
+            origin = "imported       from another program's file; a label outside its tokens has at most the log p kept"
         return [
-            f"from answers   of a server, sampled at temperature {spec.temperature:g}",
+            origin,
             f"not given      {numbers.label_alone:,} positions with the hard label alone (ends of turn), "
             f"{numbers.smallest_tail:,} with a tail below {spec.smallest_tail:g}",
             f"entropy bounds {self.entropy:.3f} to {numbers.entropy_at_most:.3f} nats on average; kept is the lower",

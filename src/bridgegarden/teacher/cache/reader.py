@@ -197,9 +197,9 @@ class TeacherCache:
             return
         if self.spec.served is not None:
             why = (
-                "which a server does not give and its log-probabilities do not determine. Take temperature 1, "
-                "sharpening 1 and another rule for the soft weight (entropy of kind shannon, confidence, static), or a "
-                "teacher on this machine."
+                "which a server does not give and likeliest tokens do not determine. Take temperature 1, sharpening 1 "
+                "and another rule for the soft weight (entropy of kind shannon, confidence, static), or a teacher on "
+                "this machine."
             )
         else:
             why = (

@@ -68,16 +68,23 @@ class Support:
         return signal if self.mass is None else _least_tokens(signal, self.mass)
 
 
+ServedSource = Literal["answers", "imported"]
+"""A server's own answers; a file that another program wrote."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """What is special about the signals of a teacher behind a server: made of its answers' log-probabilities."""
+    """What is special about the signals of a teacher of which only the likeliest tokens are known, as servers tell."""
 
     temperature: float
-    """At which the answers were drawn. The log-probabilities are those of temperature 1 all the same."""
+    """At which the answers were drawn; 1 where none were. The log-probabilities are those of temperature 1 all the
+    same."""
     entropy: str = "lower bound"
     """What the stored entropy is; see :func:`bridgegarden.teacher.answers.least_entropy`."""
     smallest_tail: float = SMALLEST_TAIL
     """What the tail has at least: less is rounding in a server's numbers."""
+    source: ServedSource = "answers"
+    """Where the log-probabilities are from."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf or not 0 < self.smallest_tail < 1:
@@ -85,6 +92,11 @@ class Served:
                 f"cache: a served teacher's temperature is 0 or more and its smallest tail between 0 and 1, got "
                 f"{self.temperature} and {self.smallest_tail}."
             )
+
+    def __str__(self) -> str:
+        if self.source == "imported":
+            return "imported from another program's file"
+        return f"yes, sampled at temperature {self.temperature:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +147,8 @@ class CacheSpec:
             raise ConfigError(f"cache: a log-probability takes 8 or 16 bits, got {self.bits}.")
         if self.served is not None and (self.support.kind != "topk" or self.is_dense or self.exponents):
             raise ConfigError(
-                f"cache: a server's answers hold some of its likeliest tokens, of {self.vocab_size}, and no power sums "
-                f"of the tail; got {self.support}."
+                f"cache: a server's answers, and files of other programs, hold some of a teacher's likeliest tokens, "
+                f"of {self.vocab_size}, and no power sums of the tail; got {self.support}."
             )
         if self.support.kind == "mass" and self.support.k >= self.vocab_size:
             raise ConfigError(
@@ -182,9 +194,12 @@ class CacheSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        tree = asdict(self) | {"exponents": list(self.exponents)}
+        tree: dict[str, Any] = asdict(self) | {"exponents": list(self.exponents)}
+        # The digests of caches of models, and of caches of answers, are older than these.
         if self.served is None:
-            del tree["served"]  # the digests of caches of models are older than it
+            del tree["served"]
+        elif self.served.source == "answers":
+            del tree["served"]["source"]
         return tree
 
     @classmethod
@@ -210,7 +225,7 @@ class CacheSpec:
         tree = self.to_dict() | {
             "support": str(self.support),
             "exponents": ", ".join(f"{g:g}" for g in self.exponents),
-            "served": "no" if self.served is None else f"yes, sampled at temperature {self.served.temperature:g}",
+            "served": "no" if self.served is None else str(self.served),
         }
         return {name: short(value) for name, value in tree.items()}
 
