@@ -59,6 +59,8 @@ def made_up_run(objective: str, seed: int, *, problems: int = 80, prompts: int =
         by_task={"sums": {"greedy": 1.0, "sampled": sum(sampled.values()) / problems}},
         entropy_kept=0.9,
         loss=0.4,
+        label_loss=1.5 if objective == "hard" else 1.75,
+        teacher_label_loss=1.25,
         seconds=5.0,
         cpu_seconds=4.0,
     )

@@ -110,6 +110,25 @@ def assert_same(pair: Pair, fast, slow) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("top_k", [None, 5])
+@pytest.mark.parametrize("chunk", [1, 4, 1000])
+def test_what_both_lose_on_the_data_is_that_of_their_logits(top_k, chunk):
+    pair = Pair(student_width=13, teacher_width=14)
+    positions = SupervisedPositions.from_labels(pair.labels)
+    source = ProjectedTeacher(
+        positions.of(pair.teacher_hidden), pair.teacher_head, top_k, pair.vocab_size, labels=positions.target
+    )
+    fast = pair.fast(HybridObjective(risk_alpha=0.1), teacher=source, chunk_tokens=chunk)
+    for logp, head, hidden in (
+        (fast.teacher_label_logp, pair.teacher_head, pair.teacher_hidden),
+        (fast.student_label_logp, pair.head, pair.hidden),
+    ):
+        expected = head.logits(positions.of(hidden)).detach().log_softmax(-1)
+        torch.testing.assert_close(logp, expected.gather(1, positions.target[:, None])[:, 0], check_dtype=False)
+    silent = replace(source, labels=None)
+    assert pair.fast(HybridObjective(), teacher=silent).teacher_label_logp.isnan().all()
+
+
 @pytest.mark.parametrize("divergence", ALL_DIVERGENCES)
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{type(rule).__name__}-{getattr(rule, 'kind', '')}")
 @pytest.mark.parametrize("target", ["data", "teacher_argmax"])

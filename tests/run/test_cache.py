@@ -1,6 +1,7 @@
 """A recipe to a cache, and a training from it."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -277,3 +278,19 @@ def test_a_teacher_that_is_gone_is_learnt_from_its_cache_alone(built, tmp_path):
     asked = run("cache", "build", built, *alone)
     assert asked.exit_code == 2
     assert "is not to be had, so that it cannot be asked" in asked.stderr
+
+
+def test_the_teachers_own_loss_is_said_by_build_info_and_train(recipe, tmp_path):
+    build = run("cache", "build", recipe)
+    own = re.search(
+        r"\nthe teacher's own loss on the rows there: (\S+ ± \S+ nats a token, over \d+ tokens)\n", build.stdout
+    )
+    assert own, build.stdout
+    again = run("cache", "build", recipe)
+    assert own.group(1) in again.stdout
+    assert f"its own loss   {own.group(1)} of these rows" in run("cache", "info", recipe).stdout
+    loss = json.loads(run("cache", "info", recipe, "--json").stdout)["loss"]
+    assert own.group(1).startswith(f"{loss['mean']:.3f} ")
+    trained = run("train", recipe, "--set", "training.per_device_train_batch_size=30", "--set", "training.max_steps=1")
+    assert f"(36 rows); its own loss on them is {own.group(1)}" in trained.stderr
+    assert "before training, on the first step's rows (30 rows" in trained.stderr

@@ -453,3 +453,21 @@ def test_qwen3_trains_on_turns_with_tools_by_a_template_of_the_recipe_that_is_sa
     assert saved.chat_template == template
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert (record["chat_template"], len(record["chat_template_sha256"])) == ("recipe", 64)
+
+
+def test_whether_the_teacher_is_worse_on_the_rows_is_said_at_the_first_step(write_recipe, tmp_path):
+    recipe = write_recipe(training={"per_device_train_batch_size": 16})
+    silent = run(recipe, "--set", f"teacher.model={tmp_path / 'student'}")
+    line = r"before training, on the first step's rows \(16 rows, \d+ supervised tokens\), the teacher's loss is (\S+) "
+    same, *_ = re.search(line + r"nats a token and the student's \1\n", silent.stderr).groups()
+    assert "warning: the teacher is worse" not in silent.stderr
+    assert "teacher_label_loss" in silent.stdout
+    weights = load_file(tmp_path / "teacher" / "model.safetensors")
+    weights["lm_head.weight"] *= 40
+    save_file(weights, tmp_path / "teacher" / "model.safetensors", {"format": "pt"})
+    warned = run(recipe, "--set", f"output={tmp_path / 'other'}")
+    found = re.search(line + rf"nats a token and the student's {same}\n", warned.stderr)
+    assert float(found.group(1)) > float(same) + 0.5
+    assert f"warning: the teacher is worse on these rows than the student before training: {found.group(1)}" in (
+        warned.stderr
+    )

@@ -215,6 +215,16 @@ def entropy_kept(result: CompareResult, objective: str) -> float | None:
     return _mean(known) if known else None
 
 
+def label_loss(result: CompareResult, objective: str | None) -> float | None:
+    """Loss of an objective's students on the tokens of held-out rows, nats a token, mean over seeds; the teacher's own
+    where `objective` is None. None without such rows."""
+    runs = result.runs if objective is None else result.runs_of(objective).values()
+    measured = [run.measured for run in runs if run.measured is not None]
+    losses = [one.teacher_label_loss if objective is None else one.label_loss for one in measured]
+    known = [loss for loss in losses if loss is not None]
+    return _mean(known) if known else None
+
+
 def spent(runs: Iterable[CompareRun], field: str) -> float:
     """`field` of `Spent`, mean over `runs`, none of which failed."""
     return _mean([float(getattr(run.spent, field)) for run in runs])
@@ -252,7 +262,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def sentences(result: CompareResult) -> list[str]:
     """The findings, the most important first."""
-    found = [*_quality(result), *_cost(result), *_drift(result), _corrected(result)]
+    found = [*_quality(result), *_cost(result), *_drift(result), *_on_the_data(result), _corrected(result)]
     for run in result.failures:
         found.append(f"{result.label(run.objective)} failed with seed {run.seed}: {run.failure}")
     return found
@@ -358,6 +368,19 @@ def _with_teacher(result: CompareResult) -> str:
     if asking_time(result) is None:
         return "; its share of asking the teacher is in the FLOPs, and not in the time, which the cache does not say"
     return ", with its share of asking the teacher"
+
+
+def _on_the_data(result: CompareResult) -> list[str]:
+    """Whether the teacher knows the held-out rows better than its students do."""
+    losses = {name: loss for name in result.objectives if (loss := label_loss(result, name)) is not None}
+    teacher = label_loss(result, None)
+    if teacher is None or not losses:
+        return []
+    least = min(losses, key=lambda name: losses[name])
+    return [
+        f"On the tokens of the held-out rows the teacher's own loss is {number(teacher)} nats a token, and the least "
+        f"of any objective's students {number(losses[least])} ({result.label(least)})."
+    ]
 
 
 def _drift(result: CompareResult) -> list[str]:

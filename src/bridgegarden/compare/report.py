@@ -13,6 +13,7 @@ from bridgegarden.compare.findings import (
     claims,
     difference,
     entropy_kept,
+    label_loss,
     percent,
     price,
     qualities,
@@ -262,13 +263,20 @@ def quality_table(result: CompareResult) -> Table:
     """Quality and drift of every objective."""
     seeds, pair = len(result.settings.seeds), result.pair
     over = f"over {seeds} seeds and the problems" if seeds > 1 else "over problems; they say nothing about other seeds"
-    columns = ["objective", *(f"{QUALITIES[q]}, %" for q in qualities(result)), "entropy kept", *LOSSES.values()]
+    teacher = label_loss(result, None)
+    on_data = [] if teacher is None else ["loss on the data"]
+    columns = [
+        "objective",
+        *(f"{QUALITIES[q]}, %" for q in qualities(result)),
+        *("entropy kept", *on_data, *LOSSES.values()),
+    ]
     return Table(
         columns=columns,
         rows=[[result.label(name), *_quality_cells(result, name)] for name in result.objectives],
         note=f"95 % intervals {over}. Losses and exposure bias in nats a text, on {pair.prompts} "
         f"{'held-out' if pair.held_out else 'training'} prompts, {result.settings.samples} texts each. Entropy kept: "
-        "of the teacher's, on held-out rows.",
+        "of the teacher's, on held-out rows."
+        + ("" if teacher is None else f" Loss on the data: nats a token of these; the teacher's is {number(teacher)}."),
     )
 
 
@@ -276,9 +284,11 @@ def _quality_cells(result: CompareResult, objective: str) -> list[Cell]:
     shares = [summary(result, objective, quantity) for quantity in qualities(result)]
     kept = entropy_kept(result, objective)
     losses = [summary(result, objective, quantity) for quantity in LOSSES]
+    on_data = label_loss(result, objective)
     return [
         *(Cell(*share_parts(mean.value, mean.interval)) for mean in shares),
         Cell("–" if kept is None else f"{100 * kept:.0f} %"),
+        *([] if label_loss(result, None) is None else [Cell("–" if on_data is None else number(on_data))]),
         *(mean_cell(mean.value, mean.interval) for mean in losses),
     ]
 
@@ -444,6 +454,7 @@ def _plain_row(result: CompareResult, name: str) -> dict[str, Any]:
         mean = summary(result, name, quantity)
         row |= {quantity: mean.value, f"{quantity}_low": mean.interval.low, f"{quantity}_high": mean.interval.high}
     row["entropy_kept"] = entropy_kept(result, name)
+    row |= {"label_loss": label_loss(result, name), "teacher_label_loss": label_loss(result, None)}
     for field in ("steps", "seconds", "cpu_seconds", *TOKENS, "prompt_tokens", "peak_memory"):
         row[field] = spent(runs, field)
     row["training_flops"] = spent(runs, "flops")

@@ -89,6 +89,10 @@ class Measured:
     """Student's entropy over teacher's on held-out rows; None without such rows."""
     loss: float | None
     """The own objective on held-out rows, nats a token; not comparable between objectives."""
+    label_loss: float | None = None
+    """Minus the log-probability of the held-out rows' tokens, nats a token; None without such rows."""
+    teacher_label_loss: float | None = None
+    """The teacher's, on the same tokens; None also where it does not say."""
     seconds: float
     """Wall time of measuring."""
     cpu_seconds: float

@@ -161,6 +161,8 @@ class Meter:
             by_task=by_task,
             entropy_kept=entropies[0] / entropies[1] if entropies[0] is not None and entropies[1] else None,
             loss=held_out.get("loss"),
+            label_loss=held_out.get("student_label_loss"),
+            teacher_label_loss=held_out.get("teacher_label_loss"),
             seconds=time.perf_counter() - wall,
             cpu_seconds=time.process_time() - cpu,
         )

@@ -48,13 +48,16 @@ class ProjectedTeacher:
     """Tail power sums to make; see :attr:`HybridObjective.exponents`."""
     device: torch.device | None = None
     """Where the signal is wanted, when not where the hidden states are."""
+    labels: Int[Tensor, "N"] | None = None
+    """The tokens in the data, where the teacher's own loss on them is to be known; on `device`, if there is one."""
 
     def __getitem__(self, index: slice, /) -> TeacherSignal:
         with torch.no_grad():
             logits = self.head.logits(self.hidden[index])
             if self.device is not None:
                 logits = logits.to(self.device)
-            return TeacherSignal.from_logits(logits, self.top_k, self.vocab_size, exponents=self.exponents)
+            signal = TeacherSignal.from_logits(logits, self.top_k, self.vocab_size, exponents=self.exponents)
+            return signal if self.labels is None else signal.with_labels(logits, self.labels[index])
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,10 @@ class FusedLoss:
     """Nats; None unless asked for."""
     captured_mass: Float[Tensor, "N"]
     """Teacher probability of the kept tokens."""
+    teacher_label_logp: Float[Tensor, "N"]
+    """Nats: the teacher's log-probability of the token in the data; NaN where the teacher does not say."""
+    student_label_logp: Float[Tensor, "N"]
+    """Nats: the student's."""
     student_hit: Bool[Tensor, "N"] | None
     """Whether the token in the data is the student's likeliest; None unless asked for."""
 
@@ -123,8 +130,17 @@ def fused_hybrid_loss(
     )
     loss, *records = _FusedHybridLoss.apply(hidden, head.weight, head.bias, walk)
     terms = HybridLoss(*records[:7])
-    entropy, hit = records[9:] if measure_student else (None, None)
-    return FusedLoss(loss, terms, records[7], entropy, records[8], hit)
+    entropy, hit = records[11:] if measure_student else (None, None)
+    return FusedLoss(
+        loss,
+        terms,
+        teacher_entropy=records[7],
+        student_entropy=entropy,
+        captured_mass=records[8],
+        teacher_label_logp=records[9],
+        student_label_logp=records[10],
+        student_hit=hit,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,15 +211,17 @@ def _chunk(
             gradients.add(seen, head.pull_back(logits.detach(), d_logits))
             # As large as the logits: the entropy's buffer can take its place.
             del d_logits
+    own_logits, log_normaliser = logits.detach()[:count], student.log_normaliser.detach()[:count]
+    label_logit = own_logits.gather(1, walk.data_ids[rows].unsqueeze(1)).squeeze(1)
     measured = ()
     if walk.measure_student:
-        own_logits, data_ids = logits.detach()[:count], walk.data_ids[rows].unsqueeze(1)
-        hit = own_logits.gather(1, data_ids).squeeze(1) >= own_logits.amax(1)
-        measured = (_entropy(own_logits, student.log_normaliser[:count]), hit)
+        measured = (_entropy(own_logits, log_normaliser), label_logit >= own_logits.amax(1))
     own = terms.map(torch.Tensor.detach)
+    unknown = torch.full_like(signal.entropy, torch.nan)
     return (
         *(own.total, own.soft, own.hard, own.risk, own.soft_weight, own.mask, own.has_risk),
-        *(signal.entropy, signal.captured_mass, *measured),
+        *(signal.entropy, signal.captured_mass, unknown if signal.label_logp is None else signal.label_logp),
+        *(label_logit - log_normaliser, *measured),
     )
 
 

@@ -7,7 +7,7 @@ would be zero exactly when the teacher is sure.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -52,6 +52,9 @@ class TeacherSignal:
     """Shares of the draws, for a sampled support."""
     tail_powers: Mapping[float, Float[Tensor, "*batch"]] = field(default_factory=dict)
     """For an exponent g, log of the sum of p^g over the tail: what temperature 1/g and power entropies need."""
+    label_logp: Float[Tensor, "*batch"] | None = None
+    """Log-probability of the token in the data, which no objective needs: minus its mean is the teacher's own loss. NaN
+    where it is not known; None where it is known nowhere."""
 
     @classmethod
     def from_logits(
@@ -196,7 +199,15 @@ class TeacherSignal:
             vocab_size=self.vocab_size,
             weights=at(self.weights),
             tail_powers={g: power[index] for g, power in self.tail_powers.items()},
+            label_logp=at(self.label_logp),
         )
+
+    def with_labels(self, logits: Float[Tensor, "*batch V"], labels: Int[Tensor, "*batch"]) -> "TeacherSignal":
+        """The same, knowing the log-probability of `labels`; `logits` are those that it was made from."""
+        # From the likeliest token's, so that nothing is summed over the vocabulary again.
+        ids = torch.stack([labels, self.argmax], -1)
+        of_label, highest = logits.gather(-1, ids).to(self.max_logp.dtype).unbind(-1)
+        return replace(self, label_logp=self.max_logp + of_label - highest)
 
     def _tail_power(self, exponent: float) -> Tensor:
         if exponent not in self.tail_powers:

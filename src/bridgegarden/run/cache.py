@@ -335,7 +335,8 @@ class ServedBuild:
         kept = f", {built.kept:,} were there" if built.kept else ""
         size = f"{built.bytes / max(built.positions, 1):.1f} bytes each, {built.bytes:,} in all"
         lines = [
-            f"{built.folder}: {counted(built.documents, 'row')} added{kept}; {built.positions:,} positions, {size}"
+            f"{built.folder}: {counted(built.documents, 'row')} added{kept}; {built.positions:,} positions, {size}",
+            built.own_loss,
         ]
         lines += [f"left out: {part.complaint}" for part in self.answers if part.unusable]
         if ends := sum(part.ends_alone for part in self.answers):

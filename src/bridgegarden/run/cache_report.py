@@ -93,7 +93,8 @@ def _lead(info: CacheInfo) -> Markup:
         _size(info.bytes),
         f"{_percent(info.bridge_like)} of the positions are Bridge-like: the teacher's likeliest token has a "
         f"probability above {BRIDGE_LIKE} there. On average its confidence is {number(info.confidence)}, "
-        f"its entropy {number(info.entropy)} nats; the kept tokens hold {info.captured_mass:.4f} of the probability.",
+        f"its entropy {number(info.entropy)} nats; the kept tokens hold {info.captured_mass:.4f} of the probability. "
+        f"Its own loss on these rows is {'not known' if info.loss is None else info.loss}.",
     )
 
 

@@ -344,7 +344,11 @@ def identity(teacher: ModelFacts) -> dict[str, Any]:
 
 
 def _told(recipe: Recipe, cache: "TeacherCache", say: Say) -> "TeacherCache":
-    say(f"reading teacher {recipe.teacher.model} from {cache.folder} ({counted(len(cache), 'row')})")
+    from bridgegarden.teacher.cache.info import teacher_loss
+
+    loss = teacher_loss(cache.folder)
+    own = "" if loss is None else f"; its own loss on them is {loss}"
+    say(f"reading teacher {recipe.teacher.model} from {cache.folder} ({counted(len(cache), 'row')}){own}")
     return cache
 
 

@@ -31,6 +31,8 @@ TERMS = (
     "soft_weight",
     "teacher_entropy",
     "student_entropy",
+    "teacher_label_loss",
+    "student_label_loss",
     "captured_mass",
 )
 """Rows of the table, by the trainer's names."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from trl.trainer.sft_config import SFTConfig
 
+    from bridgegarden.training.measured import LabelLosses
     from bridgegarden.training.trainer import HybridDistillationTrainer
 
 TENSORBOARD = "TENSORBOARD_LOGGING_DIR"
@@ -315,7 +317,7 @@ def _fit(
     checkpoint: Path | None,
 ) -> dict[str, float]:
     """Train, in sight of the user; the metrics on held-out rows after the last step, empty if there are none."""
-    from bridgegarden.training.callbacks import EarlyStopping
+    from bridgegarden.training.callbacks import EarlyStopping, TeacherCheck
     from bridgegarden.training.progress import MetricsLog, ProgressDisplay
 
     if torch.cuda.is_available():
@@ -323,6 +325,7 @@ def _fit(
     log = MetricsLog(run.folder.metrics)
     for callback in (log, SealCheckpoints(), StopWhenAsked(signals), EpochEndBeforeSave()):
         trainer.add_callback(callback)
+    trainer.add_callback(TeacherCheck(trainer, partial(_tell_losses, console)))
     stopping = run.recipe.training.early_stopping
     if stopping is not None:
         trainer.add_callback(EarlyStopping(stopping.patience, stopping.threshold, say=console.print))
@@ -339,6 +342,15 @@ def _fit(
             return _newest(trainer, "eval_")
     finally:
         log.close()
+
+
+def _tell_losses(console: "Console", losses: "LabelLosses") -> None:
+    """Whether the teacher knows the rows better than the student does, before any hour is spent on it."""
+    from rich.text import Text
+
+    console.print(Text(str(losses)), soft_wrap=True)
+    if losses.teacher_is_worse:
+        console.print(Text.assemble(("warning: ", "yellow"), losses.warning), soft_wrap=True)
 
 
 def _train(

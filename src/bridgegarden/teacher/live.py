@@ -138,7 +138,9 @@ class LiveTeacher:
             with torch.autocast(device.type, enabled=False):
                 hidden, head = read_hidden(self.model, own)
                 hidden = positions.of(hidden)
-        return ProjectedTeacher(hidden, head, self.top_k, vocab_size, exponents, device=positions.row.device)
+        return ProjectedTeacher(
+            hidden, head, self.top_k, vocab_size, exponents, device=positions.row.device, labels=positions.target
+        )
 
 
 def _without_adapters(model: "PreTrainedModel | PeftModel") -> PreTrainedModel:

@@ -17,6 +17,7 @@ from bridgegarden.diagnostics.exposure_bias import ExposureBias, exposure_bias
 from bridgegarden.diagnostics.rollout import Sampling
 from bridgegarden.errors import ConfigError, lookup
 from bridgegarden.teacher.live import LiveTeacher
+from bridgegarden.training.measured import LabelLosses
 from bridgegarden.training.trainer import HybridDistillationTrainer
 
 SAMPLING = Sampling(samples=1, max_new_tokens=64, max_rows=16)
@@ -105,6 +106,25 @@ def selection_arguments(select_by: str) -> dict[str, Any]:
         ConfigError: an unknown name.
     """
     return {"load_best_model_at_end": True, **lookup(SELECT_BY, select_by, field="select_by")}
+
+
+class TeacherCheck(TrainerCallback):
+    """Says after the first step what teacher and student lost on its rows, before the student had learnt anything."""
+
+    def __init__(self, trainer: HybridDistillationTrainer, tell: Callable[[LabelLosses], None]) -> None:
+        """
+        Args:
+            trainer: add the callback to it with ``trainer.add_callback(callback)``.
+            tell: is told in the main process, at most once.
+        """
+        self._trainer, self._tell = trainer, tell
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step != 1 or self._trainer.objective.learns_data_alone:
+            return
+        losses = self._trainer.label_losses_at_start()
+        if losses is not None and state.is_world_process_zero:
+            self._tell(losses)
 
 
 class ExposureBiasCallback(TrainerCallback):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from weakref import WeakSet
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
@@ -40,11 +41,14 @@ from bridgegarden.training.batches import ROW, Reach, evened, prepare, with_rows
 from bridgegarden.training.measured import (
     Cost,
     CostLedger,
+    LabelLosses,
     LogWindow,
+    RowLoss,
     TermSums,
     check_finite_weights,
     non_finite_gradient,
     non_finite_loss,
+    row_losses,
     term_means,
 )
 from bridgegarden.training.models import (
@@ -74,7 +78,8 @@ class HybridDistillationTrainer(SFTTrainer):
     normalised by the supervised tokens of the whole accumulated batch over all processes, hard and soft terms alike.
 
     Logged per supervised position, in nats: ``loss``, ``soft_loss``, ``hard_loss``, ``risk_loss``,
-    ``teacher_entropy``, ``student_entropy``; and ``soft_weight``, ``captured_mass``, ``risk_share``,
+    ``teacher_entropy``, ``student_entropy``, ``teacher_label_loss`` and ``student_label_loss`` (minus the
+    log-probability of the token in the data); and ``soft_weight``, ``captured_mass``, ``risk_share``,
     ``tokens_per_second``. Evaluation logs the same with the prefix ``eval_``. What training has cost so far is logged
     as ``teacher_tokens``, ``student_tokens`` and ``generated_tokens``; :attr:`cost` has all of it. Names that TRL's
     trainer logs have its meaning: ``entropy`` (the student's), ``mean_token_accuracy`` (share of the supervised tokens
@@ -140,6 +145,7 @@ class HybridDistillationTrainer(SFTTrainer):
         self._terms = {"train": TermSums(), "eval": TermSums()}
         self._clock: float | None = None
         self._window_rows: list[Tensor] = []
+        self._first_losses: list[RowLoss] = []
         with withheld(args):
             super().__init__(model=model, args=args, **kwargs)
         self._asked = None
@@ -246,6 +252,8 @@ class HybridDistillationTrainer(SFTTrainer):
             if ROW in inputs:
                 self._window_rows.append(inputs[ROW])
         self._terms[mode].add(results[0], tokens)
+        if mode == "train" and self.state.global_step == 0 and self._writer is None:
+            self._first_losses += row_losses(results[0], positions, inputs.get(ROW))
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # DistributedDataParallel averages over processes what is already divided by all their tokens.
             loss = loss * self.accelerator.num_processes
@@ -310,6 +318,14 @@ class HybridDistillationTrainer(SFTTrainer):
     def cost(self) -> Cost:
         """What training has cost so far, over all processes: in a distributed run every one of them has to ask."""
         return self._costs.total()
+
+    def label_losses_at_start(self) -> LabelLosses | None:
+        """What teacher and student lost on the rows of the first step, before the student had learnt anything.
+
+        In a distributed run every process has to ask. None before that step, after a resumption, where the student
+        answers rows itself, and with a teacher that does not say what it gives the tokens of the data.
+        """
+        return LabelLosses.over(gather_object(self._first_losses))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the terms of the objective since the last time."""

@@ -67,7 +67,7 @@ def test_positions_come_back_from_the_cache_with_their_empty_slots(tmp_path, bit
     np.testing.assert_allclose(np.exp(signals.logp[0]), [0.125, 0.5, 0.125, 0], atol=2e-3)
     np.testing.assert_allclose(np.exp(signals.log_tail), [0.25, 0.5, 1e-7], rtol=1e-5)
     assert signals.argmax.tolist() == [9, 8, 258]
-    np.testing.assert_allclose(signals.label_logp, [-0.7, -0.7, 0], atol=1e-6)
+    np.testing.assert_allclose(signals.label_logp, [-0.7, -0.7, math.nan], atol=1e-6)
     np.testing.assert_allclose(signals.entropy[1], math.log(2), rtol=1e-6)
 
 

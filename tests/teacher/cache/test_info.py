@@ -7,14 +7,23 @@ import torch
 from datasets import Dataset
 
 from bridgegarden.errors import DataError
+from bridgegarden.statistics import Estimate
 from bridgegarden.teacher.cache import info as info_module
-from bridgegarden.teacher.cache.info import BRIDGE_LIKE, ENTROPY_EDGES, cache_info, check_cache, kept_tokens
+from bridgegarden.teacher.cache.info import (
+    BRIDGE_LIKE,
+    ENTROPY_EDGES,
+    cache_info,
+    check_cache,
+    kept_tokens,
+    teacher_loss,
+)
 from bridgegarden.teacher.cache.manifest import finished_shards
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.record import RecordFormat
 from bridgegarden.teacher.cache.shard import documents_of
 from bridgegarden.teacher.cache.spec import Support
 from tests.teacher.cache.conftest import build, cache_rows, cache_spec, teacher
+from tests.teacher.cache.test_forward import build as served_build
 
 
 @pytest.mark.parametrize("support", [Support(k=16), Support(kind="mass", k=16, mass=0.8)])
@@ -35,6 +44,34 @@ def test_numbers_are_those_of_all_positions(tmp_path, support):
     assert document["bytes_per_position"] == info.bytes / info.positions
     assert [bin["from"] for bin in document["entropy_histogram"]] == list(ENTROPY_EDGES)
     assert [bin["positions"] for bin in document["entropy_histogram"]] == list(info.entropy_histogram)
+
+
+@pytest.mark.parametrize("support", [Support(k=16), Support(kind="mass", k=16, mass=0.8)])
+def test_the_teachers_own_loss_is_that_of_a_plain_forward(tmp_path, support, monkeypatch):
+    folder, model = build(tmp_path / "cache", cache_spec(support)), teacher()
+    losses = []
+    for row in cache_rows():
+        ids, labels = torch.tensor(row["input_ids"]), torch.tensor(row["labels"])[1:]
+        with torch.no_grad():
+            logp = model(ids[None]).logits[0, :-1].double().log_softmax(-1)
+        losses.append(-logp[labels != -100].gather(1, labels[labels != -100][:, None]).sum().item())
+    tokens = [sum(label != -100 for label in row["labels"][1:]) for row in cache_rows()]
+    found = cache_info(folder).loss
+    assert found.mean == pytest.approx(sum(losses) / sum(tokens), rel=1e-5)
+    assert found.tokens == sum(tokens)
+    low, high = Estimate.ratio(losses, tokens).interval()
+    assert found.half == pytest.approx((high - low) / 2, rel=1e-4)
+    assert teacher_loss(folder) == found
+    monkeypatch.setattr(info_module, "LOSS_POSITIONS", 60)
+    some = teacher_loss(folder)
+    assert 40 < some.tokens < 100
+    assert abs(some.mean - found.mean) < some.half + found.half
+
+
+def test_of_a_server_ends_of_turn_that_it_said_nothing_of_are_left_out_of_its_loss(tmp_path):
+    found = cache_info(served_build(tmp_path / "cache")).loss
+    assert found.tokens == 3
+    assert found.mean == pytest.approx((0.7 + 0.7 + 1e-9) / 3)
 
 
 def test_text_says_what_a_person_asks(cache):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bridgegarden.errors import DataError
+from bridgegarden.statistics import Estimate
 from bridgegarden.teacher.cache.manifest import (
     BuildTime,
     ShardRecord,
@@ -39,6 +40,8 @@ FEWEST_KEPT = 8
 SAMPLED_POSITIONS = 20_000
 SAMPLED_NUMBERS = 1 << 24
 """At most so many positions and log-probabilities are decoded for it: a second or two."""
+LOSS_POSITIONS = 1 << 20
+"""So many are looked at, about, for the teacher's loss where no other number is asked for."""
 
 
 class KeptTokens(NamedTuple):
@@ -52,6 +55,22 @@ class KeptTokens(NamedTuple):
     """19 positions of 20 have more: the 5th percentile."""
     bytes: int
     """A position takes so many if as many tokens are kept everywhere."""
+
+
+class TeacherLoss(NamedTuple):
+    """What the teacher itself loses on the rows: minus its log-probability of the supervised tokens."""
+
+    mean: float
+    """Nats a token."""
+    half: float | None
+    """Half of its 95 % interval, over rows; None of fewer than two, or where the loss is infinite."""
+    tokens: int
+    """Supervised tokens that were looked at, and of which it is known."""
+
+    def __str__(self) -> str:
+        """For a person."""
+        error = "" if self.half is None else f" \N{PLUS-MINUS SIGN} {self.half:.3f}"
+        return f"{self.mean:.3f}{error} nats a token, over {counted(self.tokens, 'token')}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +125,8 @@ class CacheInfo:
     """By number of tokens up to those kept, on positions spread over the cache; empty where there is no tail."""
     built_in: BuildTime
     """What filling it took."""
+    loss: TeacherLoss | None = None
+    """The teacher's own on the rows; None where nothing is known of it."""
     served: ServedNumbers | None = None
     """Of a teacher on a server: what is not known of it. The entropy is then a lower bound."""
 
@@ -136,6 +157,7 @@ class CacheInfo:
         ]
         tree = asdict(self) | {"spec": self.spec.to_dict(), "built_in": self.built_in._asdict()}
         tree["kept"] = [row._asdict() for row in self.kept]
+        tree["loss"] = None if self.loss is None else self.loss._asdict()
         tree |= {"bytes_per_position": self.bytes_per_position, "bridge_like": self.bridge_like}
         for name in ("confidence", "entropies", "confidences", "masses"):
             del tree[name]
@@ -156,6 +178,7 @@ class CacheInfo:
             f"tail powers    {', '.join(f'{g:g}' for g in spec.stored_exponents) or none}",
             f"captured mass  {self.captured_mass:.4f} on average, {self.least_captured_mass:.4f} at least",
             *self._kept_lines(),
+            f"its own loss   {'not known' if self.loss is None else f'{self.loss} of these rows'}",
             f"Bridge-like    {self.bridge_like:.1%} of positions (max p > {BRIDGE_LIKE})",
             *self._served_lines(),
             f"entropy        {'at least ' if self.served else ''}{self.entropy:.3f} nats on average:",
@@ -201,6 +224,7 @@ def cache_info(folder: Path) -> CacheInfo:
     shards = finished_shards(folder)
     entropies, confidences, masses = map(_Counts, (ENTROPY_EDGES, CONFIDENCE_EDGES, MASS_EDGES))
     served = None if spec.served is None else _ServedCounts(spec, spec.served)
+    losses = _LossSums()
     sums, least = np.zeros(3), 1.0
     for path, record in shards.items():
         shard = Shard.open(path, record, layout)
@@ -208,13 +232,14 @@ def cache_info(folder: Path) -> CacheInfo:
             records = shard.records(index)
             entropy, confidence = records["entropy"].astype(np.float64), np.exp(records["max_logp"].astype(np.float64))
             mass = -np.expm1(records["log_tail"].astype(np.float64)) if spec.has_tail else np.ones(len(records))
+            losses.add(layout.label_logp(records))
             sums += entropy.sum(), confidence.sum(), mass.sum()
             least = min(least, mass.min())
             bridge_like = np.exp(records["max_logp"]) > BRIDGE_LIKE
             for counts, values in ((entropies, entropy), (confidences, confidence), (masses, mass)):
                 counts.add(values, bridge_like)
             if served is not None:
-                served.add(shard.signals(index))
+                served.add(shard.signals(index), layout.label_alone(records))
     positions = sum(record.positions for record in shards.values())
     mean_entropy, mean_confidence, mean_mass = (sums / max(positions, 1)).tolist()
     return CacheInfo(
@@ -232,8 +257,22 @@ def cache_info(folder: Path) -> CacheInfo:
         masses=masses.histogram() if spec.has_tail else None,
         kept=kept_tokens(folder),
         built_in=BuildTime.of(shards.values()),
+        loss=losses.loss(),
         served=None if served is None else served.numbers(max(positions, 1)),
     )
+
+
+def teacher_loss(folder: Path) -> TeacherLoss | None:
+    """The teacher's own loss on the rows of a cache: on all of them, or of very many on some that are spread evenly.
+
+    Raises:
+        ConfigError: there is no cache, or one of another version.
+        DataError: a shard is missing or damaged.
+    """
+    layout, losses = RecordFormat(read_spec(folder)), _LossSums()
+    for shard, index in _spread(folder, layout, LOSS_POSITIONS):
+        losses.add(layout.label_logp(shard.records(index)))
+    return losses.loss()
 
 
 def kept_tokens(folder: Path, exponent: float = 1.0) -> tuple[KeptTokens, ...]:
@@ -253,7 +292,8 @@ def kept_tokens(folder: Path, exponent: float = 1.0) -> tuple[KeptTokens, ...]:
     counts = [*takewhile(lambda k: k < spec.slots, (FEWEST_KEPT << n for n in range(32))), spec.slots]
     powers = None if exponent == 1.0 else spec.stored_exponents.index(exponent)
     shares = []
-    for signals in _spread(folder, spec):
+    decoded = min(SAMPLED_POSITIONS, max(1, SAMPLED_NUMBERS // spec.slots))
+    for signals in (shard.signals(index) for shard, index in _spread(folder, RecordFormat(spec), decoded)):
         assert signals.log_tail is not None
         kept = np.exp(exponent * -np.sort(-signals.logp.astype(np.float64), axis=1)).cumsum(axis=1)
         tail = np.exp((signals.log_tail if powers is None else signals.tail_powers[:, powers]).astype(np.float64))
@@ -269,16 +309,15 @@ def _record_bytes(spec: CacheSpec, k: int) -> int:
     return RecordFormat(replace(spec, support=Support(k=k))).bytes_per_position
 
 
-def _spread(folder: Path, spec: CacheSpec) -> Iterator[Signals]:
-    """The signals of documents spread evenly over a cache; shards hold documents of like lengths."""
-    layout, shards = RecordFormat(spec), finished_shards(folder)
-    positions = sum(record.positions for record in shards.values())
-    step = max(1.0, positions / min(SAMPLED_POSITIONS, max(1, SAMPLED_NUMBERS // spec.slots)))
+def _spread(folder: Path, layout: RecordFormat, most: int) -> Iterator[tuple[Shard, int]]:
+    """Documents with about `most` positions, spread evenly over a cache: shards hold documents of like lengths."""
+    shards = finished_shards(folder)
+    step = max(1.0, sum(record.positions for record in shards.values()) / most)
     first, number = 0, 0.0
     for path, record in shards.items():
         shard = Shard.open(path, record, layout)
         while number < first + record.documents:
-            yield shard.signals(int(number) - first)
+            yield shard, int(number) - first
             number += step
         first += record.documents
 
@@ -372,6 +411,32 @@ class _Counts:
         return Histogram(edges=self._edges, bridge_like=bridge_like, other=other)
 
 
+class _LossSums:
+    """Of a :class:`TeacherLoss`, while rows are looked at."""
+
+    def __init__(self) -> None:
+        # Rows, tokens, losses; squares of tokens and of losses, and their products.
+        self._sums = np.zeros(6)
+
+    def add(self, label_logp: np.ndarray) -> None:
+        known = label_logp[~np.isnan(label_logp)]
+        loss, tokens = -known.sum(dtype=np.float64), len(known)
+        if tokens:
+            self._sums += (1, tokens, loss, tokens**2, loss**2, tokens * loss)
+
+    def loss(self) -> TeacherLoss | None:
+        rows, tokens, loss, squared_tokens, squared_loss, product = self._sums
+        if not rows:
+            return None
+        mean = loss / tokens
+        if rows < 2 or not math.isfinite(loss):
+            return TeacherLoss(float(mean), None, int(tokens))
+        squares = max(squared_loss - 2 * mean * product + mean**2 * squared_tokens, 0.0)
+        stderr = math.sqrt(squares / (rows - 1) / rows) / (tokens / rows)
+        interval = Estimate(float(mean), stderr, int(rows)).interval()
+        return TeacherLoss(float(mean), (interval.high - interval.low) / 2, int(tokens))
+
+
 class _ServedCounts:
     """Of :class:`ServedNumbers`, while positions are looked at."""
 
@@ -380,11 +445,11 @@ class _ServedCounts:
         self._label_alone = self._smallest_tail = 0
         self._entropy = 0.0
 
-    def add(self, signals: Signals) -> None:
+    def add(self, signals: Signals, label_alone: np.ndarray) -> None:
         assert signals.ids is not None
         assert signals.log_tail is not None
         kept, log_tail = (signals.ids >= 0).sum(1), signals.log_tail.astype(np.float64)
-        self._label_alone += int(np.count_nonzero((kept == 1) & (log_tail <= self._floor)))
+        self._label_alone += int(np.count_nonzero(label_alone))
         self._smallest_tail += int(np.count_nonzero((kept > 1) & (log_tail <= self._floor)))
         self._entropy += float((signals.entropy + np.exp(log_tail) * np.log(self._tokens - kept)).sum())
 

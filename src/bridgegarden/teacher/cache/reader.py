@@ -271,6 +271,7 @@ def teacher_signal(parts: Mapping[str, Tensor], spec: CacheSpec) -> TeacherSigna
         vocab_size=spec.vocab_size,
         weights=torch.full_like(parts["logp"], share) if spec.support.kind == "sampled" else None,
         tail_powers=powers,
+        label_logp=parts["label_logp"],
     )
 
 

@@ -47,7 +47,8 @@ class Signals(NamedTuple):
     max_logp: np.ndarray
     """``(N,)`` float32, nats."""
     label_logp: np.ndarray
-    """``(N,)`` float32, nats: the teacher's log-probability of the token in the data."""
+    """``(N,)`` float32, nats: the teacher's log-probability of the token in the data. Decoded, NaN where a server has
+    not said it."""
 
 
 class DamagedRecords(Exception):
@@ -154,8 +155,24 @@ class RecordFormat:
             entropy=records["entropy"].astype(np.float32),
             argmax=argmax,
             max_logp=max_logp,
-            label_logp=records["label_logp"].astype(np.float32),
+            label_logp=self.label_logp(records),
         )
+
+    def label_logp(self, records: np.ndarray) -> np.ndarray:
+        """``(N,)`` float32, nats: the teacher's log-probability of the token in the data, NaN where it is not known.
+
+        A server says nothing of most ends of turn, which are kept as the hard label alone.
+        """
+        logp = records["label_logp"].astype(np.float32)
+        if self.spec.served is not None:
+            logp[self.label_alone(records)] = np.nan
+        return logp
+
+    def label_alone(self, records: np.ndarray) -> np.ndarray:
+        """``(N,)`` bool: of which positions a server said nothing but the token that it wrote."""
+        assert self.spec.served is not None
+        kept = np.count_nonzero(records["codes"] != self._nothing, axis=1)
+        return (kept == 1) & (records["log_tail"] <= math.log(self.spec.served.smallest_tail) + 1e-3)
 
     @cached_property
     def _shares(self) -> np.ndarray:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.files import partial
 from bridgegarden.teacher.cache.forward import WorkingTeacher
-from bridgegarden.teacher.cache.info import file_sha256
+from bridgegarden.teacher.cache.info import TeacherLoss, file_sha256, teacher_loss
 from bridgegarden.teacher.cache.manifest import (
     HALF_WRITTEN,
     LOCK,
@@ -70,6 +70,13 @@ class BuildResult:
     seconds: float = 0.0
     teacher_seconds: float = 0.0
     """Of these, in the teacher; the rest is finding rows, encoding what could not be done meanwhile, and writing."""
+    loss: TeacherLoss | None = None
+    """The teacher's own on the rows that the cache now holds; None where it is not known."""
+
+    @property
+    def own_loss(self) -> str:
+        """The same for a person."""
+        return f"the teacher's own loss on the rows there: {'not known' if self.loss is None else self.loss}"
 
     def __str__(self) -> str:
         """For a person."""
@@ -77,7 +84,7 @@ class BuildResult:
         size = f"{self.bytes / max(self.positions, 1):.1f} bytes each, {self.bytes:,} in all"
         share = f"{self.teacher_seconds / max(self.seconds, 1e-9):.0%} of {self.seconds:.0f} s in the teacher"
         rows = counted(self.documents, "row")
-        return f"{self.folder}: {rows} added{kept}; {self.positions:,} positions, {size}; {share}"
+        return f"{self.folder}: {rows} added{kept}; {self.positions:,} positions, {size}; {share}\n{self.own_loss}"
 
 
 class Engine(Protocol):
@@ -130,7 +137,7 @@ def build_cache(
     there = _held(folder, layout)
     if there.is_clean and wanted.keys() <= there.keys:
         # Nothing is written, so that it may be where nothing can be.
-        return BuildResult(folder=folder, kept=len(wanted))
+        return BuildResult(folder=folder, kept=len(wanted), loss=teacher_loss(folder))
     with build_lock(folder):
         held, first = clear_shards(folder, layout)
         todo = sorted((d for key, d in wanted.items() if key not in held), key=lambda d: (-len(d.ids), d.key))
@@ -149,6 +156,7 @@ def build_cache(
         bytes=size,
         seconds=time.perf_counter() - began,
         teacher_seconds=engine.seconds,
+        loss=teacher_loss(folder),
     )
 
 
