@@ -12,8 +12,7 @@ from bridgegarden.cli.main import cli
 from bridgegarden.run.cache_report import cache_page, write_cache_report
 from bridgegarden.teacher.cache.info import ServedNumbers, cache_info
 from bridgegarden.teacher.cache.record import RecordFormat
-from bridgegarden.teacher.cache.spec import Served
-from bridgegarden.teacher.cache.spec import Support
+from bridgegarden.teacher.cache.spec import Served, Support
 from tests.chromium import chromium, needs_chromium
 from tests.teacher.cache.conftest import build, cache_spec
 
