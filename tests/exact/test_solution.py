@@ -69,6 +69,48 @@ def same(one: ExactSolution, other: ExactSolution):
     assert one.violation_rate == pytest.approx(other.violation_rate, abs=1e-12)
 
 
+def leaving(state, share):
+    """The teacher, that leaves the script with probability `share` wherever it can."""
+    on_script = torch.zeros(PROCESS.vocab_size, dtype=torch.bool)
+    on_script[list(PROCESS.continuations(state))] = True
+    teacher = PROCESS.log_probs(state).exp()
+    if on_script.all():
+        return teacher.log()
+    return ((1 - share) * teacher + share * (~on_script).double() / (~on_script).sum()).log()
+
+
+def test_a_student_that_only_leaves_the_script_owes_all_of_its_exposure_bias_to_that():
+    solution = exact.solve(PROCESS, lambda state: leaving(state, 0.1))
+    assert solution.exposure_bias < -0.01
+    assert solution.exit_contribution == pytest.approx(solution.exposure_bias, abs=1e-12)
+
+
+def test_a_student_that_stays_on_the_script_owes_nothing_to_leaving_it():
+    def wrong(state):
+        on_script = torch.zeros(PROCESS.vocab_size, dtype=torch.bool)
+        on_script[list(PROCESS.continuations(state))] = True
+        # The more noise, the larger the value that was written: its mistakes are dear.
+        noise = 0.1 + 0.2 * state.memory.value
+        return ((1 - noise) * PROCESS.log_probs(state).exp() + noise * on_script.double() / on_script.sum()).log()
+
+    solution = exact.solve(PROCESS, wrong)
+    assert abs(solution.exposure_bias) > 0.01
+    assert solution.exit_contribution == 0
+
+
+def test_what_leaving_causes_is_the_bill_that_is_not_paid():
+    """A text ends where it leaves, so Q is 0 there: minus the probability of leaving times the teacher's bill."""
+    solution = exact.solve(PROCESS, smoothed)
+    unpaid = 0.0
+    for node in range(len(solution)):
+        state = solution.state(node)
+        outside = [token for token in range(PROCESS.vocab_size) if token not in PROCESS.continuations(state)]
+        leaves = smoothed(state).exp()[outside].sum().item()
+        unpaid += solution.student_visitation[node].item() * leaves * solution.q_bar[node].item()
+    assert solution.exit_contribution == pytest.approx(-unpaid, abs=1e-12)
+    assert solution.exit_contribution < min(0.0, solution.exposure_bias)
+
+
 def test_function_mapping_and_policy_give_the_same_solution():
     by_function = exact.solve(PROCESS, smoothed)
     states = {by_function.state(node) for node in range(len(by_function))}

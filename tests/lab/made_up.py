@@ -48,6 +48,7 @@ def made_up_measured(objective: str, seed: int = 0) -> Measured:
         teacher_loss=loss,
         student_loss=loss + bias,
         exposure_bias=bias,
+        exposure_bias_exits=-0.2 * bias,
         success=success * off if success * off < 1 else success,
         success_greedy=0.97,
         teacher_success=0.6,

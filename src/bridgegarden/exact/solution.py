@@ -95,6 +95,10 @@ class ExactSolution:
     student_kappa: Tensor = field(repr=False)
     r"""``(N,)``: :math:`\sum_a q(a|s) \kappa(a|s)`, what one visit of the student adds to its exposure bias."""
 
+    exit_kappa: Tensor = field(repr=False)
+    """``(N,)``: of that, what tokens add that leave the script. Where they end the text it is at most zero: the rest
+    of the text's bill is not paid."""
+
     teacher: Visitation = field(repr=False)
     """Where the teacher's texts go."""
 
@@ -194,6 +198,20 @@ class ExactSolution:
         contribution = weighted(self.student_visitation, self.student_kappa)
         self._defined(contribution.sum().item())
         return contribution
+
+    @cached_property
+    def exit_contribution(self) -> float:
+        r"""Exposure bias that leaving the script causes, nats.
+
+        .. math:: \sum_s d_\theta(s) \sum_{a \notin \mathrm{script}(s)} q(a|s) \, \kappa(a|s)
+
+        A text that ends where it leaves pays no more, and so lowers the exposure bias of a student that fails; the
+        rest, ``exposure_bias - exit_contribution``, is what its choices on the script cause.
+
+        Raises:
+            NonFiniteError: undefined at a node that the student visits.
+        """
+        return self._defined(weighted(self.student_visitation, self.exit_kappa).sum().item())
 
     @property
     def identity_applies(self) -> bool:
@@ -365,7 +383,7 @@ def solve(
     longest = longest_texts(unrolled)
     nodes = merge(unrolled, longest)
     cost = cost_to_go(unrolled, nodes, longest)
-    q_bar, state_kappa, student_kappa = _values(unrolled, nodes, cost, actions)
+    q_bar, state_kappa, student_kappa, exit_kappa = _values(unrolled, nodes, cost, actions)
     return ExactSolution(
         unrolled=unrolled,
         nodes=nodes,
@@ -375,20 +393,24 @@ def solve(
         q_bar=q_bar,
         state_kappa=state_kappa,
         student_kappa=student_kappa,
+        exit_kappa=exit_kappa,
         teacher=visitation(unrolled, unrolled.teacher),
         student=visitation(unrolled, unrolled.student),
     )
 
 
 def _values(unrolled: Unrolled, nodes: Nodes, cost: CostToGo, actions: ActionSet) -> Tensor:
-    """By node the teacher's mean Q, kappa summed over `actions`, and the student's mean kappa: ``(3, nodes)``."""
-    values = torch.zeros(3, len(nodes.row), dtype=torch.float64)
-    q_bar, state_kappa, student_kappa = values
+    """By node the teacher's mean Q, kappa summed over `actions`, the student's mean kappa, and of that the tokens' off
+    the script: ``(4, nodes)``."""
+    values = torch.zeros(4, len(nodes.row), dtype=torch.float64)
+    q_bar, state_kappa, student_kappa, exit_kappa = values
     for where, q in q_rows(unrolled, nodes, cost, torch.arange(len(nodes.row))):
         rows = nodes.row[where]
         q_bar[where] = expectation(unrolled.teacher[rows], q, cost.finite)
         kappa = q - q_bar[where].unsqueeze(-1)
         student_kappa[where] = expectation(unrolled.student[rows], kappa, cost.finite)
+        leaving = unrolled.student[rows].masked_fill(_chosen(unrolled, rows, "continuations"), 0.0)
+        exit_kappa[where] = expectation(leaving, kappa, cost.finite)
         state_kappa[where] = kappa.masked_fill(~_chosen(unrolled, rows, actions), 0.0).sum(-1)
     return values
 

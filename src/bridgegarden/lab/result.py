@@ -197,6 +197,9 @@ class Measured:
     exposure_bias: float
     """L_dtheta - L_dT. Its sign is kept: below 0 the student's own states are easier for it, which is no success."""
 
+    exposure_bias_exits: float
+    """Of `exposure_bias`, what leaving the script causes: such an answer ends, and pays nothing more."""
+
     success: float
     """Probability that an answer sampled from the student is right."""
 

@@ -180,6 +180,7 @@ def measured(solved: Sequence[Solved]) -> Measured:
         teacher_loss=_mean([one.teacher_loss for one in solutions]),
         student_loss=_mean([one.student_loss for one in solutions]),
         exposure_bias=_mean([one.exposure_bias for one in solutions]),
+        exposure_bias_exits=_mean([one.exit_contribution for one in solutions]),
         success=_mean([one.success for one in solved]),
         success_greedy=_mean([float(one.success_greedy) for one in solved]),
         teacher_success=_mean([one.teacher_success for one in solved]),

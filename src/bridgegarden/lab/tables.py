@@ -10,9 +10,11 @@ from bridgegarden.study.arms import ALL_OBJECTIVES
 from bridgegarden.table import Cell, Column, Table, mean_cell, number, span
 from bridgegarden.terminal import counted
 
+EXITS = "of it, by leaving"
 COLUMNS: Mapping[str, tuple[str, Callable[[Measured], float], float]] = {
     "teacher_loss": ("L_dT", lambda measured: measured.teacher_loss, 1),
     "exposure_bias": ("exposure bias", lambda measured: measured.exposure_bias, 1),
+    "exposure_bias_exits": (EXITS, lambda measured: measured.exposure_bias_exits, 1),
     "student_loss": ("L_dθ", lambda measured: measured.student_loss, 1),
     "success": ("right, %", lambda measured: measured.success, 100),
     "violation": ("off script, %", lambda measured: measured.violation, 100),
@@ -109,10 +111,13 @@ def mean_table(result: LabResult, world: str, regime: str) -> Table:
     ]
     title = f"{world}, {REGIMES[regime].label}"
     return Table(
-        columns=["objective", *(head for head, _, _ in COLUMNS.values())],
+        columns=["objective", *(Column(head, detail=head == EXITS) for head, _, _ in COLUMNS.values())],
         rows=rows,
         title=title,
-        note=f"{title}. Losses and exposure bias in nats an answer. {over(result)}.",
+        note=(
+            f"{title}. Losses and exposure bias in nats an answer; an answer that leaves the script is over and pays "
+            f"no more, which lowers exposure bias. {over(result)}."
+        ),
     )
 
 
