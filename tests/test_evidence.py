@@ -61,3 +61,18 @@ def test_where_a_hybrid_is_drawn_as_ahead_or_behind_it_is(writer):
         for hybrid in ("static", "confidence", "entropy", "risk_guided"):
             for role in ("Bridges", "Gardens"):
                 assert evidence.mean(place, hybrid, f"L_dθ at {role}") > evidence.mean(place, "soft", f"L_dθ at {role}")
+
+
+def test_transformers_are_held_against_the_map_in_cells_that_both_have(writer):
+    evidence, confirmed = writer.Evidence(), writer.Evidence(writer.CONFIRMED)
+    assert len(confirmed.places) == 2
+    assert set(confirmed.places) <= set(evidence.places)
+    assert (
+        confirmed.made["students"] == len(confirmed.places) * len(confirmed.arms) * confirmed.made["settings"]["seeds"]
+    )
+    said = (RESULTS / "evidence.md").read_text(encoding="utf-8").split("## With transformers")[1]
+    for claim, words in (("2", "Claim 2, less exposure bias, "), ("right", "greedy, ")):
+        verdicts = list(confirmed.verdicts(claim, "one setting").values())
+        for verdict in set(verdicts):
+            told = f"{verdict} in {verdicts.count(verdict)} of 2"
+            assert told in " ".join(said.split(words, 1)[1].split())[:80], claim

@@ -1,7 +1,9 @@
 """Write evidence.md and its figure from the files that a map left.
 
     bridgegarden lab map
+    bridgegarden lab confirm
     python docs/results/write_evidence.py --take runs/map     # keeps its numbers in evidence/, then writes
+    python docs/results/write_evidence.py --take-confirmed runs/confirm     # in evidence/transformers/
     python docs/results/write_evidence.py                     # writes from what is kept
 
 Every number of the page is read from ``evidence/``; the sentences around them are checked against the same files.
@@ -31,6 +33,8 @@ from bridgegarden.table import Column, Table
 
 HERE = Path(__file__).parent
 KEPT = HERE / "evidence"
+CONFIRMED = KEPT / "transformers"
+"""What tiny transformers say of two of its cells."""
 FIGURES = HERE.parent / "figures"
 WAY = "tuned by right answers"
 """How settings were chosen where the page does not say."""
@@ -102,14 +106,28 @@ def _place(row: Row) -> Place:
 
 def take(folder: Path) -> None:
     """Keep what a map in `folder` found."""
-    KEPT.mkdir(exist_ok=True)
-    for name in ("cells.csv", "claims.csv"):
-        (KEPT / name).write_text((folder / name).read_text(encoding="utf-8"), encoding="utf-8")
-    tree = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     runs = [json.loads(path.read_text(encoding="utf-8"))["run"] for path in sorted((folder / "cells").glob("*.json"))]
-    made = {name: tree[name] for name in ("settings", "versions", "commit", "command", "started")}
-    made |= {"students": sum(run["students"] for run in runs), "cpu_seconds": sum(run["cpu_seconds"] for run in runs)}
-    (KEPT / "made.json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+    students, seconds = (sum(run[name] for run in runs) for name in ("students", "cpu_seconds"))
+    _keep(folder, KEPT, {"students": students, "cpu_seconds": seconds})
+
+
+def take_confirmed(folder: Path) -> None:
+    """Keep what ``bridgegarden lab confirm`` left in `folder`."""
+    runs = [
+        json.loads(path.read_text(encoding="utf-8"))["run"] for path in sorted((folder / "students").rglob("*.json"))
+    ]
+    seconds, off_script = (float(sum(run[name] for run in runs)) for name in ("cpu_seconds", "off_script"))
+    made = {"students": len(runs), "cpu_seconds": seconds, "off_script": off_script / len(runs)}
+    _keep(folder, CONFIRMED, made)
+
+
+def _keep(folder: Path, where: Path, more: dict[str, float]) -> None:
+    where.mkdir(exist_ok=True)
+    for name in ("cells.csv", "claims.csv"):
+        (where / name).write_text((folder / name).read_text(encoding="utf-8"), encoding="utf-8")
+    tree = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    made = {name: tree[name] for name in ("settings", "versions", "commit", "command", "started")} | more
+    (where / "made.json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
 
 
 def points(share: float) -> str:
@@ -281,6 +299,62 @@ def regimes_table(evidence: Evidence, way: str, arms: Sequence[str], measure: st
     return Table(columns=["teacher", *(ARMS[arm].label for arm in arms)], rows=rows).markdown()
 
 
+def confirmed_claims(map_: Evidence) -> str:
+    """Claims that transformers can tell, in each of their cells, beside what the map says of it with one setting."""
+    evidence, way = Evidence(CONFIRMED), FAIRNESS[0]
+    rows = []
+    for claim in (claim for claim in CLAIMS if evidence.tests(claim.name, way)):
+        row = [claim.name, claim.text]
+        for place in evidence.places:
+            tests = evidence.tests(claim.name, way, place)
+            best = max(tests, key=lambda row: float(row["difference as claimed"]))
+            there = map_.verdicts(claim.name, way)[place]
+            told = between(best, *_unit(claim.name))
+            row.append(f"{evidence.verdicts(claim.name, way)[place]}: {told}, {ARMS[best['arm']].label} (map: {there})")
+        rows.append(row)
+    columns = [Column(str(place), words=True) for place in evidence.places]
+    return Table(columns=["claim", Column("what is claimed", words=True), *columns], rows=rows).markdown()
+
+
+def confirmed_verdict(map_: Evidence, claim: str) -> str:
+    """What transformers say of a claim, in how many of their cells."""
+    found = list(Evidence(CONFIRMED).verdicts(claim, FAIRNESS[0]).values())
+    said = [f"{verdict} in {found.count(verdict)} of {len(found)}" for verdict in dict.fromkeys(found)]
+    return "is " + said[0] if said[0].startswith("undecided") and len(said) == 1 else " and ".join(said)
+
+
+def confirmed_seeds(map_: Evidence, claim: str) -> str:
+    """How many seeds would decide it, in each of their cells, for the arm that does most."""
+    evidence, found = Evidence(CONFIRMED), []
+    for place in evidence.places:
+        best = max(evidence.tests(claim, FAIRNESS[0], place), key=lambda row: float(row["difference as claimed"]))
+        found.append(best["needed"])
+    return " and ".join(found)
+
+
+def confirmed_measures(map_: Evidence) -> str:
+    """Right answers, exposure bias and loss of every kind of labels, transformers beside the map's networks."""
+    evidence, way = Evidence(CONFIRMED), FAIRNESS[0]
+    rows = []
+    for place in evidence.places:
+        for arm in evidence.arms:
+            row = [str(place), ARMS[arm].label]
+            for measure, times, digits in CONFIRMED_MEASURES:
+                pair = [times * of.mean(place, arm, measure, way) for of in (evidence, map_)]
+                row.append(" / ".join(f"{mean:.{digits}f}".replace("-", "−") for mean in pair))
+            rows.append(row)
+    return Table(columns=["cell", "labels", *(name for name, _, _ in CONFIRMED_MEASURES)], rows=rows).markdown()
+
+
+CONFIRMED_MEASURES = (
+    ("right, greedy", 100.0, 0),
+    ("right, sampled", 100.0, 0),
+    ("exposure bias", 1.0, 3),
+    ("L_dθ", 1.0, 2),
+)
+"""Of what both kinds of students have, as shown: times, digits."""
+
+
 def untrained(evidence: Evidence, way: str = WAY) -> list[str]:
     """Arms and cells in which more than one student of twenty guesses."""
     return [
@@ -384,11 +458,16 @@ def page(evidence: Evidence) -> str:
             gain_of_oracle,
             best_reading,
             furthest,
+            confirmed_claims,
+            confirmed_measures,
+            confirmed_seeds,
+            confirmed_verdict,
         )
     }
     return text.render(
         **bound,
         made=evidence.made,
+        confirmed=Evidence(CONFIRMED),
         arms=evidence.arms,
         cells=len(evidence.places),
         figured=FIGURED,
@@ -411,9 +490,12 @@ def main() -> None:
     """Take a map's numbers if asked to, and write the page and its figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--take", metavar="DIR", type=Path, help="a finished map whose numbers are kept first")
+    parser.add_argument("--take-confirmed", metavar="DIR", type=Path, help="its cells with transformers, likewise")
     arguments = parser.parse_args()
     if arguments.take is not None:
         take(arguments.take)
+    if arguments.take_confirmed is not None:
+        take_confirmed(arguments.take_confirmed)
     evidence = Evidence()
     HERE.joinpath("evidence.md").write_text(page(evidence), encoding="utf-8")
     for name, place in FIGURED.items():
