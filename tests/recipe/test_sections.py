@@ -21,6 +21,7 @@ from bridgegarden.recipe.training import EarlyStoppingSection
 from bridgegarden.recipe.values import read_yaml
 from bridgegarden.training.on_policy import OnPolicy
 
+TOLD = {"model": "t", "prompt": {"system": "S"}}
 SMALLEST = {"teacher": {"model": "t"}, "student": {"model": "s"}, "data": {"train": "rows.jsonl"}, "output": "runs/x"}
 
 texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=60)
@@ -233,6 +234,18 @@ def test_what_a_tree_held_can_change_without_changing_the_recipe():
         ),
         ({"on_policy": {"lmbda": 1}, "objective": {"hard_target": "data"}}, r"^on_policy: .*Use 'teacher_argmax'"),
         ({"on_policy": {"lmbda": 1}, "training": {"packing": True}}, r"^on_policy: .*Set training.packing and"),
+        ({"teacher": {**TOLD, "prompt": {}}}, r"^teacher.prompt: changes nothing"),
+        (
+            {"teacher": {**TOLD, "prompt": {"sufix": "x"}}},
+            r"^teacher.prompt: unknown key 'sufix'. Did you mean 'suffix'",
+        ),
+        ({"teacher": TOLD, "training": {"packing": True}}, r"^teacher.prompt: .* Set training.packing to false"),
+        ({"teacher": TOLD, "on_policy": {"lmbda": 1}}, r"^on_policy: with teacher.prompt .* leave one of the two out"),
+        (
+            {"teacher": TOLD, "data": {"train": "x", "eval": "y"}, "free_running": {}},
+            r"^free_running: .* leave one of the two out",
+        ),
+        ({"teacher": TOLD, "data": {"train": "x", "text": "t"}}, r"^teacher.prompt: data.text is text with no prompt"),
         ({"training": [1]}, r"^training: expected a mapping \(key: value\), got \[1\]"),
         ({"training": {"arguments": {"max_steps": 1}}}, r"^training: unknown key 'arguments'"),
         ({"training": {"eval_strategy": "epoch"}}, r"^training.eval_strategy is 'epoch' but .* set data.eval"),
@@ -257,7 +270,9 @@ def test_a_teacher_on_a_server_is_a_recipe_too():
     assert Recipe.from_dict(recipe.to_dict()) == recipe
 
 
-@pytest.mark.parametrize(("name", "value"), [("top_k", 4), ("revision", "main"), ("device", "cpu")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("top_k", 4), ("revision", "main"), ("device", "cpu"), ("prompt", {"system": "S"})]
+)
 def test_what_does_not_go_with_a_server_is_refused(name, value):
     teacher = {"server": "http://localhost:8000/v1", "model": "big", name: value}
     with pytest.raises(ConfigError, match=rf"^teacher\.{name}: does not go with teacher.server"):

@@ -110,6 +110,11 @@ def check_recipe(recipe: Recipe, rows: Sequence[ComparedRow]) -> None:
             f"{recipe.teacher.is_silent} at what students write, which on-policy objectives and exposure bias need. "
             "Compare with a teacher.model of this machine."
         )
+    if recipe.teacher.prompt is not None:
+        raise ConfigError(
+            "teacher.prompt: compare has the teacher judge what students write after the rows' own prompts. Compare "
+            "without it (--set teacher.prompt=null), or train each objective with `bridgegarden train`."
+        )
     if int(recipe.training.arguments.get("max_steps") or -1) < 1:
         raise ConfigError(
             "training.max_steps: a comparison is at equal steps, so the recipe must say how many. Add "

@@ -7,7 +7,7 @@ formats, or settings that do not change the ids.
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from bridgegarden.data.chat import Conversation
@@ -41,18 +41,40 @@ class TokenisedRow:
     """As long as `input_ids` and not shifted: the id itself where it is to be learnt, -100 elsewhere."""
     goes_on: bool = False
     """Whether this is only the beginning of a row, which ends with tokens to learn."""
+    teacher: "TokenisedRow | None" = None
+    """The same tokens to learn behind another prompt, where the teacher reads one; None where it reads this."""
+
+    @property
+    def learnt(self) -> list[int]:
+        """The tokens that are learnt. The first token of a row never is: nothing comes before it."""
+        return [label for label in self.labels[1:] if label != IGNORED]
 
     @property
     def supervised(self) -> int:
-        """How many tokens are learnt. The first token of a row never is: nothing comes before it."""
+        """How many tokens are learnt."""
         return sum(label != IGNORED for label in self.labels[1:])
 
     def truncated(self, max_length: int | None, keep: Keep = "start") -> "TokenisedRow":
-        """The first `max_length` tokens, or the last ones."""
+        """The first `max_length` tokens, or the last ones.
+
+        What the teacher reads instead is not cut to a length: it keeps its whole prompt, and of the tokens to learn
+        those that are left here.
+        """
         if max_length is None or len(self.input_ids) <= max_length:
             return self
         kept = slice(max_length) if keep == "start" else slice(-max_length, None)
-        return TokenisedRow(input_ids=self.input_ids[kept], labels=self.labels[kept])
+        row = TokenisedRow(input_ids=self.input_ids[kept], labels=self.labels[kept])
+        return row if self.teacher is None else replace(row, teacher=self.teacher.learning(row.supervised, keep))
+
+    def learning(self, count: int, keep: Keep = "start") -> "TokenisedRow":
+        """The row with its first `count` tokens to learn and nothing behind them; or whole, with its last `count`."""
+        places = [at for at, label in enumerate(self.labels) if at and label != IGNORED]
+        if keep == "start":
+            end = places[count - 1] + 1 if count else 0
+            return TokenisedRow(input_ids=self.input_ids[:end], labels=self.labels[:end])
+        first = places[len(places) - count] if count else len(self.labels)
+        labels = [IGNORED] * first + self.labels[first:]
+        return TokenisedRow(input_ids=self.input_ids, labels=labels)
 
 
 def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from bridgegarden.data.chat import Columns, Conversation, conversation
 from bridgegarden.data.encode import IGNORED, Keep, RowTokeniser, TokenisedRow, vocabulary_size
 from bridgegarden.data.json_rows import RowsAsWritten, as_written, first_of, skipped_text
+from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS, TeacherPrompt, as_asked
 from bridgegarden.data.template import ChatFormat
 from bridgegarden.errors import ConfigError, DataError
 
@@ -51,8 +52,15 @@ class RowRules:
     """The end token that was asked for; conversations whose chat template closes a turn with another are refused."""
     skip_bad: bool = False
     """Leave out rows that cannot be used, and say which, instead of stopping at the first."""
+    teacher_prompt: TeacherPrompt | None = None
+    """What the teacher reads in place of the row's own prompt: ``teacher_ids`` and ``teacher_labels`` are made, too."""
 
     def __post_init__(self) -> None:
+        if self.teacher_prompt is not None and (self.learns_everything or self.formatting is not None):
+            raise ConfigError(
+                "teacher.prompt: the teacher reads another prompt, so answers alone can be learnt; leave out "
+                "completion_only_loss: false and formatting_func."
+            )
         if self.max_length is not None and self.max_length < 2:
             raise ConfigError(
                 f"max_length must be at least 2 (a token to read and one to learn), got {self.max_length}."
@@ -79,6 +87,9 @@ def tokenise(
     ``input_ids`` already are taken as they are: with ``labels``, or else with TRL's masks, or else learnt wholly. Rows
     in which nothing is left to learn are dropped. One line of the log each says how many rows were dropped, cut or
     skipped, and names the first of them.
+
+    Where the teacher reads another prompt, ``teacher_ids`` and ``teacher_labels`` stand beside them: its prompt, and
+    the same tokens to learn. Rows that have these columns already keep them.
 
     Args:
         dataset: rows in any shape that :func:`bridgegarden.data.chat.content_of` describes.
@@ -130,7 +141,9 @@ def tokenise_stream(
     _check_columns(rows, name)
     stream = _Stream(RowReader(tokenizer, rules, name), rows.features)
     mapped = rows.map(stream.made, with_indices=True).filter(stream.is_kept)
-    prepared = mapped.select_columns(["input_ids", "labels", "row"])
+    given = dataset.column_names or next(iter(rows), {})
+    asked = [TEACHER_IDS, TEACHER_LABELS] if rules.teacher_prompt is not None or TEACHER_IDS in given else []
+    prepared = mapped.select_columns(["input_ids", "labels", "row", *asked])
     if next(iter(prepared), None) is None:
         raise DataError(f"{name}: the stream has no row with a token to learn. Raise training.max_length, or check it.")
     return prepared
@@ -172,11 +185,16 @@ class RowReader:
             chat = conversation({"text": text}, Columns(text="text"), place=place)
         else:
             chat = conversation(row, rules.columns, place=place)
+        if rules.assistant_only and rules.completion_only is False:
+            chat = replace(chat, learn_from=0)
         made = self._new(chat, place)
-        if row.get(FINISH_REASON) != CUT_OFF:
+        if row.get(FINISH_REASON) == CUT_OFF:
+            self._cut_off += 1
+            made = self._tokeniser.unended(made)
+        if rules.teacher_prompt is None:
             return made
-        self._cut_off += 1
-        return self._tokeniser.unended(made)
+        asked = self._asker.row(rules.teacher_prompt.apply(chat, row, place), place)
+        return replace(made, teacher=as_asked(made, asked, place))
 
     def report(self) -> None:
         """Say what was noticed of the rows so far."""
@@ -212,8 +230,6 @@ class RowReader:
                 f"{place}: is text with no completion, which training.completion_only_loss asks for; give prompt and "
                 "completion, or leave it out."
             )
-        if rules.assistant_only and rules.completion_only is False:
-            chat = replace(chat, learn_from=0)
         if chat.form in ("chat", "pair"):
             self._check_end()
         made = self._tokeniser.row(chat, place, room=rules.max_length if rules.keep == "start" else None)
@@ -240,16 +256,25 @@ class RowReader:
         return tokeniser
 
     @cached_property
+    def _asker(self) -> RowTokeniser:
+        """What writes the teacher's prompts: apart, because what is noticed of the student's rows is counted."""
+        return RowTokeniser.of(self.tokenizer)
+
+    @cached_property
     def _vocabulary(self) -> int:
         return vocabulary_size(self.tokenizer)
 
-    def _given(self, row: Mapping[str, Any], place: str) -> TokenisedRow:
-        """A row that was tokenised elsewhere, checked for mistakes that would train on something else in silence."""
-        ids = _integers(row["input_ids"], "input_ids", place)
+    def _given_ids(self, row: Mapping[str, Any], key: str, place: str) -> list[int]:
+        ids = _integers(row[key], key, place)
         outside = next((index for index in ids if not 0 <= index < self._vocabulary), None)
         if outside is not None:
             last = self._vocabulary - 1
-            raise DataError(f"{place}: 'input_ids' holds {outside}; expected ids of the tokenizer, from 0 to {last}.")
+            raise DataError(f"{place}: {key!r} holds {outside}; expected ids of the tokenizer, from 0 to {last}.")
+        return ids
+
+    def _given(self, row: Mapping[str, Any], place: str) -> TokenisedRow:
+        """A row that was tokenised elsewhere, checked for mistakes that would train on something else in silence."""
+        ids = self._given_ids(row, "input_ids", place)
         if row.get("labels") is not None:
             labels = _given_labels(row["labels"], ids, place)
         else:
@@ -259,7 +284,29 @@ class RowReader:
                 f"{place}: is padded or packed; expected one unpadded text a row. Batches are padded, and with "
                 "training.packing packed, later."
             )
-        return TokenisedRow(input_ids=ids, labels=labels)
+        made = TokenisedRow(input_ids=ids, labels=labels)
+        if row.get(TEACHER_IDS) is not None:
+            return replace(made, teacher=self._given_teacher(row, made, place))
+        if self.rules.teacher_prompt is not None:
+            raise DataError(
+                f"{place}: has 'input_ids', so there is no prompt for teacher.prompt to change. Give the text, or the "
+                f"teacher's ids as {TEACHER_IDS!r} and {TEACHER_LABELS!r}."
+            )
+        return made
+
+    def _given_teacher(self, row: Mapping[str, Any], made: TokenisedRow, place: str) -> TokenisedRow:
+        """What the teacher reads of a row that was tokenised elsewhere: another prompt, the same tokens to learn."""
+        ids = self._given_ids(row, TEACHER_IDS, place)
+        if row.get(TEACHER_LABELS) is None:
+            raise DataError(f"{place}: has {TEACHER_IDS!r} but no {TEACHER_LABELS!r}; give both.")
+        labels = _given_labels(row[TEACHER_LABELS], ids, place, TEACHER_IDS, TEACHER_LABELS)
+        theirs = TokenisedRow(input_ids=ids, labels=labels)
+        if theirs.learnt != made.learnt:
+            raise DataError(
+                f"{place}: {TEACHER_LABELS!r} has {theirs.supervised} tokens to learn and 'labels' {made.supervised}, "
+                "or other ones; expected the same tokens in the same order, since the teacher judges them one by one."
+            )
+        return theirs
 
     def _masked_labels(self, row: Mapping[str, Any], ids: list[int], place: str) -> list[int]:
         masks = {name: row[name] for name in MASKS if row.get(name) is not None}
@@ -306,13 +353,14 @@ class _Stream:
             if not rules.skip_bad:
                 raise
             self._tell("skipped", str(error))
-            return {"input_ids": [], "labels": [], "row": number}
+            return {"input_ids": [], "labels": [], "row": number, TEACHER_IDS: [], TEACHER_LABELS: []}
         made = whole.truncated(rules.max_length, rules.keep)
         if made.supervised == 0:
             self._tell("dropped", f"row {number} has no token to learn{_within(rules.max_length)}")
         elif len(made.input_ids) < len(whole.input_ids):
             self._tell("cut", f"row {number} is longer than max_length={rules.max_length}")
-        return {"input_ids": made.input_ids, "labels": made.labels, "row": number}
+        asked = {} if made.teacher is None else _teacher_columns(made.teacher)
+        return {"input_ids": made.input_ids, "labels": made.labels, "row": number, **asked}
 
     @staticmethod
     def is_kept(row: Mapping[str, Any]) -> bool:
@@ -338,6 +386,12 @@ class _Kept:
     cut: list[int] = field(default_factory=list)
     endless: int = 0
     """Rows whose last token was to be learnt and is cut off."""
+    asked: bool | None = None
+    """Whether the teacher reads another prompt; None before the first row."""
+    longer: int = 0
+    """Rows that are longer than the most tokens as the teacher reads them."""
+    longest: int = 0
+    """Tokens of the longest one that the teacher reads."""
 
     def add(self, number: int, place: int, whole: TokenisedRow) -> None:
         row = whole.truncated(self.rules.max_length, self.rules.keep)
@@ -347,10 +401,22 @@ class _Kept:
         if len(row.input_ids) < len(whole.input_ids):
             self.cut.append(place)
             self.endless += (whole.goes_on or whole.labels[-1] != IGNORED) and self.rules.keep == "start"
+        self._count_asked(row.teacher)
         self.rows.append(row)
         self.numbers.append(number)
         if len(self.rows) == ROWS_PER_CHUNK:
             self._flush()
+
+    def _count_asked(self, teacher: TokenisedRow | None) -> None:
+        if self.asked is None:
+            self.asked = teacher is not None
+        if self.asked != (teacher is not None):
+            raise DataError(
+                f"{self.name}: some rows have {TEACHER_IDS!r} and others do not; give all of them, or none."
+            )
+        if teacher is not None and self.rules.max_length is not None:
+            self.longer += len(teacher.input_ids) > self.rules.max_length
+            self.longest = max(self.longest, len(teacher.input_ids))
 
     def report(self, total: int) -> None:
         """Say what was left out or cut; refuse to go on with nothing."""
@@ -380,6 +446,12 @@ class _Kept:
             logger.warning(
                 "%s: cut %d of %d rows (row %s) to max_length=%d; %s.", name, cut, total, named, length, lost
             )
+        if self.longer:
+            logger.warning(
+                "%s: with the teacher's prompt %d of %d rows are longer than max_length=%s, the longest %d tokens; the "
+                "teacher reads them whole.",
+                *(name, self.longer, total, self.rules.max_length, self.longest),
+            )
 
     def dataset(self) -> "Dataset":
         import pyarrow as pa
@@ -397,8 +469,15 @@ class _Kept:
             "labels": pa.array([row.labels for row in self.rows], ids),
             "row": pa.array(self.numbers, pa.int64()),
         }
+        asked = [_teacher_columns(row.teacher) for row in self.rows if row.teacher is not None]
+        for name in (TEACHER_IDS, TEACHER_LABELS) if asked else ():
+            columns[name] = pa.array([row[name] for row in asked], ids)
         self.chunks.append(pa.table(columns))
         self.rows, self.numbers = [], []
+
+
+def _teacher_columns(row: TokenisedRow) -> dict[str, list[int]]:
+    return {TEACHER_IDS: row.input_ids, TEACHER_LABELS: row.labels}
 
 
 def _check_columns(dataset: "Dataset | IterableDataset", name: str) -> None:
@@ -433,10 +512,12 @@ def _within(max_length: int | None) -> str:
     return "" if max_length is None else f" within max_length={max_length} tokens"
 
 
-def _given_labels(given: object, ids: list[int], place: str) -> list[int]:
-    labels = _integers(given, "labels", place)
+def _given_labels(
+    given: object, ids: list[int], place: str, ids_key: str = "input_ids", key: str = "labels"
+) -> list[int]:
+    labels = _integers(given, key, place)
     if len(ids) != len(labels):
-        raise DataError(f"{place}: {len(ids)} 'input_ids' but {len(labels)} 'labels'; expected as many.")
+        raise DataError(f"{place}: {len(ids)} {ids_key!r} but {len(labels)} {key!r}; expected as many.")
     for position, (index, label) in enumerate(zip(ids, labels, strict=True)):
         if label not in (IGNORED, index):
             raise DataError(

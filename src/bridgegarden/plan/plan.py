@@ -82,6 +82,8 @@ class Plan:
     """Whether training reads it."""
     advice: tuple[Advice, ...]
     """Settings that need less, where it does not fit; each planned again."""
+    teacher_longest: int | None = None
+    """Tokens of the longest row as the teacher reads it; None where it reads the rows' own prompts."""
 
     @property
     def fullest(self) -> Moment:
@@ -170,8 +172,9 @@ def _plan(
         gradient_checkpointing=setup.gradient_checkpointing,
         lora=setup.lora,
         on_policy=recipe.on_policy,
+        read=None if recipe.teacher.prompt is None else Rows.of(data.train, teacher=True),
     )
-    held_out = [] if data.evaluation is None else [Rows.of(data.evaluation)]
+    read = [Rows.of(part, teacher=True) for part in data.by_name.values()]
     plan = Plan(
         recipe=name,
         machine=machine,
@@ -181,7 +184,8 @@ def _plan(
         schedule=schedule,
         work=work,
         moments=moments,
-        cache=None if recipe.on_policy is not None else _cache(recipe, teacher, [single, *held_out], vocabulary),
+        cache=None if recipe.on_policy is not None else _cache(recipe, teacher, read, vocabulary),
+        teacher_longest=None if recipe.teacher.prompt is None else max(int(part.lengths[-1]) for part in read),
         uses_cache=recipe.teacher.is_cached,
         advice=(),
     )

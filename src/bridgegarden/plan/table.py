@@ -97,6 +97,11 @@ def _closing(plan: Plan) -> list[str]:
         f"{work.tokens:,.0f} tokens, {work.padding:.0%} of them padding; {work.positions:,.0f} are learnt. {assumed} "
         "Evaluation, loading and saving come on top.",
     ]
+    if plan.teacher_longest is not None:
+        lines.append(
+            f"The teacher reads another prompt (teacher.prompt), rows of {plan.teacher_longest:,} tokens at most; its "
+            "operations are counted so, its memory by the student's rows."
+        )
     if plan.cache is not None:
         lines.append(_cache_line(plan, plan.cache))
     return [*lines, ""]

@@ -35,9 +35,9 @@ class Rows:
     """``(n,)`` positions of it that have a loss."""
 
     @classmethod
-    def of(cls, data: "Dataset") -> "Rows":
-        """Count tokenised rows."""
-        documents = list(documents_of(data))
+    def of(cls, data: "Dataset", *, teacher: bool = False) -> "Rows":
+        """Count tokenised rows, as the student reads them or as the teacher does."""
+        documents = [document.as_read if teacher else document for document in documents_of(data)]
         lengths = np.array([len(document.ids) for document in documents])
         supervised = np.array([document.positions for document in documents])
         order = np.argsort(lengths, kind="stable")
@@ -169,6 +169,7 @@ def training_work(
     gradient_checkpointing: bool,
     lora: "LoraConfig | None",
     on_policy: "OnPolicy | None",
+    read: Rows | None = None,
 ) -> Work:
     """What training takes; what a cache or an evaluation takes is not in it.
 
@@ -180,6 +181,7 @@ def training_work(
         gradient_checkpointing: whether the layers are computed again in the backward.
         lora: adapters that are trained in place of all weights.
         on_policy: which batches the student answers itself.
+        read: what the teacher reads of the rows, behind another prompt; None where it reads them as they are.
 
     Raises:
         ModelError: a model has layers whose operations cannot be counted.
@@ -189,7 +191,7 @@ def training_work(
     ours = StepFlops.of(student, lora=lora, gradient_checkpointing=gradient_checkpointing)
     flops: dict[str, float] = {}
     if teacher is not None:
-        flops["teacher"] = _read(forward_flops(teacher.config), rows, schedule, positions)
+        flops["teacher"] = _read(forward_flops(teacher.config), read or rows, schedule, positions)
     row = rows.padded_mean(schedule.batch, lambda length: length * ours.layers((length + 1) / 2))
     flops["student"] = schedule.rows_read * row + ours.head * positions
     if on_policy is not None and on_policy.lmbda > 0:

@@ -126,12 +126,13 @@ def load_facts(reference: ModelReference, *, weights: bool = True) -> ModelFacts
     )
 
 
-def check_positions(facts: ModelFacts | None, max_length: int | None) -> None:
+def check_positions(facts: ModelFacts | None, max_length: int | None, *, asked: bool = False) -> None:
     """Make sure that rows of `max_length` tokens fit the table in which a model looks up positions, if it has one.
 
     Args:
         facts: the model; None for one of which nothing is known.
         max_length: of training; None leaves rows as they are, and their lengths to the trainer.
+        asked: whether it is the longest row as a teacher reads it, behind its own prompt.
 
     Raises:
         ModelError: they do not.
@@ -140,11 +141,17 @@ def check_positions(facts: ModelFacts | None, max_length: int | None) -> None:
     stated = None if facts is None else getattr(facts.config.get_text_config(), "max_position_embeddings", None)
     if facts is None or max_length is None or stated is None or max_length <= stated:
         return
-    if position_table(facts.config) is not None:
+    if position_table(facts.config) is None:
+        return
+    if asked:
         raise facts.reference.error(
-            f"looks positions up in a table of {stated}, but rows may have {max_length} tokens (training.max_length). "
-            f"Set training.max_length to {stated} at most."
+            f"looks positions up in a table of {stated}, but with teacher.prompt a row has {max_length} tokens. "
+            "Shorten that prompt, leave long rows out, or lower training.max_length, which cuts the answers."
         )
+    raise facts.reference.error(
+        f"looks positions up in a table of {stated}, but rows may have {max_length} tokens (training.max_length). "
+        f"Set training.max_length to {stated} at most."
+    )
 
 
 def check_quantised(facts: ModelFacts) -> None:

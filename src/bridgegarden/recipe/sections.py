@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from bridgegarden.data import Source
+from bridgegarden.data import Source, TeacherPrompt
 from bridgegarden.errors import ConfigError, check_temperature, unknown_name
 from bridgegarden.recipe.objective import ObjectiveSection, build_objective
 from bridgegarden.recipe.training import (
@@ -49,9 +49,15 @@ class TeacherSection:
     server: str | None = None
     """OpenAI-compatible server on which the teacher is called `model`: ``generate`` asks it. With a `cache`, which
     ``cache build`` makes of the log-probabilities in its answers, ``train`` needs nothing more of it."""
+<<<<<<< HEAD
     only_cache: bool = False
     """Nothing but its `cache` is to be had of it, which was imported or pulled: no file of the model is looked for, and
     `model` is the name in the cache."""
+=======
+    prompt: TeacherPrompt | None = None
+    """What the teacher is told and the student is not (a solution, a rubric, a system message); null has both read the
+    row's own prompt. The teacher judges the same tokens of the answer; see docs/teachers.md."""
+>>>>>>> 7a54e54 (Let the teacher read another prompt than the student: a solution, a rubric, a system message)
 
     @property
     def kind(self) -> TeacherKind:
@@ -113,7 +119,7 @@ class TeacherSection:
             return
         check_url(self.server, "teacher.server")  # first: the other shows what it refuses
         _require_text("teacher.server", self.server)
-        for name in ("revision", "device", "top_k"):
+        for name in ("revision", "device", "top_k", "prompt"):
             if getattr(self, name) is not None:
                 raise ConfigError(f"teacher.{name}: does not go with teacher.server; leave one of them out.")
 
@@ -269,7 +275,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self._check_free_running()
+<<<<<<< HEAD
         if self.data.skip_bad_rows and self.teacher.writes_rows:
+=======
+        self._check_teacher_prompt()
+        if self.data.skip_bad_rows and not self.teacher.judges_any_text:
+>>>>>>> 7a54e54 (Let the teacher read another prompt than the student: a solution, a rubric, a system message)
             raise ConfigError(
                 "data.skip_bad_rows: answers of teacher.server are rows of its own; leave skip_bad_rows out. `cache "
                 "build --skip-unusable` leaves out those without a signal."
@@ -309,6 +320,27 @@ class Recipe:
                 f"{'' if watched.select_by is None else ', and selects,'} at evaluations. Leave it out, or set it to "
                 "'steps' or 'epoch'."
             )
+
+    def _check_teacher_prompt(self) -> None:
+        if self.teacher.prompt is None:
+            return
+        if self.training.arguments.get("packing"):
+            raise ConfigError(
+                "teacher.prompt: a packed row holds several prompts, and the teacher's are others. Set "
+                "training.packing to false."
+            )
+        if self.on_policy is not None and self.on_policy.lmbda > 0:
+            raise ConfigError(
+                "on_policy: with teacher.prompt the teacher judges the answers of the data, behind a prompt of its "
+                "own; leave one of the two out."
+            )
+        if self.free_running is not None:
+            raise ConfigError(
+                "free_running: compares what teacher and student write after one prompt, and teacher.prompt gives the "
+                "teacher another one; leave one of the two out."
+            )
+        if self.data.text is not None:
+            raise ConfigError("teacher.prompt: data.text is text with no prompt; leave one of the two out.")
 
     def _check_best(self) -> None:
         metric = self.training.arguments.get("metric_for_best_model")

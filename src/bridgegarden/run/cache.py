@@ -238,6 +238,7 @@ def _spec(recipe: Recipe, teacher: ModelFacts, endings: Endings, options: CacheO
         support=_support(recipe, options, there),
         exponents=exponents,
         bits=options.bits or (DEFAULT_BITS if there is None else there.bits),  # pyright: ignore[reportArgumentType]
+        prompt=recipe.teacher.prompt,
     )
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from bridgegarden.data import TokenisedRow, audit_text
 from bridgegarden.data.encode import Keep
+from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS
 from bridgegarden.errors import ConfigError, quoted
 from bridgegarden.preflight import Preflight, preflight
 from bridgegarden.recipe import Recipe, build_lora_config, build_objective, build_sft_config, describe_objective
@@ -175,6 +176,8 @@ def audit(recipe: Recipe) -> str:
         first = _row(data, 0).truncated(max_length, rules.keep)
         number = data[0]["row"] - (0 if "row" in part.rows.column_names else before)
         rows.append(f"{part.name}, row {number}: {audit_text(first, endings.tokenizer)}")
+        if first.teacher is not None:
+            rows.append(f"as the teacher reads it: {audit_text(first.teacher, endings.tokenizer)}")
         of = f" of {part.name}" if several else ""
         counts.append(f"first {len(part.rows)} rows{of}: {_counts(data, len(part.rows), max_length, rules.keep)}")
         before += part.total
@@ -209,4 +212,6 @@ def _counts(tokenised: "Dataset", read: int, max_length: int | None, keep: Keep)
 
 
 def _row(dataset: "Dataset", index: int) -> TokenisedRow:
-    return TokenisedRow(input_ids=dataset[index]["input_ids"], labels=dataset[index]["labels"])
+    row = dataset[index]
+    asked = TokenisedRow(input_ids=row[TEACHER_IDS], labels=row[TEACHER_LABELS]) if TEACHER_IDS in row else None
+    return TokenisedRow(input_ids=row["input_ids"], labels=row["labels"], teacher=asked)

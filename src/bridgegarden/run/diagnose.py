@@ -345,6 +345,11 @@ def _without_recipe(request: DiagnoseRequest) -> DiagnoseInputs:
 
 def _teacher_of(recipe: Recipe, request: DiagnoseRequest) -> ModelReference:
     teacher = recipe.teacher
+    if teacher.prompt is not None:
+        raise ConfigError(
+            "teacher.prompt: diagnose has teacher and students go on from the same prompts, so the teacher is examined "
+            "without what it alone is told. Say so: --set teacher.prompt=null."
+        )
     if request.teacher is not None:
         return ModelReference(role="teacher", model=request.teacher, dtype=request.dtype or teacher.dtype)
     if not teacher.judges_any_text:

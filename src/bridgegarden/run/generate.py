@@ -64,7 +64,12 @@ def generate_answers(recipe: Recipe, decoding: Decoding, options: GenerateOption
     with quiet_libraries(interactive=sys.stderr.isatty()):
         if options.limit is not None:
             section = replace(section, limit=options.limit)
-        questions = Questions(rows=training_rows(section), columns=columns_of(section), samples=options.samples)
+        questions = Questions(
+            rows=training_rows(section),
+            columns=columns_of(section),
+            samples=options.samples,
+            teacher_prompt=recipe.teacher.prompt,
+        )
         console = stderr_console()
         engine = _engine(recipe, options, console)
         with Display(console, "answers") as display:

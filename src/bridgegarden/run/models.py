@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bridgegarden.data import Mix, RowRules, vocabulary_size
 from bridgegarden.errors import ConfigError, ModelError, foreign
-from bridgegarden.preflight import ModelFacts, ModelReference, Pair, check_pair
+from bridgegarden.preflight import ModelFacts, ModelReference, Pair, check_pair, check_positions
 from bridgegarden.recipe import Recipe, build_objective
 from bridgegarden.run.rows import (
     RunData,
@@ -93,11 +93,13 @@ class RecipeTeacher(ABC):
         """
         rules = rules_of(self.recipe)
         train, held_out = training_rows(self.recipe.data), evaluation_rows(self.recipe.data)
-        return RunData(
+        data = RunData(
             train=train.joined(self.tokenised(train, pair, rules)),
             evaluation=None if held_out is None else held_out.joined(self.tokenised(held_out, pair, rules)),
             mix=mix_text(train),
         )
+        check_positions(pair.teacher, data.longest_asked, asked=True)
+        return data
 
 
 class LiveModel(RecipeTeacher):
@@ -155,6 +157,9 @@ class CachedModel(LiveModel):
             raise pair.teacher.reference.error(
                 f"the cache {cache.folder} is another teacher's: {differences}. {advice}"
             )
+        asked = cache.spec.differences(dataclasses.replace(cache.spec, prompt=self.recipe.teacher.prompt))
+        if asked:
+            raise ConfigError(f"teacher.prompt: the cache {cache.folder} was built with another: {asked}. {advice}")
         top_k = self.recipe.teacher.top_k
         if top_k is not None and top_k != cache.spec.support.k:
             raise ConfigError(

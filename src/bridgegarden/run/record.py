@@ -146,6 +146,7 @@ def run_record(run: CheckedRun) -> dict[str, Any]:
         "teacher": {
             "model": run.recipe.teacher.model,
             "commit": None if facts.teacher is None else facts.teacher.commit,
+            **({} if run.recipe.teacher.prompt is None else {"prompt": str(run.recipe.teacher.prompt)}),
         },
         "student": {"model": facts.student.reference.model, "commit": facts.student.commit},
         "tokenizers": facts.match.relation,

@@ -18,6 +18,7 @@ from bridgegarden.data import (
     tokenise,
     vocabulary_size,
 )
+from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.preflight import Pair
 from bridgegarden.recipe import DataSection, Recipe
@@ -48,6 +49,12 @@ class RunData(NamedTuple):
         return {"train": self.train} | ({} if self.evaluation is None else {"evaluation": self.evaluation})
 
     @property
+    def longest_asked(self) -> int | None:
+        """Tokens of the longest row as the teacher reads it; None where it reads the rows' own prompts."""
+        parts = [rows for rows in self.by_name.values() if TEACHER_IDS in rows.column_names]
+        return max((longest(rows, TEACHER_IDS) for rows in parts), default=None)
+
+    @property
     def fingerprints(self) -> dict[str, str | None]:
         """Hashes of the content, by name."""
         held_out = None if self.evaluation is None else _fingerprint(self.evaluation)
@@ -55,17 +62,24 @@ class RunData(NamedTuple):
 
 
 def _fingerprint(rows: "Dataset") -> str:
-    """Of the token ids and labels of `rows`, in order: equal exactly where they are."""
+    """Of the token ids and labels of `rows`, the teacher's too, in order: equal exactly where they are."""
     import numpy as np
 
     digest = hashlib.sha256(b"ids")
-    for batch in rows.select_columns(["input_ids", "labels"]).with_format("arrow").iter(1000):
+    names = [name for name in ("input_ids", "labels", TEACHER_IDS, TEACHER_LABELS) if name in rows.column_names]
+    for batch in rows.select_columns(names).with_format("arrow").iter(1000):
         table = cast("pa.Table", batch)
-        for name in ("input_ids", "labels"):
+        for name in names:
             column = table[name].combine_chunks()
             for part in (column.value_lengths(), column.flatten()):
                 digest.update(np.asarray(part, dtype="<i8").tobytes())
     return digest.hexdigest()
+
+
+def longest(rows: "Dataset", name: str) -> int:
+    """The longest list in a column."""
+    tables = rows.select_columns([name]).with_format("arrow").iter(1000)
+    return max(cast("pa.Table", table)[name].combine_chunks().value_lengths().to_numpy().max() for table in tables)
 
 
 def columns_of(section: DataSection) -> Columns:
@@ -82,6 +96,7 @@ def rules_of(recipe: Recipe, *, cut: bool = True) -> RowRules:
         keep="end" if arguments.get("truncation_mode") == "keep_end" else "start",
         ends_with=arguments.get("eos_token"),
         skip_bad=recipe.data.skip_bad_rows,
+        teacher_prompt=recipe.teacher.prompt,
     )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from bridgegarden.data import Columns, Conversation, Mix, prompt, with_answer
+from bridgegarden.data import Columns, Conversation, Mix, TeacherPrompt, prompt, with_answer
 from bridgegarden.errors import ConfigError, DataError, ModelError
 from bridgegarden.teacher.answers import AnswerFile, Key, check_can_be_written
 
@@ -105,10 +105,21 @@ class Questions:
     """Where the prompt is, and where the answer goes."""
     samples: int = 1
     """Answers to each row, >= 1."""
+    teacher_prompt: TeacherPrompt | None = None
+    """What is asked in place of the row's own prompt, which stays in the row; None asks that one."""
 
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise ConfigError(f"the number of samples must be >= 1, got {self.samples}.")
+
+    def asked(self, row: Mapping[str, Any], place: str) -> Conversation:
+        """What the teacher is asked by a row.
+
+        Raises:
+            DataError: the row has no prompt, or lacks a column of the teacher's.
+        """
+        chat = prompt(row, self.columns, place=place)
+        return chat if self.teacher_prompt is None else self.teacher_prompt.apply(chat, row, place)
 
     def place(self, number: int) -> str:
         """What to call a row in messages."""
@@ -197,6 +208,8 @@ def generate(
     requests = _requests(questions)
     settings = {**engine.settings, "temperature": decoding.temperature, "max_new_tokens": decoding.max_new_tokens}
     settings["seed"] = None if decoding.greedy else decoding.seed
+    if questions.teacher_prompt is not None:
+        settings["teacher_prompt"] = str(questions.teacher_prompt)
     with AnswerFile(output, settings, keep_truncated=keep_truncated) as file:
         done = _finished(file, requests, questions)
         pending = [request for key, request in requests.items() if key not in done]
@@ -283,7 +296,7 @@ def _requests(questions: Questions) -> dict[Key, Request]:
     requests: dict[Key, Request] = {}
     for number, row in enumerate(questions.rows):
         place = questions.place(number)
-        chat = prompt(row, questions.columns, place=place)
+        chat = questions.asked(row, place)
         check_can_be_written(row, place)
         for sample in range(questions.samples):
             key = Key(number, sample)
@@ -297,7 +310,9 @@ def _finished(file: AnswerFile, requests: Mapping[Key, Request], questions: Ques
     for key, place, record in file.finished():
         if key not in requests:
             continue
-        if prompt(record, questions.columns, place=place).messages != requests[key].chat.messages:
+        # By the row's own prompt: columns that the teacher's names may have been replaced by the answer.
+        own = prompt(questions.rows[key.row], questions.columns, place=place)
+        if prompt(record, questions.columns, place=place).messages != own.messages:
             raise DataError(
                 f"{place}: answers another prompt than {requests[key].place} asks, so the data has changed since. Give "
                 "another --output."

@@ -15,12 +15,15 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from bridgegarden.data import RowRules, tokenise, tokenise_stream
+from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.objective.alignment import IGNORE
 from bridgegarden.teacher.cache.reader import SIGNAL, TeacherCache
 
 ROW = "row"
 """Column with the number of a row in the source data; per token in packed rows."""
+TEACHER = "teacher_inputs"
+"""Where the collator puts what the teacher reads, where its prompt is another one: ``input_ids``, ``labels``, ..."""
 # Its functions are made when it is imported, where no type checker sees them.
 compute = cast(Any, pyarrow.compute)
 
@@ -37,6 +40,8 @@ class Reach:
     """Tokens of one row; None where neither model looks its positions up in a table."""
     positions_of: str = ""
     """The model whose table ends there."""
+    teacher: "Reach | None" = None
+    """What the teacher in memory can read, whose prompt may be another one; None where there is none."""
 
     def check_rows(self, dataset: Dataset, name: str) -> None:
         """Make sure that both can read every row of a tokenised data set.
@@ -52,6 +57,10 @@ class Reach:
                 for row, parts, number in zip(ids.to_pylist(), lengths.to_pylist(), numbers, strict=True):
                     self._check_row(row, parts, number, name)
             start += len(table)
+        if self.teacher is not None and TEACHER_IDS in dataset.column_names:
+            columns = [name for name in (TEACHER_IDS, ROW) if name in dataset.column_names]
+            asked = dataset.select_columns(columns).rename_column(TEACHER_IDS, "input_ids")
+            self.teacher.check_rows(asked, f"with the teacher's prompt, {name}")
 
     def check_batch(self, batch: Mapping[str, Any]) -> None:
         """Make sure that both can read a batch on its way to them.
@@ -63,6 +72,8 @@ class Reach:
         positions: Tensor | None = batch.get("position_ids")
         longest = ids.shape[1] if positions is None else int(positions.max()) + 1
         self._check(int(ids.max()), longest, "a batch")
+        if self.teacher is not None and TEACHER in batch:
+            self.teacher.check_batch(batch[TEACHER])
 
     def _check_row(self, ids: Sequence[int], lengths: Sequence[int], number: int | Sequence[int], name: str) -> None:
         """One row, or the documents that are packed into it; `number` is the row of the data, or that of each token."""
@@ -136,6 +147,11 @@ def pack_rows(prepared: Dataset, args: SFTConfig) -> Dataset:
     """
     if args.max_length is None:
         raise ConfigError("training.max_length: packing needs the length of a packed row; got null.")
+    if TEACHER_IDS in prepared.column_names:
+        raise ConfigError(
+            f"training.packing: rows with {TEACHER_IDS!r}, which the teacher reads behind another prompt, are not "
+            "packed. Set it to false."
+        )
     per_token = prepared.map(_row_of_every_token, remove_columns=prepared.column_names)
     return pack_dataset(per_token, args.max_length, args.packing_strategy)
 
@@ -149,7 +165,8 @@ class RowCollator:
     """TRL's collator, with a ``row`` tensor shaped as ``input_ids`` beside it: -1 where a token is padding.
 
     An error can then name the row of the data, whatever shuffling and packing did. With a teacher's cache, the signals
-    of the batch are read here, so in the workers of the data loader where it has some. A streamed row that the models
+    of the batch are read here, so in the workers of the data loader where it has some. What a teacher reads that has
+    another prompt is padded as the student's rows are, beside them. A streamed row that the models
     cannot read is found here, on the CPU, where that can still be said.
     """
 
@@ -165,6 +182,10 @@ class RowCollator:
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collator(examples)
+        if TEACHER_IDS in examples[0] and self.cache is None:
+            batch[TEACHER] = self.collator(
+                [{"input_ids": example[TEACHER_IDS], "labels": example[TEACHER_LABELS]} for example in examples]
+            )
         if self.reach is not None:
             self.reach.check_batch(batch)
         if ROW in examples[0]:
@@ -200,5 +221,6 @@ def evened(dataset: Dataset, multiple: int) -> Dataset:
     lacking = -len(dataset) % multiple
     if not lacking or "labels" not in dataset.column_names:
         return dataset
-    blank = dataset[0] | {"labels": [IGNORE] * len(dataset[0]["labels"])}
+    labels = [name for name in ("labels", TEACHER_LABELS) if name in dataset.column_names]
+    blank = dataset[0] | {name: [IGNORE] * len(dataset[0][name]) for name in labels}
     return concatenate_datasets([dataset, Dataset.from_list([blank] * lacking, features=dataset.features)])

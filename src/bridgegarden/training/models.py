@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bridgegarden.causal_lm import architecture, language_model_in, read_hidden, rows
 from bridgegarden.data import vocabulary_size
+from bridgegarden.data.teacher_prompt import TEACHER_IDS
 from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.model_probes import Collate, check_causal_lm, check_packing, position_table
 from bridgegarden.teacher.cache.reader import TeacherCache
@@ -88,6 +90,9 @@ def check_models(
         for role, model in probed.items():
             check_packing(model, role, packed_by)
     reach = _reach(models, probed)
+    if teacher is not None:
+        alone = {role: model for role, model in probed.items() if role == "teacher"}
+        reach = replace(reach, teacher=_reach({"teacher": teacher}, alone))
     for name, dataset in data.items():
         if isinstance(dataset, Dataset) and "input_ids" in dataset.column_names:
             reach.check_rows(dataset, name)
@@ -114,6 +119,32 @@ def _reach(models: Mapping[str, PreTrainedModel], probed: Mapping[str, PreTraine
     if shortest is None:
         return Reach(ids=ids[least], ids_of=named[least])
     return Reach(ids=ids[least], ids_of=named[least], positions=known[shortest], positions_of=named[shortest])
+
+
+def check_teacher_rows(data: Mapping[str, Any], collator: Any, *, cached: bool, on_policy: bool) -> None:
+    """Make sure that a teacher with a prompt of its own is asked behind it.
+
+    Args:
+        data: prepared data sets by name.
+        collator: makes batches of them.
+        cached: whether the teacher's signals are on disk, filed under what it read.
+        on_policy: whether the student answers batches itself.
+
+    Raises:
+        ConfigError: it would be asked behind the student's prompt.
+    """
+    if cached or not any(TEACHER_IDS in (getattr(rows, "column_names", None) or ()) for rows in data.values()):
+        return
+    if on_policy:
+        raise ConfigError(
+            f"on_policy: rows have {TEACHER_IDS!r}, behind which the teacher judges the answers of the data; what the "
+            "student writes has no such prompt. Leave out on_policy, or the column (remove_columns)."
+        )
+    if not isinstance(collator, RowCollator):
+        raise ConfigError(
+            f"data_collator: {type(collator).__name__} does not hand on {TEACHER_IDS!r}, so the teacher would be asked "
+            "behind the student's prompt. Leave it out, or the column (remove_columns)."
+        )
 
 
 class _Memory(NamedTuple):

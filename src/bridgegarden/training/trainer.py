@@ -19,6 +19,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from bridgegarden.causal_lm import add_hidden_loss, head_size, language_model_in, take_off_wrappers
 from bridgegarden.data import Columns, vocabulary_size
+from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.fused import FusedLoss, fused_hybrid_loss
 from bridgegarden.objective.head import LanguageModelHead
@@ -37,7 +38,7 @@ from bridgegarden.training.arguments import (
     row_rules,
     withheld,
 )
-from bridgegarden.training.batches import ROW, Reach, evened, prepare, with_rows
+from bridgegarden.training.batches import ROW, TEACHER, Reach, evened, prepare, with_rows
 from bridgegarden.training.measured import (
     Cost,
     CostLedger,
@@ -58,6 +59,7 @@ from bridgegarden.training.models import (
     check_loaded,
     check_models,
     check_same_teacher,
+    check_teacher_rows,
 )
 from bridgegarden.training.on_policy import OnPolicy, check_on_policy
 from bridgegarden.training.student_writer import StudentWriter
@@ -164,6 +166,8 @@ class HybridDistillationTrainer(SFTTrainer):
         self.loss_is_scaled_for_ga = True
         self._loss_shifts_labels = True
         self.data_collator = with_rows(self.data_collator, cache, reach)
+        writes = on_policy is not None and on_policy.lmbda > 0
+        check_teacher_rows(data, self.data_collator, cached=cache is not None, on_policy=writes)
         self._costs = CostLedger(self.accelerator)
         self._writer = None if on_policy is None else self._student_writer(on_policy)
         if cache is not None:
@@ -220,9 +224,16 @@ class HybridDistillationTrainer(SFTTrainer):
         """The objective on one batch: teacher, student, loss, and the terms set aside for the log."""
         mode = self._mode
         positions = SupervisedPositions.from_labels(inputs["labels"])
-        forward_inputs = {name: value for name, value in inputs.items() if name not in ("labels", ROW, SIGNAL)}
+        forward_inputs = {name: value for name, value in inputs.items() if name not in ("labels", ROW, SIGNAL, TEACHER)}
+        # With a prompt of its own: the i-th supervised position of what it reads is the i-th of the student's.
+        asked = inputs.get(TEACHER, inputs)
         with self._costs.phase("teacher", counted=mode == "train"):
-            teacher = self.teacher.at(positions, inputs, vocab_size=self.vocab_size, exponents=self.objective.exponents)
+            teacher = self.teacher.at(
+                SupervisedPositions.from_labels(asked["labels"]),
+                asked,
+                vocab_size=self.vocab_size,
+                exponents=self.objective.exponents,
+            )
         results: list[FusedLoss] = []
 
         def hidden_loss(hidden: Tensor, head: LanguageModelHead) -> dict[str, Tensor]:
@@ -247,8 +258,8 @@ class HybridDistillationTrainer(SFTTrainer):
             raise non_finite_loss(self._step(), results[0], positions, inputs.get(ROW))
         tokens = _token_count(forward_inputs)
         if mode == "train":
-            asked = SIGNAL not in inputs and not isinstance(self.teacher, DataTokens)
-            self._costs.add(student_tokens=tokens, teacher_tokens=tokens if asked else 0)
+            reads = SIGNAL not in inputs and not isinstance(self.teacher, DataTokens)
+            self._costs.add(student_tokens=tokens, teacher_tokens=_token_count(asked) if reads else 0)
             if ROW in inputs:
                 self._window_rows.append(inputs[ROW])
         self._terms[mode].add(results[0], tokens)
@@ -411,8 +422,9 @@ class HybridDistillationTrainer(SFTTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if ROW not in self._signature_columns:
-            self._signature_columns.append(ROW)
+        for name in (ROW, TEACHER_IDS, TEACHER_LABELS):
+            if name not in self._signature_columns:
+                self._signature_columns.append(name)
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)

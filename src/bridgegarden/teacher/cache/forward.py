@@ -91,7 +91,7 @@ def teacher_signals(model: PreTrainedModel, documents: Sequence[Document], spec:
     Raises:
         ModelError: the teacher's distribution is not finite somewhere.
     """
-    inputs, labels = _padded(documents, model.device)
+    inputs, labels = _padded([document.as_read for document in documents], model.device)
     positions = SupervisedPositions.from_labels(labels)
     head = head_of(model)
     parts = []

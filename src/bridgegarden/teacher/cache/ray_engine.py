@@ -43,9 +43,9 @@ LoadTeacher = Callable[[], PreTrainedModel]
 BATCHES_AT_ONCE = 8
 """Batches that an actor gets at most: enough for records to be made beside the teacher, few enough to share out."""
 
-ASKED = pa.schema(
-    [("batch", pa.int64()), ("row", pa.int64()), ("ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))]
-)
+IDS = ("ids", "labels", "teacher_ids", "teacher_labels")
+"""Of a document, and of what the teacher reads of it; null where that is the same."""
+ASKED = pa.schema([("batch", pa.int64()), ("row", pa.int64()), *((name, pa.list_(pa.int32())) for name in IDS)])
 """Documents on their way to an actor."""
 ANSWERED = SCHEMA.append(pa.field("seconds", pa.float64()))
 """And their records on the way back, with each document's share of the seconds in the teacher."""
@@ -198,17 +198,34 @@ def _tables(dataset: "ray.data.Dataset", share: ActorShare) -> Iterator[pa.Table
 
 
 def _table(batches: Iterable[tuple[int, Sequence[Document]]]) -> pa.Table:
-    rows = [(number, document.row, document.ids, document.labels) for number, batch in batches for document in batch]
+    rows = [
+        (number, document.row, *(part for d in (document, document.teacher) for part in _ids_of(d)))
+        for number, batch in batches
+        for document in batch
+    ]
     return pa.table([list(column) for column in zip(*rows, strict=True)], schema=ASKED)
 
 
 def _asked(table: pa.Table) -> Iterator[list[Document]]:
     """The batches that :func:`_table` was given."""
     numbers, rows = table["batch"].to_pylist(), table["row"].to_pylist()
-    ids, labels = ([item.values.to_numpy() for item in table[name]] for name in ("ids", "labels"))
-    documents = [Document(ids=i, labels=own, row=row) for i, own, row in zip(ids, labels, rows, strict=True)]
+    parts = ([item.values.to_numpy() if item.is_valid else None for item in table[name]] for name in IDS)
+    documents = [_document(row, *lists) for row, *lists in zip(rows, *parts, strict=True)]
     for _, group in itertools.groupby(zip(numbers, documents, strict=True), key=lambda pair: pair[0]):
         yield [document for _, document in group]
+
+
+def _ids_of(document: Document | None) -> tuple[np.ndarray | None, np.ndarray | None]:
+    return (None, None) if document is None else (document.ids, document.labels)
+
+
+def _document(
+    row: int, ids: np.ndarray, labels: np.ndarray, teacher_ids: np.ndarray | None, teacher_labels: np.ndarray | None
+) -> Document:
+    """The inverse of :func:`_ids_of`, of a document and of what the teacher reads of it."""
+    if teacher_ids is None or teacher_labels is None:
+        return Document(ids=ids, labels=labels, row=row)
+    return Document(ids=ids, labels=labels, row=row, teacher=Document(ids=teacher_ids, labels=teacher_labels, row=row))
 
 
 def _positions(batches: Iterable[Sequence[Document]]) -> int:

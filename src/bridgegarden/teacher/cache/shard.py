@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS
 from bridgegarden.errors import DataError
 from bridgegarden.files import write_whole
 from bridgegarden.objective.alignment import IGNORE
@@ -43,6 +44,8 @@ class Document:
     """The same ids where supervised, -100 elsewhere."""
     row: int
     """Number of the row in the source data, for messages."""
+    teacher: "Document | None" = None
+    """What the teacher reads, where it is another prompt; the supervised tokens are the same."""
 
     @property
     def positions(self) -> int:
@@ -50,9 +53,17 @@ class Document:
         return int(np.count_nonzero(self.labels[1:] != IGNORE))
 
     @property
+    def as_read(self) -> "Document":
+        """What the teacher reads."""
+        return self.teacher or self
+
+    @property
     def key(self) -> bytes:
-        """Hash of the ids and of which of them are supervised."""
-        return document_key(self.ids, self.labels)
+        """Hash of the ids and of which of them are supervised; and of the teacher's, where they are others."""
+        key = document_key(self.ids, self.labels)
+        if self.teacher is None:
+            return key
+        return hashlib.blake2b(key + self.teacher.key, digest_size=KEY_BYTES).digest()
 
 
 def document_key(ids: np.ndarray, labels: np.ndarray) -> bytes:
@@ -66,7 +77,8 @@ def document_key(ids: np.ndarray, labels: np.ndarray) -> bytes:
 
 def documents_of(dataset: "Dataset") -> Iterator[Document]:
     """The documents of a tokenised data set, packed rows taken apart; those without a supervised position left out."""
-    columns = [name for name in ("input_ids", "labels", "seq_lengths", "row") if name in dataset.column_names]
+    known = ("input_ids", "labels", "seq_lengths", TEACHER_IDS, TEACHER_LABELS, "row")
+    columns = [name for name in known if name in dataset.column_names]
     number = 0
     for batch in dataset.select_columns(columns).with_format("arrow").iter(BATCH):
         table = cast("pa.Table", batch)
@@ -89,10 +101,18 @@ def documents_in(example: Mapping[str, Any], number: int = 0) -> Iterator[Docume
     for length in example.get("seq_lengths", (len(ids),)):
         part = slice(start, start + int(length))
         row = int(rows[start]) if isinstance(rows, Sequence) else int(rows)
-        document = Document(ids=ids[part], labels=labels[part], row=row)
+        document = Document(ids=ids[part], labels=labels[part], row=row, teacher=_teacher_of(example, row))
         if document.positions:
             yield document
         start += int(length)
+
+
+def _teacher_of(example: Mapping[str, Any], row: int) -> Document | None:
+    """What the teacher reads of an example that is no packed one, where that is not what the student reads."""
+    if TEACHER_IDS not in example:
+        return None
+    ids, labels = (np.asarray(example[name], dtype=np.int32) for name in (TEACHER_IDS, TEACHER_LABELS))
+    return Document(ids=ids, labels=labels, row=row)
 
 
 class Entry(NamedTuple):

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from bridgegarden.data.teacher_prompt import TeacherPrompt
 from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.objective.support import TeacherSignal
 from bridgegarden.teacher.foreign_values import read_as
@@ -130,6 +131,8 @@ class CacheSpec:
     served: Served | None = None
     """Where the teacher is behind a server; None for one that was run here. Its exact entropy and power sums of the
     tail are not known then."""
+    prompt: TeacherPrompt | None = None
+    """What the teacher was told in place of the rows' own prompts; None where it read those."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.vocab_size <= MOST_TOKENS:
@@ -194,12 +197,19 @@ class CacheSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
+<<<<<<< HEAD
         tree: dict[str, Any] = asdict(self) | {"exponents": list(self.exponents)}
         # The digests of caches of models, and of caches of answers, are older than these.
         if self.served is None:
             del tree["served"]
         elif self.served.source == "answers":
             del tree["served"]["source"]
+=======
+        tree = asdict(self) | {"exponents": list(self.exponents)}
+        for name in ("served", "prompt"):  # the digests of caches of models are older than these
+            if tree[name] is None:
+                del tree[name]
+>>>>>>> 7a54e54 (Let the teacher read another prompt than the student: a solution, a rubric, a system message)
         return tree
 
     @classmethod
@@ -225,7 +235,12 @@ class CacheSpec:
         tree = self.to_dict() | {
             "support": str(self.support),
             "exponents": ", ".join(f"{g:g}" for g in self.exponents),
+<<<<<<< HEAD
             "served": "no" if self.served is None else str(self.served),
+=======
+            "served": "no" if self.served is None else f"yes, sampled at temperature {self.served.temperature:g}",
+            "prompt": "the row's own" if self.prompt is None else str(self.prompt),
+>>>>>>> 7a54e54 (Let the teacher read another prompt than the student: a solution, a rubric, a system message)
         }
         return {name: short(value) for name, value in tree.items()}
 

@@ -140,7 +140,7 @@ def build_cache(
         return BuildResult(folder=folder, kept=len(wanted), loss=teacher_loss(folder))
     with build_lock(folder):
         held, first = clear_shards(folder, layout)
-        todo = sorted((d for key, d in wanted.items() if key not in held), key=lambda d: (-len(d.ids), d.key))
+        todo = sorted((d for key, d in wanted.items() if key not in held), key=lambda d: (-len(d.as_read.ids), d.key))
         size = 0
         with closing(engine.entries(list(_cut(todo, shard_positions)))) as shards:
             for number, entries in enumerate(shards, start=first):
@@ -401,7 +401,7 @@ def cut_batches(documents: Sequence[Document], tokens: int) -> Iterator[list[Doc
     """Runs of documents that take at most `tokens` when padded; they come longest first."""
     batch: list[Document] = []
     for document in documents:
-        if batch and (len(batch) + 1) * len(batch[0].ids) > tokens:
+        if batch and (len(batch) + 1) * len(batch[0].as_read.ids) > tokens:
             yield batch
             batch = []
         batch.append(document)
