@@ -49,15 +49,12 @@ class TeacherSection:
     server: str | None = None
     """OpenAI-compatible server on which the teacher is called `model`: ``generate`` asks it. With a `cache`, which
     ``cache build`` makes of the log-probabilities in its answers, ``train`` needs nothing more of it."""
-<<<<<<< HEAD
     only_cache: bool = False
     """Nothing but its `cache` is to be had of it, which was imported or pulled: no file of the model is looked for, and
     `model` is the name in the cache."""
-=======
     prompt: TeacherPrompt | None = None
     """What the teacher is told and the student is not (a solution, a rubric, a system message); null has both read the
     row's own prompt. The teacher judges the same tokens of the answer; see docs/teachers.md."""
->>>>>>> 7a54e54 (Let the teacher read another prompt than the student: a solution, a rubric, a system message)
 
     @property
     def kind(self) -> TeacherKind:
@@ -275,12 +272,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self._check_free_running()
-<<<<<<< HEAD
-        if self.data.skip_bad_rows and self.teacher.writes_rows:
-=======
         self._check_teacher_prompt()
-        if self.data.skip_bad_rows and not self.teacher.judges_any_text:
->>>>>>> 7a54e54 (Let the teacher read another prompt than the student: a solution, a rubric, a system message)
+        if self.data.skip_bad_rows and self.teacher.writes_rows:
             raise ConfigError(
                 "data.skip_bad_rows: answers of teacher.server are rows of its own; leave skip_bad_rows out. `cache "
                 "build --skip-unusable` leaves out those without a signal."

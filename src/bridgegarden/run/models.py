@@ -157,9 +157,7 @@ class CachedModel(LiveModel):
             raise pair.teacher.reference.error(
                 f"the cache {cache.folder} is another teacher's: {differences}. {advice}"
             )
-        asked = cache.spec.differences(dataclasses.replace(cache.spec, prompt=self.recipe.teacher.prompt))
-        if asked:
-            raise ConfigError(f"teacher.prompt: the cache {cache.folder} was built with another: {asked}. {advice}")
+        _check_prompt(self.recipe, cache)
         top_k = self.recipe.teacher.top_k
         if top_k is not None and top_k != cache.spec.support.k:
             raise ConfigError(
@@ -203,6 +201,7 @@ class RecordedTeacher(RecipeTeacher):
                 f"has logits for {pair.student.width:,} tokens, and the cache {cache.folder} is about "
                 f"{cache.spec.vocab_size:,}. Take a student with the teacher's tokenizer."
             )
+        _check_prompt(self.recipe, cache)
         return cache
 
 
@@ -346,6 +345,18 @@ def identity(teacher: ModelFacts) -> dict[str, Any]:
         "weights": weights_fingerprint(Path(reference.location)) if reference.is_local else None,
         "dtype": str(teacher.dtype).removeprefix("torch."),
     }
+
+
+def _check_prompt(recipe: Recipe, cache: "TeacherCache") -> None:
+    """Make sure that the teacher was told what the recipe has it told."""
+    from bridgegarden.teacher.cache.manifest import replace_command
+
+    differences = cache.spec.differences(dataclasses.replace(cache.spec, prompt=recipe.teacher.prompt))
+    if differences:
+        raise ConfigError(
+            f"teacher.prompt: the cache {cache.folder} was built with another: {differences}. "
+            f"{replace_command(cache.folder, cache.spec)}"
+        )
 
 
 def _told(recipe: Recipe, cache: "TeacherCache", say: Say) -> "TeacherCache":

@@ -197,19 +197,14 @@ class CacheSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-<<<<<<< HEAD
         tree: dict[str, Any] = asdict(self) | {"exponents": list(self.exponents)}
         # The digests of caches of models, and of caches of answers, are older than these.
+        if self.prompt is None:
+            del tree["prompt"]
         if self.served is None:
             del tree["served"]
         elif self.served.source == "answers":
             del tree["served"]["source"]
-=======
-        tree = asdict(self) | {"exponents": list(self.exponents)}
-        for name in ("served", "prompt"):  # the digests of caches of models are older than these
-            if tree[name] is None:
-                del tree[name]
->>>>>>> 7a54e54 (Let the teacher read another prompt than the student: a solution, a rubric, a system message)
         return tree
 
     @classmethod
@@ -235,12 +230,8 @@ class CacheSpec:
         tree = self.to_dict() | {
             "support": str(self.support),
             "exponents": ", ".join(f"{g:g}" for g in self.exponents),
-<<<<<<< HEAD
             "served": "no" if self.served is None else str(self.served),
-=======
-            "served": "no" if self.served is None else f"yes, sampled at temperature {self.served.temperature:g}",
             "prompt": "the row's own" if self.prompt is None else str(self.prompt),
->>>>>>> 7a54e54 (Let the teacher read another prompt than the student: a solution, a rubric, a system message)
         }
         return {name: short(value) for name, value in tree.items()}
 
