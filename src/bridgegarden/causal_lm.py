@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from accelerate.utils.operations import ConvertOutputsToFp32
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -37,15 +38,32 @@ def head_of(model: PreTrainedModel) -> LanguageModelHead:
             gradient is wanted outside :func:`add_hidden_loss`.
     """
     module, name = _projection(model), type(model).__name__
-    # Embeddings that serve as heads (tied, a few of their rows trained) have no such attribute.
-    bias = getattr(module, "bias", None)
+    # Embeddings that serve as heads (tied, a few of their rows trained) have no bias.
     config = model.config.get_text_config()
-    return LanguageModelHead(
-        weight=whole(module.weight, name),
-        bias=None if bias is None else whole(bias, name),
-        softcap=getattr(config, "final_logit_softcapping", None),
-        scale=_logit_scale(config),
-    )
+    # What accelerate keeps on the CPU or on disk is brought to where it is computed with; our tensors stay there.
+    with align_module_device(module):
+        bias = getattr(module, "bias", None)
+        return LanguageModelHead(
+            weight=whole(module.weight, name),
+            bias=None if bias is None else whole(bias, name),
+            softcap=getattr(config, "final_logit_softcapping", None),
+            scale=_logit_scale(config),
+        )
+
+
+def is_split(model: PreTrainedModel) -> bool:
+    """Whether `model` was loaded with a device map: over several devices, or with layers that are kept elsewhere."""
+    return getattr(model, "hf_device_map", None) is not None
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where token ids go. Of a model that accelerate has split, its hooks carry them on, layer by layer."""
+    if model.device.type != "meta" or not is_split(model):
+        return model.device
+    # The first layers are kept on the CPU or on disk, and computed on the first device that has any.
+    device_map: Any = model.hf_device_map
+    found = [device for device in device_map.values() if device not in ("cpu", "disk")]
+    return torch.device(found[0] if found else "cpu")
 
 
 def head_size(model: PreTrainedModel) -> int:
@@ -194,13 +212,14 @@ def takes_hidden_loss(model: PreTrainedModel) -> bool:
 
 
 def read_hidden(model: PreTrainedModel, inputs: Mapping[str, Any]) -> tuple[Tensor, LanguageModelHead]:
-    """Final hidden states ``(B, T, D)`` and the head, without gradient.
+    """Final hidden states ``(B, T, D)`` and the head, without gradient, both on the head's device.
 
     A model that takes a ``hidden_loss`` is called as a whole, so that it may be sharded.
     """
     with torch.no_grad():
         if not takes_hidden_loss(model):
-            return hidden_states(model, inputs), head_of(model)
+            head = head_of(model)
+            return hidden_states(model, inputs).to(head.weight.device), head
         heads: list[LanguageModelHead] = []
 
         def keep(hidden: Tensor, head: LanguageModelHead) -> dict[str, Tensor]:
@@ -210,7 +229,8 @@ def read_hidden(model: PreTrainedModel, inputs: Mapping[str, Any]) -> tuple[Tens
         hidden = model(**inputs, hidden_loss=keep)["hidden"]
         # FSDP2 may have given back what it had gathered for the forward.
         kept = heads[0].weight.untyped_storage().size() > 0
-        return hidden, heads[0] if kept else head_of(model)
+        head = heads[0] if kept else head_of(model)
+        return hidden.to(head.weight.device), head
 
 
 def _logit_scale(config: PretrainedConfig) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from bridgegarden.causal_lm import architecture, cache_argument, decoder_of, head_of, head_size
+from bridgegarden.causal_lm import architecture, cache_argument, decoder_of, head_of, head_size, input_device
 from bridgegarden.errors import ConfigError, DataError, ModelError
 from bridgegarden.model_probes import EARLIER, change, check_causal_lm, own_errors, probe_ids, probing
 from bridgegarden.objective.support import ABSENT_LOG_MASS
@@ -62,7 +62,7 @@ class CausalLMPolicy:
         self.window: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         """Most tokens the model can read."""
         self._cache_argument = cache_argument(decoder_of(model))
-        self._end_ids = torch.tensor(self.end_ids, device=model.device)
+        self._end_ids = torch.tensor(self.end_ids, device=input_device(model))
         self._check_side_by_side()
 
     def start(self, prefixes: Sequence[Sequence[int]]) -> "CausalLMDecoding":
@@ -77,7 +77,7 @@ class CausalLMPolicy:
             raise DataError(f"a prefix holds a token id outside 0..{self.shared_size - 1}, the shared vocabulary.")
         width = max(map(len, prefixes))
         self._check_fits(width)
-        pad, device = self.end_ids[0], self.model.device
+        pad, device = self.end_ids[0], input_device(self.model)
         ids = torch.tensor([[pad] * (width - len(prefix)) + list(prefix) for prefix in prefixes], device=device)
         lengths = torch.tensor([len(prefix) for prefix in prefixes], device=device)
         mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
@@ -96,7 +96,9 @@ class CausalLMPolicy:
     def cells(self, hidden: Tensor) -> Tensor:
         """Log-probabilities from final hidden states: ``(N, D)`` to ``(N, vocab_size)`` float32 nats."""
         with torch.no_grad():
-            logp = head_of(self.model).logits(hidden).float().log_softmax(-1)
+            head = head_of(self.model)
+            # Of a model that is split over devices, the head may be on another one.
+            logp = head.logits(hidden.to(head.weight.device)).to(hidden.device).float().log_softmax(-1)
             size = self.shared_size
             if self.vocab_size == size:
                 return logp
@@ -123,7 +125,7 @@ class CausalLMPolicy:
         finally:
             if was_training:
                 self.model.train()
-        return output.last_hidden_state[:, -1]
+        return output.last_hidden_state[:, -1].to(ids.device)
 
     def _check_side_by_side(self) -> None:
         """Make sure that texts padded on the left, token by token, are read as each is alone."""

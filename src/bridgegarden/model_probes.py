@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from bridgegarden.causal_lm import architecture, decoder_of, gathered_by_zero, name_of, read_hidden
+from bridgegarden.causal_lm import architecture, decoder_of, gathered_by_zero, input_device, name_of, read_hidden
 from bridgegarden.errors import BridgegardenError, ModelError
 
 ORDER = tuple((7 * index + 3) % 16 for index in range(16))
@@ -159,7 +159,7 @@ def _known_ids(model: PreTrainedModel) -> int:
 
 
 def probe_ids(model: PreTrainedModel) -> Tensor:
-    return torch.tensor([ORDER], device=model.device) % _known_ids(model)
+    return torch.tensor([ORDER], device=input_device(model)) % _known_ids(model)
 
 
 def _hidden(model: PreTrainedModel, inputs: Mapping[str, Any], fault: str = "cannot read sixteen tokens.") -> Tensor:
@@ -172,7 +172,7 @@ def _both_logits(model: PreTrainedModel, ids: Tensor, factor: Sequence[float] = 
     with own_errors(model, "cannot read sixteen tokens."):
         own = model(input_ids=ids, use_cache=False).logits[0].float()
         hidden, head = read_hidden(model, {"input_ids": ids})
-    return own, head.logits(hidden[0] * (factor[0] if factor else 1.0))
+    return own.to(hidden.device), head.logits(hidden[0] * (factor[0] if factor else 1.0))
 
 
 @contextmanager

@@ -271,12 +271,20 @@ def test_a_teacher_on_a_server_is_a_recipe_too():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("top_k", 4), ("revision", "main"), ("device", "cpu"), ("prompt", {"system": "S"})]
+    ("name", "value"),
+    [("top_k", 4), ("revision", "main"), ("device", "cpu"), ("device_map", "auto"), ("prompt", {"system": "S"})],
 )
 def test_what_does_not_go_with_a_server_is_refused(name, value):
     teacher = {"server": "http://localhost:8000/v1", "model": "big", name: value}
     with pytest.raises(ConfigError, match=rf"^teacher\.{name}: does not go with teacher.server"):
         Recipe.from_dict(SMALLEST | {"teacher": teacher})
+
+
+def test_a_teacher_is_on_one_device_or_spread_over_all():
+    with pytest.raises(ConfigError, match=r"^teacher\.device: teacher\.device_map spreads"):
+        TeacherSection(model="big", device="cuda:1", device_map="auto")
+    with pytest.raises(ConfigError, match=r"teacher\.device_map"):
+        Recipe.from_dict(SMALLEST | {"teacher": {"model": "big", "device_map": "everywhere"}})
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from bridgegarden.cli.main import cli
+from bridgegarden.errors import ConfigError
 from bridgegarden.recipe import load_recipe
 from bridgegarden.run.cache import CacheOptions, build_recipe_cache, check_recipe_cache
-from bridgegarden.run.models import load_model
+from bridgegarden.run.models import check_device_map, load_model
 from bridgegarden.teacher.cache.manifest import finished_shards
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.shard import document_key
@@ -294,3 +295,22 @@ def test_the_teachers_own_loss_is_said_by_build_info_and_train(recipe, tmp_path)
     trained = run("train", recipe, "--set", "training.per_device_train_batch_size=30", "--set", "training.max_steps=1")
     assert f"(36 rows); its own loss on them is {own.group(1)}" in trained.stderr
     assert "before training, on the first step's rows (30 rows" in trained.stderr
+
+
+def test_a_device_map_changes_nothing_where_there_is_one_device(recipe, tmp_path, monkeypatch):
+    mapped = ("--set", "teacher.device_map=auto")
+    for name, arguments in (("whole", ()), ("mapped", mapped)):
+        result = run("train", recipe, "--set", "teacher.cache=null", *arguments, "--set", f"output={tmp_path / name}")
+        assert result.exit_code == 0, result.output
+    assert "teacher weights, where teacher.device_map has them" in result.stderr
+    ours, theirs = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("mapped", "whole"))
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], atol=0, rtol=0)
+    assert run("cache", "build", recipe, *mapped).exit_code == 0
+    assert "36 were there" in run("cache", "build", recipe).stdout
+    assert run("generate", recipe, *mapped, "--limit", 2, "--max-new-tokens", 2, "--keep-truncated").exit_code == 0
+    ray = run("cache", "build", recipe, *mapped, "--engine", "ray")
+    assert ray.exit_code == 2
+    with pytest.raises(ConfigError, match=r"teacher.device_map: .* each of the 4 processes"):
+        check_device_map(load_recipe(recipe, [mapped[1]]), 4)
+    check_device_map(load_recipe(recipe), 4)

@@ -5,10 +5,17 @@ import copy
 import pytest
 import torch
 
+from bridgegarden.causal_lm import input_device
+from bridgegarden.causal_lm_policy import CausalLMPolicy
 from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.objective.alignment import SupervisedPositions
+from bridgegarden.preflight import ModelReference, load_facts
+from bridgegarden.run.models import load_model, placed
+from bridgegarden.teacher.cache.reader import TeacherCache
+from bridgegarden.teacher.cache.shard import documents_of
 from bridgegarden.teacher.live import LiveTeacher
-from tests.tiny import save_tiny, tiny_model
+from tests.teacher.cache.conftest import build, cache_rows, cache_spec
+from tests.tiny import Family, save_tiny, tiny_model
 
 X = -100
 IDS = torch.randint(0, 30, (2, 6), generator=torch.Generator().manual_seed(0))
@@ -98,3 +105,54 @@ def test_a_teacher_that_needs_a_learnt_prompt_is_refused():
 def test_top_k_below_one_is_refused():
     with pytest.raises(ConfigError, match="top_k must be >= 1 or null"):
         LiveTeacher(tiny_model("llama"), top_k=0)
+
+
+MAPS = {
+    "all but the first layers on disk": ("cpu", "cpu", "disk", "disk"),
+    "all but the head on disk": ("disk", "disk", "disk", "cpu"),
+    "every second part on disk": ("disk", "cpu", "disk", "cpu"),
+}
+
+
+@pytest.fixture(params=["llama", "qwen2", "gemma2"])
+def split(request, tmp_path):
+    """A model and, of the same weights, one whose parts are where a device map of :data:`MAPS` has them."""
+    family: Family = request.param
+    save_tiny(tmp_path, tiny_model(family, seed=3))
+
+    def load(where):
+        embedding, first, second, head = MAPS[where]
+        tied = family != "llama"
+        device_map = {"model.embed_tokens": head if tied else embedding, "model.layers.0": first, "lm_head": head}
+        device_map |= {"model.layers.1": second, "model.norm": second, "model.rotary_emb": "cpu"}
+        whole, parts = (
+            load_model(load_facts(ModelReference(role="teacher", model=str(tmp_path), device_map=where)))
+            for where in (None, device_map)
+        )
+        return whole, parts
+
+    return load
+
+
+@pytest.mark.parametrize("where", MAPS)
+def test_a_teacher_whose_layers_are_kept_elsewhere_says_what_it_says_whole(split, where, tmp_path):
+    whole, parts = split(where)
+    assert any(parameter.is_meta for parameter in parts.parameters())
+    assert input_device(parts).type == "cpu"
+    assert placed(parts, "cpu") is parts
+    teacher = LiveTeacher(parts)
+    teacher.place(torch.device("cpu"))
+    torch.testing.assert_close(signal_of(teacher), signal_of(LiveTeacher(whole)))
+    written = [CausalLMPolicy(model, end_ids=[258], vocab_size=259).start([[1, 2], [3]]) for model in (parts, whole)]
+    torch.testing.assert_close(written[0].log_probs(), written[1].log_probs())
+
+
+def test_the_cache_of_a_teacher_whose_layers_are_kept_elsewhere_is_that_of_the_whole_one(tmp_path, split):
+    whole, parts = split("every second part on disk")
+    folders = [
+        build(tmp_path / name, cache_spec(teacher_width=259), model=model)
+        for name, model in (("a", whole), ("b", parts))
+    ]
+    ours, theirs = map(TeacherCache, folders)
+    for document in documents_of(cache_rows()):
+        torch.testing.assert_close(ours.signals(document.key).logp, theirs.signals(document.key).logp)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -25,7 +25,7 @@ from bridgegarden.evaluation.results import SHARES, Evaluation
 from bridgegarden.preflight import ModelFacts, ModelReference, load_facts
 from bridgegarden.recipe import Recipe, TrainingSection
 from bridgegarden.run.diagnose import Prompts, PromptSource, read_prompts
-from bridgegarden.run.models import load_model
+from bridgegarden.run.models import load_model, placed
 from bridgegarden.run.record import TrainSummary
 from bridgegarden.run.train import train
 from bridgegarden.study.arms import ComparedRow
@@ -180,8 +180,7 @@ class Meter:
         return {"teacher_loss": on_teacher, "student_loss": on_student, "exposure_bias": bias}
 
     def _load(self, facts: ModelFacts) -> "PreTrainedModel":
-        model: Any = load_model(facts)
-        return model.to(self.device)
+        return placed(load_model(facts), self.device)
 
 
 def read_held_out(pair: Pair, settings: CompareSettings) -> Prompts:

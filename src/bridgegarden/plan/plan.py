@@ -217,7 +217,7 @@ def _setup(
     return Setup(
         student=student,
         teacher=asked,
-        loaded=None if recipe.teacher.device is not None else teacher if _watches(recipe) else asked,
+        loaded=None if recipe.teacher.is_elsewhere else teacher if _watches(recipe) else asked,
         top_k=recipe.teacher.top_k,
         batch=rows.largest_batch(arguments.per_device_train_batch_size, extra=extra),
         lora=None if recipe.student.lora is None else build_lora_config(recipe.student.lora),

@@ -184,6 +184,8 @@ def gigabytes(count: int) -> str:
 
 def _weights(teacher: ModelFacts) -> MemoryPart:
     count = parameter_count(meta_model(teacher.config))
+    if teacher.reference.device_map is not None:
+        return MemoryPart(name="teacher weights, where teacher.device_map has them", parameters=count, bytes=0)
     return MemoryPart(
         name=_weights_name("teacher", teacher.dtype), parameters=count, bytes=count * teacher.dtype.itemsize
     )

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,8 @@ class ModelReference:
     """Branch, tag or commit on the hub; None is the newest."""
     dtype: str = "auto"
     """Type of the weights in memory; ``auto`` is the type they were saved in."""
+    device_map: "str | Mapping[str, str | int] | None" = None
+    """How its weights are spread over devices, as ``from_pretrained`` takes it; None is whole on one."""
     eos_token: str | None = None
     """The end token that the recipe gives its tokenizer; None leaves the tokenizer's own."""
 

@@ -25,6 +25,7 @@ LONGEST_PATH, LONGEST_NAME = 4000, 255
 
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 
+DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 TeacherKind = Literal["live", "cached", "recorded", "answers", "server"]
 """A model in memory; one that has read the rows before, so that its cache is read; one of which that cache is all there
 is; a server whose answers are in a cache with their log-probabilities; a server of which only its answers are known."""
@@ -42,6 +43,10 @@ class TeacherSection:
     """Type of the weights; ``auto`` is the type they were saved in."""
     device: str | None = None
     """Where it runs, such as ``cuda:1`` or ``cpu``; null is beside the student."""
+    device_map: DeviceMap | None = None
+    """Spreads a teacher that is larger than one GPU over all of them, and over the CPU where they do not suffice:
+    accelerate's ``auto``, ``balanced``, ``balanced_low_0`` (little on the first, where the student is) or
+    ``sequential``. Null is whole on one device."""
     top_k: int | None = None
     """Tokens kept per position, >= 1, with the rest as one tail; null keeps the whole vocabulary."""
     cache: str | None = None
@@ -88,6 +93,11 @@ class TeacherSection:
         return self.kind in ("cached", "recorded", "answers")
 
     @property
+    def is_elsewhere(self) -> bool:
+        """Whether it takes no memory, or not all of it, of the device on which the student is trained."""
+        return self.device is not None or self.device_map is not None
+
+    @property
     def reads_batches(self) -> bool:
         """Whether its weights run beside the student at every step."""
         return self.kind == "live"
@@ -97,6 +107,10 @@ class TeacherSection:
         require_positive("teacher.top_k", self.top_k)
         if self.cache is not None:
             _require_text("teacher.cache", self.cache)
+        if self.device is not None and self.device_map is not None:
+            raise ConfigError(
+                "teacher.device: teacher.device_map spreads the teacher over all devices; leave one of them out."
+            )
         self._check_only_cache()
         self._check_server()
 
@@ -107,7 +121,7 @@ class TeacherSection:
             raise ConfigError(
                 "teacher.only_cache: there is no teacher.cache; name its folder, or leave only_cache out."
             )
-        for name in ("server", "revision", "device", "top_k"):
+        for name in ("server", "revision", "device", "device_map", "top_k"):
             if getattr(self, name) is not None:
                 raise ConfigError(f"teacher.{name}: does not go with teacher.only_cache; leave one of them out.")
 
@@ -116,7 +130,7 @@ class TeacherSection:
             return
         check_url(self.server, "teacher.server")  # first: the other shows what it refuses
         _require_text("teacher.server", self.server)
-        for name in ("revision", "device", "top_k", "prompt"):
+        for name in ("revision", "device", "device_map", "top_k", "prompt"):
             if getattr(self, name) is not None:
                 raise ConfigError(f"teacher.{name}: does not go with teacher.server; leave one of them out.")
 

@@ -21,6 +21,7 @@ from bridgegarden.run.models import (
     cache_warnings,
     identity,
     load_model,
+    placed,
     recipe_pair,
     teacher_of,
     usable_device,
@@ -277,6 +278,11 @@ def check_engine(recipe: Recipe, options: CacheOptions) -> None:
             f"teacher.device: {device!r} is one device, and --engine ray gives each actor a GPU of its own. Leave it "
             "out, or say cuda or cpu."
         )
+    if recipe.teacher.device_map is not None:
+        raise ConfigError(
+            "teacher.device_map: spreads one teacher over all GPUs, and --engine ray gives each actor one of them; "
+            "leave one of the two out."
+        )
     check_ray()
 
 
@@ -320,7 +326,7 @@ def load_teacher(teacher: ModelFacts, device: str | None) -> "PreTrainedModel":
     import torch
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return load_model(teacher).to(device)  # pyright: ignore[reportArgumentType]
+    return placed(load_model(teacher), device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from bridgegarden.files import write_json
 from bridgegarden.preflight import ModelFacts, ModelReference, check_endings, compare_tokenizers, load_facts
 from bridgegarden.recipe import DataSection, Recipe, list_recipes, load_recipe
 from bridgegarden.report.diagnosis import diagnosis_page
-from bridgegarden.run.models import load_model, usable_device
+from bridgegarden.run.models import load_model, placed, usable_device
 from bridgegarden.run.output import OutputFolder, check_writable, write_or_rescue
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import now, package_versions
@@ -276,8 +276,7 @@ def _tell(console: "Console", inputs: DiagnoseInputs, pair: CheckedPair, prompts
 def _policy(facts: ModelFacts, pair: CheckedPair, device: str, console: "Console") -> CausalLMPolicy:
     reference: ModelReference = facts.reference
     console.print(f"loading {reference.role} {reference.model}", markup=False, soft_wrap=True)
-    model = load_model(facts)
-    model.to(device)  # pyright: ignore[reportArgumentType]
+    model = placed(load_model(facts), device)
     return CausalLMPolicy(model, end_ids=pair.end_ids, vocab_size=pair.vocab_size)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.recipe import Recipe
-from bridgegarden.run.models import LiveModel, load_model, usable_device
+from bridgegarden.run.models import LiveModel, load_model, placed, usable_device
 from bridgegarden.run.output import check_writable
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.rows import columns_of, training_rows
@@ -114,7 +114,6 @@ def _engine(recipe: Recipe, options: GenerateOptions, console: "Console") -> Eng
     device = usable_device(recipe.teacher.device, "teacher.device")
     facts = load_facts(LiveModel(recipe).reference)
     console.print(f"loading teacher {facts.reference.model}", markup=False, soft_wrap=True)
-    model = load_model(facts)
-    model.to(device)  # pyright: ignore[reportArgumentType]
+    model = placed(load_model(facts), device)
     name = facts.reference.model if facts.commit is None else f"{facts.reference.model}@{facts.commit}"
     return LocalEngine(model, facts.tokenizer, name=name, batch_size=options.batch_size)

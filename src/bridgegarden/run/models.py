@@ -28,6 +28,7 @@ from bridgegarden.run.rows import (
 from bridgegarden.terminal import counted
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset
     from transformers import PreTrainedModel
 
@@ -108,7 +109,13 @@ class LiveModel(RecipeTeacher):
     @property
     def reference(self) -> ModelReference:
         teacher = self.recipe.teacher
-        return ModelReference(role="teacher", model=teacher.model, revision=teacher.revision, dtype=teacher.dtype)
+        return ModelReference(
+            role="teacher",
+            model=teacher.model,
+            revision=teacher.revision,
+            dtype=teacher.dtype,
+            device_map=teacher.device_map,
+        )
 
     def signals(self, pair: Pair, say: Say) -> "Teacher":
         from bridgegarden.teacher.live import LiveTeacher
@@ -369,7 +376,7 @@ def _told(recipe: Recipe, cache: "TeacherCache", say: Say) -> "TeacherCache":
 
 
 def load_model(facts: ModelFacts, *, spread: bool = False) -> "PreTrainedModel":
-    """The weights of a model that passed preflight, on the CPU.
+    """The weights of a model that passed preflight, on the CPU; or where its device map has them.
 
     Args:
         facts: what preflight found.
@@ -391,6 +398,7 @@ def load_model(facts: ModelFacts, *, spread: bool = False) -> "PreTrainedModel":
             revision=facts.stored_revision,
             dtype=facts.dtype,
             use_safetensors=True,
+            device_map=facts.reference.device_map,
             trust_remote_code=False,
             output_loading_info=True,
         )  # pyright: ignore[reportGeneralTypeIssues]  a pair, with loading info
@@ -402,6 +410,27 @@ def load_model(facts: ModelFacts, *, spread: bool = False) -> "PreTrainedModel":
             f"the architecture that its config.json names ({facts.config.model_type})?"
         )
     return model
+
+
+def placed(model: "PreTrainedModel", device: "torch.device | str") -> "PreTrainedModel":
+    """`model` on `device`; or where it is, if it was loaded with a device map."""
+    from bridgegarden.causal_lm import is_split
+
+    return model if is_split(model) else model.to(device)  # pyright: ignore[reportArgumentType]
+
+
+def check_device_map(recipe: Recipe, processes: int) -> None:
+    """Make sure that a teacher which is spread over all GPUs has them to itself.
+
+    Raises:
+        ConfigError: other processes of this run use them, too.
+    """
+    if recipe.teacher.device_map is not None and processes > 1:
+        raise ConfigError(
+            f"teacher.device_map: spreads the teacher over all GPUs, which each of the {processes} processes of this "
+            "run would do with a teacher of its own. Build its cache in one process (bridgegarden cache build RECIPE "
+            "--set teacher.cache=FOLDER) and train from that without device_map, or train in one process."
+        )
 
 
 def usable_device(name: str | None, place: str) -> str:

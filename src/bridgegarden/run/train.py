@@ -22,7 +22,7 @@ from bridgegarden.files import write_json
 from bridgegarden.recipe import FreeRunningSection, Recipe
 from bridgegarden.run.checked import CheckedRun, check_run, training_arguments
 from bridgegarden.run.checkpoints import PREFIX, StopSignals, checkpoints_in, put_aside, seal
-from bridgegarden.run.models import load_model, teacher_of, usable_device
+from bridgegarden.run.models import check_device_map, load_model, placed, teacher_of, usable_device
 from bridgegarden.run.output import OutputFolder, RunLock, full_disk_is_one_line
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import FREE_RUNNING, TERMS, TrainSummary, continued_record, finished_record, run_record
@@ -90,6 +90,7 @@ def train(
         console.quiet = console.quiet or not is_main
         checkpoint = _found(recipe, folder, lock, arguments, console)
         usable_device(recipe.teacher.device, "teacher.device")
+        check_device_map(recipe, arguments.world_size)
         rehearse(recipe, arguments)
         hub = hub_target(recipe) if is_main else None
         run = check_run(recipe, folder, arguments, console)
@@ -291,8 +292,7 @@ def _watch(
         console.print(
             Text(f"loading teacher {run.recipe.teacher.model}, which judges the student's own texts"), soft_wrap=True
         )
-        teacher = load_model(run.preflight.teacher)
-        teacher.to(run.recipe.teacher.device or trainer.accelerator.device)  # pyright: ignore[reportArgumentType]
+        teacher = placed(load_model(run.preflight.teacher), run.recipe.teacher.device or trainer.accelerator.device)
     trainer.add_callback(
         ExposureBiasCallback(
             trainer,

@@ -14,6 +14,8 @@ from bridgegarden.causal_lm import (
     add_hidden_loss,
     freeze,
     head_size,
+    input_device,
+    is_split,
     is_split_by_zero,
     language_model_in,
     name_of,
@@ -62,7 +64,8 @@ class LiveTeacher:
         model = _without_adapters(model)
         if top_k is not None and top_k < 1:
             raise ConfigError(f"teacher.top_k must be >= 1 or null (whole vocabulary), got {top_k}.")
-        if any(parameter.is_meta or is_split_by_zero(parameter) for parameter in model.parameters()):
+        # Of one that accelerate has split, what has no value here is kept on the CPU or on disk.
+        if any((p.is_meta and not is_split(model)) or is_split_by_zero(p) for p in model.parameters()):
             raise ModelError(
                 f"teacher {name_of(model)}: its weights are not in this process. "
                 "Once training arguments with FSDP (fsdp_cpu_ram_efficient_loading) or ZeRO-3 exist, transformers "
@@ -115,7 +118,7 @@ class LiveTeacher:
 
     def place(self, student_device: torch.device) -> None:
         """Move the teacher to its device, the student's unless another was asked for."""
-        if getattr(self.model, "hf_device_map", None) is None and not isinstance(self.model, FSDPModule):
+        if not is_split(self.model) and not isinstance(self.model, FSDPModule):
             cast(nn.Module, self.model).to(self._device or student_device)
 
     def at(
@@ -127,7 +130,7 @@ class LiveTeacher:
         exponents: tuple[float, ...],
     ) -> ProjectedTeacher:
         """One forward without gradient; logits are made where the loss asks for them. See :class:`Teacher`."""
-        device = self.model.device
+        device = input_device(self.model)
         own = {
             name: value.to(device) if isinstance(value, Tensor) else value
             for name, value in inputs.items()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bridgegarden.causal_lm import architecture, language_model_in, read_hidden, rows
+from bridgegarden.causal_lm import architecture, input_device, language_model_in, read_hidden, rows
 from bridgegarden.data import vocabulary_size
 from bridgegarden.data.teacher_prompt import TEACHER_IDS
 from bridgegarden.errors import ConfigError, ModelError
@@ -232,7 +232,9 @@ def check_same_teacher(teacher: object, accelerator: Accelerator) -> None:
     """
     if accelerator.num_processes == 1 or not isinstance(teacher, LiveTeacher):
         return
-    hidden, head = read_hidden(teacher.model, {"input_ids": torch.arange(4, device=teacher.model.device).unsqueeze(0)})
+    hidden, head = read_hidden(
+        teacher.model, {"input_ids": torch.arange(4, device=input_device(teacher.model)).unsqueeze(0)}
+    )
     said = head.logits(hidden[0]).double().square().mean().sqrt().float().to(accelerator.device)
     everywhere = accelerator.gather(said.reshape(1))
     assert isinstance(everywhere, torch.Tensor)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bridgegarden.causal_lm import freeze, head_of, hidden_states
+from bridgegarden.causal_lm import freeze, input_device, read_hidden
 from bridgegarden.errors import ModelError
 from bridgegarden.model_probes import check_causal_lm
 from bridgegarden.objective.alignment import IGNORE, SupervisedPositions
@@ -91,14 +91,16 @@ def teacher_signals(model: PreTrainedModel, documents: Sequence[Document], spec:
     Raises:
         ModelError: the teacher's distribution is not finite somewhere.
     """
-    inputs, labels = _padded([document.as_read for document in documents], model.device)
+    device = input_device(model)
+    inputs, labels = _padded([document.as_read for document in documents], device)
     positions = SupervisedPositions.from_labels(labels)
-    head = head_of(model)
     parts = []
-    with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
-        hidden = positions.of(hidden_states(model, inputs))
-        for rows, generator in _walk(documents, spec, head, model.device):
-            signal, label_logp = _signals(hidden[rows], positions.target[rows], head, spec, generator)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        read, head = read_hidden(model, inputs)
+        hidden, target = positions.of(read), positions.target.to(read.device)
+        del read
+        for rows, generator in _walk(documents, spec, head, hidden.device):
+            signal, label_logp = _signals(hidden[rows], target[rows], head, spec, generator)
             _check_finite(signal, rows.start, documents, spec)
             parts.append(signal_arrays(signal, label_logp, spec))
     return parts
