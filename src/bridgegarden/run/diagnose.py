@@ -22,7 +22,7 @@ from bridgegarden.files import write_json
 from bridgegarden.preflight import ModelFacts, ModelReference, check_endings, compare_tokenizers, load_facts
 from bridgegarden.recipe import DataSection, Recipe, list_recipes, load_recipe
 from bridgegarden.report.diagnosis import diagnosis_page
-from bridgegarden.run.models import load_model, placed, usable_device
+from bridgegarden.run.models import LiveModel, load_model, placed, usable_device
 from bridgegarden.run.output import OutputFolder, check_writable, write_or_rescue
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import now, package_versions
@@ -356,9 +356,7 @@ def _teacher_of(recipe: Recipe, request: DiagnoseRequest) -> ModelReference:
             f"{teacher.is_silent} at what the student writes, which is what is measured. Give the teacher's weights: "
             "--teacher FOLDER, or a name on the hub."
         )
-    return ModelReference(
-        role="teacher", model=teacher.model, revision=teacher.revision, dtype=request.dtype or teacher.dtype
-    )
+    return replace(LiveModel(recipe).reference, dtype=request.dtype or teacher.dtype)
 
 
 def _student_of(recipe: Recipe) -> tuple[tuple[str, ModelReference], str]:
