@@ -175,6 +175,38 @@ def export_command(source: str, output: Path, overrides: tuple[str, ...]) -> Non
     say(export_recipe_cache(source, output, overrides))
 
 
+@cache_group.command("import")
+@click.argument("recipe")
+@click.argument("path", metavar="FILE|DIR", type=click.Path(path_type=Path))
+@SET
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["auto", "export", "axolotl", "distillkit"]),
+    default="auto",
+    show_default=True,
+    help="What wrote it; auto goes by its columns.",
+)
+@click.option("--column", metavar="NAME", help="Axolotl's logprobs_field.  [default: the names it has there]")
+@click.option("--shift", type=int, default=0, show_default=True, help="Tokens to add to the place of each list.")
+@click.option("--top-k", type=click.IntRange(1), help="Tokens kept a position.  [default: all that are listed]")
+@click.option("--bits", type=click.Choice(["8", "16"]), default="8", show_default=True, help="Of a log-probability.")
+@click.option("--replace", is_flag=True, help="Remove the cache that is there first.")
+@click.option("--skip-unusable", is_flag=True, help="Leave out rows that give no signal.")
+def import_command(recipe: str, path: Path, overrides: tuple[str, ...], bits: str, **options: Any) -> None:
+    """Make the cache of RECIPE of what was said about its rows elsewhere.
+
+    FILE is what `cache export` wrote, or holds the likeliest tokens of every token as Axolotl's KD plugin reads them
+    (JSON Lines or Parquet); DIR is what DistillKit's sample_logits_vllm wrote. Rows are found by their token ids, every
+    number is checked, and where the lists stand is held against the labels. Train with teacher.only_cache: true.
+    """
+    from bridgegarden.recipe import load_recipe
+    from bridgegarden.run.cache_import import ImportOptions, import_recipe_cache
+
+    bits_a_number: Any = int(bits)
+    say(import_recipe_cache(load_recipe(recipe, overrides), path, ImportOptions(bits=bits_a_number, **options)))
+
+
 @cache_group.command("merge")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("parts", metavar="PART...", nargs=-1, required=True, type=click.Path(path_type=Path))

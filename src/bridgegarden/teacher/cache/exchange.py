@@ -1,4 +1,4 @@
-"""A cache as plain Parquet, which pandas, DuckDB and pyarrow read without this library.
+"""A cache as plain Parquet, which pandas, DuckDB and pyarrow read without this library; and back.
 
 One row a document, not one a position: a document's ids then stand once, and its positions stay together and in order,
 as trainers and this library's own import need them. Lists of one length side by side become a row a position with
@@ -6,11 +6,11 @@ as trainers and this library's own import need them. Lists of one length side by
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,7 @@ from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.record import Signals
 from bridgegarden.teacher.cache.shard import documents_of
 from bridgegarden.teacher.cache.spec import CacheSpec
+from bridgegarden.teacher.foreign_values import EXCESS
 from bridgegarden.terminal import counted
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ METADATA = b"bridgegarden"
 """Key of a file's metadata: JSON with the format, the spec, and the version that wrote it."""
 EXPORT_FORMAT = 1
 SUFFIX = ".parquet"
+ROUNDING = 1e-3
+"""By how much decoded probabilities may miss a sum of one."""
 GROUP_NUMBERS = 1 << 22
 """Log-probabilities of a row group, about: some 40 MB in memory, whatever the cache's size."""
 IDS, NUMBERS = pa.list_(pa.int32()), pa.list_(pa.float32())
@@ -123,6 +126,124 @@ def export_schema(spec: CacheSpec, *, has_rows: bool) -> pa.Schema:
     fields += [("entropy", NUMBERS), ("argmax", IDS), ("max_logp", NUMBERS), ("label_logp", NUMBERS)]
     about = {"format": EXPORT_FORMAT, "spec": spec.to_dict(), "version": version("bridgegarden")}
     return pa.schema(fields, metadata={METADATA: json.dumps(about)})
+
+
+class Exported(NamedTuple):
+    """A document of an export."""
+
+    key: bytes
+    input_ids: np.ndarray | None
+    """Its token ids, where the file has them."""
+    signals: Signals
+
+
+class ExportReader:
+    """Reads an export, a row group at a time."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            DataError: it is none, of another version, or damaged.
+        """
+        self.path = path
+        try:
+            self._file = pq.ParquetFile(path)
+            about = json.loads((self._file.schema_arrow.metadata or {})[METADATA])
+            if about["format"] != EXPORT_FORMAT:
+                raise ValueError(f"of format {about['format']}, and this version reads {EXPORT_FORMAT}")
+            self.spec = CacheSpec.from_dict(about["spec"])
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: no export of a cache that is read here ({error}). Export it anew.") from error
+        lacking = set(export_schema(self.spec, has_rows=False).names) - set(self._file.schema_arrow.names)
+        if lacking:
+            raise DataError(f"{path}: lacks the columns {', '.join(sorted(lacking))} of an export of such a cache.")
+
+    def __iter__(self) -> Iterator[Exported]:
+        """Every document.
+
+        Raises:
+            DataError: its numbers are none that a teacher can have said.
+        """
+        number = 0
+        for group in range(self._file.num_row_groups):
+            table = self._file.read_row_group(group).combine_chunks()
+            columns = {name: table[name].chunk(0) for name in table.column_names if table.num_rows}
+            for index in range(table.num_rows):
+                try:
+                    yield self._row({name: column[index] for name, column in columns.items()})
+                except (ValueError, TypeError, AttributeError) as error:
+                    raise DataError(f"{self.path}, row {number}: damaged ({error}).") from error
+                number += 1
+
+    def _row(self, row: Mapping[str, Any]) -> Exported:
+        ids, logp = (_flat(row[name]) for name in ("token_ids", "logp"))
+        counts, slots = row["token_ids"].values.value_lengths().to_numpy(), self.spec.slots
+        if (counts != row["logp"].values.value_lengths().to_numpy()).any() or (counts > slots).any():
+            raise ValueError(f"lists of tokens and log-probabilities that do not fit, or more than {slots} tokens")
+        if ((ids < 0) | (ids >= self.spec.vocab_size)).any():
+            raise ValueError(f"token ids outside the vocabulary of {self.spec.vocab_size}")
+        mask = np.arange(slots) < counts[:, None]
+        all_ids, all_logp = np.full(mask.shape, -1, np.int32), np.full(mask.shape, -np.inf, np.float32)
+        all_ids[mask], all_logp[mask] = ids, logp
+        if self.spec.is_dense:
+            order = np.argsort(all_ids, axis=1, kind="stable")
+            all_ids, all_logp = np.take_along_axis(all_ids, order, 1), np.take_along_axis(all_logp, order, 1)
+        width = len(self.spec.stored_exponents)
+        signals = Signals(
+            ids=None if self.spec.is_dense else all_ids,
+            logp=all_logp,
+            log_tail=_floats(row["log_tail"]) if self.spec.has_tail else None,
+            tail_powers=_flat(row["tail_powers"]).reshape(-1, width)
+            if width
+            else np.zeros((len(counts), 0), np.float32),
+            entropy=_floats(row["entropy"]),
+            argmax=row["argmax"].values.to_numpy(zero_copy_only=False).astype(np.int32),
+            max_logp=_floats(row["max_logp"]),
+            label_logp=_floats(row["label_logp"]),
+        )
+        _check_said(signals, all_ids, self.spec)
+        given = row.get("input_ids")
+        input_ids = None if given is None else given.values.to_numpy(zero_copy_only=False).astype(np.int32)
+        return Exported(bytes.fromhex(row["key"].as_py()), input_ids, signals)
+
+
+def _check_said(signals: Signals, ids: np.ndarray, spec: CacheSpec) -> None:
+    """Refuse numbers that no teacher says."""
+    lengths = {len(values) for values in signals if values is not None}
+    if len(lengths) > 1:
+        raise ValueError(f"lists of {sorted(lengths)} positions side by side")
+    if np.isnan(signals.logp).any() or (signals.logp > EXCESS).any():
+        raise ValueError("log-probabilities that are none")
+    if spec.support.kind == "sampled":
+        return
+    total = np.exp(signals.logp.astype(np.float64)).sum(1)
+    if signals.log_tail is not None:
+        total += np.exp(signals.log_tail.astype(np.float64))
+    if (np.abs(total - 1) > ROUNDING).any():
+        raise ValueError(f"probabilities that add up to {total[np.abs(total - 1).argmax()]:.4g}, not 1")
+    ordered = np.sort(ids, axis=1)
+    if spec.is_dense and (ordered != np.arange(spec.slots)).any():
+        raise ValueError("not every token of the vocabulary once")
+    if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any():
+        raise ValueError("a token listed twice")
+
+
+def _flat(lists: Any) -> np.ndarray:
+    return lists.values.flatten().to_numpy(zero_copy_only=False)
+
+
+def _floats(values: Any) -> np.ndarray:
+    return values.values.to_numpy(zero_copy_only=False).astype(np.float32)
+
+
+def is_export(path: Path) -> bool:
+    """Whether a file is one that :func:`export_cache` wrote, of whatever version."""
+    if path.suffix != SUFFIX or not path.is_file():
+        return False
+    try:
+        return METADATA in (pq.read_schema(path).metadata or {})
+    except (pa.ArrowException, OSError):
+        return False
 
 
 class _Row(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a teacher says about documents, as records: a model that is run, or a server that has answered before."""
+"""What a teacher says about documents, as records: a model that is run, or one that was asked before."""
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -67,7 +67,7 @@ class AnswersEngine:
     def __init__(self, spec: CacheSpec) -> None:
         """
         Args:
-            spec: of a served teacher.
+            spec: what is kept.
         """
         self._layout = RecordFormat(spec)
         self._records: dict[bytes, np.ndarray] = {}
@@ -77,7 +77,11 @@ class AnswersEngine:
         counts."""
         key = document_key(np.asarray(row.input_ids, np.int32), np.asarray(row.labels, np.int32))
         if key not in self._records:
-            self._records[key] = self._layout.encode(position_arrays(row.positions, self._layout.spec))
+            self.add_signals(key, position_arrays(row.positions, self._layout.spec))
+
+    def add_signals(self, key: bytes, signals: Signals) -> None:
+        """Tell it what was said at the positions of a document."""
+        self._records[key] = self._layout.encode(signals)
 
     def entries(self, shards: Sequence[Sequence[Document]]) -> Generator[list[Entry], None, None]:
         """What it said about the documents of each shard, in order."""
