@@ -23,6 +23,7 @@ import yaml
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.teacher.answers import Position, kept_position
 from bridgegarden.teacher.foreign_values import EXCESS, LARGEST_ID
+from bridgegarden.teacher.server_logprobs import SMALLEST_TAIL
 
 Format = Literal["export", "axolotl", "distillkit"]
 VLLM_COLUMN = "llm_text_generation_vllm_logprobs"
@@ -178,7 +179,7 @@ def label_logp(ids: np.ndarray, logp: np.ndarray, label: int) -> float:
     at = np.flatnonzero(ids == label)
     if len(at):
         return float(logp[at[0]])
-    rest = max(1 - float(np.exp(logp).sum()), 1e-7)
+    rest = max(1 - float(np.exp(logp).sum()), SMALLEST_TAIL)
     return min(math.log(rest), float(logp.min()))
 
 
@@ -188,10 +189,12 @@ class Alignment:
     SHIFTS = (-1, 0, 1)
     MARGIN = 0.5
     """Nats by which another place must fit better."""
+    ERRORS = 3.3
+    """And by so many standard errors over positions: once in a thousand by chance."""
 
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
-        self._sums, self.positions = np.zeros(len(self.SHIFTS)), 0
+        self._sums, self._squares, self.positions = np.zeros(len(self.SHIFTS)), np.zeros(len(self.SHIFTS)), 0
 
     def add(self, lists: Lists, input_ids: np.ndarray, supervised: Iterable[int], shift: int) -> None:
         """Look at the supervised tokens of a row, where all places are there."""
@@ -199,8 +202,12 @@ class Alignment:
         for at in supervised:
             # Moved later, the list of the token before is about this one.
             places = [at - first - moved for moved in self.SHIFTS]
-            if min(places) >= 0 and max(places) < len(lists.ids) and all(len(lists.ids[place]) for place in places):
-                self._sums += [self._score(lists, place, int(input_ids[at])) for place in places]
+            inside = min(places) >= 0 and max(places) < len(lists.ids)
+            # What only fills up says nothing, and would fit better than a list without the label.
+            if inside and all((lists.logp[place] > NO_MASS).any() for place in places):
+                scores = np.array([self._score(lists, place, int(input_ids[at])) for place in places])
+                self._sums += scores
+                self._squares += np.square(scores - scores[self.SHIFTS.index(0)])
                 self.positions += 1
 
     @property
@@ -217,14 +224,17 @@ class Alignment:
         if not means:
             return None
         best = max(means, key=lambda shift: means[shift])
-        return best if means[best] > means[0] + self.MARGIN else None
+        gain = means[best] - means[0]
+        spread = self._squares[self.SHIFTS.index(best)] / self.positions - gain**2
+        error = math.sqrt(max(spread, 0.0) / self.positions)
+        return best if gain > max(self.MARGIN, self.ERRORS * error) else None
 
     def _score(self, lists: Lists, place: int, label: int) -> float:
         ids, logp = lists.ids[place], lists.logp[place]
         if label in ids:
             return max(float(logp[np.flatnonzero(ids == label)[0]]), -100.0)
         # Not the most that it can be, but what it has if the rest is spread evenly.
-        rest = max(1 - float(np.exp(np.minimum(logp, 0.0)).sum()), 1e-7)
+        rest = max(1 - float(np.exp(np.minimum(logp, 0.0)).sum()), SMALLEST_TAIL)
         return math.log(rest / max(self._vocab_size - len(ids), 1))
 
 
