@@ -308,6 +308,8 @@ def test_an_export_of_other_rows_another_teacher_or_other_lengths_is_refused(rec
 def test_a_foreign_file_is_not_taken_for_the_model_that_is_here(recipe, tmp_path):
     refused = run("cache", "import", recipe, write_prepared(tmp_path))
     assert "--set teacher.only_cache=true" in refused.stderr
+    prompted = run("cache", "import", recipe, tmp_path / "prepared.parquet", *ALONE, "--set", "teacher.prompt.system=x")
+    assert "teacher.prompt: another program's lists are about the rows" in prompted.stderr
     tree = yaml.safe_load(recipe.read_text())
     tree["teacher"] |= {"server": "http://localhost:1/v1"}
     recipe.write_text(yaml.safe_dump(tree))

@@ -274,6 +274,10 @@ def _from_capture(recipe: Recipe, pair: Pair, rows: _RecipeRows, path: Path, opt
             "teacher.only_cache: what another program kept cannot be told to be of the model that is here. Add --set "
             "teacher.only_cache=true, and keep it in the recipe for training."
         )
+    if recipe.teacher.prompt is not None:
+        raise ConfigError(
+            "teacher.prompt: another program's lists are about the rows as the student reads them; leave it out."
+        )
     table = load_rows(str(path))
     reader = CaptureReader.of(path, table.column_names, options.kind, options.column)
     source = _Capture(
