@@ -207,6 +207,37 @@ def import_command(recipe: str, path: Path, overrides: tuple[str, ...], bits: st
     say(import_recipe_cache(load_recipe(recipe, overrides), path, ImportOptions(bits=bits_a_number, **options)))
 
 
+@cache_group.command("push")
+@click.argument("source", metavar="RECIPE|DIR")
+@click.argument("repo", metavar="REPO")
+@SET
+@click.option("--private/--public", default=True, show_default=True, help="Who sees a new repository on the hub.")
+def push_command(source: str, repo: str, overrides: tuple[str, ...], private: bool) -> None:
+    """Share a cache: put it into the data set REPO on the hub, with a card.
+
+    REPO is OWNER/NAME, or a folder (its path, or file://PATH). Every byte is checked first. A repository that holds
+    another cache, or rows that this one lacks, is not written over.
+    """
+    from bridgegarden.run.cache import find_cache
+    from bridgegarden.run.cache_share import push_cache
+
+    folder, _ = find_cache(source, overrides)
+    say(push_cache(folder, repo, private=private))
+
+
+@cache_group.command("pull")
+@click.argument("repo", metavar="REPO")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+def pull_command(repo: str, folder: Path) -> None:
+    """Bring the cache in REPO to DIR, which is there only once every byte has been checked.
+
+    Interrupted, the same command goes on. Train from it with teacher.only_cache: true, or with the teacher.
+    """
+    from bridgegarden.run.cache_share import pull_cache
+
+    say(pull_cache(repo, folder))
+
+
 @cache_group.command("merge")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("parts", metavar="PART...", nargs=-1, required=True, type=click.Path(path_type=Path))

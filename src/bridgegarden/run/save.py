@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 CARD = "README.md"
 NOT_OURS = ("training_args.bin", CARD)
 """What the trainer and PEFT add to a saved model: a pickle, and a card that says less than ours."""
+REMEDY = (
+    "Log in (hf auth login), check the network and training.hub_model_id, and run the same command again; or leave "
+    "training.push_to_hub out."
+)
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 ARGUMENTS = (
     "max_steps",
@@ -159,7 +163,7 @@ def hub_target(recipe: Recipe) -> HubTarget | None:
     from huggingface_hub.utils import validate_repo_id
 
     given = arguments.get("hub_model_id") or recipe.output.resolve().name
-    with _errors("training.push_to_hub: the model could not be published in the end"):
+    with hub_errors("training.push_to_hub: the model could not be published in the end", REMEDY):
         validate_repo_id(given)
         user = HfApi().whoami()["name"]
     return HubTarget(
@@ -178,7 +182,7 @@ def push(model: Path, target: HubTarget) -> str:
     from huggingface_hub import HfApi
 
     api = HfApi()
-    with _errors(f"training.push_to_hub: {model} is finished, but could not be published as {target.repo}"):
+    with hub_errors(f"training.push_to_hub: {model} is finished, but could not be published as {target.repo}", REMEDY):
         api.create_repo(target.repo, private=target.private, exist_ok=True)
         if target.revision is not None:
             api.create_branch(target.repo, branch=target.revision, exist_ok=True)
@@ -192,7 +196,12 @@ def push(model: Path, target: HubTarget) -> str:
 
 
 @contextmanager
-def _errors(what: str) -> Iterator[None]:
+def hub_errors(what: str, remedy: str) -> Iterator[None]:
+    """Whatever the hub, or the way to it, refuses becomes one line.
+
+    Raises:
+        ConfigError: `what` did not work, why, and `remedy`.
+    """
     # That of whichever HTTP library this version is built on.
     from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
@@ -200,10 +209,7 @@ def _errors(what: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, HTTPError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .:")
-        raise ConfigError(
-            f"{what} ({reason}). Log in (hf auth login), check the network and training.hub_model_id, and run the same "
-            "command again; or leave training.push_to_hub out."
-        ) from error
+        raise ConfigError(f"{what} ({reason}). {remedy}") from error
 
 
 def card_text(
@@ -306,8 +312,8 @@ class ModelCard:
             "## Load it",
             self._usage(),
             "## How it was trained",
-            _table("objective", _as_code(self.objective)),
-            _table(
+            card_table("objective", _as_code(self.objective)),
+            card_table(
                 "data",
                 {
                     "rows from": ", ".join(origin.shown for origin in self.data),
@@ -315,12 +321,12 @@ class ModelCard:
                     "SHA-256": code(self.fingerprint),
                 },
             ),
-            _table("training", _as_code(self.training)),
+            card_table("training", _as_code(self.training)),
             "## How it scores",
             "Per supervised token, in nats, at the end of training; names with `eval_` are on held-out rows. Lower "
             "losses mean a closer fit to the teacher and to the labels on given text, not better answers.",
-            _table("metric", {name: f"{value:.5g}" for name, value in self.metrics.items()}),
-            _table("package", _as_code(self.versions)),
+            card_table("metric", {name: f"{value:.5g}" for name, value in self.metrics.items()}),
+            card_table("package", _as_code(self.versions)),
         ]
         return f"---\n{self._front_matter()}---\n\n" + "\n\n".join(sections) + "\n"
 
@@ -363,7 +369,8 @@ def _as_code(rows: Mapping[str, Any]) -> dict[str, str]:
     return {name: code(value) for name, value in rows.items()}
 
 
-def _table(title: str, rows: Mapping[str, str]) -> str:
+def card_table(title: str, rows: Mapping[str, str]) -> str:
+    """Names and values as Markdown."""
     lines = [f"| {title} | |", "|---|---|"]
     # A bar would end the cell, inside code too.
     return "\n".join([*lines, *(f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in rows.items())])
