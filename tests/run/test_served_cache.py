@@ -154,9 +154,13 @@ def test_answers_of_two_models_are_not_one_teacher(served_recipe, tmp_path):
 
 def test_what_makes_no_sense_is_refused(served_recipe, tmp_path, write_recipe):
     prompts = run("cache", "build", served_recipe, "--set", f"data.train={tmp_path / 'train.jsonl'}")
-    assert "train.jsonl.settings: missing" in prompts.stderr
+    assert "of which kind this server is cannot be told" in prompts.stderr
     ask(served_recipe, top=0)
-    assert "asked for without log-probabilities" in run("cache", "build", served_recipe).stderr
+    assert "of which kind this server is cannot be told" in run("cache", "build", served_recipe).stderr
+    mixed = ("--set", f"data.train=[{tmp_path / 'answers.jsonl'}, {tmp_path / 'train.jsonl'}]")
+    settings = tmp_path / "answers.jsonl.settings"
+    settings.write_text(settings.read_text().replace('"top_logprobs": 0', '"top_logprobs": 20'))
+    assert "train.jsonl.settings: missing" in run("cache", "build", served_recipe, *mixed).stderr
     (tmp_path / "answers.jsonl").unlink()
     (tmp_path / "answers.jsonl.settings").unlink()
     ask(served_recipe)
@@ -168,4 +172,4 @@ def test_what_makes_no_sense_is_refused(served_recipe, tmp_path, write_recipe):
     assert "--raw-logprobs goes with a teacher on a server" in run("cache", "build", local, "--raw-logprobs").stderr
     assert run("cache", "build", local).exit_code == 0
     changes = ("--set", "teacher.server=http://localhost:1/v1", "--set", f"data.train={tmp_path / 'answers.jsonl'}")
-    assert "not from a server's answers" in run("train", local, *changes).stderr
+    assert "not from what a server says" in run("train", local, *changes).stderr

@@ -35,7 +35,7 @@ def no_proxies(monkeypatch):
 def post(connection, path, content):
     async def once():
         async with connection.client() as client:
-            return await connection.post(client, path, content)
+            return await connection.ask(client, path, content)
 
     return asyncio.run(once())
 
@@ -321,7 +321,7 @@ def test_the_key_reaches_the_server_and_nothing_else(server, tmp_path, monkeypat
     assert "Incorrect API key provided: ***" in everything_written(tmp_path)
     output = capfd.readouterr()
     engine = ServerEngine(Server(base_url=server.url, model="m"), KEY)
-    shown = f"{summary}{output.out}{output.err}{caplog.text}{engine!r}{engine._connection!r}"
+    shown = f"{summary}{output.out}{output.err}{caplog.text}{engine!r}{engine._requests.connection!r}"
     assert KEY not in shown + everything_written(tmp_path)
 
 

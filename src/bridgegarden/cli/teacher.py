@@ -104,13 +104,17 @@ def cache_group() -> None:
 )
 @click.option("--actors", type=click.IntRange(1), help="Teachers in Ray.  [default: one a GPU, else one a machine]")
 @click.option("--replace", is_flag=True, help="Remove the cache that is there first.")
-@click.option("--skip-unusable", is_flag=True, help="Of a server's answers, leave out those that give no signal.")
+@click.option("--skip-unusable", is_flag=True, help="With a server: leave out rows that give no signal.")
 @click.option("--raw-logprobs", is_flag=True, help="A server's log-probabilities are at temperature 1, always.")
+@click.option(
+    "--concurrency", type=click.IntRange(1), default=8, show_default=True, help="With a server: requests at a time."
+)
+@patience_options
 def build_command(recipe: str, overrides: tuple[str, ...], bits: str | None, **options: Any) -> None:
     """Run the teacher of RECIPE over its rows and keep its distribution at every supervised token.
 
-    A teacher on a server (teacher.server) does not run: its rows are answers that `generate --top-logprobs` wrote, and
-    what they hold is kept.
+    A teacher on a server (teacher.server) scores the rows: vLLM, SGLang, llama.cpp, or TRL's vllm-serve. Rows that
+    `generate --top-logprobs` wrote are not asked about: what they hold is kept.
 
     Rows that the folder holds already are not asked again: a killed build goes on where it was, and new rows are added.
     Without options, as much is kept of them as of those.

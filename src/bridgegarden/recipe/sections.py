@@ -17,7 +17,7 @@ from bridgegarden.recipe.training import (
     TrainingSection,
 )
 from bridgegarden.recipe.values import plain, require_positive, section_from, write_yaml
-from bridgegarden.teacher.server_connection import check_url
+from bridgegarden.teacher.server_connection import ApiName, check_url
 from bridgegarden.training.on_policy import OnPolicy, check_on_policy
 
 LONGEST_PATH, LONGEST_NAME = 4000, 255
@@ -28,7 +28,8 @@ DType = Literal["auto", "bfloat16", "float16", "float32"]
 DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 TeacherKind = Literal["live", "cached", "recorded", "answers", "server"]
 """A model in memory; one that has read the rows before, so that its cache is read; one of which that cache is all there
-is; a server whose answers are in a cache with their log-probabilities; a server of which only its answers are known."""
+is; a server whose log-probabilities are in a cache, of its answers or of any rows; a server of which only its answers
+are known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,10 @@ class TeacherSection:
     """Folder of the teacher's signals: ``cache build`` writes it, ``train`` reads it and loads no teacher."""
     server: str | None = None
     """OpenAI-compatible server on which the teacher is called `model`: ``generate`` asks it. With a `cache`, which
-    ``cache build`` makes of the log-probabilities in its answers, ``train`` needs nothing more of it."""
+    ``cache build`` makes of the log-probabilities in its answers, or by letting it score rows that are there already,
+    ``train`` needs nothing more of it."""
+    api: ApiName | None = None
+    """Kind of `server` that scores rows for ``cache build``; null finds it out by asking."""
     only_cache: bool = False
     """Nothing but its `cache` is to be had of it, which was imported or pulled: no file of the model is looked for, and
     `model` is the name in the cache."""
@@ -127,6 +131,8 @@ class TeacherSection:
 
     def _check_server(self) -> None:
         if self.server is None:
+            if self.api is not None:
+                raise ConfigError("teacher.api: says of which kind teacher.server is, and there is none.")
             return
         check_url(self.server, "teacher.server")  # first: the other shows what it refuses
         _require_text("teacher.server", self.server)

@@ -4,19 +4,19 @@ import dataclasses
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from bridgegarden.data import chat_template_fingerprint, tokenizer_fingerprint, vocabulary_size
-from bridgegarden.errors import ConfigError, DataError
-from bridgegarden.preflight import Endings, ModelFacts, Pair
+from bridgegarden.errors import ConfigError
+from bridgegarden.preflight import Endings, ModelFacts
 from bridgegarden.recipe import Recipe, build_objective, load_recipe
 from bridgegarden.run.models import (
-    AnsweringServer,
     CachedModel,
+    CachedServer,
     RecordedTeacher,
+    ScoringServer,
     cache_folder,
     cache_warnings,
     identity,
@@ -28,16 +28,14 @@ from bridgegarden.run.models import (
 )
 from bridgegarden.run.output import check_writable
 from bridgegarden.run.quiet import quiet_libraries
-from bridgegarden.run.rows import (
-    Answers,
-    AnswerSettings,
-    answer_reader,
-    answer_settings,
-    evaluation_rows,
-    read_answers,
-    training_rows,
+from bridgegarden.run.served_cache import (
+    CacheOptions,
+    ScoredBuild,
+    ServedBuild,
+    build_scored_cache,
+    build_served_cache,
 )
-from bridgegarden.terminal import Display, counted
+from bridgegarden.terminal import Display
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,45 +48,12 @@ if TYPE_CHECKING:
     from bridgegarden.teacher.cache.writer import BuildResult
 
 DEFAULT_TOP_K = 64
-AS_IT_IS = (0.0, 1.0)
-"""Sampling temperatures at which no server that is known of returns other log-probabilities than those of
-temperature 1."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class CacheOptions:
-    """What the command line says beside the recipe. Of what is None, a cache that is there already decides."""
-
-    top_k: int | None = None
-    """Tokens kept per position; None is the recipe's ``teacher.top_k``, or 64 in a new cache."""
-    mass: float | None = None
-    """Keep only the likeliest tokens that together have this probability."""
-    samples: int | None = None
-    """Keep so many draws instead."""
-    bits: int | None = None
-    """Bits of a log-probability: 8 (None, in a new cache) or 16."""
-    limit: int | None = None
-    """At most so many training rows, from the start; None is the recipe's ``data.limit``."""
-    part: tuple[int, int] = (1, 1)
-    """The i-th of n parts."""
-    batch_tokens: int = 4096
-    """Tokens of a teacher's batch at most, padding included."""
-    engine: Literal["local", "ray"] = "local"
-    """One teacher in this process, or several in Ray's actors."""
-    actors: int | None = None
-    """Teachers at work in Ray; None is one for each GPU, or without GPUs one for each machine."""
-    replace: bool = False
-    """Remove what the folder holds first."""
-    skip_unusable: bool = False
-    """With a teacher on a server: leave out rows that give no signal."""
-    raw_logprobs: bool = False
-    """With a teacher on a server: its log-probabilities are those of temperature 1, whatever it sampled at."""
-
-
-def build_recipe_cache(recipe: Recipe, options: CacheOptions) -> "BuildResult | ServedBuild":
+def build_recipe_cache(recipe: Recipe, options: CacheOptions) -> "BuildResult | ServedBuild | ScoredBuild":
     """Ask the teacher of `recipe` about all its rows, for training and evaluation, and keep what it says.
 
-    A teacher on a server is not asked: rows are its answers, and hold what it said.
+    A teacher on a server scores the rows; where they are its answers, and hold what it said, it is not asked.
 
     Raises:
         ConfigError: the recipe names no folder, or it cannot be built in.
@@ -110,12 +75,14 @@ def build_recipe_cache(recipe: Recipe, options: CacheOptions) -> "BuildResult | 
         check_writable(folder, "teacher.cache")
     usable_device(recipe.teacher.device, "teacher.device")
     with quiet_libraries(interactive=sys.stderr.isatty()):
-        source = teacher_of(recipe)
-        pair = recipe_pair(recipe)
+        source = teacher_of(recipe, anew=options.replace)
+        pair = recipe_pair(recipe, anew=options.replace)
         if options.limit is not None:
             recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, limit=options.limit))
-            source = teacher_of(recipe)
-        if isinstance(source, AnsweringServer):
+            source = teacher_of(recipe, anew=options.replace)
+        if isinstance(source, ScoringServer):
+            return build_scored_cache(recipe, folder, source, pair, options, stderr_console())
+        if isinstance(source, CachedServer):
             return build_served_cache(recipe, folder, pair, options)
         assert pair.teacher is not None
         _refuse_what_is_for_answers(options)
@@ -159,7 +126,7 @@ def check_recipe_cache(source: str, overrides: Sequence[str] = ()) -> "CheckResu
     result = check_cache(cache_folder(recipe))
     with quiet_libraries(interactive=sys.stderr.isatty()):
         teacher, pair = teacher_of(recipe), recipe_pair(recipe)
-        assert isinstance(teacher, CachedModel | RecordedTeacher | AnsweringServer)  # the recipe names a cache
+        assert isinstance(teacher, CachedModel | RecordedTeacher | CachedServer)  # the recipe names a cache
         cache = teacher.cache(pair)
         cache.check_tokenizer(pair.endings.tokenizer, _max_length(recipe))
         cache.check_objective(build_objective(recipe.objective))
@@ -200,7 +167,7 @@ def export_recipe_cache(source: str, path: Path, overrides: Sequence[str] = ()) 
     folder = cache_folder(recipe)
     with quiet_libraries(interactive=sys.stderr.isatty()):
         teacher, pair = teacher_of(recipe), recipe_pair(recipe)
-        assert isinstance(teacher, CachedModel | RecordedTeacher | AnsweringServer)  # the recipe names a cache
+        assert isinstance(teacher, CachedModel | RecordedTeacher | CachedServer)  # the recipe names a cache
         teacher.cache(pair).check_tokenizer(pair.endings.tokenizer, _max_length(recipe))
         return export_cache(folder, path, list(teacher.rows(pair).by_name.values()))
 
@@ -327,115 +294,3 @@ def load_teacher(teacher: ModelFacts, device: str | None) -> "PreTrainedModel":
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return placed(load_model(teacher), device)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServedBuild:
-    """What a build from answers did."""
-
-    built: "BuildResult"
-    answers: tuple[Answers, ...]
-
-    def __str__(self) -> str:
-        """For a person: a line on what was added, and one on each thing that a server did not say."""
-        built = self.built
-        kept = f", {built.kept:,} were there" if built.kept else ""
-        size = f"{built.bytes / max(built.positions, 1):.1f} bytes each, {built.bytes:,} in all"
-        lines = [
-            f"{built.folder}: {counted(built.documents, 'row')} added{kept}; {built.positions:,} positions, {size}",
-            built.own_loss,
-        ]
-        lines += [f"left out: {part.complaint}" for part in self.answers if part.unusable]
-        if ends := sum(part.ends_alone for part in self.answers):
-            lines.append(f"{ends:,} ends of turn without log-probabilities: the hard label stands there alone")
-        if unnamed := sum(part.unnamed for part in self.answers):
-            lines.append(f"{unnamed:,} positions with listed tokens that cannot be told apart: they are in the tail")
-        if floored := sum(part.floored for part in self.answers):
-            lines.append(f"{floored:,} positions whose listed tokens have all of the mass: the tail is 1e-7 there")
-        return "\n".join(lines)
-
-
-def build_served_cache(recipe: Recipe, folder: Path, pair: Pair, options: CacheOptions) -> ServedBuild:
-    """Keep the log-probabilities in the answers of `recipe` as the signals of its teacher; nobody is asked.
-
-    Raises:
-        ConfigError: an option has no meaning here, or the folder holds something else.
-        DataError: rows give no signal, and leaving them out was not asked for.
-    """
-    from bridgegarden.teacher.cache.forward import AnswersEngine
-    from bridgegarden.teacher.cache.writer import build_cache, remove_cache
-
-    sources = (*recipe.data.sources, *recipe.data.eval_sources)
-    settings = answer_settings([source.path for source in sources])
-    _check_temperature(settings, options)
-    spec = _served_spec(recipe, folder, pair, options, settings)
-    engine = AnswersEngine(spec)
-    reader = answer_reader(recipe, pair, spec.support.k)
-    mixes = [mix for mix in (training_rows(recipe.data), evaluation_rows(recipe.data)) if mix is not None]
-    answers = [part for mix in mixes for part in read_answers(mix, reader, spec.max_length, engine.add)]
-    for part in answers:
-        if part.unusable and not options.skip_unusable:
-            raise DataError(f"{part.complaint} To build without them, add --skip-unusable.")
-    spec = replace(spec, revision=_revision(recipe, answers))
-    datasets = [part.dataset() for part in answers]
-    if options.replace:
-        remove_cache(folder)
-    return ServedBuild(built=build_cache(folder, engine, datasets, spec, part=options.part), answers=tuple(answers))
-
-
-def _check_temperature(settings: AnswerSettings, options: CacheOptions) -> None:
-    if settings.temperature in AS_IT_IS or options.raw_logprobs:
-        return
-    raise ConfigError(
-        f"the answers were sampled at temperature {settings.temperature:g}, and some servers (SGLang, old versions of "
-        "vLLM) return log-probabilities at the temperature that they sample at, from which those at temperature 1 "
-        "cannot be found. If this one returns them at temperature 1 whatever it samples at (vLLM unless told "
-        "otherwise, llama.cpp), add --raw-logprobs; else generate at temperature 1, or greedily."
-    )
-
-
-def _served_spec(
-    recipe: Recipe,
-    folder: Path,
-    pair: Pair,
-    options: CacheOptions,
-    settings: AnswerSettings,
-) -> "CacheSpec":
-    """What is kept; without an option as in the cache that is there, or all that is listed."""
-    from bridgegarden.teacher.cache.manifest import MANIFEST, read_spec
-    from bridgegarden.teacher.cache.spec import DEFAULT_BITS, CacheSpec, Served, Support
-
-    if options.samples is not None or options.mass is not None:
-        raise ConfigError("cache: --samples and --mass need the whole distribution, which a server does not give.")
-    there = read_spec(folder) if (folder / MANIFEST).exists() and not options.replace else None
-    k = options.top_k or (settings.top_logprobs if there is None else there.support.k)
-    if k > settings.top_logprobs:
-        raise ConfigError(f"cache: {k} tokens a position are to be kept, and the answers list {settings.top_logprobs}.")
-    vocab_size = min(vocabulary_size(pair.endings.tokenizer), pair.student.width)
-    return CacheSpec(
-        teacher=recipe.teacher.model,
-        revision=None,
-        weights=None,
-        dtype="unknown",
-        tokenizer=tokenizer_fingerprint(pair.endings.tokenizer),
-        chat_template=chat_template_fingerprint(pair.endings.tokenizer),
-        max_length=recipe.training.arguments["max_length"],
-        vocab_size=vocab_size,
-        teacher_width=vocab_size,
-        support=Support(kind="topk", k=k),
-        exponents=(),
-        bits=options.bits or (DEFAULT_BITS if there is None else there.bits),  # pyright: ignore[reportArgumentType]
-        served=Served(temperature=settings.temperature),
-    )
-
-
-def _revision(recipe: Recipe, answers: list[Answers]) -> str | None:
-    """What the server calls the model, where that says more than what it was asked for."""
-    models = set[str]().union(*(part.models for part in answers))
-    if len(models) > 1:
-        raise ConfigError(
-            f"the answers come from several models ({', '.join(sorted(models))}), and a cache holds one teacher's. "
-            "Keep the rows of one of them (column generated_by)."
-        )
-    model = next(iter(models), None)
-    return None if model == recipe.teacher.model else model

@@ -34,6 +34,7 @@ PARTS = {
 """Fields of a record, in words."""
 _WAYS = {
     "answers": "It was asked on a server, and what it answered is kept",
+    "scored": "It read them on a server",
     "imported": "Another program asked it, whose file was imported",
 }
 FRAME, SAVED = "keys and frame", "saved by compression"

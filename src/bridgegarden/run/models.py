@@ -19,11 +19,13 @@ from bridgegarden.recipe import Recipe, build_objective
 from bridgegarden.run.rows import (
     RunData,
     evaluation_rows,
+    hold_logprobs,
     mix_text,
     rules_of,
     tokenised,
     training_rows,
     usable_answers,
+    without_rows,
 )
 from bridgegarden.terminal import counted
 
@@ -39,9 +41,10 @@ SHOWN = 4
 Say = Callable[[str], None]
 """Tells a person a line."""
 NOT_FROM_A_SERVER = (
-    "teacher.server: a server does not give the distributions that training needs, but its answers may hold enough of "
-    "them. Let it write some (bridgegarden generate RECIPE --top-logprobs 20) and keep what they hold (bridgegarden "
-    "cache build RECIPE --set data.train=ANSWERS --set teacher.cache=FOLDER); learn answers without log-probabilities "
+    "teacher.server: training asks no server; it reads what one has said from a cache. Let it score the rows "
+    "(bridgegarden cache build RECIPE --set teacher.cache=FOLDER), or write answers (bridgegarden generate RECIPE "
+    "--top-logprobs 20), and keep what they hold (cache build RECIPE --set data.train=ANSWERS --set "
+    "teacher.cache=FOLDER); learn answers without log-probabilities "
     "as hard labels (--set data.train=ANSWERS --set objective.preset=hard --set objective.hard_target=data); or train "
     "with a teacher.model of this machine, without teacher.server."
 )
@@ -212,15 +215,12 @@ class RecordedTeacher(RecipeTeacher):
         return cache
 
 
-class AnsweringServer(RecipeTeacher):
-    """A model on a server whose answers, with their log-probabilities, are rows and signals: they are on disk."""
+class CachedServer(RecipeTeacher):
+    """A model on a server whose log-probabilities are on disk."""
 
     @property
     def reference(self) -> None:
         return None
-
-    def tokenised(self, mix: Mix, pair: Pair, rules: RowRules) -> "list[Dataset]":
-        return usable_answers(self.recipe, mix, pair, rules.max_length)
 
     def warnings(self, pair: Pair) -> tuple[str, ...]:
         return cache_warnings(self.recipe)
@@ -229,7 +229,7 @@ class AnsweringServer(RecipeTeacher):
         return _told(self.recipe, self.cache(pair), say)
 
     def cache(self, pair: Pair) -> "TeacherCache":
-        """The recipe's cache, if it was built from the answers of this teacher.
+        """The recipe's cache, if it holds what this teacher said.
 
         Raises:
             ConfigError: there is none, or it is of another version or teacher.
@@ -241,8 +241,8 @@ class AnsweringServer(RecipeTeacher):
         cache = TeacherCache(folder)
         if cache.spec.served is None:
             raise ConfigError(
-                f"teacher.server: the cache {folder} was built by running {cache.spec.teacher}, not from a server's "
-                "answers. Leave teacher.server out, or name another folder (--set teacher.cache=FOLDER)."
+                f"teacher.server: the cache {folder} was built by running {cache.spec.teacher}, not from what a "
+                "server says. Leave teacher.server out, or name another folder (--set teacher.cache=FOLDER)."
             )
         if cache.spec.teacher != name:
             raise ConfigError(
@@ -250,6 +250,25 @@ class AnsweringServer(RecipeTeacher):
                 f"{replace_command(folder)}"
             )
         return cache
+
+
+class AnsweringServer(CachedServer):
+    """A model on a server whose answers, with their log-probabilities, are rows and signals."""
+
+    def tokenised(self, mix: Mix, pair: Pair, rules: RowRules) -> "list[Dataset]":
+        return usable_answers(self.recipe, mix, pair, rules.max_length)
+
+
+class ScoringServer(CachedServer):
+    """A model on a server that has scored rows that were there already."""
+
+    def tokenised(self, mix: Mix, pair: Pair, rules: RowRules) -> "list[Dataset]":
+        """Without the rows that it refused to score, where they were to be left out; a warning says how many."""
+        from bridgegarden.teacher.cache.manifest import left_out
+
+        without = left_out(cache_folder(self.recipe))
+        parts = super().tokenised(mix, pair, rules)
+        return [without_rows(part, without) for part in parts] if without else parts
 
 
 class LabelsAlone(RecipeTeacher):
@@ -266,8 +285,12 @@ class LabelsAlone(RecipeTeacher):
         return DataTokens(pair.student.width)
 
 
-def teacher_of(recipe: Recipe) -> RecipeTeacher:
+def teacher_of(recipe: Recipe, *, anew: bool = False) -> RecipeTeacher:
     """The teacher of a recipe that is trained from.
+
+    Args:
+        recipe: describes it.
+        anew: whether what its cache holds will be replaced, and so decides nothing.
 
     Raises:
         ConfigError: it is on a server, and more is to be learnt of it than its answers.
@@ -280,10 +303,19 @@ def teacher_of(recipe: Recipe) -> RecipeTeacher:
     if kind == "recorded":
         return RecordedTeacher(recipe)
     if kind == "answers":
-        return AnsweringServer(recipe)
+        return ScoringServer(recipe) if _scores_rows(recipe, anew) else AnsweringServer(recipe)
     if build_objective(recipe.objective).learns_data_alone:
         return LabelsAlone(recipe)
     raise ConfigError(NOT_FROM_A_SERVER)
+
+
+def _scores_rows(recipe: Recipe, anew: bool) -> bool:
+    """Whether the server is to score the rows, or wrote them: as the cache says that is there, else as the rows do."""
+    from bridgegarden.teacher.cache.manifest import MANIFEST, read_spec
+
+    folder = cache_folder(recipe)
+    served = read_spec(folder).served if not anew and (folder / MANIFEST).exists() else None
+    return not hold_logprobs(recipe.data) if served is None else served.source == "scored"
 
 
 def student_reference(recipe: Recipe) -> ModelReference:
@@ -294,19 +326,20 @@ def student_reference(recipe: Recipe) -> ModelReference:
     )
 
 
-def recipe_pair(recipe: Recipe, *, weights: bool = True) -> Pair:
+def recipe_pair(recipe: Recipe, *, weights: bool = True, anew: bool = False) -> Pair:
     """Both models of a recipe, checked against each other with no weights loaded.
 
     Args:
         recipe: names them.
         weights: whether their weights have to be there.
+        anew: as in :func:`teacher_of`.
 
     Raises:
         ConfigError: as in :func:`teacher_of`.
         ModelError: a model cannot be used, or not with the other, or not on rows of the recipe's length.
     """
     return check_pair(
-        teacher_of(recipe).reference,
+        teacher_of(recipe, anew=anew).reference,
         student_reference(recipe),
         max_length=recipe.training.arguments["max_length"],
         chat_template=recipe.data.chat_template,

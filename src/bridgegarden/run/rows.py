@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -235,6 +235,27 @@ def usable_answers(recipe: Recipe, mix: Mix, pair: Pair, max_length: int | None)
     return [part.dataset() for part in parts]
 
 
+def without_rows(dataset: "Dataset", keys: Container[str]) -> "Dataset":
+    """The rows of `dataset` but those of which a document has one of `keys`, in hexadecimal; a warning says how many.
+
+    Raises:
+        DataError: none is left.
+    """
+    from bridgegarden.teacher.cache.shard import documents_in
+
+    kept = [
+        number
+        for number, example in enumerate(dataset)
+        if not any(document.key.hex() in keys for document in documents_in(cast("dict", example)))
+    ]
+    if len(kept) == len(dataset):
+        return dataset
+    if not kept:
+        raise DataError("the server scored no row of the data, so there is nothing to learn.")
+    logger.warning("%d rows that the server did not score are left out.", len(dataset) - len(kept))
+    return dataset.select(kept)
+
+
 def answer_reader(recipe: Recipe, pair: Pair, k: int) -> AnswerReader:
     """What reads the answers of `recipe`, keeping `k` tokens a position."""
     return AnswerReader(
@@ -272,6 +293,17 @@ def read_answers(
             found.append(answers)
         first += part.total
     return found
+
+
+def hold_logprobs(section: DataSection) -> bool:
+    """Whether the rows of a recipe, or some of them, are answers with a server's log-probabilities.
+
+    Raises:
+        ConfigError: what lies beside answers is damaged.
+    """
+    paths = [Path(source.path).expanduser() for source in (*section.sources, *section.eval_sources)]
+    beside = [path.with_name(f"{path.name}.settings") for path in paths if path.name]
+    return any(read_settings(path).get("top_logprobs") for path in beside if path.is_file())
 
 
 def answer_settings(sources: Sequence[str]) -> AnswerSettings:

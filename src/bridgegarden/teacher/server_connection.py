@@ -26,6 +26,8 @@ from bridgegarden.teacher.foreign_values import Unfit, mapping, name, short, sho
 from bridgegarden.teacher.generate import Answer
 from bridgegarden.teacher.server_logprobs import top_logprobs
 
+ApiName = Literal["vllm", "sglang", "llama.cpp", "trl"]
+"""Kinds of servers that score tokens that are there already."""
 PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 """Status codes after which the same request may succeed."""
 LONGEST_PAUSE = 600.0
@@ -140,17 +142,17 @@ class Connection:
             limits=httpx2.Limits(max_connections=None),
         )
 
-    async def post(self, client: httpx2.AsyncClient, path: str, content: Mapping[str, Any]) -> Reply:
-        """What the server replies. Redirects are not followed.
+    async def ask(self, client: httpx2.AsyncClient, path: str, content: Mapping[str, Any] | None) -> Reply:
+        """What the server replies to `content`, or without any to a GET. Redirects are not followed.
 
         Raises:
             BadReply: it refuses, or the reply does not come.
             ConfigError: it refuses the key, or sends us elsewhere: it would do so with any request.
         """
-        sent = json.dumps(content).encode()
+        method, sent = ("GET", None) if content is None else ("POST", json.dumps(content).encode())
         try:
             async with asyncio.timeout(self.timeout):
-                async with client.stream("POST", f"{self.base_url}/{path}", content=sent) as response:
+                async with client.stream(method, f"{self.base_url}/{path}", content=sent) as response:
                     text = (await _body(response)).decode("utf-8-sig", "surrogateescape")
         except TimeoutError:
             raise BadReply(f"no reply within {self.timeout:g} s.", try_again=True) from None

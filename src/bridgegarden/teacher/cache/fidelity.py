@@ -78,8 +78,8 @@ def truncation_warning(
         support: what is kept, and less than the vocabulary.
         mass: what the kept tokens hold, at the temperature of :func:`softest`; None where nobody has measured it, and
             the support alone is known.
-        kept_in: ``cache`` for one that was built here, ``answers`` for one of a server's answers, ``imported`` for one
-            of another program's file, or ``memory``.
+        kept_in: ``cache`` for one that was built here, ``answers`` or ``scored`` for a server's, ``imported`` for
+            one of another program's file, or ``memory``.
     """
     loss = measured_loss(objective)
     if loss is None or support.kind == "sampled":
@@ -159,6 +159,8 @@ def _remedy(objective: HybridObjective, rows: list[Fidelity], kept_in: str) -> s
         ways = ["ask the server for more tokens (generate --top-logprobs)"]
     elif kept_in == "imported":
         ways = ["capture more tokens a position, and import those"]
+    elif kept_in == "scored":
+        ways = ["let the server list more tokens (cache build --replace --top-k)"]
     elif kept_in == "memory":
         ways = [
             "leave teacher.top_k out" if enough is None else f"raise teacher.top_k (top {enough.k} was enough there)"

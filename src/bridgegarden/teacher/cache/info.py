@@ -13,17 +13,22 @@ import numpy as np
 from bridgegarden.errors import DataError
 from bridgegarden.statistics import Estimate
 from bridgegarden.teacher.cache.manifest import (
+    MANIFEST,
     BuildTime,
     ShardRecord,
     build_command,
     finished_shards,
+    noted_scoring,
     read_spec,
     remove_command,
+    replace_command,
     shards_without_record,
 )
 from bridgegarden.teacher.cache.record import RecordFormat, Signals
 from bridgegarden.teacher.cache.shard import Shard, file_problem, framing_problem
 from bridgegarden.teacher.cache.spec import CacheSpec, Served, Support, short
+from bridgegarden.teacher.foreign_values import read_as
+from bridgegarden.teacher.scoring_check import ScoringReport
 from bridgegarden.terminal import counted
 
 ENTROPY_EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 5.0)
@@ -129,6 +134,8 @@ class CacheInfo:
     """The teacher's own on the rows; None where nothing is known of it."""
     served: ServedNumbers | None = None
     """Of a teacher on a server: what is not known of it. The entropy is then a lower bound."""
+    scoring: ScoringReport | None = None
+    """Of a server that scored rows: how it did in its self-test; None for others, or where that was not kept."""
 
     @property
     def bytes_per_position(self) -> float:
@@ -202,11 +209,15 @@ class CacheInfo:
         if numbers is None:
             return []
         assert spec is not None
-        origin = f"from answers   of a server, sampled at temperature {spec.temperature:g}"
-        if spec.source == "imported":
-            origin = "imported       from another program's file; a label outside its tokens has at most the log p kept"
+        ways = {
+            "answers": [f"from answers   of a server, sampled at temperature {spec.temperature:g}"],
+            "scored": [] if self.scoring is None else self.scoring.lines(),
+            "imported": [
+                "imported       from another program's file; a label outside its tokens has at most the log p kept"
+            ],
+        }
         return [
-            origin,
+            *ways[spec.source],
             f"not given      {numbers.label_alone:,} positions with the hard label alone (ends of turn), "
             f"{numbers.smallest_tail:,} with a tail below {spec.smallest_tail:g}",
             f"entropy bounds {self.entropy:.3f} to {numbers.entropy_at_most:.3f} nats on average; kept is the lower",
@@ -260,6 +271,7 @@ def cache_info(folder: Path) -> CacheInfo:
         built_in=BuildTime.of(shards.values()),
         loss=losses.loss(),
         served=None if served is None else served.numbers(max(positions, 1)),
+        scoring=_scoring(folder),
     )
 
 
@@ -274,6 +286,14 @@ def teacher_loss(folder: Path) -> TeacherLoss | None:
     for shard, index in _spread(folder, layout, LOSS_POSITIONS):
         losses.add(layout.label_logp(shard.records(index)))
     return losses.loss()
+
+
+def _scoring(folder: Path) -> ScoringReport | None:
+    noted = noted_scoring(folder)
+    try:
+        return None if noted is None else read_as(ScoringReport, noted, "scoring")
+    except ValueError as error:
+        raise DataError(f"{folder / MANIFEST}: damaged ({error}). {replace_command(folder)}") from error
 
 
 def kept_tokens(folder: Path, exponent: float = 1.0) -> tuple[KeptTokens, ...]:

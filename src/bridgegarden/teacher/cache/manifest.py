@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.files import write_json
 from bridgegarden.teacher.cache.spec import CacheSpec
-from bridgegarden.teacher.foreign_values import read_as, read_json
+from bridgegarden.teacher.foreign_values import mapping, read_as, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,10 @@ FORMAT = 2
 MANIFEST = "cache.json"
 SHARDS = "shards"
 LOCK = "build.lock"
+JOURNAL = "scored.jsonl"
+"""Rows that a server has scored since the last shard."""
+LEFT_OUT = "left-out.json"
+"""Keys of rows that a server refused to score, and why."""
 SHARD_NAME = re.compile(r"[0-9]{5,12}")
 PACKAGES = ("bridgegarden", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
 HALF_WRITTEN = re.compile(r"\.[0-9]{5,12}\.(arrow|json)\.partial")
@@ -123,6 +127,33 @@ def write_spec(folder: Path, spec: CacheSpec) -> None:
     tree: dict[str, Any] = {"format": FORMAT, "spec": spec.to_dict(), "versions": {n: version(n) for n in PACKAGES}}
     with writing(folder, folder / MANIFEST):
         write_json(folder / MANIFEST, {**tree, "sha256": _manifest_sha256(tree)})
+
+
+def note_scoring(folder: Path, report: Mapping[str, Any]) -> None:
+    """Write down in the manifest of `folder` how the server that scores did in its self-test."""
+    tree = dict(read_json(folder / MANIFEST)) | {"scoring": dict(report)}
+    with writing(folder, folder / MANIFEST):
+        write_json(folder / MANIFEST, {**tree, "sha256": _manifest_sha256(tree)})
+
+
+def noted_scoring(folder: Path) -> Mapping[str, Any] | None:
+    """What :func:`note_scoring` wrote last; None where no server has scored."""
+    return read_json(folder / MANIFEST).get("scoring")
+
+
+def left_out(folder: Path) -> dict[str, str]:
+    """Rows that the cache in `folder` lacks because a server refused to score them: keys in hexadecimal, and reasons.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    path = folder / LEFT_OUT
+    try:
+        return dict(mapping(read_json(path), "it"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}). Remove it, then run cache build again.") from error
 
 
 def shard_files(folder: Path) -> list[Path]:

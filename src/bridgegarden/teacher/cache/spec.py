@@ -69,8 +69,8 @@ class Support:
         return signal if self.mass is None else _least_tokens(signal, self.mass)
 
 
-ServedSource = Literal["answers", "imported"]
-"""A server's own answers; a file that another program wrote."""
+ServedSource = Literal["answers", "scored", "imported"]
+"""A server's own answers; rows that a server scored; a file that another program wrote."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +86,8 @@ class Served:
     """What the tail has at least: less is rounding in a server's numbers."""
     source: ServedSource = "answers"
     """Where the log-probabilities are from."""
+    api: str | None = None
+    """Kind of the server that scored."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf or not 0 < self.smallest_tail < 1:
@@ -93,8 +95,14 @@ class Served:
                 f"cache: a served teacher's temperature is 0 or more and its smallest tail between 0 and 1, got "
                 f"{self.temperature} and {self.smallest_tail}."
             )
+        if (self.api is None) != (self.source != "scored"):
+            raise ConfigError(
+                f"cache: a server that scored has a kind, and no other has; got {self.source}, {self.api}."
+            )
 
     def __str__(self) -> str:
+        if self.source == "scored":
+            return f"rows scored by {self.api}"
         if self.source == "imported":
             return "imported from another program's file"
         return f"yes, sampled at temperature {self.temperature:g}"
@@ -203,8 +211,9 @@ class CacheSpec:
             del tree["prompt"]
         if self.served is None:
             del tree["served"]
-        elif self.served.source == "answers":
-            del tree["served"]["source"]
+        else:
+            older = {"source": "answers", "api": None}
+            tree["served"] = {name: value for name, value in tree["served"].items() if older.get(name, ...) != value}
         return tree
 
     @classmethod

@@ -18,6 +18,8 @@ from bridgegarden.teacher.cache.forward import WorkingTeacher
 from bridgegarden.teacher.cache.info import TeacherLoss, file_sha256, teacher_loss
 from bridgegarden.teacher.cache.manifest import (
     HALF_WRITTEN,
+    JOURNAL,
+    LEFT_OUT,
     LOCK,
     MANIFEST,
     OWN_FILE,
@@ -141,17 +143,18 @@ def build_cache(
     with build_lock(folder):
         held, first = clear_shards(folder, layout)
         todo = sorted((d for key, d in wanted.items() if key not in held), key=lambda d: (-len(d.as_read.ids), d.key))
-        size = 0
+        size = added = positions = 0
         with closing(engine.entries(list(_cut(todo, shard_positions)))) as shards:
-            for number, entries in enumerate(shards, start=first):
+            for entries in filter(None, shards):  # a server may refuse all rows of one
                 now: dict[Clock, float] = {name: CLOCKS[name]() for name in marks}
                 took = {name: now[name] - mark for name, mark in marks.items()}
-                size += write_shard(shard_path(folder, number), entries, layout, **took).bytes
-                marks = now
+                record = write_shard(shard_path(folder, first), entries, layout, **took)
+                size, added, positions = size + record.bytes, added + record.documents, positions + record.positions
+                marks, first = now, first + 1
     return BuildResult(
         folder=folder,
-        documents=len(todo),
-        positions=sum(document.positions for document in todo),
+        documents=added,
+        positions=positions,
         kept=len(wanted) - len(todo),
         bytes=size,
         seconds=time.perf_counter() - began,
@@ -262,8 +265,8 @@ def remove_cache(folder: Path) -> None:
             f"teacher cache {folder}: {SHARDS} holds {theirs[0].name}, which no cache has left. {elsewhere(folder)}"
         )
     with build_lock(folder), writing(folder, folder / SHARDS):
-        for path in files:
-            path.unlink()
+        for path in (*files, folder / JOURNAL, folder / LEFT_OUT):
+            path.unlink(missing_ok=True)
         # Last: until then it is what tells that the rest is ours.
         (folder / MANIFEST).unlink()
 

@@ -1,0 +1,541 @@
+"""How servers score tokens that are there already, each in its own words: vLLM, SGLang, llama.cpp and TRL's.
+
+All of them take token ids, so that both sides read the same tokens, and say what the model expected at a position: its
+likeliest tokens there, and the token that stands there even if it is none of them. The forms are those of vLLM at
+commit 030ea52 (``entrypoints/openai/completion/serving.py``), of SGLang's ``/generate`` in version 0.5
+(``managers/tokenizer_manager.py``), of llama.cpp at 00dc805 (``tools/server``) and of TRL at f2cd577
+(``scripts/vllm_serve.py``).
+"""
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from bridgegarden.data import Conversation
+from bridgegarden.errors import ConfigError
+from bridgegarden.teacher.foreign_values import EXCESS, LARGEST_ID, Unfit, items, mapping, short, shown, whole
+from bridgegarden.teacher.server_connection import ApiName, BadReply, Reply, error_text
+from bridgegarden.teacher.server_logprobs import AS_ID
+from bridgegarden.teacher.server_requests import Line, Refused, Server
+
+WIDER = 16
+"""By how much more tokens llama.cpp is asked for at a position where the data's token is not among the likeliest."""
+UNSHAPED = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+"""All of the distribution, whatever the server would do unasked."""
+
+
+class Row(NamedTuple):
+    """What a server lists at one position."""
+
+    ids: list[int]
+    logps: list[float]
+    """In nats, as the server orders them."""
+    label_logp: float
+    """Of the token that stands there."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the teacher expected at N positions of a text, likeliest first."""
+
+    ids: np.ndarray
+    """``(N, K)`` int64."""
+    logps: np.ndarray
+    """``(N, K)`` float64, nats."""
+    label_logps: np.ndarray
+    """``(N,)`` float64, nats: of the tokens that stand there."""
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], k: int, place: Callable[[int], str]) -> "Scores":
+        """The `k` likeliest tokens of each row.
+
+        Args:
+            rows: as a server lists them: `k` tokens, or one more where the one that stands there is none of them.
+            k: how many were asked for.
+            place: what to call the n-th row.
+
+        Raises:
+            Unfit: these are not log-probabilities of so many different tokens.
+        """
+        for number, row in enumerate(rows):
+            if not k <= len(row.ids) <= k + 1:
+                raise Unfit(f"{place(number)}: {len(row.ids)} tokens are listed, and {k} were asked for")
+        kept = [_likeliest(row, k) for row in rows]
+        try:
+            ids = np.array([row.ids for row in kept], np.int64).reshape(len(rows), k)
+            logps = np.array([row.logps for row in kept], np.float64).reshape(len(rows), k)
+            labels = np.array([row.label_logp for row in kept], np.float64)
+        except (TypeError, ValueError, OverflowError):
+            raise Unfit("token ids and log-probabilities: expected numbers") from None
+        _check(ids, logps, labels, place)
+        return cls(ids, np.minimum(logps, 0.0), np.minimum(labels, 0.0))
+
+
+class Api(ABC):
+    """A kind of server. What is asked of it goes through a :class:`~bridgegarden.teacher.server_requests.Line`."""
+
+    name: ClassVar[ApiName]
+    title: ClassVar[str]
+    more: ClassVar[str]
+    """What makes it list more tokens."""
+
+    def __init__(self, server: Server, about: Mapping[str, Any]) -> None:
+        """
+        Args:
+            server: with the address below which its own paths are.
+            about: what it says of itself.
+        """
+        self.server, self.about = server, about
+        self.prefix = "v1/" if server.base_url.rstrip("/").endswith("/v1") else ""
+
+    @property
+    def workers(self) -> int:
+        """Requests that it takes at a time."""
+        return self.server.concurrency
+
+    @property
+    @abstractmethod
+    def says(self) -> str:
+        """Its version and what it serves, in a few words."""
+
+    @abstractmethod
+    async def score(self, line: Line, ids: Sequence[int], positions: Sequence[int], k: int) -> Scores:
+        """What the model expected at `positions` of the text `ids`, each after all tokens before it.
+
+        Args:
+            line: to the server.
+            ids: the text.
+            positions: ascending, at least 1.
+            k: tokens to list.
+
+        Raises:
+            Refused: the server does not say.
+        """
+
+    async def written(self, line: Line, ids: Sequence[int], most: int) -> list[tuple[int, float]] | None:
+        """The model's own greedy continuation of `ids`, at most `most` tokens with the log-probabilities it gave them.
+
+        None where the server does not say.
+        """
+        return None
+
+    async def spelt(self, line: Line, ids: Sequence[int]) -> str | None:
+        """`ids` as the server spells them; None where it does not say."""
+        return None
+
+    async def prompt_ids(self, line: Line, chat: Conversation) -> list[int] | None:
+        """The ids that it would make of a conversation up to where the assistant speaks; None where it does not say."""
+        return None
+
+
+class Vllm(Api):
+    """vLLM: ``prompt_logprobs`` of ``/v1/completions``."""
+
+    name, title, more = "vllm", "vLLM", "start it with --max-logprobs {k} or more"
+
+    @property
+    def says(self) -> str:
+        return f"vLLM {_word(self.about.get('version'))}"
+
+    async def score(self, line: Line, ids: Sequence[int], positions: Sequence[int], k: int) -> Scores:
+        asked = self._content(ids) | {"max_tokens": 1, "temperature": 1.0, "prompt_logprobs": k}
+        read = _read(lambda tree: self._scores(tree, ids, positions, k))
+        return await line.ask(f"{self.prefix}completions", asked, read)
+
+    def _scores(self, tree: Mapping[str, Any], ids: Sequence[int], positions: Sequence[int], k: int) -> Scores:
+        given = _first(tree, "choices").get("prompt_logprobs")
+        if given is None:
+            raise Unfit("it holds no prompt_logprobs, so this server does not score tokens that are there already")
+        given = _as_many(given, len(ids), "prompt_logprobs")
+        rows = [_vllm_row(given[at], ids[at], at) for at in positions]
+        return Scores.of(rows, k, _places(positions))
+
+    async def written(self, line: Line, ids: Sequence[int], most: int) -> list[tuple[int, float]]:
+        asked = {"max_tokens": most, "temperature": 0.0, "logprobs": 1}
+
+        def read(tree: Mapping[str, Any]) -> list[tuple[int, float]]:
+            given = mapping(_first(tree, "choices").get("logprobs"), "logprobs")
+            tokens = items(given.get("tokens"), "tokens")
+            logps = _as_many(given.get("token_logprobs"), len(tokens), "token_logprobs")
+            return [(_named_id(token), _nats(logp)) for token, logp in zip(tokens, logps, strict=True)]
+
+        return await line.ask(f"{self.prefix}completions", self._content(ids) | asked, _read(read))
+
+    async def spelt(self, line: Line, ids: Sequence[int]) -> str | None:
+        return await _said(line, "detokenize", {"model": self.server.model, "tokens": list(ids)}, "prompt")
+
+    async def prompt_ids(self, line: Line, chat: Conversation) -> list[int] | None:
+        text = chat.messages[0]["content"]
+        asked = {"prompt": text} if chat.form == "text" else {"messages": list(chat.messages)}
+        return await _ids_said(line, "tokenize", {"model": self.server.model, **asked})
+
+    def _content(self, ids: Sequence[int]) -> dict[str, Any]:
+        common = {"model": self.server.model, "prompt": list(ids), "return_tokens_as_token_ids": True}
+        return common | UNSHAPED | {"repetition_penalty": 1.0}
+
+
+class Sglang(Api):
+    """SGLang: ``input_top_logprobs`` of ``/generate``."""
+
+    name, title, more = "sglang", "SGLang", "it has no limit of its own; see what it says"
+
+    @property
+    def says(self) -> str:
+        return f"SGLang {_word(self.about.get('version'))} with {_word(self.about.get('model_path'))}"
+
+    async def score(self, line: Line, ids: Sequence[int], positions: Sequence[int], k: int) -> Scores:
+        # Nothing is said of the first token from there, so one more is asked for.
+        start = positions[0] - 1
+        asked = {"logprob_start_len": start, "top_logprobs_num": k, "sampling_params": {"max_new_tokens": 0}}
+        return await line.ask(
+            "generate", self._content(ids, asked), _read(lambda tree: self._scores(tree, ids, positions, k))
+        )
+
+    def _scores(self, tree: Mapping[str, Any], ids: Sequence[int], positions: Sequence[int], k: int) -> Scores:
+        meta, start = mapping(tree.get("meta_info"), "meta_info"), positions[0] - 1
+        if meta.get("input_token_logprobs") is None or meta.get("input_top_logprobs") is None:
+            raise Unfit("it holds no input_token_logprobs and input_top_logprobs")
+        tokens = _as_many(meta["input_token_logprobs"], len(ids) - start, "input_token_logprobs")
+        tops = _as_many(meta["input_top_logprobs"], len(ids) - start, "input_top_logprobs")
+        rows = []
+        for at in positions:
+            own, top = items(tokens[at - start], f"token {at}"), items(tops[at - start], f"token {at}")
+            if own[1] != ids[at]:
+                raise Unfit(f"token {at} is {shown(own[1])} there, and {ids[at]} was sent: it scores other ids")
+            rows.append(Row([_id(entry[1]) for entry in top], [entry[0] for entry in top], own[0]))
+        return Scores.of(rows, k, _places(positions))
+
+    async def written(self, line: Line, ids: Sequence[int], most: int) -> list[tuple[int, float]]:
+        def read(tree: Mapping[str, Any]) -> list[tuple[int, float]]:
+            meta = mapping(tree.get("meta_info"), "meta_info")
+            entries = items(meta.get("output_token_logprobs"), "output_token_logprobs")
+            return [(_id(entry[1]), _nats(entry[0])) for entry in entries]
+
+        asked = {"sampling_params": {"max_new_tokens": most, "temperature": 0.0}}
+        return await line.ask("generate", self._content(ids, asked), _read(read))
+
+    async def spelt(self, line: Line, ids: Sequence[int]) -> str | None:
+        asked = {"tokens": list(ids), "skip_special_tokens": False}
+        return await _said(line, "detokenize", asked, "text")
+
+    async def prompt_ids(self, line: Line, chat: Conversation) -> list[int] | None:
+        if chat.form != "text":
+            return None
+        return await _ids_said(line, "tokenize", {"prompt": chat.messages[0]["content"]})
+
+    def _content(self, ids: Sequence[int], asked: Mapping[str, Any]) -> dict[str, Any]:
+        sampling = {"temperature": 1.0} | UNSHAPED | {"top_k": -1} | dict(asked["sampling_params"])
+        return {"input_ids": list(ids), "return_logprob": True, **asked, "sampling_params": sampling}
+
+
+class LlamaCpp(Api):
+    """llama.cpp's server, which says nothing of a prompt's tokens: it is asked for one token after each prefix.
+
+    The prefix stays in the slot of the worker, so that every position costs one token of decoding, as generating it
+    would.
+    """
+
+    name, title, more = "llama.cpp", "llama.cpp", "it lists as many as are asked for, up to its vocabulary"
+
+    @property
+    def says(self) -> str:
+        return f"llama.cpp {_word(self.about.get('build_info'))} with {_word(self.about.get('model_path'))}"
+
+    @property
+    def workers(self) -> int:
+        slots = self.about.get("total_slots")
+        return max(1, min(self.server.concurrency, slots)) if isinstance(slots, int) else 1
+
+    async def score(self, line: Line, ids: Sequence[int], positions: Sequence[int], k: int) -> Scores:
+        rows = [await self._row(line, ids[:at], ids[at], k) for at in positions]
+        try:
+            return Scores.of(rows, k, _places(positions))
+        except Unfit as error:
+            raise Refused(_unfit(error)) from None
+
+    async def _row(self, line: Line, before: Sequence[int], label: int, k: int) -> Row:
+        """The `k` likeliest tokens after `before`; asked again for more until `label` is among them."""
+        wanted, kept = k, None
+        while True:
+            ids, logps = await line.ask("completion", self._content(line, before, wanted), _read(_after(len(before))))
+            kept = kept or (ids[:k], logps[:k])
+            if label in ids:
+                return Row(*kept, logps[ids.index(label)])
+            if len(ids) < wanted:
+                raise Refused(f"token {label} is none of the {len(ids)} that the server's model has.")
+            wanted *= WIDER
+
+    def _content(self, line: Line, before: Sequence[int], wanted: int, most: int = 1) -> dict[str, Any]:
+        return {
+            "prompt": list(before),
+            "n_predict": most,
+            "n_probs": wanted,
+            "temperature": 0.0,
+            "post_sampling_probs": False,
+            "cache_prompt": True,
+            "id_slot": line.number,
+        }
+
+    async def written(self, line: Line, ids: Sequence[int], most: int) -> list[tuple[int, float]]:
+        def read(tree: Mapping[str, Any]) -> list[tuple[int, float]]:
+            entries = items(tree.get("completion_probabilities"), "completion_probabilities")
+            return [(_id(mapping(entry, "entry").get("id")), _nats(entry.get("logprob"))) for entry in entries]
+
+        return await line.ask("completion", self._content(line, ids, 1, most), _read(read))
+
+    async def spelt(self, line: Line, ids: Sequence[int]) -> str | None:
+        return await _said(line, "detokenize", {"tokens": list(ids)}, "content")
+
+    async def prompt_ids(self, line: Line, chat: Conversation) -> list[int] | None:
+        text = chat.messages[0]["content"]
+        if chat.form != "text":
+            text = await _said(line, "apply-template", {"messages": list(chat.messages)}, "prompt")
+        asked = {"content": text, "add_special": chat.form == "text", "parse_special": True}
+        return None if text is None else await _ids_said(line, "tokenize", asked)
+
+
+class Trl(Api):
+    """TRL's ``trl vllm-serve``: ``/get_sequence_logprobs/``."""
+
+    name, title, more = "trl", "TRL's vLLM server", "its engine takes vLLM's default limit"
+
+    @property
+    def says(self) -> str:
+        return "trl vllm-serve"
+
+    async def score(self, line: Line, ids: Sequence[int], positions: Sequence[int], k: int) -> Scores:
+        asked = {"sequences": [list(ids)], "prompt_lengths": [positions[0]], "top_logprobs": k, "temperature": 1.0}
+        return await line.ask(
+            "get_sequence_logprobs/", asked, _read(lambda tree: self._scores(tree, ids, positions, k))
+        )
+
+    def _scores(self, tree: Mapping[str, Any], ids: Sequence[int], positions: Sequence[int], k: int) -> Scores:
+        first = positions[0]
+        logps, listed = (
+            _as_many(_as_many(tree.get(name), 1, name)[0], len(ids) - first, name)
+            for name in ("logprobs", "logprob_token_ids")
+        )
+        rows = []
+        for at in positions:
+            tokens = [_id(index) for index in items(listed[at - first], f"token {at}")]
+            values = _as_many(logps[at - first], len(tokens), f"token {at}")
+            if ids[at] not in tokens:
+                raise Unfit(_not_listed(at, ids[at]))
+            rows.append(Row(tokens, list(values), values[tokens.index(ids[at])]))
+        return Scores.of(rows, k, _places(positions))
+
+
+APIS: Mapping[ApiName, type[Api]] = {api.name: api for api in (Vllm, Sglang, LlamaCpp, Trl)}
+ABOUT: Sequence[tuple[str, ApiName, str]] = (
+    ("props", "llama.cpp", "total_slots"),
+    ("get_server_info", "sglang", "version"),
+    ("server_info", "sglang", "version"),
+    ("get_world_size/", "trl", "world_size"),
+    ("version", "vllm", "version"),
+)
+"""What tells the kinds of servers apart: a path, and a key that is in the reply to it. vLLM is asked last: a server in
+front of others may tell its own version."""
+
+
+async def found_api(line: Line, server: Server, name: ApiName | None) -> Api:
+    """The kind of a server, as the recipe says or else as it says itself.
+
+    Raises:
+        ConfigError: it is none that scores.
+        Refused: it does not answer.
+    """
+    tried = []
+    for path, kind, key in ABOUT:
+        if name not in (None, kind):
+            continue
+        try:
+            about = await line.ask(path, None, _about)
+        except Refused as refused:
+            if not re.match(r"HTTP (4|501)", str(refused)):
+                raise
+            tried.append(f"/{path}")
+            continue
+        if key in about:
+            return APIS[kind](server, about)
+        tried.append(f"/{path}")
+    if name is not None:
+        return APIS[name](server, {})  # a gateway need not let these paths through
+    raise ConfigError(
+        f"{server.base_url}: of which kind this server is cannot be told ({', '.join(tried)} say nothing). If it is "
+        "vLLM, SGLang, llama.cpp or TRL's vllm-serve, say so (teacher.api); a server of another kind does not score "
+        "rows that are there already. Let it write answers instead: bridgegarden generate RECIPE --top-logprobs 20"
+    )
+
+
+def _about(reply: Reply) -> Mapping[str, Any]:
+    """What a server says of itself; nothing where that is a page for people."""
+    try:
+        tree = json.loads(reply.text)
+    except (ValueError, RecursionError):
+        return {}
+    return tree if isinstance(tree, dict) and not reply.held_key else {}
+
+
+def _read(read: Callable[[Mapping[str, Any]], Any]) -> Callable[[Reply], Any]:
+    """`read` of a reply's object; what does not fit is a bad reply."""
+
+    def checked(reply: Reply) -> Any:
+        if reply.held_key:
+            raise BadReply("the reply holds our API key, so it is not kept.")
+        try:
+            tree = json.loads(reply.text)
+        except (ValueError, RecursionError) as error:
+            cause = short(str(error))
+            text = f"the reply is not whole JSON ({len(reply.text)} characters: {cause})."
+            raise BadReply(text, try_again=True) from None
+        try:
+            tree = mapping(tree, "the reply")
+            if tree.get("error") is not None:
+                raise BadReply(f"the server replied with an error ({error_text(reply.text)}).", try_again=True)
+            return read(tree)
+        except Unfit as error:
+            raise BadReply(_unfit(error)) from None
+        except (IndexError, KeyError, TypeError) as error:
+            raise BadReply(_unfit(f"an entry of another shape: {type(error).__name__}")) from None
+
+    return checked
+
+
+def _unfit(error: object) -> str:
+    return f"the reply is none that can be kept ({error})."
+
+
+async def _said(line: Line, path: str, asked: Mapping[str, Any], key: str) -> str | None:
+    """A text that the server may know; None where it has no such path."""
+    try:
+        said = await line.ask(path, asked, _read(lambda tree: tree.get(key)), once=True)
+    except Refused:
+        return None
+    return said if isinstance(said, str) else None
+
+
+async def _ids_said(line: Line, path: str, asked: Mapping[str, Any]) -> list[int] | None:
+    try:
+        read = _read(lambda tree: [_id(index) for index in items(tree.get("tokens"), "tokens")])
+        return await line.ask(path, asked, read, once=True)
+    except Refused:
+        return None
+
+
+def _after(length: int) -> Callable[[Mapping[str, Any]], tuple[list[int], list[float]]]:
+    """Reads what llama.cpp lists after a prompt of so many tokens."""
+
+    def read(tree: Mapping[str, Any]) -> tuple[list[int], list[float]]:
+        if tree.get("truncated") or tree.get("tokens_evaluated", length) != length:
+            raise Unfit(f"it read {tree.get('tokens_evaluated')} tokens, and {length} were sent")
+        top = items(_first(tree, "completion_probabilities").get("top_logprobs"), "top_logprobs")
+        entries = [mapping(entry, "top_logprobs") for entry in top]
+        return [_id(entry.get("id")) for entry in entries], [_nats(entry.get("logprob")) for entry in entries]
+
+    return read
+
+
+def _vllm_row(entry: Any, label: int, at: int) -> Row:
+    """One entry of ``prompt_logprobs``: ids to log-probability and rank, the token that stands there first."""
+    listed = mapping(entry, f"token {at}")
+    own = listed.get(str(label))
+    try:
+        ids = [int(name) for name in listed]
+    except ValueError:
+        name = next(name for name in listed if not name.isdecimal())
+        raise Unfit(
+            f"token {at}: {shown(name)} is named as text, and ids are needed; ask a vLLM whose prompt_logprobs are "
+            "keyed by id"
+        ) from None
+    if own is None:
+        raise Unfit(_not_listed(at, label))
+    ranked = sorted((value.get("rank") or 0, value["logprob"]) for value in listed.values())
+    if any(low[1] < high[1] - EXCESS for low, high in pairwise(ranked) if low[0] < high[0]):
+        raise Unfit(f"token {at}: the ranks are not in the order of the log-probabilities")
+    return Row(ids, [value["logprob"] for value in listed.values()], own["logprob"])
+
+
+def _likeliest(row: Row, k: int) -> Row:
+    """The `k` likeliest of what is listed, in order."""
+    try:
+        order = sorted(range(len(row.ids)), key=row.logps.__getitem__, reverse=True)[:k]
+    except TypeError:
+        raise Unfit("log-probabilities: expected numbers") from None
+    return Row([row.ids[n] for n in order], [row.logps[n] for n in order], row.label_logp)
+
+
+def _check(ids: np.ndarray, logps: np.ndarray, labels: np.ndarray, place: Callable[[int], str]) -> None:
+    def refuse(bad: np.ndarray, words: Callable[[int], str]) -> None:
+        if bad.any():
+            number = int(bad.argmax())
+            raise Unfit(f"{place(number)}: {words(number)}")
+
+    values = np.concatenate([logps, labels[:, None]], axis=1)
+    wrong = ~(values <= EXCESS)
+    refuse(np.asarray(wrong.any(1)), lambda n: f"expected log-probabilities (<= 0), got {values[n][wrong[n]][0]}")
+    masses = np.exp(logps).sum(1)
+    refuse(
+        np.asarray(masses > 1 + EXCESS),
+        lambda n: f"expected probabilities that add up to 1 at most, got {masses[n]:.4g}",
+    )
+    in_order = np.sort(ids, axis=1)
+    refuse((in_order[:, 1:] == in_order[:, :-1]).any(1), lambda n: "a token is listed twice")
+
+
+def _first(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    entries = items(tree.get(name), name)
+    if not entries:
+        raise Unfit(f"{name}: expected one, got none")
+    return mapping(entries[0], name)
+
+
+def _as_many(given: Any, count: int, what: str) -> Sequence[Any]:
+    found = items(given, what)
+    if len(found) != count:
+        raise Unfit(
+            f"{what}: {len(found)} entries, and {count} were expected: the server reads other tokens than it is sent"
+        )
+    return found
+
+
+def _places(positions: Sequence[int]) -> Callable[[int], str]:
+    return lambda number: f"token {positions[number]}"
+
+
+def _not_listed(at: int, label: int) -> str:
+    return (
+        f"token {at}: {label} stands there and is not listed, so what is listed belongs to another position or another "
+        "vocabulary"
+    )
+
+
+def _id(value: Any) -> int:
+    if isinstance(value, str):
+        raise Unfit(f"a token is named as text ({shown(value)}), and ids are needed")
+    return whole(value, "token id", LARGEST_ID)
+
+
+def _named_id(token: Any) -> int:
+    found = re.fullmatch(AS_ID, token.encode()) if isinstance(token, str) else None
+    if found is None:
+        raise Unfit(
+            f"a token is named as text ({shown(token)}), and its id was asked for (return_tokens_as_token_ids); start "
+            "vLLM with --return-tokens-as-token-ids"
+        )
+    return int(found[1])
+
+
+def _nats(value: Any) -> float:
+    if type(value) not in (int, float) or not value <= EXCESS:
+        raise Unfit(f"expected a log-probability (finite, <= 0), got {shown(value)}")
+    return float(value)
+
+
+def _word(value: Any) -> str:
+    return short(value) if isinstance(value, str) else "of unknown version"

@@ -1,0 +1,246 @@
+"""Rows that are there already, scored by a server, to a cache and to a student."""
+
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from bridgegarden.objective.support import TeacherSignal
+from bridgegarden.recipe import load_recipe
+from bridgegarden.run.cache import CacheOptions, build_recipe_cache
+from bridgegarden.run.models import recipe_pair, teacher_of
+from bridgegarden.teacher.cache.reader import TeacherCache
+from bridgegarden.teacher.cache.shard import documents_of
+from bridgegarden.teacher.cache.spec import SMALLEST_TAIL
+from tests.run.killed import ended, in_child
+from tests.run.served import run
+from tests.teacher.scoring_servers import ScoringModel, scoring
+from tests.teacher.served_model import sharp_teacher
+from tests.teacher.servers import status
+from tests.tiny import tiny_tokenizer
+
+K = 20
+KINDS = ("vllm", "sglang", "llama.cpp", "trl")
+
+
+@pytest.fixture
+def score(write_recipe, tmp_path, monkeypatch):
+    """Start a server of some kind, and write a recipe of it; returns the server's model, the recipe and the server."""
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    running = []
+
+    def start(kind="vllm", **changes):
+        model = ScoringModel(sharp_teacher(), kind)
+        context = scoring(model)
+        server = context.__enter__()
+        running.append(context)
+        path = write_recipe(training={"max_steps": 3, "logging_steps": 1, "max_length": 1024})
+        tree = yaml.safe_load(path.read_text())
+        tree["teacher"] = {"server": server.url, "model": "big", "cache": str(tmp_path / "cache")} | changes
+        path.write_text(yaml.safe_dump(tree))
+        return model, path, server
+
+    yield start
+    for context in running:
+        context.__exit__(None, None, None)
+
+
+def rows_of(recipe):
+    loaded = load_recipe(recipe)
+    return teacher_of(loaded).rows(recipe_pair(loaded)).train
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_signal_is_the_live_teacher_s_within_the_encoding(score, tmp_path, kind):
+    model, recipe, _ = score(kind)
+    result = run("cache", "build", recipe, "--bits", "16", "--limit", 6)
+    assert result.exit_code == 0, result.output
+    cache, outside = TeacherCache(tmp_path / "cache"), 0
+    assert cache.spec.served is not None
+    assert (cache.spec.served.source, cache.spec.served.api, cache.spec.support.k) == ("scored", kind, K)
+    for document in list(documents_of(rows_of(recipe)))[:6]:
+        ours = cache.signals(document.key)
+        with torch.no_grad():
+            logits = model.model(torch.tensor(document.ids)[None].long()).logits[0]
+        supervised = np.flatnonzero(document.labels[1:] != -100)
+        live = TeacherSignal.from_logits(logits[supervised], K)
+        labels = torch.tensor(document.labels[1:][supervised]).long()
+        order = live.ids.argsort(1)
+        np.testing.assert_array_equal(ours.ids, live.ids.gather(1, order).numpy())
+        np.testing.assert_allclose(ours.logp, live.logp.gather(1, order).numpy(), atol=1e-4)
+        np.testing.assert_allclose(ours.log_tail, live.log_tail.numpy(), atol=1e-5)
+        np.testing.assert_array_equal(ours.argmax, live.argmax.numpy())
+        np.testing.assert_allclose(ours.max_logp, live.max_logp.numpy(), atol=1e-5)
+        label_logp = logits[supervised].log_softmax(-1).gather(1, labels[:, None])[:, 0]
+        np.testing.assert_allclose(ours.label_logp, label_logp.numpy(), atol=1e-5)
+        outside += sum(int(label) not in kept for label, kept in zip(labels, ours.ids, strict=True))
+        gap = live.entropy.numpy() - ours.entropy
+        assert (gap > -1e-5).all()
+    assert outside > 3
+    checked = run("cache", "check", tmp_path / "cache")
+    assert checked.exit_code == 0, checked.output
+
+
+def test_it_is_trained_from_checked_and_shown_like_any_cache(score, tmp_path):
+    _, recipe, server = score()
+    built = run("cache", "build", recipe)
+    assert built.exit_code == 0, built.output
+    assert "testing the server: vLLM 0.22.1" in built.stderr
+    assert "30 rows added" in built.stdout
+    assert "waiting for the server" in built.stdout
+    assert run("cache", "check", recipe).exit_code == 0
+    shown = run("cache", "info", recipe).stdout
+    assert "scored by      vLLM 0.22.1" in shown
+    assert "its greedy answer, as it was written and scored: " in shown
+    assert "the server would write the prompt in the same ids" in shown
+    assert not (tmp_path / "cache" / "scored.jsonl").exists()
+    server.seen.clear()
+    again = run("cache", "build", recipe)
+    assert "0 rows added, 30 were there" in again.stdout, again.output
+    trained = run("train", recipe)
+    assert trained.exit_code == 0, trained.output
+    assert server.seen == []
+
+
+BAD = {
+    "temperature 2": (
+        lambda m: setattr(m, "change", lambda logits: logits / 2),
+        "what it says of the tokens it writes",
+    ),
+    "renormalised": (lambda m: setattr(m, "renormalised", True), "depends on how many are listed"),
+    "off by one": (lambda m: setattr(m, "shift", 1), "what it says of the tokens it writes"),
+    "fewer": (lambda m: setattr(m, "short_of", 1), "19 tokens are listed, and 20 were asked for"),
+    "a limit": (lambda m: setattr(m, "most_listed", 5), "start it with --max-logprobs 20 or more"),
+    "text": (lambda m: setattr(m, "as_text", True), "named as text, and ids are needed"),
+    "other vocabulary": (lambda m: setattr(m, "spelling", tiny_tokenizer(turn_ids=(258, 257))), "another vocabulary"),
+    "NaN": (lambda m: setattr(m, "change", lambda logits: logits * float("nan")), "expected log-probabilities"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_a_server_that_contradicts_itself_or_the_student_is_refused_before_anything_is_kept(score, tmp_path, fault):
+    model, recipe, _ = score()
+    spoil, words = BAD[fault]
+    spoil(model)
+    refused = run("cache", "build", recipe)
+    assert refused.exit_code == 2, refused.output
+    assert words in refused.stderr
+    assert list((tmp_path / "cache" / "shards").iterdir()) == []
+    assert not (tmp_path / "cache" / "scored.jsonl").exists()
+
+
+def test_replicas_that_disagree_are_refused_with_both_values(score):
+    model, recipe, _ = score()
+    calls = iter(range(1000))
+    model.change = lambda logits: logits if next(calls) % 2 else logits.flip(-1)
+    refused = run("cache", "build", recipe)
+    assert refused.exit_code == 2
+    assert "its replies to the same text differ" in refused.stderr
+    assert " nats; over " in refused.stderr
+
+
+def test_sglang_s_text_for_ids_and_other_ids_than_were_sent_are_refused(score):
+    model, recipe, _ = score("sglang")
+    model.as_text = True
+    assert "a token is named as text" in run("cache", "build", recipe).stderr
+    model.as_text = False
+    scored = model._sglang
+    model._sglang = lambda content: scored(content | {"input_ids": [7, *content["input_ids"][:-1]]})
+    assert "it scores other ids" in run("cache", "build", recipe).stderr
+
+
+def test_another_chat_template_is_a_warning_that_names_the_first_token(score):
+    model, recipe, _ = score()
+    assert model.template is not None
+    model.template = model.template.replace("<|im_start|>{{", "<|im_start|>x{{")
+    built = run("cache", "build", recipe)
+    assert built.exit_code == 0
+    assert "chat template is not the one that the rows are written with: token 1 of the first row" in built.stderr
+    assert "data.chat_template" in run("cache", "info", recipe).stdout
+
+
+def test_rows_that_the_server_refuses_are_named_and_others_go_on(score, tmp_path):
+    model, recipe, _ = score()
+    long = {"question": "9 + 9 = " * 20, "answer": "18"}
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write("\n" + json.dumps(long) + "\n")
+    model.longest = 100
+    refused = run("cache", "build", recipe)
+    assert refused.exit_code == 2
+    assert "did not score 1 row (row 30; the first: HTTP 400: maximum context length is 100 tokens" in refused.stderr
+    assert "30 rows were added" in refused.stderr
+    assert "--skip-unusable" in refused.stderr
+    assert run("train", recipe).exit_code == 2
+    built = run("cache", "build", recipe, "--skip-unusable")
+    assert built.exit_code == 0, built.output
+    assert "left out: the server did not score 1 row" in built.stdout
+    assert run("train", recipe).exit_code == 0
+    model.longest = 10**6
+    assert "1 row added, 30 were there" in run("cache", "build", recipe).stdout
+    assert not (tmp_path / "cache" / "left-out.json").exists()
+
+
+def test_a_server_that_refuses_everything_is_given_up(score, tmp_path):
+    _, recipe, server = score()
+    tested = []
+    server.always = lambda content: status(400, "no more") if len(server.seen) > 8 else tested.append(1)
+    refused = run("cache", "build", recipe)
+    assert refused.exit_code == 2
+    assert "20 rows were refused one after the other, the last one because: HTTP 400: no more" in refused.stderr
+
+
+def test_a_build_that_is_killed_asks_nothing_twice(score, tmp_path):
+    model, recipe, server = score()
+
+    def slowly(content):
+        time.sleep(0.05)
+
+    server.always = slowly
+    child = in_child(lambda: build_recipe_cache(load_recipe(recipe), CacheOptions(concurrency=1)))
+    journal = tmp_path / "cache" / "scored.jsonl"
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 5:
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    assert ended(child) == -signal.SIGKILL
+    whole = journal.read_bytes()
+    kept = {json.loads(line)["key"] for line in whole.splitlines()[: whole.count(b"\n")]}
+    journal.write_bytes(whole[: whole.rfind(b"\n") + 1] + b'{"spec": "torn')
+    documents = {bytes(document.ids): document for document in documents_of(rows_of(recipe))}
+    model.asked.clear()
+    built = run("cache", "build", recipe)
+    assert built.exit_code == 0, built.output
+    assert "30 rows added" in built.stdout
+    asked = [documents[text].key.hex() for ids in model.asked if (text := bytes(np.array(ids, np.int32))) in documents]
+    assert len(kept) >= 5
+    # The text of the self-test may be a row's.
+    tested = {key for key in asked if asked.count(key) > 1}
+    assert not kept & (set(asked) - tested)
+    assert run("cache", "check", recipe).exit_code == 0
+
+
+def test_a_server_that_is_away_for_a_moment_is_waited_for(score):
+    _, recipe, server = score()
+    server.faults = [status(503), status(429, retry_after="0")]
+    assert run("cache", "build", recipe, "--limit", 3).exit_code == 0
+
+
+def test_what_is_no_server_that_scores_is_refused_and_what_makes_no_sense_too(score, tmp_path):
+    model, recipe, _ = score()
+    model.about = {}
+    refused = run("cache", "build", recipe)
+    assert refused.exit_code == 2
+    assert "of which kind this server is cannot be told" in refused.stderr
+    assert run("cache", "build", recipe, "--set", "teacher.api=vllm").exit_code == 0
+    other = run("cache", "build", recipe, "--set", "teacher.api=sglang")
+    assert "rows scored by vllm, not rows scored by sglang" in other.stderr
+    assert "need the whole distribution" in run("cache", "build", recipe, "--samples", 4).stderr
+    assert "here it scores rows" in run("cache", "build", recipe, "--raw-logprobs").stderr
+    alone = run("cache", "build", recipe, "--set", "teacher.server=null", "--set", "teacher.api=vllm")
+    assert "teacher.api: says of which kind teacher.server is" in alone.stderr
+    assert SMALLEST_TAIL == 1e-7
