@@ -13,7 +13,9 @@ from click.testing import CliRunner
 from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 
 from bridgegarden.cli.main import cli
+from bridgegarden.data import TeacherPrompt
 from bridgegarden.errors import ConfigError, DataError
+from bridgegarden.recipe import Recipe
 from bridgegarden.run.cache_share import own_files, pull_cache, push_cache
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.spec import Support
@@ -200,3 +202,13 @@ def test_a_repository_that_is_not_there_or_holds_no_cache_is_named(tmp_path, hub
     (tmp_path / "hub" / "ada" / "model").mkdir(parents=True)
     with pytest.raises(ConfigError, match="of a data set, not of a model"):
         pull_cache("ada/model", tmp_path / "pulled")
+
+
+def test_a_prompt_of_the_teacher_s_own_goes_into_card_and_recipe(tmp_path):
+    spec = cache_spec(prompt=TeacherPrompt(system="Be exact."))
+    push_cache(build(tmp_path / "cache", spec), str(tmp_path / "shared"))
+    pulled = pull_cache(str(tmp_path / "shared"), tmp_path / "pulled")
+    section = yaml.safe_load(str(pulled).splitlines()[-1])["teacher"]
+    smallest = {"student": {"model": "s"}, "data": {"train": "rows"}, "output": "o"}
+    assert Recipe.from_dict(smallest | {"teacher": section}).teacher.prompt == spec.prompt
+    assert "Be exact." in (tmp_path / "shared" / "README.md").read_text()

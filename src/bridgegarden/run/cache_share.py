@@ -18,9 +18,11 @@ from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.files import partial, write_text, write_whole
 from bridgegarden.run.output import check_writable
 from bridgegarden.run.save import CARD, Origin, card_table, code, hub_errors
+from bridgegarden.terminal import counted
 
 if TYPE_CHECKING:
     from bridgegarden.teacher.cache.info import CacheInfo, CheckResult
+    from bridgegarden.teacher.cache.spec import CacheSpec
 
 FILE = "file://"
 WAYS = ("/", "./", "../", "~")
@@ -49,13 +51,13 @@ class PullResult:
     """What was pulled."""
 
     checked: "CheckResult"
-    teacher: str
+    spec: "CacheSpec"
     was_there: bool
 
     def __str__(self) -> str:
         """For a person."""
         there = "\nit was there already" if self.was_there else ""
-        return f"{self.checked}{there}\nin a recipe:\n{_recipe_line(self.teacher, str(self.checked.folder))}"
+        return f"{self.checked}{there}\nin a recipe:\n{_recipe_line(self.spec, str(self.checked.folder))}"
 
 
 class Repository(ABC):
@@ -226,7 +228,7 @@ def pull_cache(name: str, folder: Path) -> PullResult:
             raise ConfigError(
                 f"{folder}: holds something else than {repository}, and is not written over. Give another."
             )
-        return PullResult(checked=check_cache(folder), teacher=read_spec(folder).teacher, was_there=True)
+        return PullResult(checked=check_cache(folder), spec=read_spec(folder), was_there=True)
     target = Path(os.path.abspath(folder))
     arriving = partial(target)
     repository.fetch(arriving)
@@ -240,7 +242,7 @@ def pull_cache(name: str, folder: Path) -> PullResult:
             f"({error})"
         ) from error
     os.replace(arriving, target)
-    return PullResult(checked=replace(checked, folder=folder), teacher=read_spec(folder).teacher, was_there=False)
+    return PullResult(checked=replace(checked, folder=folder), spec=read_spec(folder), was_there=False)
 
 
 def own_files(folder: Path) -> list[str]:
@@ -265,7 +267,8 @@ def card_text(info: "CacheInfo", repo: str | None) -> str:
         "probability kept": f"{info.captured_mass:.4f} on average",
         "sums over the tail": ", ".join(f"p^{g:g}" for g in spec.stored_exponents) or "none",
         "entropy": f"{info.entropy:.3f} nats on average",
-        "size": f"{info.bytes:,} bytes in {info.shards} shards, {info.bytes_per_position:.1f} a position",
+        "size": f"{info.bytes:,} bytes in {counted(info.shards, 'shard')}, {info.bytes_per_position:.1f} a position",
+        "prompt": "the rows' own" if spec.prompt is None else code(spec.prompt),
         "tokenizer": code(spec.tokenizer),
         "chat template": code(spec.chat_template),
     }
@@ -287,13 +290,15 @@ def card_text(info: "CacheInfo", repo: str | None) -> str:
         card_table("cache", facts),
         "## Train from it",
         f"```bash\n{pull}\nbridgegarden train my.yaml\n```",
-        f"```yaml\n{_recipe_line(spec.teacher, 'caches/pulled')}\n```",
+        f"```yaml\n{_recipe_line(spec, 'caches/pulled')}\n```",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _recipe_line(teacher: str, folder: str) -> str:
-    return f"teacher: {{model: {json.dumps(teacher)}, cache: {json.dumps(folder)}, only_cache: true}}"
+def _recipe_line(spec: "CacheSpec", folder: str) -> str:
+    told = spec.to_dict().get("prompt")
+    prompt = "" if told is None else f", prompt: {json.dumps({k: v for k, v in told.items() if v is not None})}"
+    return f"teacher: {{model: {json.dumps(spec.teacher)}, cache: {json.dumps(folder)}, only_cache: true{prompt}}}"
 
 
 def _check_there(repository: Repository, there: Path, folder: Path) -> None:
