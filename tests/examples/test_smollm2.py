@@ -222,7 +222,7 @@ def test_the_whole_command_runs_on_a_tiny_model_and_again_does_nothing_twice(tmp
 
 def run_script(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """The example as a user starts it, with this very package."""
-    source = str(EXAMPLE.parents[1] / "src")
+    source = os.pathsep.join([str(EXAMPLE.parents[1] / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, str(EXAMPLE / "run.py"), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
