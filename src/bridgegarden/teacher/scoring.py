@@ -156,10 +156,12 @@ class ScoringEngine:
         """
         if not shards:
             return
+        began = time.perf_counter()
         api = self._found()
         requests = self.requests.at_a_time(api.workers)
         self.report = self_test(api, requests, self.spec.support.k, self.example, self.say)
         note_scoring(self.folder, self.report.to_dict())
+        self.seconds += time.perf_counter() - began
         journal = Journal(self.folder, RecordFormat(self.spec))
         count = _Count(sum(document.positions for shard in shards for document in shard), self.on_progress)
         try:

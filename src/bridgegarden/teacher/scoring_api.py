@@ -66,13 +66,16 @@ class Scores:
         for number, row in enumerate(rows):
             if not k <= len(row.ids) <= k + 1:
                 raise Unfit(f"{place(number)}: {len(row.ids)} tokens are listed, and {k} were asked for")
-        kept = [_likeliest(row, k) for row in rows]
         try:
-            ids = np.array([row.ids for row in kept], np.int64).reshape(len(rows), k)
-            logps = np.array([row.logps for row in kept], np.float64).reshape(len(rows), k)
-            labels = np.array([row.label_logp for row in kept], np.float64)
+            # A slot that is empty comes last.
+            ids = np.array([row.ids if len(row.ids) > k else [*row.ids, -1] for row in rows], np.int64)
+            given = [row.logps if len(row.logps) > k else [*row.logps, -np.inf] for row in rows]
+            logps = np.array(given, np.float64)
+            labels = np.array([row.label_logp for row in rows], np.float64)
         except (TypeError, ValueError, OverflowError):
             raise Unfit("token ids and log-probabilities: expected numbers") from None
+        order = np.argsort(-logps, axis=1, kind="stable")[:, :k]
+        ids, logps = np.take_along_axis(ids, order, 1), np.take_along_axis(logps, order, 1)
         _check(ids, logps, labels, place)
         return cls(ids, np.minimum(logps, 0.0), np.minimum(labels, 0.0))
 
@@ -446,7 +449,7 @@ def _vllm_row(entry: Any, label: int, at: int) -> Row:
     listed = mapping(entry, f"token {at}")
     own = listed.get(str(label))
     try:
-        ids = [int(name) for name in listed]
+        ids = list(map(int, listed))
     except ValueError:
         name = next(name for name in listed if not name.isdecimal())
         raise Unfit(
@@ -455,19 +458,14 @@ def _vllm_row(entry: Any, label: int, at: int) -> Row:
         ) from None
     if own is None:
         raise Unfit(_not_listed(at, label))
-    ranked = sorted((value.get("rank") or 0, value["logprob"]) for value in listed.values())
-    if any(low[1] < high[1] - EXCESS for low, high in pairwise(ranked) if low[0] < high[0]):
-        raise Unfit(f"token {at}: the ranks are not in the order of the log-probabilities")
-    return Row(ids, [value["logprob"] for value in listed.values()], own["logprob"])
-
-
-def _likeliest(row: Row, k: int) -> Row:
-    """The `k` likeliest of what is listed, in order."""
-    try:
-        order = sorted(range(len(row.ids)), key=row.logps.__getitem__, reverse=True)[:k]
-    except TypeError:
-        raise Unfit("log-probabilities: expected numbers") from None
-    return Row([row.ids[n] for n in order], [row.logps[n] for n in order], row.label_logp)
+    logps = [value["logprob"] for value in listed.values()]
+    ranks = [value.get("rank") or 0 for value in listed.values()]
+    # Behind the token that stands there they come in order.
+    if sorted(logps[1:], reverse=True) != logps[1:] or sorted(ranks[1:]) != ranks[1:]:
+        pairs = pairwise(sorted(zip(ranks, logps, strict=True)))
+        if any(low[1] < high[1] - EXCESS for low, high in pairs if low[0] < high[0]):
+            raise Unfit(f"token {at}: the ranks are not in the order of the log-probabilities")
+    return Row(ids, logps, own["logprob"])
 
 
 def _check(ids: np.ndarray, logps: np.ndarray, labels: np.ndarray, place: Callable[[int], str]) -> None:
