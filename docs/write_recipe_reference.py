@@ -4,7 +4,7 @@ import ast
 import inspect
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -48,6 +48,8 @@ def sections(path: str, section: type) -> Iterator[Section]:
                 yield from sections(f"{path}.{name}".lstrip("."), part)
             for item in _items(part):
                 yield from sections(f"{path}.{name}[]".lstrip("."), item)
+            for item in _named(part):
+                yield from sections(f"{path}.{name}.NAME".lstrip("."), item)
 
 
 def table(path: str, section: type) -> str:
@@ -116,6 +118,12 @@ def _parts(kind: Any) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else ()
 
 
+def _named(kind: Any) -> list[type]:
+    """The sections in a mapping of names to them."""
+    items = get_args(kind)[1:] if get_origin(kind) is Mapping else ()
+    return [item for item in items if is_dataclass(item) and isinstance(item, type)]
+
+
 def _items(kind: Any) -> list[type]:
     """The sections in a list."""
     items = get_args(kind)[:1] if get_origin(kind) is tuple else ()
@@ -135,6 +143,8 @@ def _type(kind: Any) -> str:
 
 
 def _default(field: Field) -> str:
+    if field.default == "":
+        return "none"
     if field.default is not MISSING:
         return f"`{_plain(field.default)}`"
     return "needed" if field.default_factory is MISSING else "`{}`"

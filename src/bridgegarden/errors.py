@@ -10,16 +10,19 @@ call and around nothing of ours, so that a bug of ours is never shown as the use
 and is not there, and a value that is quoted, are told in one way everywhere.
 """
 
+import math
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import TypeVar
+from typing import Any, TypeVar
 
 LONGEST_WORDS = 300
 """Characters of another library's message that are quoted."""
 T = TypeVar("T")
 TEMPERATURES = (0.001, 1000.0)
+WEIGHTS_OFF_BY = 1e-6
+"""How far from one the sum of a mixture's weights may be: thirds are written with a few digits."""
 LONGEST_VALUE = 80
 """Characters of a value that are quoted."""
 
@@ -125,6 +128,24 @@ def unknown_name(name: object, known: Iterable[str], *, field: str, kind: str = 
     close = get_close_matches(name if isinstance(name, str) else given, names, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return ConfigError(f"{field}: unknown {kind} {given}.{hint} Known: {', '.join(names)}.")
+
+
+def check_weights(weights: Mapping[Any, float], place: str) -> None:
+    """Refuse weights that are none of a mixture.
+
+    Args:
+        weights: by name.
+        place: what names them.
+
+    Raises:
+        ConfigError: there are fewer than two, one is not positive, or they do not sum to one.
+    """
+    shown = ", ".join(f"{name}: {weight:g}" for name, weight in weights.items())
+    if len(weights) < 2:
+        raise ConfigError(f"{place}: a mixture is of two teachers or more, got {shown or 'none'}.")
+    total = math.fsum(weights.values())
+    if not all(weight > 0 for weight in weights.values()) or not abs(total - 1) <= WEIGHTS_OFF_BY:
+        raise ConfigError(f"{place}: weights must be positive and sum to 1, got {shown}, which sum to {total:g}.")
 
 
 def check_temperature(value: float, place: str, *, greedy: bool = True) -> None:

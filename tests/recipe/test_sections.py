@@ -22,6 +22,7 @@ from bridgegarden.recipe.values import read_yaml
 from bridgegarden.training.on_policy import OnPolicy
 
 TOLD = {"model": "t", "prompt": {"system": "S"}}
+MIXED = {"mix": {"a": 0.7, "b": 0.3}, "of": {"a": {"model": "t"}, "b": {"model": "u", "dtype": "float32"}}}
 SMALLEST = {"teacher": {"model": "t"}, "student": {"model": "s"}, "data": {"train": "rows.jsonl"}, "output": "runs/x"}
 
 texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=60)
@@ -234,6 +235,25 @@ def test_what_a_tree_held_can_change_without_changing_the_recipe():
         ),
         ({"on_policy": {"lmbda": 1}, "objective": {"hard_target": "data"}}, r"^on_policy: .*Use 'teacher_argmax'"),
         ({"on_policy": {"lmbda": 1}, "training": {"packing": True}}, r"^on_policy: .*Set training.packing and"),
+        ({"teacher": {"mix": {"a": 1}}}, r"^teacher.mix: goes with teacher.of, which is missing"),
+        ({"teacher": {**MIXED, "model": "t"}}, r"^teacher.model: does not go with teacher.mix"),
+        ({"teacher": {**MIXED, "server": "http://x"}}, r"^teacher.server: does not go with teacher.mix"),
+        ({"teacher": {**MIXED, "dtype": "float32"}}, r"^teacher.dtype: .* each of teacher.of has its own"),
+        ({"teacher": {**MIXED, "mix": {"a": 0.7, "b": 0.2}}}, r"^teacher.mix: .* got a: 0.7, b: 0.2, .* sum to 0.9"),
+        ({"teacher": {**MIXED, "mix": {"a": 1.5, "b": -0.5}}}, r"^teacher.mix: weights must be positive"),
+        ({"teacher": {**MIXED, "mix": {"a": 0.5, "c": 0.5}}}, r"^teacher.mix: unknown name 'c'"),
+        ({"teacher": {"mix": {"a": 1}, "of": MIXED["of"]}}, r"^teacher.of.b: has no weight in teacher.mix"),
+        ({"teacher": {"mix": {"a": 1}, "of": {"a": {"model": "t"}}}}, r"^teacher.mix: a mixture is of two teachers"),
+        ({"teacher": {**MIXED, "of": {"a": {}, "b": {}}}}, r"^teacher.of.a: key 'model' is missing"),
+        ({"teacher": {**MIXED, "of": {"a": {"modle": "x"}}}}, r"^teacher.of.a: unknown key 'modle'"),
+        (
+            {"teacher": MIXED, "data": {"train": "x", "eval": "y"}, "free_running": {}},
+            r"^free_running: .*teacher.mix: a mixture is asked about the rows' answers alone",
+        ),
+        (
+            {"teacher": {**MIXED, "cache": "c"}, "on_policy": {"lmbda": 1}},
+            r"^on_policy: .*leave out teacher.cache",
+        ),
         ({"teacher": {**TOLD, "prompt": {}}}, r"^teacher.prompt: changes nothing"),
         (
             {"teacher": {**TOLD, "prompt": {"sufix": "x"}}},
@@ -256,6 +276,14 @@ def test_what_a_tree_held_can_change_without_changing_the_recipe():
 def test_what_does_not_fit_is_refused_with_its_path(change, message):
     with pytest.raises(ConfigError, match=message):
         Recipe.from_dict({**SMALLEST, **change})
+
+
+def test_a_mixture_goes_through_its_tree_and_its_text_unchanged():
+    recipe = Recipe.from_dict({**SMALLEST, "teacher": MIXED})
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert Recipe.from_dict(read_yaml(recipe.to_yaml(), "it")) == recipe
+    assert (recipe.teacher.kind, recipe.teacher.name) == ("mixed", "0.7 x t + 0.3 x u")
+    assert Recipe.from_dict({**SMALLEST, "on_policy": {"lmbda": 1}, "teacher": MIXED}).on_policy is not None
 
 
 def test_a_recipe_that_is_no_mapping_is_refused():

@@ -8,7 +8,7 @@ from bridgegarden.run.save import ModelCard, Origin, code
 
 CARD = ModelCard(
     student=Origin(name="Qwen/Qwen2.5-3B", is_local=False, revision="abc123"),
-    teacher=Origin(name="Qwen/Qwen2.5-7B-Instruct", is_local=False),
+    teachers=((None, Origin(name="Qwen/Qwen2.5-7B-Instruct", is_local=False)),),
     data=(Origin(name="openai/gsm8k", is_local=False),),
     rows=7473,
     fingerprint="f00d",

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridgegarden.data import vocabulary_size
+from bridgegarden.errors import ConfigError
 from bridgegarden.plan.memory import Machine, MemoryPlanner, Moment, Setup
 from bridgegarden.plan.work import Rows, Schedule, Work, cache_work, training_work
-from bridgegarden.preflight import ModelFacts
+from bridgegarden.preflight import ModelFacts, Pair
 from bridgegarden.recipe import Recipe, build_lora_config, build_objective, build_sft_config
 from bridgegarden.recipe.training import LoraSection
 from bridgegarden.run.models import recipe_pair, teacher_of
@@ -140,21 +141,25 @@ def plan_recipe(recipe: Recipe, machine: Machine, name: str = "recipe") -> Plan:
         ModelError: a model's configuration cannot be read, or its memory or operations cannot be counted.
         DataError: a row cannot be used.
     """
+    if recipe.teacher.kind == "mixed":
+        raise ConfigError(
+            "teacher.mix: several teachers in memory cannot be planned. Plan with a cache of the mixture, which needs "
+            "none of them in training: --set teacher.cache=FOLDER"
+        )
     with quiet_libraries(interactive=sys.stderr.isatty()):
         pair = recipe_pair(recipe, weights=False)
         data = teacher_of(recipe).rows(pair)
-        return _plan(recipe, machine, name, pair.teacher, pair.student, data, vocabulary_size(pair.endings.tokenizer))
+        return _plan(recipe, machine, name, pair, data)
 
 
 def _plan(
     recipe: Recipe,
     machine: Machine,
     name: str,
-    teacher: ModelFacts | None,
-    student: ModelFacts,
+    pair: Pair,
     data: "RunData",
-    vocabulary: int,
 ) -> Plan:
+    teacher, student = pair.teacher, pair.student
     arguments = _arguments(recipe)
     packing = bool(arguments.packing)
     single = Rows.of(data.train)
@@ -184,7 +189,7 @@ def _plan(
         schedule=schedule,
         work=work,
         moments=moments,
-        cache=None if recipe.on_policy is not None else _cache(recipe, teacher, read, vocabulary),
+        cache=None if recipe.on_policy is not None else _cache(recipe, pair, read),
         teacher_longest=None if recipe.teacher.prompt is None else max(int(part.lengths[-1]) for part in read),
         uses_cache=recipe.teacher.is_cached,
         advice=(),
@@ -246,7 +251,7 @@ def _autocast(arguments: Mapping[str, Any], machine: Machine) -> "torch.dtype | 
     return torch.bfloat16 if wanted else None
 
 
-def _cache(recipe: Recipe, teacher: ModelFacts | None, rows: Sequence[Rows], vocabulary: int) -> CacheSize | None:
+def _cache(recipe: Recipe, pair: Pair, rows: Sequence[Rows]) -> CacheSize | None:
     from bridgegarden.run.cache import DEFAULT_TOP_K
     from bridgegarden.teacher.cache.manifest import MANIFEST, read_spec
     from bridgegarden.teacher.cache.record import RecordFormat
@@ -256,17 +261,18 @@ def _cache(recipe: Recipe, teacher: ModelFacts | None, rows: Sequence[Rows], voc
     folder = None if recipe.teacher.cache is None else Path(recipe.teacher.cache).expanduser()
     if folder is not None and (folder / MANIFEST).exists():
         spec = read_spec(folder)
-    elif teacher is None:
+    elif not pair.teachers:
         return None
     else:
+        width = max(facts.width for facts in pair.teachers)
         unknown = dict.fromkeys(("teacher", "dtype", "tokenizer", "chat_template"), "")
         spec = CacheSpec(
             **unknown,
             revision=None,
             weights=None,
             max_length=None,
-            vocab_size=min(vocabulary, teacher.width),
-            teacher_width=teacher.width,
+            vocab_size=min(vocabulary_size(pair.endings.tokenizer), width),
+            teacher_width=width,
             support=Support(k=recipe.teacher.top_k or DEFAULT_TOP_K),
             exponents=exponents_with_defaults(build_objective(recipe.objective).exponents),
         )
@@ -274,7 +280,7 @@ def _cache(recipe: Recipe, teacher: ModelFacts | None, rows: Sequence[Rows], voc
         positions=positions,
         bytes_per_position=RecordFormat(spec).bytes_per_position,
         kept=str(spec.support),
-        flops=None if teacher is None else sum(cache_work(teacher, part) for part in rows),
+        flops=sum(cache_work(facts, part) for facts in pair.teachers for part in rows) if pair.teachers else None,
     )
 
 

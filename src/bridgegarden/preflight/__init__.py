@@ -47,6 +47,13 @@ class Pair:
     """How the tokenizers compare."""
     endings: Endings
     """The tokenizer and chat template to train with, and where a turn ends."""
+    others: tuple[ModelFacts, ...] = ()
+    """Further teachers, which are mixed with the first; each was checked against the student."""
+
+    @property
+    def teachers(self) -> tuple[ModelFacts, ...]:
+        """All that are known."""
+        return (() if self.teacher is None else (self.teacher,)) + self.others
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -141,9 +148,8 @@ def preflight(
     Raises:
         ModelError: weights that would be loaded are quantised in a way that cannot be read here.
     """
-    for facts in (None if teacher_cached else pair.teacher, pair.student):
-        if facts is not None:
-            check_quantised(facts)
+    for facts in (*(() if teacher_cached else pair.teachers), pair.student):
+        check_quantised(facts)
     memory = estimate_memory(
         pair.teacher,
         pair.student,
@@ -152,5 +158,13 @@ def preflight(
         use_cpu=use_cpu,
         teacher_cached=teacher_cached,
         top_k=top_k,
+        others=pair.others,
     )
-    return Preflight(teacher=pair.teacher, student=pair.student, match=pair.match, endings=pair.endings, memory=memory)
+    return Preflight(
+        teacher=pair.teacher,
+        student=pair.student,
+        match=pair.match,
+        endings=pair.endings,
+        others=pair.others,
+        memory=memory,
+    )

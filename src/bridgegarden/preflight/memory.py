@@ -1,5 +1,6 @@
 """How much memory a run takes, from configurations alone: parameters are counted exactly, on the meta device."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,7 @@ def estimate_memory(
     use_cpu: bool = False,
     teacher_cached: bool = False,
     top_k: int | None = None,
+    others: Sequence[ModelFacts] = (),
 ) -> MemoryEstimate:
     """The estimate for training `student` with AdamW against `teacher`.
 
@@ -87,6 +89,7 @@ def estimate_memory(
         use_cpu: whether the run is kept off accelerators.
         teacher_cached: whether what `teacher` says is read from disk.
         top_k: tokens that are kept of what a model in memory says; None is all.
+        others: further teachers, asked as `teacher` is.
     """
     weights = parameter_count(meta_model(student.config))
     trained, trained_size = trained_parameters(student, lora)
@@ -98,7 +101,7 @@ def estimate_memory(
         ),
         MemoryPart(name="gradients", parameters=trained, bytes=trained * trained_size),
         MemoryPart(name="optimizer states (AdamW)", parameters=trained, bytes=optimizer_bytes(trained, trained_size)),
-        *([] if asked is None else [_weights(asked)]),
+        *([] if asked is None else [_weights(one) for one in (asked, *others)]),
         MemoryPart(name="loss, a chunk of logits", parameters=None, bytes=chunk),
     ]
     if lora is not None:

@@ -48,6 +48,8 @@ class ModelReference:
     """How its weights are spread over devices, as ``from_pretrained`` takes it; None is whole on one."""
     eos_token: str | None = None
     """The end token that the recipe gives its tokenizer; None leaves the tokenizer's own."""
+    place: str | None = None
+    """Where a recipe names it, for messages; None is the section's ``model``."""
 
     @property
     def is_local(self) -> bool:
@@ -61,7 +63,7 @@ class ModelReference:
 
     def error(self, message: str) -> ModelError:
         """An error that begins with where the model was named."""
-        place = "model" if self.role == "model" else f"{self.role}.model"
+        place = self.place or ("model" if self.role == "model" else f"{self.role}.model")
         return ModelError(f"{place} {self.model!r}: {message}")
 
 

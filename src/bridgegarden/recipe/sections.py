@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bridgegarden.data import Source, TeacherPrompt
-from bridgegarden.errors import ConfigError, check_temperature, unknown_name
+from bridgegarden.errors import ConfigError, check_temperature, check_weights, unknown_name
 from bridgegarden.recipe.objective import ObjectiveSection, build_objective
 from bridgegarden.recipe.training import (
     MEASURED,
@@ -26,18 +26,30 @@ LONGEST_PATH, LONGEST_NAME = 4000, 255
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 
 DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
-TeacherKind = Literal["live", "cached", "recorded", "answers", "server"]
-"""A model in memory; one that has read the rows before, so that its cache is read; one of which that cache is all there
-is; a server whose log-probabilities are in a cache, of its answers or of any rows; a server of which only its answers
-are known."""
+TeacherKind = Literal["live", "mixed", "mixed_cached", "cached", "recorded", "answers", "server"]
+"""A model in memory; several that are mixed, in memory or with a cache of the mixture; a model that has read the rows
+before, so that its cache is read; one of which that cache is all there is; a server whose log-probabilities are in
+a cache, of its answers or of any rows; a server of which only its answers are known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberSection:
+    """One of the models that are mixed."""
+
+    model: str
+    """Name on the hub, or a folder; all members and the student have one tokenizer."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; null is the newest."""
+    dtype: DType = "auto"
+    """Type of the weights; ``auto`` is the type they were saved in."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSection:
-    """The model that is imitated."""
+    """The model that is imitated, or the mixture of several."""
 
-    model: str
-    """Name on the hub, or a folder."""
+    model: str = ""
+    """Name on the hub, or a folder; needed unless `mix` names several."""
     revision: str | None = None
     """Branch, tag or commit on the hub; null is the newest."""
     dtype: DType = "auto"
@@ -64,12 +76,26 @@ class TeacherSection:
     prompt: TeacherPrompt | None = None
     """What the teacher is told and the student is not (a solution, a rubric, a system message); null has both read the
     row's own prompt. The teacher judges the same tokens of the answer; see docs/teachers.md."""
+    mix: Mapping[str, float] | None = None
+    """Several teachers at every token: a weight for each name in `of`, positive and summing to 1, as in
+    ``{a: 0.7, b: 0.3}``. What is imitated is the mixture of their distributions; see docs/teachers.md."""
+    of: Mapping[str, MemberSection] | None = None
+    """The teachers that `mix` weighs, by name."""
+
+    @property
+    def name(self) -> str:
+        """What a reader calls it: the model's name, or each of a mixture with its weight."""
+        if self.mix is None or self.of is None:
+            return self.model
+        return " + ".join(f"{weight:g} x {self.of[member].model}" for member, weight in self.mix.items())
 
     @property
     def kind(self) -> TeacherKind:
         """What it is, and so what can be asked of it."""
         if self.only_cache:
             return "recorded"
+        if self.mix is not None:
+            return "mixed" if self.cache is None else "mixed_cached"
         if self.server is None:
             return "live" if self.cache is None else "cached"
         return "server" if self.cache is None else "answers"
@@ -84,6 +110,8 @@ class TeacherSection:
         """Of one that cannot be asked so, why: the beginning of a message."""
         if self.kind == "recorded":
             return "teacher.only_cache: a cache holds what a teacher said about its rows, not its distribution"
+        if self.mix is not None:
+            return "teacher.mix: a mixture is asked about the rows' answers alone, and does not give its distribution"
         return "teacher.server: a server does not give its distribution"
 
     @property
@@ -94,7 +122,7 @@ class TeacherSection:
     @property
     def is_cached(self) -> bool:
         """Whether what it says of the rows is read from disk."""
-        return self.kind in ("cached", "recorded", "answers")
+        return self.kind in ("cached", "mixed_cached", "recorded", "answers")
 
     @property
     def is_elsewhere(self) -> bool:
@@ -104,10 +132,10 @@ class TeacherSection:
     @property
     def reads_batches(self) -> bool:
         """Whether its weights run beside the student at every step."""
-        return self.kind == "live"
+        return self.kind in ("live", "mixed")
 
     def __post_init__(self) -> None:
-        _require_text("teacher.model", self.model)
+        self._check_mix()
         require_positive("teacher.top_k", self.top_k)
         if self.cache is not None:
             _require_text("teacher.cache", self.cache)
@@ -117,6 +145,29 @@ class TeacherSection:
             )
         self._check_only_cache()
         self._check_server()
+
+    def _check_mix(self) -> None:
+        if (self.mix is None) != (self.of is None):
+            given, missing = ("of", "mix") if self.mix is None else ("mix", "of")
+            raise ConfigError(f"teacher.{given}: goes with teacher.{missing}, which is missing; give both or neither.")
+        if self.mix is None or self.of is None:
+            if not self.model:
+                raise ConfigError("teacher: key 'model' is missing; it has no default.")
+            _require_text("teacher.model", self.model)
+            return
+        for name in ("model", "revision", "device_map", "server", "only_cache"):
+            if getattr(self, name):
+                raise ConfigError(f"teacher.{name}: does not go with teacher.mix; leave one of them out.")
+        if self.dtype != "auto":
+            raise ConfigError("teacher.dtype: does not go with teacher.mix; each of teacher.of has its own.")
+        for name in self.mix:
+            if name not in self.of:
+                raise unknown_name(name, self.of, field="teacher.mix")
+        for name, member in self.of.items():
+            if name not in self.mix:
+                raise ConfigError(f"teacher.of.{name}: has no weight in teacher.mix; give it one, or leave it out.")
+            _require_text(f"teacher.of.{name}.model", member.model)
+        check_weights(self.mix, "teacher.mix")
 
     def _check_only_cache(self) -> None:
         if not self.only_cache:
@@ -419,6 +470,8 @@ def _tree(value: Any) -> Any:
         return {name: _tree(item) for name, item in items if item is not None}
     if isinstance(value, tuple):
         return [_tree(item) for item in value]
+    if isinstance(value, Mapping) and any(is_dataclass(item) for item in value.values()):
+        return {name: _tree(item) for name, item in value.items()}
     return str(value) if isinstance(value, Path) else plain(value, "")
 
 

@@ -229,7 +229,13 @@ def _as_one(value: Any, annotation: Any, place: str, expected: str) -> Any:
     if is_dataclass(origin) and isinstance(origin, type):
         return value if isinstance(value, origin) else section_from(origin, value, place)
     if origin in (dict, Mapping) and isinstance(value, Mapping):
-        return plain(value, place)
+        kind = (*get_args(annotation), Any, Any)[1]
+        plain(dict.fromkeys(value), place)  # its keys are text
+        return (
+            plain(value, place)
+            if kind is Any
+            else {key: coerce(item, kind, _join(place, key)) for key, item in value.items()}
+        )
     if origin in (list, Sequence, tuple) and isinstance(value, (list, tuple)):
         return _items(value, annotation, origin, place)
     converter = _CONVERTERS.get(origin)

@@ -3,25 +3,23 @@
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bridgegarden.data import chat_template_fingerprint, tokenizer_fingerprint, vocabulary_size
 from bridgegarden.errors import ConfigError
-from bridgegarden.preflight import Endings, ModelFacts
+from bridgegarden.preflight import Pair
 from bridgegarden.recipe import Recipe, build_objective, load_recipe
 from bridgegarden.run.models import (
     CachedModel,
     CachedServer,
+    LiveModel,
     RecordedTeacher,
     ScoringServer,
     cache_folder,
     cache_warnings,
-    identity,
-    load_model,
-    placed,
     recipe_pair,
     teacher_of,
     usable_device,
@@ -46,6 +44,7 @@ if TYPE_CHECKING:
     from bridgegarden.teacher.cache.info import CheckResult
     from bridgegarden.teacher.cache.spec import CacheSpec, Support
     from bridgegarden.teacher.cache.writer import BuildResult
+    from bridgegarden.teacher.mixture import Mixture
 
 DEFAULT_TOP_K = 64
 
@@ -84,9 +83,9 @@ def build_recipe_cache(recipe: Recipe, options: CacheOptions) -> "BuildResult | 
             return build_scored_cache(recipe, folder, source, pair, options, stderr_console())
         if isinstance(source, CachedServer):
             return build_served_cache(recipe, folder, pair, options)
-        assert pair.teacher is not None
+        assert isinstance(source, LiveModel)  # or one of its kind, with a cache
         _refuse_what_is_for_answers(options)
-        spec = _spec(recipe, pair.teacher, pair.endings, options)
+        spec = _spec(recipe, source, pair, options)
         console = stderr_console()
         # Before the teacher's hours, since another number of tokens is another cache.
         _warn(console, recipe, spec)
@@ -94,7 +93,9 @@ def build_recipe_cache(recipe: Recipe, options: CacheOptions) -> "BuildResult | 
         if options.replace:
             remove_cache(folder)
         begin_cache(folder, spec)
-        return fill_recipe_cache(recipe, pair.teacher, folder, list(data.by_name.values()), spec, options, console)
+        on_cpu = bool(recipe.training.arguments.get("use_cpu"))
+        load = source.loader(pair, recipe.teacher.device or ("cpu" if on_cpu else None))
+        return fill_recipe_cache(recipe, load, folder, list(data.by_name.values()), spec, options, console)
 
 
 def _warn(console: "Console", recipe: Recipe, spec: "CacheSpec") -> None:
@@ -186,7 +187,7 @@ def _max_length(recipe: Recipe) -> int | None:
     return recipe.training.arguments["max_length"]
 
 
-def _spec(recipe: Recipe, teacher: ModelFacts, endings: Endings, options: CacheOptions) -> "CacheSpec":
+def _spec(recipe: Recipe, source: LiveModel, pair: Pair, options: CacheOptions) -> "CacheSpec":
     """What is asked for. What is not said is as in the cache that is there, so that rows can be added to it."""
     from bridgegarden.teacher.cache.manifest import MANIFEST, read_spec
     from bridgegarden.teacher.cache.spec import DEFAULT_BITS, CacheSpec, exponents_with_defaults
@@ -196,13 +197,14 @@ def _spec(recipe: Recipe, teacher: ModelFacts, endings: Endings, options: CacheO
     exponents = exponents_with_defaults(build_objective(recipe.objective).exponents)
     if there is not None and set(exponents) <= set(there.exponents):
         exponents = there.exponents
+    tokenizer, width = pair.endings.tokenizer, max(facts.width for facts in pair.teachers)
     return CacheSpec(
-        **identity(teacher),
-        tokenizer=tokenizer_fingerprint(endings.tokenizer),
-        chat_template=chat_template_fingerprint(endings.tokenizer),
+        **source.identity(pair),
+        tokenizer=tokenizer_fingerprint(tokenizer),
+        chat_template=chat_template_fingerprint(tokenizer),
         max_length=_max_length(recipe),
-        vocab_size=min(vocabulary_size(endings.tokenizer), teacher.width),
-        teacher_width=teacher.width,
+        vocab_size=min(vocabulary_size(tokenizer), width),
+        teacher_width=width,
         support=_support(recipe, options, there),
         exponents=exponents,
         bits=options.bits or (DEFAULT_BITS if there is None else there.bits),  # pyright: ignore[reportArgumentType]
@@ -237,7 +239,7 @@ def check_engine(recipe: Recipe, options: CacheOptions) -> None:
         return
     from bridgegarden.teacher.cache.ray_engine import check_ray
 
-    if not recipe.teacher.judges_any_text:
+    if recipe.teacher.writes_rows:
         raise ConfigError("cache: --engine ray is for teachers that run here, and teacher.server's does not.")
     device = recipe.teacher.device
     if device is not None and device.startswith("cuda:"):
@@ -255,14 +257,14 @@ def check_engine(recipe: Recipe, options: CacheOptions) -> None:
 
 def fill_recipe_cache(
     recipe: Recipe,
-    teacher: ModelFacts,
+    load: "Callable[[], PreTrainedModel | Mixture]",
     folder: Path,
     data: Sequence["Dataset"],
     spec: "CacheSpec",
     options: CacheOptions,
     console: "Console",
 ) -> "BuildResult":
-    """Load the teacher, as often as the engine needs it, and fill the cache in `folder`.
+    """Load the teacher by `load`, as often as the engine needs it, and fill the cache in `folder`.
 
     Raises:
         ConfigError: the cache cannot be built there, or the engine cannot run.
@@ -272,8 +274,7 @@ def fill_recipe_cache(
     from bridgegarden.teacher.cache.writer import OneTeacher, build_cache
 
     on_cpu = bool(recipe.training.arguments.get("use_cpu"))
-    load = partial(load_teacher, teacher, recipe.teacher.device or ("cpu" if on_cpu else None))
-    name = recipe.teacher.model
+    name = recipe.teacher.name
     if options.engine == "local":
         console.print(f"loading teacher {name}", markup=False, soft_wrap=True)
         engine = partial(OneTeacher, load(), spec)
@@ -286,11 +287,3 @@ def fill_recipe_cache(
             batch_tokens=options.batch_tokens, on_progress=lambda done, total: display.update(done, total=total)
         )
         return build_cache(folder, asked, data, spec, part=options.part)
-
-
-def load_teacher(teacher: ModelFacts, device: str | None) -> "PreTrainedModel":
-    """The teacher on `device`; None is a GPU if this process may use one."""
-    import torch
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return placed(load_model(teacher), device)

@@ -190,6 +190,7 @@ def _made(info: CacheInfo) -> Markup:
         "revision": spec.revision or "none: a folder, or a server",
         "weights": short(spec.weights) if spec.weights else "not known",
         "type": spec.dtype,
+        "mixed of": ", ".join(map(str, spec.mix or ())) or "one model",
         "its prompt": "the rows' own" if spec.prompt is None else str(spec.prompt),
         "tokenizer": f"{short(spec.tokenizer)}, {spec.vocab_size:,} tokens",
         "chat template": short(spec.chat_template),

@@ -6,9 +6,10 @@ A new kind of teacher is a class here, a value of :data:`~bridgegarden.recipe.se
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from bridgegarden.teacher.cache.reader import TeacherCache
+    from bridgegarden.teacher.mixture import Mixture
     from bridgegarden.teacher.protocol import Teacher
 
 SHOWN = 4
@@ -60,6 +62,11 @@ class RecipeTeacher(ABC):
     @abstractmethod
     def reference(self) -> ModelReference | None:
         """Its model on this machine; None where nothing is known of it but what it said."""
+
+    @property
+    def further_references(self) -> tuple[ModelReference, ...]:
+        """Models that are mixed with it."""
+        return ()
 
     @abstractmethod
     def signals(self, pair: Pair, say: Say) -> "Teacher":
@@ -102,7 +109,8 @@ class RecipeTeacher(ABC):
             evaluation=None if held_out is None else held_out.joined(self.tokenised(held_out, pair, rules)),
             mix=mix_text(train),
         )
-        check_positions(pair.teacher, data.longest_asked, asked=True)
+        for facts in pair.teachers:
+            check_positions(facts, data.longest_asked, asked=True)
         return data
 
 
@@ -127,6 +135,20 @@ class LiveModel(RecipeTeacher):
         section = self.recipe.teacher
         say(f"loading teacher {section.model}")
         return LiveTeacher(load_model(pair.teacher), top_k=section.top_k, device=section.device)
+
+    def identity(self, pair: Pair) -> dict[str, Any]:
+        """What a cache says of the teacher whose signals it holds."""
+        assert pair.teacher is not None
+        return {**model_identity(pair.teacher), "mix": None}
+
+    def loader(self, pair: Pair, device: str | None) -> "Callable[[], PreTrainedModel | Mixture]":
+        """Loads what fills a cache, on `device`, in the process that calls it."""
+        assert pair.teacher is not None
+        return partial(load_teacher, pair.teacher, device)
+
+    def error(self, message: str) -> ModelError:
+        """An error that begins with where the teacher is named."""
+        return self.reference.error(message)
 
     def warnings(self, pair: Pair) -> tuple[str, ...]:
         from bridgegarden.teacher.cache.fidelity import truncation_warning
@@ -158,15 +180,12 @@ class CachedModel(LiveModel):
         from bridgegarden.teacher.cache.manifest import replace_command
         from bridgegarden.teacher.cache.reader import TeacherCache
 
-        assert pair.teacher is not None
         cache = TeacherCache(cache_folder(self.recipe))
-        expected = dataclasses.replace(cache.spec, **identity(pair.teacher))
+        expected = dataclasses.replace(cache.spec, **self.identity(pair))
         differences = cache.spec.differences(expected)
         advice = replace_command(cache.folder, cache.spec)
         if differences:
-            raise pair.teacher.reference.error(
-                f"the cache {cache.folder} is another teacher's: {differences}. {advice}"
-            )
+            raise self.error(f"the cache {cache.folder} is another teacher's: {differences}. {advice}")
         _check_prompt(self.recipe, cache)
         top_k = self.recipe.teacher.top_k
         if top_k is not None and top_k != cache.spec.support.k:
@@ -175,6 +194,74 @@ class CachedModel(LiveModel):
                 f"teacher.top_k out, or build anew. {replace_command(cache.folder)}"
             )
         return cache
+
+
+class MixedModels(LiveModel):
+    """Several models in memory, which all read every batch; what is imitated is the mixture of their distributions."""
+
+    @property
+    def _members(self) -> tuple[tuple[float, ModelReference], ...]:
+        """Each with its weight; the sum of the weights is one."""
+        mix, of = self.recipe.teacher.mix or {}, self.recipe.teacher.of or {}
+        return tuple(
+            (
+                weight,
+                ModelReference(
+                    role="teacher",
+                    model=of[name].model,
+                    revision=of[name].revision,
+                    dtype=of[name].dtype,
+                    place=f"teacher.of.{name}.model",
+                ),
+            )
+            for name, weight in mix.items()
+        )
+
+    @property
+    def reference(self) -> ModelReference:
+        return self._members[0][1]
+
+    @property
+    def further_references(self) -> tuple[ModelReference, ...]:
+        return tuple(reference for _, reference in self._members[1:])
+
+    @property
+    def _weights(self) -> tuple[float, ...]:
+        return tuple(weight for weight, _ in self._members)
+
+    def signals(self, pair: Pair, say: Say) -> "Teacher":
+        from bridgegarden.teacher.live import LiveTeacher
+        from bridgegarden.teacher.mixture import MixedTeacher
+
+        section, teachers = self.recipe.teacher, []
+        for facts in pair.teachers:
+            say(f"loading teacher {facts.reference.model}")
+            teachers.append(LiveTeacher(load_model(facts), device=section.device))
+        return MixedTeacher(teachers, self._weights, top_k=section.top_k)
+
+    def identity(self, pair: Pair) -> dict[str, Any]:
+        from bridgegarden.teacher.cache.spec import Mixed, mixture_fingerprint
+
+        pairs = zip(self._weights, pair.teachers, strict=True)
+        members = tuple(Mixed(weight=weight, **model_identity(facts)) for weight, facts in pairs)
+        dtypes = sorted({member.dtype for member in members})
+        return {
+            "teacher": self.recipe.teacher.name,
+            "revision": None,
+            "weights": mixture_fingerprint(members),
+            "dtype": " and ".join(dtypes),
+            "mix": members,
+        }
+
+    def loader(self, pair: Pair, device: str | None) -> "Callable[[], PreTrainedModel | Mixture]":
+        return partial(load_mixture, pair.teachers, self._weights, device)
+
+    def error(self, message: str) -> ModelError:
+        return ModelError(f"teacher.mix: {message}")
+
+
+class CachedMixture(CachedModel, MixedModels):
+    """Several models that have read the rows before: what their mixture is, is on disk, in one cache."""
 
 
 class RecordedTeacher(RecipeTeacher):
@@ -300,6 +387,10 @@ def teacher_of(recipe: Recipe, *, anew: bool = False) -> RecipeTeacher:
         return LiveModel(recipe)
     if kind == "cached":
         return CachedModel(recipe)
+    if kind == "mixed":
+        return MixedModels(recipe)
+    if kind == "mixed_cached":
+        return CachedMixture(recipe)
     if kind == "recorded":
         return RecordedTeacher(recipe)
     if kind == "answers":
@@ -338,13 +429,17 @@ def recipe_pair(recipe: Recipe, *, weights: bool = True, anew: bool = False) -> 
         ConfigError: as in :func:`teacher_of`.
         ModelError: a model cannot be used, or not with the other, or not on rows of the recipe's length.
     """
-    return check_pair(
-        teacher_of(recipe, anew=anew).reference,
-        student_reference(recipe),
+    check = partial(
+        check_pair,
+        student=student_reference(recipe),
         max_length=recipe.training.arguments["max_length"],
         chat_template=recipe.data.chat_template,
         weights=weights,
     )
+    teacher = teacher_of(recipe, anew=anew)
+    pair = check(teacher.reference)
+    others = [check(reference).teacher for reference in teacher.further_references]
+    return dataclasses.replace(pair, others=tuple(facts for facts in others if facts is not None))
 
 
 def cache_folder(recipe: Recipe) -> Path:
@@ -374,8 +469,8 @@ def cache_warnings(recipe: Recipe) -> tuple[str, ...]:
     return () if warning is None else (warning,)
 
 
-def identity(teacher: ModelFacts) -> dict[str, Any]:
-    """What a cache says of the model whose signals it holds."""
+def model_identity(teacher: ModelFacts) -> dict[str, Any]:
+    """What a cache says of a model whose signals it holds."""
     from bridgegarden.teacher.cache.spec import weights_fingerprint
 
     reference = teacher.reference
@@ -404,8 +499,23 @@ def _told(recipe: Recipe, cache: "TeacherCache", say: Say) -> "TeacherCache":
 
     loss = teacher_loss(cache.folder)
     own = "" if loss is None else f"; its own loss on them is {loss}"
-    say(f"reading teacher {recipe.teacher.model} from {cache.folder} ({counted(len(cache), 'row')}){own}")
+    say(f"reading teacher {recipe.teacher.name} from {cache.folder} ({counted(len(cache), 'row')}){own}")
     return cache
+
+
+def load_teacher(teacher: ModelFacts, device: str | None) -> "PreTrainedModel":
+    """A teacher on `device`; None is a GPU if this process may use one."""
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return placed(load_model(teacher), device)
+
+
+def load_mixture(teachers: Sequence[ModelFacts], weights: Sequence[float], device: str | None) -> "Mixture":
+    """All of `teachers` on `device`, with their weights."""
+    from bridgegarden.teacher.mixture import Mixture
+
+    return Mixture(tuple(load_teacher(teacher, device) for teacher in teachers), tuple(weights))
 
 
 def load_model(facts: ModelFacts, *, spread: bool = False) -> "PreTrainedModel":

@@ -21,6 +21,7 @@ from bridgegarden.table import Table
 from bridgegarden.terminal import counted, duration
 
 if TYPE_CHECKING:
+    from bridgegarden.preflight import ModelFacts
     from bridgegarden.training.measured import Cost
 
 TERMS = (
@@ -130,6 +131,10 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
+def _named(facts: "ModelFacts") -> dict[str, Any]:
+    return {"model": facts.reference.model, "commit": facts.commit}
+
+
 def run_record(run: CheckedRun) -> dict[str, Any]:
     """The record of a run that begins now."""
     facts = run.preflight
@@ -144,8 +149,9 @@ def run_record(run: CheckedRun) -> dict[str, Any]:
         "data": run.data.fingerprints,
         "rows": {"train": len(run.data.train), "eval": None if held_out is None else len(held_out)},
         "teacher": {
-            "model": run.recipe.teacher.model,
+            "model": run.recipe.teacher.name,
             "commit": None if facts.teacher is None else facts.teacher.commit,
+            **({} if run.recipe.teacher.mix is None else {"mixed": [_named(one) for one in facts.teachers]}),
             **({} if run.recipe.teacher.prompt is None else {"prompt": str(run.recipe.teacher.prompt)}),
         },
         "student": {"model": facts.student.reference.model, "commit": facts.student.commit},

@@ -222,13 +222,13 @@ def card_text(
         return Origin(name=reference.model, is_local=reference.is_local, revision=facts.stored_revision)
 
     recipe, endings = run.recipe, run.preflight.endings
+    shares = dict(enumerate((recipe.teacher.mix or {}).values()))
+    teachers = [origin(one) for one in run.preflight.teachers] or [Origin(name=recipe.teacher.name, is_local=False)]
     preset = {} if recipe.objective.preset is None else {"preset": recipe.objective.preset}
     arguments = run.arguments.to_dict()
     return ModelCard(
         student=origin(run.preflight.student),
-        teacher=Origin(name=recipe.teacher.model, is_local=False)
-        if run.preflight.teacher is None
-        else origin(run.preflight.teacher),
+        teachers=tuple((shares.get(number), one) for number, one in enumerate(teachers)),
         data=tuple(
             Origin(name=source.path, is_local=Path(os.path.expanduser(source.path)).exists())
             for source in recipe.data.sources
@@ -278,7 +278,8 @@ class ModelCard:
     """What a reader of a trained model wants to know."""
 
     student: Origin
-    teacher: Origin
+    teachers: tuple[tuple[float | None, Origin], ...]
+    """Each with its weight in the mixture; None where there is one."""
     data: tuple[Origin, ...]
     rows: int
     """Training rows that had something to learn."""
@@ -306,7 +307,7 @@ class ModelCard:
         kind = "Adapters were trained and merged into the weights. " if self.adapter else ""
         sections = [
             "# Distilled model",
-            f"A student, {self.student.shown}, distilled from the teacher {self.teacher.shown} with "
+            f"A student, {self.student.shown}, distilled from {self._taught_by()} with "
             f"[bridgegarden](https://pypi.org/project/bridgegarden/): hard and soft labels together. {kind}"
             f"It ends its turn with {code(self.end_of_turn)}.",
             "## Load it",
@@ -329,6 +330,10 @@ class ModelCard:
             card_table("package", _as_code(self.versions)),
         ]
         return f"---\n{self._front_matter()}---\n\n" + "\n\n".join(sections) + "\n"
+
+    def _taught_by(self) -> str:
+        shares = [one.shown if weight is None else f"{weight:g} x {one.shown}" for weight, one in self.teachers]
+        return f"the teacher {shares[0]}" if len(shares) == 1 else f"a mixture of teachers, {' + '.join(shares)},"
 
     def _front_matter(self) -> str:
         front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}

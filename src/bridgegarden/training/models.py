@@ -1,7 +1,7 @@
 """Student and teacher before the first step: each is what training takes it for, and they do not hold each other."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bridgegarden.causal_lm import architecture, input_device, language_model_in, read_hidden, rows
+from bridgegarden.causal_lm import architecture, input_device, language_model_in, name_of, read_hidden, rows
 from bridgegarden.data import vocabulary_size
 from bridgegarden.data.teacher_prompt import TEACHER_IDS
 from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.model_probes import Collate, check_causal_lm, check_packing, position_table
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.live import LiveTeacher
+from bridgegarden.teacher.mixture import MixedTeacher
 from bridgegarden.teacher.protocol import Teacher
 from bridgegarden.training.batches import Reach, RowCollator
 
@@ -40,6 +41,13 @@ def as_teacher(teacher: Any, student: Any, *, adapters: bool) -> Teacher:
     return LiveTeacher(cast(PreTrainedModel, teacher))
 
 
+def models_of(teacher: object) -> tuple[PreTrainedModel, ...]:
+    """The models that are asked at every step: none, where what they said is on disk."""
+    if isinstance(teacher, MixedTeacher):
+        return teacher.models
+    return (teacher.model,) if isinstance(teacher, LiveTeacher) else ()
+
+
 def check_loaded(student: nn.Module, environment: Mapping[str, str] = os.environ) -> None:
     """Make sure that the first process of a machine has the weights of the student; under FSDP it may hand them on.
 
@@ -55,7 +63,7 @@ def check_loaded(student: nn.Module, environment: Mapping[str, str] = os.environ
 
 def check_models(
     student: nn.Module,
-    teacher: PreTrainedModel | None,
+    teachers: Sequence[PreTrainedModel],
     *,
     packed_by: Collate | None,
     checkpointing: bool,
@@ -65,7 +73,7 @@ def check_models(
 
     Args:
         student: as it is trained, adapters included.
-        teacher: the model, probed as a language model already; None where it is none, or is not in memory.
+        teachers: the models that are asked, probed as language models already; none where they are not in memory.
         packed_by: what packs several rows into one row of a batch; None where rows stay alone.
         checkpointing: whether activations are computed anew in the backward.
         data: prepared data sets by name; those that are streamed are left to :meth:`Reach.check_batch`.
@@ -84,15 +92,15 @@ def check_models(
     # Under FSDP the first process of a machine may hold the weights for all until training begins, and probes them.
     if inner.device.type != "meta":
         check_causal_lm(inner)
-    models = {"student": inner} | ({} if teacher is None else {"teacher": teacher})
+    asked = {f"teacher {n}" if len(teachers) > 1 else "teacher": one for n, one in enumerate(teachers, start=1)}
+    models = {"student": inner} | asked
     probed = {role: model for role, model in models.items() if model.device.type != "meta"}
     if packed_by is not None:
         for role, model in probed.items():
             check_packing(model, role, packed_by)
     reach = _reach(models, probed)
-    if teacher is not None:
-        alone = {role: model for role, model in probed.items() if role == "teacher"}
-        reach = replace(reach, teacher=_reach({"teacher": teacher}, alone))
+    if asked:
+        reach = replace(reach, teacher=_reach(asked, {role: one for role, one in probed.items() if role in asked}))
     for name, dataset in data.items():
         if isinstance(dataset, Dataset) and "input_ids" in dataset.column_names:
             reach.check_rows(dataset, name)
@@ -230,18 +238,21 @@ def check_same_teacher(teacher: object, accelerator: Accelerator) -> None:
     Raises:
         ModelError: it does not: its weights were loaded in some of them alone, say.
     """
-    if accelerator.num_processes == 1 or not isinstance(teacher, LiveTeacher):
+    if accelerator.num_processes == 1:
         return
-    hidden, head = read_hidden(
-        teacher.model, {"input_ids": torch.arange(4, device=input_device(teacher.model)).unsqueeze(0)}
-    )
+    for model in models_of(teacher):
+        _check_same(model, accelerator)
+
+
+def _check_same(model: PreTrainedModel, accelerator: Accelerator) -> None:
+    hidden, head = read_hidden(model, {"input_ids": torch.arange(4, device=input_device(model)).unsqueeze(0)})
     said = head.logits(hidden[0]).double().square().mean().sqrt().float().to(accelerator.device)
     everywhere = accelerator.gather(said.reshape(1))
     assert isinstance(everywhere, torch.Tensor)
     # Machines with other processors round otherwise.
     if not torch.allclose(everywhere, everywhere[:1].expand_as(everywhere), rtol=1e-2, atol=0):
         raise ModelError(
-            f"teacher {teacher.name}: it is not the same in every process: its logits on four tokens have the sizes "
+            f"teacher {name_of(model)}: it is not the same in every process: its logits on four tokens have the sizes "
             f"{', '.join(f'{value:.4g}' for value in everywhere.tolist())}. Load the same weights in every process, or "
             "train from a cache."
         )

@@ -26,7 +26,6 @@ from bridgegarden.objective.head import LanguageModelHead
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import TrainProgress
 from bridgegarden.teacher.cache.reader import SIGNAL, TeacherCache
-from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.teacher.protocol import DataTokens, Teacher
 from bridgegarden.training.arguments import (
     as_sft_config,
@@ -60,6 +59,7 @@ from bridgegarden.training.models import (
     check_models,
     check_same_teacher,
     check_teacher_rows,
+    models_of,
 )
 from bridgegarden.training.on_policy import OnPolicy, check_on_policy
 from bridgegarden.training.student_writer import StudentWriter
@@ -183,9 +183,9 @@ class HybridDistillationTrainer(SFTTrainer):
     def _join_models(self, data: Mapping[str, Any]) -> Reach:
         """Check student and teacher against each other and against `data`, and make both ready for the objective."""
         student, whole = self._student(), cast(nn.Module, self.model)
-        live = self.teacher.model if isinstance(self.teacher, LiveTeacher) else None
-        if live is not None:
-            check_apart(whole, live, adapters=student is not whole)
+        asked = models_of(self.teacher)
+        for model in asked:
+            check_apart(whole, model, adapters=student is not whole)
         take_off_wrappers(whole)
         take_off_wrappers(student)
         self.teacher.place(self.accelerator.device)
@@ -193,7 +193,7 @@ class HybridDistillationTrainer(SFTTrainer):
             check_prepared(data)
         reach = check_models(
             whole,
-            live,
+            asked,
             packed_by=cast(Any, self.data_collator) if self.padding_free else None,
             checkpointing=bool(self.args.gradient_checkpointing),
             data=data,
@@ -205,7 +205,7 @@ class HybridDistillationTrainer(SFTTrainer):
     def _student_writer(self, on_policy: OnPolicy) -> StudentWriter:
         """What has the student answer batches itself."""
         return StudentWriter(
-            [self._student(), *([self.teacher.model] if isinstance(self.teacher, LiveTeacher) else [])],
+            [self._student(), *models_of(self.teacher)],
             on_policy,
             tokenizer=self._tokenizer,
             collator=self.data_collator,
@@ -259,7 +259,8 @@ class HybridDistillationTrainer(SFTTrainer):
         tokens = _token_count(forward_inputs)
         if mode == "train":
             reads = SIGNAL not in inputs and not isinstance(self.teacher, DataTokens)
-            self._costs.add(student_tokens=tokens, teacher_tokens=_token_count(asked) if reads else 0)
+            readers = max(len(models_of(self.teacher)), 1) if reads else 0
+            self._costs.add(student_tokens=tokens, teacher_tokens=readers * _token_count(asked))
             if ROW in inputs:
                 self._window_rows.append(inputs[ROW])
         self._terms[mode].add(results[0], tokens)

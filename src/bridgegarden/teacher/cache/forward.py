@@ -1,8 +1,9 @@
 """What a teacher says about documents, as records: a model that is run, or one that was asked before."""
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,22 +20,24 @@ from bridgegarden.teacher.answers import AnsweredRow, Position
 from bridgegarden.teacher.cache.record import RecordFormat, Signals
 from bridgegarden.teacher.cache.shard import Document, Entry, document_key
 from bridgegarden.teacher.cache.spec import CacheSpec
+from bridgegarden.teacher.mixture import Mixture, mixture_logits
 
 
 class WorkingTeacher:
     """A teacher that is asked about batches of documents, and how long it took."""
 
-    def __init__(self, model: PreTrainedModel, layout: RecordFormat) -> None:
+    def __init__(self, model: PreTrainedModel | Mixture, layout: RecordFormat) -> None:
         """
         Args:
-            model: on its device; frozen here.
+            model: on its device, or several that are mixed; frozen here.
             layout: what is made of its distributions.
 
         Raises:
             ModelError: its head cannot be read.
         """
-        freeze(model)
-        check_causal_lm(model)
+        for member in model.models if isinstance(model, Mixture) else (model,):
+            freeze(member)
+            check_causal_lm(member)
         self._model = model
         self._layout = layout
         self.seconds = 0.0
@@ -89,22 +92,40 @@ class AnswersEngine:
             yield [Entry(document.key, self._records[document.key]) for document in shard]
 
 
-def teacher_signals(model: PreTrainedModel, documents: Sequence[Document], spec: CacheSpec) -> list[Signals]:
-    """What `model` says at the supervised positions of `documents`, in order and in chunks; one forward.
+class _Read(NamedTuple):
+    """What one model makes of a batch."""
+
+    hidden: Tensor
+    """``(N, D)`` at supervised positions."""
+    head: LanguageModelHead
+
+
+def _read(model: PreTrainedModel, inputs: Mapping[str, Tensor], positions: SupervisedPositions) -> _Read:
+    hidden, head = read_hidden(model, inputs)
+    return _Read(positions.of(hidden), head)
+
+
+def teacher_signals(model: PreTrainedModel | Mixture, documents: Sequence[Document], spec: CacheSpec) -> list[Signals]:
+    """What `model` says at the supervised positions of `documents`, in order and in chunks; one forward of each model.
 
     Raises:
         ModelError: the teacher's distribution is not finite somewhere.
     """
-    device = input_device(model)
+    models = model.models if isinstance(model, Mixture) else (model,)
+    weights = model.weights if isinstance(model, Mixture) else (1.0,)
+    device = input_device(models[0])
     inputs, labels = _padded([document.as_read for document in documents], device)
     positions = SupervisedPositions.from_labels(labels)
     parts = []
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        read, head = read_hidden(model, inputs)
-        hidden, target = positions.of(read), positions.target.to(read.device)
-        del read
-        for rows, generator in _walk(documents, spec, head, hidden.device):
-            signal, label_logp = _signals(hidden[rows], target[rows], head, spec, generator)
+        read = [_read(member, inputs, positions) for member in models]
+        place = read[0].hidden.device
+        target = positions.target.to(place)
+        widest = max((part.head for part in read), key=lambda head: head.vocab_size)
+        for rows, generator in _walk(documents, spec, widest, place):
+            logits = [part.head.logits(part.hidden[rows]) for part in read]
+            said = logits[0] if len(logits) == 1 else mixture_logits(logits, weights)
+            signal, label_logp = _signals(said, target[rows], spec, generator)
             _check_finite(signal, rows.start, documents, spec)
             parts.append(signal_arrays(signal, label_logp, spec))
     return parts
@@ -146,10 +167,9 @@ def _walk(
 
 
 def _signals(
-    hidden: Tensor, labels: Tensor, head: LanguageModelHead, spec: CacheSpec, generator: torch.Generator | None
+    logits: Tensor, labels: Tensor, spec: CacheSpec, generator: torch.Generator | None
 ) -> tuple[TeacherSignal, Tensor]:
     """The signal of one chunk of positions, and the log-probability of what stands in the data."""
-    logits = head.logits(hidden)
     signal = spec.support.signal(
         logits, vocab_size=spec.vocab_size, exponents=spec.stored_exponents, generator=generator
     )

@@ -176,6 +176,7 @@ class CacheInfo:
         none = "none needed" if spec.served is None else "none, since likeliest tokens do not determine them"
         lines = [
             f"teacher        {spec.teacher}{f' at {spec.revision}' if spec.revision else ''}, {spec.dtype}",
+            *(f"  mixed of     {member}" for member in spec.mix or ()),
             *([] if spec.prompt is None else [f"its prompt     {spec.prompt}"]),
             f"tokenizer      {short(spec.tokenizer)}, chat template {short(spec.chat_template)}",
             f"rows           {self.documents:,} of at most {spec.max_length or 'any'} tokens, in "

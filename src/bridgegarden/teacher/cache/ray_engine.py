@@ -33,11 +33,12 @@ from bridgegarden.teacher.cache.writer import (
     ReportProgress,
     cut_batches,
 )
+from bridgegarden.teacher.mixture import Mixture
 
 if TYPE_CHECKING:
     import ray.data
 
-LoadTeacher = Callable[[], PreTrainedModel]
+LoadTeacher = Callable[[], PreTrainedModel | Mixture]
 """Called once in every actor; travels there, so it names the weights and does not hold them."""
 
 BATCHES_AT_ONCE = 8

@@ -109,6 +109,41 @@ class Served:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mixed:
+    """One of the models whose distributions were mixed."""
+
+    weight: float
+    """Its share, in (0, 1)."""
+    teacher: str
+    """Name on the hub, or its folder."""
+    revision: str | None
+    """Its commit on the hub; None for a folder."""
+    weights: str | None
+    """Its :func:`weights_fingerprint`; None if unknown."""
+    dtype: str
+    """Type that it was run in."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < 1:
+            raise ConfigError(f"cache: {self.teacher}'s weight in a mixture is between 0 and 1, got {self.weight}.")
+
+    @property
+    def identity(self) -> str:
+        """What it is, whatever it is called: its weights where they are known, else name and commit."""
+        what = self.weights or f"{self.teacher} at {self.revision}"
+        return f"{self.weight:g} x {what} in {self.dtype}"
+
+    def __str__(self) -> str:
+        known = "" if self.weights is None else f" ({short(self.weights)})"
+        return f"{self.weight:g} x {self.teacher}{known} in {self.dtype}"
+
+
+def mixture_fingerprint(members: Sequence[Mixed]) -> str:
+    """SHA-256 over what each member is, in any order: equal where the mixtures are, wherever their folders lie."""
+    return hashlib.sha256("\n".join(sorted(member.identity for member in members)).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
 class CacheSpec:
     """Everything that must agree between a cache and what reads it, or adds to it."""
 
@@ -141,6 +176,8 @@ class CacheSpec:
     tail are not known then."""
     prompt: TeacherPrompt | None = None
     """What the teacher was told in place of the rows' own prompts; None where it read those."""
+    mix: tuple[Mixed, ...] | None = None
+    """Where the distributions of several models were mixed: each of them. `weights` is then their fingerprint."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.vocab_size <= MOST_TOKENS:
@@ -201,14 +238,17 @@ class CacheSpec:
         tree = self.to_dict()
         if self.weights is not None:
             tree |= {"teacher": None, "revision": None}
+        if self.mix is not None:
+            del tree["mix"]  # in the fingerprint, whatever folders are called
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         tree: dict[str, Any] = asdict(self) | {"exponents": list(self.exponents)}
         # The digests of caches of models, and of caches of answers, are older than these.
-        if self.prompt is None:
-            del tree["prompt"]
+        for name in ("prompt", "mix"):
+            if tree[name] is None:
+                del tree[name]
         if self.served is None:
             del tree["served"]
         else:
@@ -233,6 +273,8 @@ class CacheSpec:
         same_weights = self.weights is not None and self.weights == other.weights
         ours, theirs = self._described(), other._described()
         names = [name for name in ours if not (same_weights and name in ("teacher", "revision"))]
+        if same_weights:
+            names.remove("mix")
         return "; ".join(f"{name} {ours[name]}, not {theirs[name]}" for name in names if ours[name] != theirs[name])
 
     def _described(self) -> dict[str, str]:
@@ -240,6 +282,7 @@ class CacheSpec:
             "support": str(self.support),
             "exponents": ", ".join(f"{g:g}" for g in self.exponents),
             "served": "no" if self.served is None else str(self.served),
+            "mix": "none" if self.mix is None else " + ".join(map(str, self.mix)),
             "prompt": "the row's own" if self.prompt is None else str(self.prompt),
         }
         return {name: short(value) for name, value in tree.items()}

@@ -42,6 +42,7 @@ from bridgegarden.teacher.cache.manifest import (
 from bridgegarden.teacher.cache.record import RecordFormat
 from bridgegarden.teacher.cache.shard import Document, Entry, Shard, documents_of, shard_problem, write_shard
 from bridgegarden.teacher.cache.spec import CacheSpec
+from bridgegarden.teacher.mixture import Mixture
 from bridgegarden.terminal import counted
 
 SHARD_POSITIONS = 65_536
@@ -283,7 +284,7 @@ class OneTeacher:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | Mixture,
         spec: CacheSpec,
         *,
         batch_tokens: int = BATCH_TOKENS,
