@@ -110,6 +110,7 @@ def test_commands_that_need_one_teacher_say_so(recipe):
         result = run(*command, recipe)
         assert result.exit_code == 2, result.output
         assert "teacher.mix: " in result.stderr
+    assert "teacher.mix: what is imported is what one teacher said" in run("cache", "import", recipe, recipe).stderr
     planned = run("plan", recipe)
     assert planned.exit_code == 0, planned.output
     live = run("plan", recipe, "--set", "teacher.cache=null")

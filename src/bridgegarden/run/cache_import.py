@@ -131,6 +131,10 @@ def import_recipe_cache(recipe: Recipe, path: Path, options: ImportOptions) -> I
     from bridgegarden.teacher.cache.writer import build_cache, remove_cache
 
     folder = cache_folder(recipe)
+    if recipe.teacher.mix is not None:
+        raise ConfigError(
+            "teacher.mix: what is imported is what one teacher said; import it for a recipe with teacher.model."
+        )
     if recipe.teacher.kind not in ("recorded", "cached"):
         raise ConfigError("teacher.server: what is imported has no server; leave teacher.server out.")
     if not path.exists():
