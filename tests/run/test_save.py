@@ -52,7 +52,7 @@ def test_every_source_of_the_rows_is_named():
 
 def test_a_local_folder_is_no_base_model_and_its_path_is_not_told():
     local = Origin(name="/home/somebody/secret/my-model", is_local=True)
-    card = dataclasses.replace(CARD, student=local, teacher=local, data=(local,))
+    card = dataclasses.replace(CARD, student=local, teachers=((None, local),), data=(local,))
     assert "base_model" not in front_matter(card)
     assert "datasets" not in front_matter(card)
     assert "somebody" not in card.render()
