@@ -279,6 +279,7 @@ def test_a_teacher_that_is_gone_is_learnt_from_its_cache_alone(built, tmp_path):
     asked = run("cache", "build", built, *alone)
     assert asked.exit_code == 2
     assert "is not to be had, so that it cannot be asked" in asked.stderr
+    assert "is not to be had, so that it cannot answer" in run("generate", built, *alone).stderr
 
 
 def test_the_teachers_own_loss_is_said_by_build_info_and_train(recipe, tmp_path):

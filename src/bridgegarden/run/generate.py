@@ -116,6 +116,11 @@ def _engine(recipe: Recipe, options: GenerateOptions, console: "Console") -> Eng
     from bridgegarden.preflight import load_facts
     from bridgegarden.teacher.local_generation import LocalEngine
 
+    if recipe.teacher.kind == "recorded":
+        raise ConfigError(
+            f"teacher.only_cache: {recipe.teacher.model} is not to be had, so that it cannot answer. Leave "
+            "only_cache out to let the model answer."
+        )
     device = usable_device(recipe.teacher.device, "teacher.device")
     facts = load_facts(LiveModel(recipe).reference)
     console.print(f"loading teacher {facts.reference.model}", markup=False, soft_wrap=True)
