@@ -66,7 +66,7 @@ def test_a_recipe_may_name_the_server_for_generate_but_not_for_train(write_recip
     for command in (["train"], ["train", "--audit"]):
         result = invoke(*command, recipe)
         assert result.exit_code == 2
-        assert "teacher.server: a server does not give the distributions that training needs" in result.stderr
+        assert "teacher.server: training asks no server; it reads what one has said from a cache" in result.stderr
         assert result.stderr.count("\n") == 1
 
 
