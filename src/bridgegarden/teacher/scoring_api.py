@@ -74,6 +74,9 @@ class Scores:
             labels = np.array([row.label_logp for row in rows], np.float64)
         except (TypeError, ValueError, OverflowError):
             raise Unfit("token ids and log-probabilities: expected numbers") from None
+        missing = np.isnan(logps).any(1)
+        if missing.any():  # a null reads as one, and sorting would put it behind what is empty
+            raise Unfit(f"{place(int(missing.argmax()))}: expected log-probabilities, got what is no number")
         order = np.argsort(-logps, axis=1, kind="stable")[:, :k]
         ids, logps = np.take_along_axis(ids, order, 1), np.take_along_axis(logps, order, 1)
         _check(ids, logps, labels, place)

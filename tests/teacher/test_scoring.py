@@ -1,0 +1,93 @@
+"""What is kept of scores, and what is refused as none."""
+
+import numpy as np
+import pytest
+
+from bridgegarden.teacher.answers import kept_position
+from bridgegarden.teacher.cache.spec import CacheSpec, Served, Support
+from bridgegarden.teacher.foreign_values import Unfit
+from bridgegarden.teacher.scoring import scored_signals
+from bridgegarden.teacher.scoring_api import Row, Scores
+
+K, VOCABULARY = 5, 50
+
+
+@pytest.fixture
+def spec():
+    return CacheSpec(
+        teacher="big",
+        revision=None,
+        weights=None,
+        dtype="unknown",
+        tokenizer="0",
+        chat_template="0",
+        max_length=None,
+        vocab_size=VOCABULARY,
+        teacher_width=VOCABULARY,
+        support=Support(k=K),
+        exponents=(),
+        served=Served(temperature=1.0, source="scored", api="vllm"),
+    )
+
+
+def scores(rows):
+    return Scores.of(rows, K, lambda number: f"token {number}")
+
+
+def made_up(seed, sharp):
+    """Rows of a teacher that is more or less sure, of 60 tokens: ten are not the student's. The label comes first."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(200):
+        logits = sharp * rng.normal(size=60)
+        logits[rng.integers(50)] += 3 * sharp
+        logp = logits - np.log(np.exp(logits).sum())
+        order = np.argsort(-logp)[:K].tolist()
+        label = int(rng.integers(60))
+        listed = [label, *order] if label not in order else order
+        rows.append(Row(listed, logp[listed].tolist(), float(logp[label])))
+    return [row for row in rows if row.ids[int(np.argmax(row.logps))] < VOCABULARY]
+
+
+@pytest.mark.parametrize("sharp", [0.1, 1.0, 5.0, 20.0])
+def test_of_every_position_as_much_is_kept_as_of_an_answer_s(spec, sharp):
+    rows = made_up(int(10 * sharp), sharp)
+    kept = scored_signals(scores(rows), spec)
+    for number, row in enumerate(rows):
+        pairs = sorted(zip(row.logps, row.ids, strict=True), reverse=True)[:K]
+        ids = [index if index < VOCABULARY else None for _, index in pairs]
+        expected = kept_position(ids, [logp for logp, _ in pairs], row.label_logp, K)
+        ours = dict(zip(kept.ids[number].tolist(), kept.logp[number].tolist(), strict=True))
+        ours.pop(-1, None)
+        assert set(ours) == set(expected.ids)
+        np.testing.assert_allclose([ours[index] for index in expected.ids], expected.logp, rtol=1e-5, atol=1e-7)
+        assert kept.log_tail[number] == pytest.approx(expected.log_tail, rel=1e-5)
+        assert kept.argmax[number] == expected.ids[0]
+        assert kept.label_logp[number] == pytest.approx(expected.label_logp)
+        # The last that is listed bounds the others here even if it is the label.
+        assert kept.entropy[number] >= expected.entropy - 1e-5
+
+
+def test_a_likeliest_token_that_the_student_does_not_have_is_refused(spec):
+    row = Row([55, 1, 2, 3, 4], [-0.1, -3.0, -4.0, -5.0, -6.0], -3.0)
+    with pytest.raises(Unfit, match="has the id 55, and the student's vocabulary ends at 50"):
+        scored_signals(scores([row]), spec)
+
+
+GOOD = [-0.5, -2.0, -3.0, -4.0, -5.0]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (Row([1, 2, 3, 4], GOOD[:4], -0.5), "token 0: 4 tokens are listed, and 5 were asked for"),
+        (Row([1, 2, 3, 4, 4], GOOD, -0.5), "token 0: a token is listed twice"),
+        (Row([1, 2, 3, 4, 5], [-0.5, -0.5, -1.0, -1.0, -1.0], -0.5), "add up to 1 at most, got 2.317"),
+        (Row([1, 2, 3, 4, 5], [0.5, *GOOD[1:]], -0.5), "expected log-probabilities"),
+        (Row([1, 2, 3, 4, 5], GOOD, float("nan")), "expected log-probabilities"),
+        (Row([1, 2, 3, 4, 5], [None, *GOOD[1:]], -0.5), "token 0: expected log-probabilities, got what is no number"),
+    ],
+)
+def test_what_is_no_distribution_is_refused_with_its_place(row, words):
+    with pytest.raises(Unfit, match=words):
+        scores([row])
