@@ -1,6 +1,7 @@
 """A cache as plain Parquet: the numbers of the cache, and nothing else."""
 
 import json
+import math
 import os
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.teacher.cache import exchange
-from bridgegarden.teacher.cache.exchange import METADATA, export_cache
+from bridgegarden.teacher.cache.exchange import METADATA, ExportReader, export_cache
 from bridgegarden.teacher.cache.manifest import finished_shards
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.shard import documents_of
@@ -140,3 +141,52 @@ def test_a_damaged_shard_leaves_no_file(tmp_path, cache):
     with pytest.raises(DataError, match="nothing to export"):
         export_cache(cache, tmp_path / "out.parquet", [cache_rows(2, seed=5)])
     assert sorted(os.listdir(tmp_path)) == ["cache"]
+
+
+def _each(change):
+    return lambda values: [[change(value) for value in row] for row in values]
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "kind", "message"),
+    [
+        ("log_tail", _each(lambda _: math.nan), None, "log_tail is nan"),
+        ("entropy", _each(lambda _: math.nan), None, "entropy is nan"),
+        ("max_logp", _each(lambda _: 5.0), None, "max_logp is 5.0"),
+        ("label_logp", _each(lambda _: None), None, "label_logp: expected a list of numbers without null"),
+        ("tail_powers", _each(lambda powers: [math.nan for _ in powers]), None, "tail_powers is nan"),
+        ("argmax", _each(lambda token: token + 2**32), pa.list_(pa.int64()), "argmax: token ids outside"),
+        ("argmax", _each(lambda _: None), None, "argmax: expected a list of numbers without null"),
+        ("argmax", lambda values: [None for _ in values], None, "argmax: .* got null"),
+        ("argmax", lambda values: ["a" for _ in values], pa.string(), "argmax: .* got string"),
+        ("token_ids", _each(lambda ids: [None for _ in ids]), None, "token_ids: expected lists of numbers"),
+        ("token_ids", _each(lambda ids: ids), pa.list_(pa.list_(pa.float32())), "token_ids of type float32"),
+        ("token_ids", lambda values: [row[:-1] for row in values], None, "do not fit"),
+    ],
+)
+def test_numbers_that_no_teacher_says_are_refused_with_the_file_and_the_row(tmp_path, column, change, kind, message):
+    out = tmp_path / "out.parquet"
+    export_cache(build(tmp_path / "cache"), out)
+    assert len(list(ExportReader(out))) > 1
+    table = pq.read_table(out)
+    at = table.schema.get_field_index(column)
+    values = pa.array(change(table[column].to_pylist()), kind or table.schema.field(at).type)
+    pq.write_table(table.set_column(at, column, values), out)
+    with pytest.raises(DataError, match=rf"out.parquet, row 0: damaged \(.*{message}"):
+        list(ExportReader(out))
+
+
+def test_an_export_that_another_program_wrote_again_with_large_lists_is_read(tmp_path):
+    out = tmp_path / "out.parquet"
+    export_cache(build(tmp_path / "cache"), out)
+    table = pq.read_table(out)
+    large = [pa.large_list(kind.value_type) if pa.types.is_list(kind) else kind for kind in table.schema.types]
+    nested = [
+        pa.large_list(pa.large_list(kind.value_type.value_type))
+        if pa.types.is_list(getattr(kind, "value_type", kind))
+        else kind
+        for kind in large
+    ]
+    schema = pa.schema(list(zip(table.schema.names, nested, strict=True)), table.schema.metadata)
+    pq.write_table(table.cast(schema), out, store_schema=True)
+    assert len(list(ExportReader(out))) == table.num_rows

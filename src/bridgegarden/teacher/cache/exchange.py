@@ -20,7 +20,7 @@ from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.files import whole_file
 from bridgegarden.objective.alignment import IGNORE
 from bridgegarden.teacher.cache.reader import TeacherCache
-from bridgegarden.teacher.cache.record import Signals
+from bridgegarden.teacher.cache.record import BOUNDS, Signals
 from bridgegarden.teacher.cache.shard import documents_of
 from bridgegarden.teacher.cache.spec import CacheSpec
 from bridgegarden.teacher.foreign_values import EXCESS
@@ -176,12 +176,15 @@ class ExportReader:
                 number += 1
 
     def _row(self, row: Mapping[str, Any]) -> Exported:
-        ids, logp = (_flat(row[name]) for name in ("token_ids", "logp"))
-        counts, slots = row["token_ids"].values.value_lengths().to_numpy(), self.spec.slots
-        if (counts != row["logp"].values.value_lengths().to_numpy()).any() or (counts > slots).any():
+        (ids, counts), (logp, others) = (_nested_numbers(row, name) for name in ("token_ids", "logp"))
+        slots, argmax = self.spec.slots, _numbers(row, "argmax")
+        if not np.array_equal(counts, others) or (counts > slots).any():
             raise ValueError(f"lists of tokens and log-probabilities that do not fit, or more than {slots} tokens")
-        if ((ids < 0) | (ids >= self.spec.vocab_size)).any():
-            raise ValueError(f"token ids outside the vocabulary of {self.spec.vocab_size}")
+        for name, tokens in (("token_ids", ids), ("argmax", argmax)):
+            if tokens.dtype.kind not in "iu":
+                raise ValueError(f"{name} of type {tokens.dtype}; expected whole numbers, as int32")
+            if ((tokens < 0) | (tokens >= self.spec.vocab_size)).any():
+                raise ValueError(f"{name}: token ids outside the vocabulary of {self.spec.vocab_size}")
         mask = np.arange(slots) < counts[:, None]
         all_ids, all_logp = np.full(mask.shape, -1, np.int32), np.full(mask.shape, -np.inf, np.float32)
         all_ids[mask], all_logp[mask] = ids, logp
@@ -192,18 +195,15 @@ class ExportReader:
         signals = Signals(
             ids=None if self.spec.is_dense else all_ids,
             logp=all_logp,
-            log_tail=_floats(row["log_tail"]) if self.spec.has_tail else None,
-            tail_powers=_flat(row["tail_powers"]).reshape(-1, width)
-            if width
-            else np.zeros((len(counts), 0), np.float32),
-            entropy=_floats(row["entropy"]),
-            argmax=row["argmax"].values.to_numpy(zero_copy_only=False).astype(np.int32),
-            max_logp=_floats(row["max_logp"]),
-            label_logp=_floats(row["label_logp"]),
+            log_tail=_floats(row, "log_tail") if self.spec.has_tail else None,
+            tail_powers=_powers(row, width) if width else np.zeros((len(counts), 0), np.float32),
+            entropy=_floats(row, "entropy"),
+            argmax=argmax.astype(np.int32),
+            max_logp=_floats(row, "max_logp"),
+            label_logp=_floats(row, "label_logp"),
         )
         _check_said(signals, all_ids, self.spec)
-        given = row.get("input_ids")
-        input_ids = None if given is None else given.values.to_numpy(zero_copy_only=False).astype(np.int32)
+        input_ids = _numbers(row, "input_ids").astype(np.int32) if "input_ids" in row else None
         return Exported(bytes.fromhex(row["key"].as_py()), input_ids, signals)
 
 
@@ -214,6 +214,12 @@ def _check_said(signals: Signals, ids: np.ndarray, spec: CacheSpec) -> None:
         raise ValueError(f"lists of {sorted(lengths)} positions side by side")
     if np.isnan(signals.logp).any() or (signals.logp > EXCESS).any():
         raise ValueError("log-probabilities that are none")
+    for name in ("log_tail", "entropy", "max_logp", "label_logp"):
+        values, (least, most) = getattr(signals, name), BOUNDS[name]
+        if values is not None and not (fits := (values >= least) & (values <= most)).all():
+            raise ValueError(f"{name} is {values[~fits][0]}")
+    if np.isnan(signals.tail_powers).any():
+        raise ValueError("tail_powers is nan")
     if spec.support.kind == "sampled":
         return
     total = np.exp(signals.logp.astype(np.float64)).sum(1)
@@ -228,12 +234,44 @@ def _check_said(signals: Signals, ids: np.ndarray, spec: CacheSpec) -> None:
         raise ValueError("a token listed twice")
 
 
-def _flat(lists: Any) -> np.ndarray:
-    return lists.values.flatten().to_numpy(zero_copy_only=False)
+def _numbers(row: Mapping[str, Any], name: str) -> np.ndarray:
+    """A column's list of numbers, none of which is missing: numpy would read one as NaN, and that as some token."""
+    values = row[name].values if isinstance(row[name], pa.ListScalar) else None
+    if values is None or values.null_count or not _is_number(values.type):
+        raise ValueError(f"{name}: expected a list of numbers without null, got {_got(row[name])}")
+    return values.to_numpy(zero_copy_only=False)
 
 
-def _floats(values: Any) -> np.ndarray:
-    return values.values.to_numpy(zero_copy_only=False).astype(np.float32)
+def _nested_numbers(row: Mapping[str, Any], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of a column's lists, one list behind the other, and how many each has."""
+    lists = row[name].values if isinstance(row[name], pa.ListScalar) else None
+    if lists is None or lists.null_count or not isinstance(lists, pa.ListArray | pa.LargeListArray):
+        raise ValueError(f"{name}: expected lists of numbers without null, got {_got(row[name])}")
+    values = lists.flatten()
+    if values.null_count or not _is_number(values.type):
+        raise ValueError(f"{name}: expected lists of numbers without null, got {_got(row[name])}")
+    return values.to_numpy(zero_copy_only=False), lists.value_lengths().to_numpy()
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def _got(value: pa.Scalar) -> str:
+    if not value.is_valid:
+        return "null"
+    return f"{value.type}{' with null' if isinstance(value, pa.ListScalar) else ''}"
+
+
+def _powers(row: Mapping[str, Any], width: int) -> np.ndarray:
+    values, counts = _nested_numbers(row, "tail_powers")
+    if (counts != width).any():
+        raise ValueError(f"tail_powers: expected {width} numbers a position, got {counts[counts != width][0]}")
+    return values.astype(np.float32).reshape(-1, width)
+
+
+def _floats(row: Mapping[str, Any], name: str) -> np.ndarray:
+    return _numbers(row, name).astype(np.float32)
 
 
 def is_export(path: Path) -> bool:
