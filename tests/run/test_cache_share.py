@@ -146,6 +146,17 @@ def test_a_damaged_cache_is_neither_pushed_nor_pulled(cache, tmp_path):
     assert not (tmp_path / "again").exists()
 
 
+def test_a_folder_that_lacks_a_shard_is_named_with_what_is_missing(cache, tmp_path):
+    shared = tmp_path / "shared"
+    push_cache(cache, str(shared))
+    (shared / "shards" / "00001.arrow").unlink()
+    with pytest.raises(DataError, match=r"shared: shards/00001\.arrow is missing\. Push the cache anew"):
+        pull_cache(str(shared), tmp_path / "pulled")
+    assert not (tmp_path / "pulled").exists()
+    push_cache(cache, str(shared))
+    pull_cache(str(shared), tmp_path / "pulled")
+
+
 def test_a_pull_that_was_interrupted_goes_on(cache, tmp_path):
     shared, arriving = tmp_path / "shared", tmp_path / ".pulled.partial"
     push_cache(cache, str(shared))

@@ -138,7 +138,9 @@ def as_asked(row: TokenisedRow, asked: TokenisedRow, place: str) -> TokenisedRow
         DataError: the row has no prompt, or a chat template writes the two with other turns.
     """
     ours, theirs = _stretches(row.labels), _stretches(asked.labels)
-    if not theirs or not ours or not ours[0][0].stop:
+    if not ours:  # the prompt alone fills the row, which is left out as without teacher.prompt
+        return TokenisedRow(input_ids=list(asked.input_ids), labels=[IGNORED] * len(asked.input_ids))
+    if not theirs or not ours[0][0].stop:
         raise DataError(
             f"{place}: has an empty prompt, so its first token is learnt from nothing, and teacher.prompt would have "
             "the teacher judge it. Give it a prompt, or leave teacher.prompt out."

@@ -114,8 +114,12 @@ class SharedFolder(Repository):
         return str(self.path)
 
     def fetch(self, folder: Path) -> None:
+        names = own_files(self.path)
+        for name in names:
+            if not (self.path / name).is_file():
+                raise DataError(f"{self.path}: {name} is missing. Push the cache anew from where it was built.")
         try:
-            for name in own_files(self.path):
+            for name in names:
                 _copy(self.path / name, folder / name)
         except OSError as error:
             raise ConfigError(f"{folder}: cannot be written ({error.strerror or error}). Give another.") from error
