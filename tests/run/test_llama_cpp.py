@@ -19,7 +19,7 @@ from tests.tiny import save_tiny, tiny_model
 ROWS = [
     {"prompt": "What is the capital of France?", "completion": "The capital of France is Paris."},
     {"prompt": "Count to four.", "completion": "1, 2, 3, 4"},
-    {"prompt": "Name a colour.", "completion": "Mauve zebra."},
+    {"prompt": "Name a colour.", "completion": "Mauve zebra \N{PARTY POPPER}."},
 ]
 MEAN_TOLERANCE, LARGEST_TOLERANCE = 0.1, 1.0
 """Nats. llama.cpp multiplies in eight bits, the reference in float32, with the same four-bit weights."""

@@ -164,6 +164,9 @@ class ScoringModel:
             return {"tokens_evaluated": len(ids), "completion_probabilities": entries}
         self.asked.append(ids)
         logp = self._logps(ids, self.change)[-1]
+        if "logit_bias" not in content and "\ufffd" in self.tokenizer.decode([int(logp.argmax())]):
+            # As of a token that is no whole character.
+            return {"tokens_evaluated": len(ids), "truncated": False, "content": "\ufffd"}
         top = [{"id": i, "logprob": lp} for i, lp in self._listed(logp, min(content["n_probs"], len(logp)))]
         return {"tokens_evaluated": len(ids), "truncated": False, "completion_probabilities": [{"top_logprobs": top}]}
 

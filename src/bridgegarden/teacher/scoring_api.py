@@ -269,7 +269,10 @@ class LlamaCpp(Api):
         """The `k` likeliest tokens after `before`; asked again for more until `label` is among them."""
         wanted, kept = k, None
         while True:
-            ids, logps = await line.ask("completion", self._content(line, before, wanted), _read(_after(len(before))))
+            # It lists nothing beside a token that is part of a character. What is written is of no use here, and what
+            # is listed is from before any bias: so it writes a letter.
+            asked = self._content(line, before, wanted) | {"logit_bias": [["a", 1e6]]}
+            ids, logps = await line.ask("completion", asked, _read(_after(len(before))))
             kept = kept or (ids[:k], logps[:k])
             if label in ids:
                 return Row(*kept, logps[ids.index(label)])
