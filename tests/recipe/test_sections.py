@@ -300,12 +300,25 @@ def test_a_teacher_on_a_server_is_a_recipe_too():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("top_k", 4), ("revision", "main"), ("device", "cpu"), ("device_map", "auto"), ("prompt", {"system": "S"})],
+    [
+        ("top_k", 4),
+        ("revision", "main"),
+        ("device", "cpu"),
+        ("device_map", "auto"),
+        ("gguf_file", "a.gguf"),
+        ("prompt", {"system": "S"}),
+    ],
 )
 def test_what_does_not_go_with_a_server_is_refused(name, value):
     teacher = {"server": "http://localhost:8000/v1", "model": "big", name: value}
     with pytest.raises(ConfigError, match=rf"^teacher\.{name}: does not go with teacher.server"):
         Recipe.from_dict(SMALLEST | {"teacher": teacher})
+
+
+@pytest.mark.parametrize("name", ["model.bin", "folder/model.gguf", "../model.gguf", " "])
+def test_a_gguf_file_is_a_name_in_the_models_folder(name):
+    with pytest.raises(ConfigError, match=r"^teacher\.gguf_file"):
+        TeacherSection(model="big", gguf_file=name)
 
 
 def test_a_teacher_is_on_one_device_or_spread_over_all():

@@ -11,6 +11,7 @@ from bridgegarden.preflight.models import (
     check_quantised,
     load_facts,
     load_tokenizer,
+    quantisation,
 )
 from bridgegarden.preflight.tokenizers import Endings, TokenizerMatch, check_endings, compare_tokenizers
 
@@ -33,6 +34,7 @@ __all__ = [
     "load_facts",
     "load_tokenizer",
     "preflight",
+    "quantisation",
 ]
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,6 +47,8 @@ class ModelReference:
     """Type of the weights in memory; ``auto`` is the type they were saved in."""
     device_map: "str | Mapping[str, str | int] | None" = None
     """How its weights are spread over devices, as ``from_pretrained`` takes it; None is whole on one."""
+    gguf_file: str | None = None
+    """The file at its top that holds its weights in llama.cpp's format; None is ``*.safetensors``."""
     eos_token: str | None = None
     """The end token that the recipe gives its tokenizer; None leaves the tokenizer's own."""
     place: str | None = None
@@ -158,6 +161,17 @@ def check_positions(facts: ModelFacts | None, max_length: int | None, *, asked: 
     )
 
 
+def quantisation(facts: ModelFacts) -> str | None:
+    """How the weights of a model were rounded to a few bits, for a person; None where they were not, as is known."""
+    if facts.reference.gguf_file is not None:
+        return f"GGUF, {facts.reference.gguf_file}"
+    settings = getattr(facts.config, "quantization_config", None)
+    if settings is None:
+        return None
+    method = settings.get("quant_method") if isinstance(settings, Mapping) else settings.quant_method
+    return f"{getattr(method, 'value', method)}, as its config.json says"
+
+
 def check_quantised(facts: ModelFacts) -> None:
     """Make sure that what a quantised model is read with is there, if it is one.
 
@@ -227,8 +241,23 @@ def load_config(reference: ModelReference) -> "PretrainedConfig":
     """
     from transformers import AutoConfig
 
-    with _explained(reference, "config.json"):
-        return AutoConfig.from_pretrained(reference.location, revision=reference.revision, trust_remote_code=False)
+    with _explained(reference, reference.gguf_file or "config.json"):
+        return AutoConfig.from_pretrained(
+            reference.location, revision=reference.revision, trust_remote_code=False, **_of_gguf(reference)
+        )
+
+
+def _of_gguf(reference: ModelReference) -> dict[str, str]:
+    """The argument of ``from_pretrained`` for a model whose weights are in a GGUF file.
+
+    Raises:
+        ModelError: what reads it is not installed.
+    """
+    if reference.gguf_file is None:
+        return {}
+    if find_spec("gguf") is None:
+        raise reference.error(f"{reference.gguf_file} is read with the package gguf. Install it: pip install gguf")
+    return {"gguf_file": reference.gguf_file}
 
 
 def load_tokenizer(reference: ModelReference, commit: str | None = None) -> "PreTrainedTokenizerBase":
@@ -240,13 +269,14 @@ def load_tokenizer(reference: ModelReference, commit: str | None = None) -> "Pre
     from transformers import AutoTokenizer
 
     _check_location(reference)
-    if (file := _tokenizer_file(reference, commit)) is not None and (
-        fault := fault_of_tokenizer_file(file)
-    ) is not None:
+    file = _tokenizer_file(reference, commit)
+    if file is not None and (fault := fault_of_tokenizer_file(file)) is not None:
         raise reference.error(f"its {TOKENIZER} cannot be used: {fault}. Take it anew from where the model was.")
+    # Of a GGUF file, whose own tokenizer is made anew from its lists, only where there is no other.
+    own = _of_gguf(reference) if file is None else {}
     with _explained(reference, "its tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
-            reference.location, revision=commit or reference.revision, trust_remote_code=False
+            reference.location, revision=commit or reference.revision, trust_remote_code=False, **own
         )
     # Some versions of transformers make one up where the files are missing.
     if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
@@ -298,7 +328,9 @@ def _check_location(reference: ModelReference) -> None:
     looks_like_a_path = path.is_absolute() or reference.model.startswith(("./", "../", "~")) or len(path.parts) > 2
     if looks_like_a_path and not path.is_dir():
         raise reference.error("no such folder. Give the folder of a model, or a name on the hub (owner/name).")
-    if path.is_dir() and not (path / "config.json").is_file():
+    if path.is_dir() and reference.gguf_file is not None:
+        _check_gguf(reference, {file.name for file in path.iterdir()})
+    elif path.is_dir() and not (path / "config.json").is_file():
         raise reference.error(f"the folder {path} holds no config.json, so it is not a saved model.")
 
 
@@ -336,6 +368,9 @@ def _check_values(reference: ModelReference, config: "PretrainedConfig") -> None
 
 def _check_weight_files(reference: ModelReference, commit: str | None) -> None:
     names = _file_names(reference, commit)
+    if reference.gguf_file is not None:
+        _check_gguf(reference, names)
+        return
     if reference.is_local and INDEX in names:
         _check_index(reference, Path(reference.location) / INDEX, names)
     if any(name.endswith(".safetensors") and not name.startswith("adapter_") for name in names):
@@ -347,7 +382,21 @@ def _check_weight_files(reference: ModelReference, commit: str | None) -> None:
             "its weights are pickle files, which can run code when they are opened; expected *.safetensors. Convert it "
             "where you trust it: AutoModelForCausalLM.from_pretrained(NAME).save_pretrained(FOLDER)."
         )
+    if any(name.endswith(".gguf") for name in names):
+        raise reference.error(
+            "its weights are GGUF files; of a teacher name the one to read (teacher.gguf_file=NAME.gguf), or take the "
+            "model as it was before it was converted."
+        )
     raise reference.error(f"holds no weights (*.safetensors); found {', '.join(sorted(names)[:8]) or 'no file'}.")
+
+
+def _check_gguf(reference: ModelReference, names: set[str]) -> None:
+    if reference.gguf_file not in names:
+        there = sorted(name for name in names if name.endswith(".gguf"))
+        raise reference.error(
+            f"holds no {reference.gguf_file} ({reference.role}.gguf_file); its GGUF files: "
+            f"{', '.join(there) or 'none'}."
+        )
 
 
 def _check_index(reference: ModelReference, path: Path, names: set[str]) -> None:

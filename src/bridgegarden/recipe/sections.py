@@ -60,6 +60,9 @@ class TeacherSection:
     """Spreads a teacher that is larger than one GPU over all of them, and over the CPU where they do not suffice:
     accelerate's ``auto``, ``balanced``, ``balanced_low_0`` (little on the first, where the student is) or
     ``sequential``. Null is whole on one device."""
+    gguf_file: str | None = None
+    """A file of `model` in llama.cpp's format, such as ``model-Q4_K_M.gguf``, whose weights are unpacked to `dtype`;
+    null is ``*.safetensors``. Needs the package ``gguf``."""
     top_k: int | None = None
     """Tokens kept per position, >= 1, with the rest as one tail; null keeps the whole vocabulary."""
     cache: str | None = None
@@ -143,6 +146,13 @@ class TeacherSection:
             raise ConfigError(
                 "teacher.device: teacher.device_map spreads the teacher over all devices; leave one of them out."
             )
+        if self.gguf_file is not None:
+            _require_text("teacher.gguf_file", self.gguf_file)
+            if not self.gguf_file.endswith(".gguf") or Path(self.gguf_file).name != self.gguf_file:
+                raise ConfigError(
+                    f"teacher.gguf_file: got {self.gguf_file!r}; expected the name of a *.gguf file in the folder or "
+                    "repository teacher.model, at its top."
+                )
         self._check_only_cache()
         self._check_server()
 
@@ -155,7 +165,7 @@ class TeacherSection:
                 raise ConfigError("teacher: key 'model' is missing; it has no default.")
             _require_text("teacher.model", self.model)
             return
-        for name in ("model", "revision", "device_map", "server", "only_cache"):
+        for name in ("model", "revision", "device_map", "gguf_file", "server", "only_cache"):
             if getattr(self, name):
                 raise ConfigError(f"teacher.{name}: does not go with teacher.mix; leave one of them out.")
         if self.dtype != "auto":
@@ -176,7 +186,7 @@ class TeacherSection:
             raise ConfigError(
                 "teacher.only_cache: there is no teacher.cache; name its folder, or leave only_cache out."
             )
-        for name in ("server", "revision", "device", "device_map", "top_k"):
+        for name in ("server", "revision", "device", "device_map", "gguf_file", "top_k"):
             if getattr(self, name) is not None:
                 raise ConfigError(f"teacher.{name}: does not go with teacher.only_cache; leave one of them out.")
 
@@ -187,7 +197,7 @@ class TeacherSection:
             return
         check_url(self.server, "teacher.server")  # first: the other shows what it refuses
         _require_text("teacher.server", self.server)
-        for name in ("revision", "device", "device_map", "top_k", "prompt"):
+        for name in ("revision", "device", "device_map", "gguf_file", "top_k", "prompt"):
             if getattr(self, name) is not None:
                 raise ConfigError(f"teacher.{name}: does not go with teacher.server; leave one of them out.")
 

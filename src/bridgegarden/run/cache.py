@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bridgegarden.data import chat_template_fingerprint, tokenizer_fingerprint, vocabulary_size
 from bridgegarden.errors import ConfigError
-from bridgegarden.preflight import Pair
+from bridgegarden.preflight import ModelFacts, Pair
 from bridgegarden.recipe import Recipe, build_objective, load_recipe
 from bridgegarden.run.models import (
     CachedModel,
@@ -20,6 +20,7 @@ from bridgegarden.run.models import (
     ScoringServer,
     cache_folder,
     cache_warnings,
+    quantised_warning,
     recipe_pair,
     teacher_of,
     usable_device,
@@ -84,11 +85,12 @@ def build_recipe_cache(recipe: Recipe, options: CacheOptions) -> "BuildResult | 
         if isinstance(source, CachedServer):
             return build_served_cache(recipe, folder, pair, options)
         assert isinstance(source, LiveModel)  # or one of its kind, with a cache
+        assert pair.teacher is not None
         _refuse_what_is_for_answers(options)
         spec = _spec(recipe, source, pair, options)
         console = stderr_console()
         # Before the teacher's hours, since another number of tokens is another cache.
-        _warn(console, recipe, spec)
+        _warn(console, recipe, pair.teacher, spec)
         data = source.rows(pair)
         if options.replace:
             remove_cache(folder)
@@ -98,15 +100,17 @@ def build_recipe_cache(recipe: Recipe, options: CacheOptions) -> "BuildResult | 
         return fill_recipe_cache(recipe, load, folder, list(data.by_name.values()), spec, options, console)
 
 
-def _warn(console: "Console", recipe: Recipe, spec: "CacheSpec") -> None:
+def _warn(console: "Console", recipe: Recipe, teacher: ModelFacts, spec: "CacheSpec") -> None:
     from rich.text import Text
 
     from bridgegarden.teacher.cache.fidelity import truncation_warning
 
+    warnings = [*quantised_warning(teacher)]
     if not spec.is_dense:
         warning = truncation_warning(build_objective(recipe.objective), spec.support, kept_in="cache")
-        if warning is not None:
-            console.print(Text.assemble(("warning: ", "yellow"), warning), soft_wrap=True)
+        warnings += [] if warning is None else [warning]
+    for warning in warnings:
+        console.print(Text.assemble(("warning: ", "yellow"), warning), soft_wrap=True)
 
 
 def check_recipe_cache(source: str, overrides: Sequence[str] = ()) -> "CheckResult":

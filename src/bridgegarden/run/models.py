@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bridgegarden.data import Mix, RowRules, vocabulary_size
 from bridgegarden.errors import ConfigError, ModelError, foreign
-from bridgegarden.preflight import ModelFacts, ModelReference, Pair, check_pair, check_positions
+from bridgegarden.preflight import ModelFacts, ModelReference, Pair, check_pair, check_positions, quantisation
 from bridgegarden.recipe import Recipe, build_objective
 from bridgegarden.run.rows import (
     RunData,
@@ -126,6 +126,7 @@ class LiveModel(RecipeTeacher):
             revision=teacher.revision,
             dtype=teacher.dtype,
             device_map=teacher.device_map,
+            gguf_file=teacher.gguf_file,
         )
 
     def signals(self, pair: Pair, say: Say) -> "Teacher":
@@ -139,7 +140,7 @@ class LiveModel(RecipeTeacher):
     def identity(self, pair: Pair) -> dict[str, Any]:
         """What a cache says of the teacher whose signals it holds."""
         assert pair.teacher is not None
-        return {**model_identity(pair.teacher), "mix": None}
+        return {**model_identity(pair.teacher), "gguf_file": pair.teacher.reference.gguf_file, "mix": None}
 
     def loader(self, pair: Pair, device: str | None) -> "Callable[[], PreTrainedModel | Mixture]":
         """Loads what fills a cache, on `device`, in the process that calls it."""
@@ -154,11 +155,12 @@ class LiveModel(RecipeTeacher):
         from bridgegarden.teacher.cache.fidelity import truncation_warning
         from bridgegarden.teacher.cache.spec import Support
 
-        top_k = self.recipe.teacher.top_k
+        assert pair.teacher is not None
+        top_k, quantised = self.recipe.teacher.top_k, quantised_warning(pair.teacher)
         if top_k is None or top_k >= vocabulary_size(pair.endings.tokenizer):
-            return ()
+            return quantised
         warning = truncation_warning(build_objective(self.recipe.objective), Support(k=top_k), kept_in="memory")
-        return () if warning is None else (warning,)
+        return quantised if warning is None else (*quantised, warning)
 
 
 class CachedModel(LiveModel):
@@ -168,7 +170,8 @@ class CachedModel(LiveModel):
         return _told(self.recipe, self.cache(pair), say)
 
     def warnings(self, pair: Pair) -> tuple[str, ...]:
-        return cache_warnings(self.recipe)
+        assert pair.teacher is not None
+        return (*quantised_warning(pair.teacher), *cache_warnings(self.recipe))
 
     def cache(self, pair: Pair) -> "TeacherCache":
         """The recipe's cache, if it is what this teacher said.
@@ -442,6 +445,18 @@ def recipe_pair(recipe: Recipe, *, weights: bool = True, anew: bool = False) -> 
     return dataclasses.replace(pair, others=tuple(facts for facts in others if facts is not None))
 
 
+def quantised_warning(teacher: ModelFacts) -> tuple[str, ...]:
+    """What it means that the weights of a teacher were rounded to a few bits; nothing where they were not."""
+    how = quantisation(teacher)
+    if how is None:
+        return ()
+    return (
+        f"the teacher is quantised ({how}). Soft labels are commonly made in full precision: rounding that hardly "
+        "changes the likeliest token changes the probabilities of the others. Compare its own loss on the rows "
+        "(bridgegarden cache info) with that of the whole model, where that can be run.",
+    )
+
+
 def cache_folder(recipe: Recipe) -> Path:
     """Where the recipe's cache is.
 
@@ -471,13 +486,15 @@ def cache_warnings(recipe: Recipe) -> tuple[str, ...]:
 
 def model_identity(teacher: ModelFacts) -> dict[str, Any]:
     """What a cache says of a model whose signals it holds."""
-    from bridgegarden.teacher.cache.spec import weights_fingerprint
+    from bridgegarden.teacher.cache.spec import gguf_fingerprint, weights_fingerprint
 
     reference = teacher.reference
+    folder, gguf = Path(reference.location), reference.gguf_file
+    local = (lambda: weights_fingerprint(folder)) if gguf is None else lambda: gguf_fingerprint(folder / gguf)
     return {
         "teacher": reference.model,
         "revision": None if reference.is_local else teacher.stored_revision,
-        "weights": weights_fingerprint(Path(reference.location)) if reference.is_local else None,
+        "weights": local() if reference.is_local else None,
         "dtype": str(teacher.dtype).removeprefix("torch."),
     }
 
@@ -528,9 +545,13 @@ def load_model(facts: ModelFacts, *, spread: bool = False) -> "PreTrainedModel":
     Raises:
         ModelError: its files cannot be read, or lack weights (which would be random).
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GgufConfig
 
     from bridgegarden.causal_lm import whole_in_every_process
+
+    gguf = facts.reference.gguf_file
+    # Dense: left in their blocks, weights are multiplied by kernels that are downloaded and run.
+    stored = {} if gguf is None else {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)}
 
     def refusal(words: str) -> ModelError:
         return facts.reference.error(f"its weights cannot be loaded ({words}). Are its files complete?")
@@ -542,6 +563,7 @@ def load_model(facts: ModelFacts, *, spread: bool = False) -> "PreTrainedModel":
             dtype=facts.dtype,
             use_safetensors=True,
             device_map=facts.reference.device_map,
+            **stored,
             trust_remote_code=False,
             output_loading_info=True,
         )  # pyright: ignore[reportGeneralTypeIssues]  a pair, with loading info

@@ -28,6 +28,8 @@ MOST_SLOTS = 1_000_000
 SAMPLES = 16
 SAMPLE_BYTES = 4096
 """Of a file of weights: how many pieces of which length are looked at."""
+GGUF_HEAD, GGUF_SAMPLES = 1 << 20, 256
+"""Of a GGUF file, which holds all tensors: bytes at its start, and pieces of the rest, that are looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +173,8 @@ class CacheSpec:
     """Tail power sums that are kept, ascending."""
     bits: Literal[8, 16] = DEFAULT_BITS
     """Bits of a log-probability."""
+    gguf_file: str | None = None
+    """The file that its weights were read from; None for safetensors."""
     served: Served | None = None
     """Where the teacher is behind a server; None for one that was run here. Its exact entropy and power sums of the
     tail are not known then."""
@@ -238,6 +242,7 @@ class CacheSpec:
         tree = self.to_dict()
         if self.weights is not None:
             tree |= {"teacher": None, "revision": None}
+            tree.pop("gguf_file", None)  # the weights say more
         if self.mix is not None:
             del tree["mix"]  # in the fingerprint, whatever folders are called
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
@@ -246,7 +251,7 @@ class CacheSpec:
         """Plain values, for JSON."""
         tree: dict[str, Any] = asdict(self) | {"exponents": list(self.exponents)}
         # The digests of caches of models, and of caches of answers, are older than these.
-        for name in ("prompt", "mix"):
+        for name in ("prompt", "mix", "gguf_file"):
             if tree[name] is None:
                 del tree[name]
         if self.served is None:
@@ -272,7 +277,7 @@ class CacheSpec:
         """
         same_weights = self.weights is not None and self.weights == other.weights
         ours, theirs = self._described(), other._described()
-        names = [name for name in ours if not (same_weights and name in ("teacher", "revision"))]
+        names = [name for name in ours if not (same_weights and name in ("teacher", "revision", "gguf_file"))]
         if same_weights:
             names.remove("mix")
         return "; ".join(f"{name} {ours[name]}, not {theirs[name]}" for name in names if ours[name] != theirs[name])
@@ -281,6 +286,7 @@ class CacheSpec:
         tree = self.to_dict() | {
             "support": str(self.support),
             "exponents": ", ".join(f"{g:g}" for g in self.exponents),
+            "gguf_file": self.gguf_file or "none",
             "served": "no" if self.served is None else str(self.served),
             "mix": "none" if self.mix is None else " + ".join(map(str, self.mix)),
             "prompt": "the row's own" if self.prompt is None else str(self.prompt),
@@ -306,6 +312,26 @@ def weights_fingerprint(folder: Path) -> str:
     """
     parts = sorted(_file_digest(path) for path in folder.glob("*.safetensors") if path.is_file())
     return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def gguf_fingerprint(path: Path) -> str:
+    """SHA-256 over the size of a GGUF file, its first MiB (names and types of tensors, as a rule) and 256 samples of 4
+    KiB spread evenly over the rest.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    try:
+        size = path.stat().st_size
+        digest = hashlib.sha256(b"gguf" + size.to_bytes(8, "little"))
+        with path.open("rb") as file:
+            digest.update(file.read(GGUF_HEAD))
+            for sample in range(GGUF_SAMPLES):
+                file.seek(min(GGUF_HEAD, size) + max(size - GGUF_HEAD, 0) * sample // GGUF_SAMPLES)
+                digest.update(file.read(SAMPLE_BYTES))
+        return digest.hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
 def short(value: Any) -> str:
