@@ -28,8 +28,9 @@ def test_the_command_starts_ray_by_itself_writes_the_same_files_and_prints_the_r
     command = [sys.executable, "-m", "bridgegarden", "cache", "build", recipe, "--engine", "ray", "--actors", "2"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 1
-    assert done.stdout.startswith(f"{tmp_path / 'cache'}: 30 rows added;")
+    added, loss = done.stdout.splitlines()
+    assert added.startswith(f"{tmp_path / 'cache'}: 30 rows added;")
+    assert loss.startswith("the teacher's own loss on the rows there:")
     assert "starting Ray, whose actors load teacher" in done.stderr
     assert "Traceback" not in done.stderr
     build_recipe_cache(load_recipe(recipe, [f"teacher.cache={tmp_path / 'local'}"]), CacheOptions())
