@@ -14,13 +14,14 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.request import ProxyHandler, Request, build_opener
 
 import numpy as np
 
 from bridgegarden.teacher.cache.record import RecordFormat
 from bridgegarden.teacher.cache.shard import Document
 from bridgegarden.teacher.cache.spec import CacheSpec, Served, Support
-from bridgegarden.teacher.scoring import Journal, ScoringEngine
+from bridgegarden.teacher.scoring import Journal, ScoringEngine, scored_signals
 from bridgegarden.teacher.scoring_api import Vllm
 from bridgegarden.teacher.scoring_check import Example
 from bridgegarden.teacher.server_requests import Requests, Server
@@ -101,7 +102,28 @@ def measure(rows: int, tokens: int, asked: int, k: int) -> None:
             f"{1000 * used / rows:.2f} ms of processor time a row, {used / rows * ROWS_A_SECOND:.1%} of a core at "
             f"{ROWS_A_SECOND} rows/s; {rows / took:.0f} rows/s at most here"
         )
+        parts(server.base_url, api, documents[0], spec)
     process.terminate()
+
+
+def parts(url: str, api: Vllm, document: Document, spec: CacheSpec, times: int = 100) -> None:
+    """Print what of a row's time is reading JSON, and what is ours, by doing each alone."""
+    request = Request(url, b"{}", {"Content-Type": "application/json"})
+    body = build_opener(ProxyHandler({})).open(request).read().decode()
+    positions = list(range(int((document.labels != -100).argmax()), len(document.ids)))
+    layout, tree = RecordFormat(spec), json.loads(body)
+
+    def kept() -> None:
+        scores = api._scores(tree, document.ids.tolist(), positions, spec.support.k)
+        layout.encode(scored_signals(scores, spec))
+
+    took = []
+    for work in (lambda: json.loads(body), kept):
+        began = time.process_time()
+        for _ in range(times):
+            work()
+        took.append(1000 * (time.process_time() - began) / times)
+    print(f"  of that, alone: {took[0]:.2f} ms to read {len(body):,} characters of JSON, {took[1]:.2f} ms of our own")
 
 
 def main() -> None:

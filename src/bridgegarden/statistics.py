@@ -250,7 +250,12 @@ class PairedDifference:
 
 
 class SeedSpread(NamedTuple):
-    """How far one training is from another of the same seed, beside what its system does: of all systems together."""
+    """How far one training is from another of the same seed, beside what its system does: of all systems together.
+
+    Two seeds or three say little of how far seeds are apart, and Student's t makes up for that with intervals that hold
+    nearly anything. Where other systems were trained with the same seeds, all of them say it better. A pair that varies
+    more than that keeps its own spread, so that it is not taken for a steady one.
+    """
 
     variance: float
     """Of one system's mean score with one seed, what all systems have in common at that seed taken out."""
@@ -301,18 +306,13 @@ def paired_difference(
     where :math:`\bar d^*` is the mean over resampled problems (with all their seeds), :math:`t_{S-1}` is drawn from
     Student's distribution, and c = (Student's quantile for P - 1) / (the normal one) sqrt(P / (P - 1)) makes up for the
     bootstrap's narrowness when problems are few. One seed has no last term; where every seed has problems of its own,
-    these are part of the spread between seeds, and there is no middle term. Where seeds do not matter the interval is
-    wider than it needs to be: with few of them one cannot know that.
-
-    Two seeds or three say little of how far seeds are apart, and Student's t makes up for that with intervals that hold
-    nearly anything. Where other systems were trained with the same seeds, `of_all` says it better: its degrees of
-    freedom stand in place of S - 1, and the standard deviation of a difference is the larger of its own and
-    :math:`\sqrt{2} \hat\sigma`, so that systems whose trainings vary more than others' are not taken for steady ones.
+    these are part of the spread between seeds, and there is no middle term. Where seeds do not matter it is too wide.
 
     Args:
         first: scores of the first system, one mapping for each seed.
         second: of the second system, the same seeds in the same order, on the same problems.
-        of_all: how far trainings are apart in all systems of the study, these two among them; None is these two alone.
+        of_all: how far trainings are apart in all systems of the study; None is in these two alone. Its degrees of
+            freedom replace S - 1, and :math:`\sqrt{2} \hat\sigma`, where that is larger, the standard deviation.
         confidence: of the interval, in (0, 1).
         resamples: of the distribution.
         generator: draws them; None is a fixed seed, so that the same scores give the same interval.
@@ -324,30 +324,42 @@ def paired_difference(
         Hesterberg, 2015, arXiv:1411.5279 (the factor c: expanded percentile intervals).
     """
     seeds = [_differences(a, b, place) for place, (a, b) in enumerate(_pairs(first, second))]
-    means = np.array([np.mean(list(seed.values())) for seed in seeds])
+    means, problems = np.array([np.mean(list(seed.values())) for seed in seeds]), min(map(len, seeds))
     generator = generator or np.random.default_rng(0)
     noise = _shared_noise(seeds, confidence, resamples, generator)
-    variance, freedom = float(means.var(ddof=1)) if len(seeds) > 1 else 0.0, len(seeds) - 1
-    if of_all is not None and freedom:
-        variance, freedom = max(variance, 2 * of_all.variance), of_all.freedom
-    spread = math.sqrt(variance / len(seeds))
-    draws = means.mean() + noise + (spread * generator.standard_t(freedom, resamples) if spread else 0.0)
-    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
-    p = _p_value(means.mean(), noise, spread, freedom)
+    interval, p = _interval(means, noise, of_all, confidence, generator)
     every = np.array([value for seed in seeds for value in seed.values()])
     if (every == every[0]).all() and _all_shares([*first, *second]):
-        low, high = unvaried_interval(float(every[0]), min(map(len, seeds)), confidence)
-        p = unvaried_p(float(every[0]), min(map(len, seeds)))
+        interval = unvaried_interval(float(every[0]), problems, confidence)
+        p = unvaried_p(float(every[0]), problems)
     return PairedDifference(
         mean=float(means.mean()),
-        interval=Interval(float(low), float(high)),
+        interval=interval,
         confidence=confidence,
         p=p,
         seeds=len(seeds),
-        problems=min(map(len, seeds)),
+        problems=problems,
         wins=float((every > 0).mean()),
         ties=float((every == 0).mean()),
     )
+
+
+def _interval(
+    means: np.ndarray,
+    noise: np.ndarray,
+    of_all: SeedSpread | None,
+    confidence: float,
+    generator: np.random.Generator,
+) -> tuple[Interval, float]:
+    """Where the mean over seeds is from, and the p value of zero, by the distribution of :func:`paired_difference`."""
+    seeds = len(means)
+    variance, freedom = float(means.var(ddof=1)) if seeds > 1 else 0.0, seeds - 1
+    if of_all is not None and freedom:
+        variance, freedom = max(variance, 2 * of_all.variance), of_all.freedom
+    spread = math.sqrt(variance / seeds)
+    draws = means.mean() + noise + (spread * generator.standard_t(freedom, len(noise)) if spread else 0.0)
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(low), float(high)), _p_value(means.mean(), noise, spread, freedom)
 
 
 def _shared_noise(

@@ -56,8 +56,18 @@ def test_a_system_message_takes_the_place_of_the_rows_own_and_the_last_user_turn
     )
     assert text(learnt(row["teacher_labels"])) == "Hello<|im_end|>4<|im_end|>"
     assert learnt(row["teacher_labels"]) == learnt(row["labels"])
+    pairs = zip(row["teacher_ids"], row["teacher_labels"], strict=True)
+    assert all(label in (-100, index) for index, label in pairs)
     pair = made(ROWS, TeacherPrompt(system="S"), columns=Columns(prompt="prompt", completion="completion"))[0]
     assert text(pair["teacher_ids"]).startswith("<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n1 + 1 =")
+
+
+def test_what_is_learnt_of_a_conversation_is_the_same_behind_another_system_message_and_behind_a_new_one():
+    for asked in (TALK["messages"][:2], TALK["messages"][1:2]):
+        talk = {"prompt": asked, "completion": TALK["messages"][2:3]}
+        row = made([talk], TeacherPrompt(system="S"))[0]
+        assert text(row["teacher_ids"]).startswith("<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nHi")
+        assert text(learnt(row["teacher_labels"])) == text(learnt(row["labels"])) == "Hello<|im_end|>"
 
 
 def test_ids_of_the_answer_are_copied_where_the_tokenizer_would_write_them_otherwise():

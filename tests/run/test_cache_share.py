@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -113,6 +114,28 @@ def test_what_is_pulled_is_what_was_pushed_byte_for_byte_and_nothing_else(cache,
     assert run("cache", "push", cache, name).exit_code == 0
 
 
+def test_a_teacher_s_folder_that_others_will_see_is_said(tmp_path):
+    spec = replace(cache_spec(Support(k=4)), teacher="/home/ada/big", weights="0" * 64)
+    build(tmp_path / "local", spec)
+    pushed = run("cache", "push", tmp_path / "local", f"{tmp_path}/shared")
+    assert "who pulls it sees that the teacher is in /home/ada/big" in pushed.stdout
+
+
+def test_a_cache_is_not_pushed_into_itself(cache):
+    for name in (cache, cache / "shards", f"file://{cache}/more"):
+        refused = run("cache", "push", cache, name)
+        assert refused.exit_code == 2
+        assert "is the cache itself, or in it; give another folder" in refused.stderr
+
+
+@pytest.mark.parametrize("name", ["shared", "a/b/c", "ada/", "a da/said"])
+def test_what_is_no_name_on_the_hub_is_asked_for_as_a_folder(cache, tmp_path, hub, name):
+    for arguments in (("push", cache, name), ("pull", name, tmp_path / "pulled")):
+        refused = run("cache", *arguments)
+        assert refused.exit_code == 2
+        assert f"{name}: expected OWNER/NAME of a data set on the hub, or a folder (./{name})" in refused.stderr
+
+
 def test_the_card_says_what_the_cache_is_and_how_to_use_it(cache, tmp_path, hub):
     push_cache(cache, "ada/said")
     card = (hub.root / "ada/said" / "README.md").read_text()
@@ -204,6 +227,25 @@ def test_what_the_hub_refuses_is_one_line(cache, tmp_path, hub, failure, words):
         assert words in result.stderr
         assert "hf auth login" in result.stderr
         assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_repository_that_goes_away_while_it_is_pulled_is_named_first(cache, tmp_path, hub, monkeypatch):
+    assert run("cache", "push", cache, "ada/said").exit_code == 0
+
+    def gone(repo_id, *, repo_type=None, local_dir=None, allow_patterns=None):
+        if local_dir is not None:
+            raise OfflineModeIsEnabled("no network")
+        return str(hub.root / repo_id)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", gone)
+    refused = run("cache", "pull", "ada/said", tmp_path / "pulled")
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("Error: ada/said on the hub: could not be pulled")
+
+
+def test_a_repository_is_private_for_who_says_nothing_in_python_too(cache, hub):
+    push_cache(cache, "ada/said")
+    assert hub.created == {"ada/said": True}
 
 
 def test_a_repository_that_is_not_there_or_holds_no_cache_is_named(tmp_path, hub):

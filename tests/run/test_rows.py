@@ -11,8 +11,8 @@ from bridgegarden.errors import DataError
 from bridgegarden.recipe import load_recipe
 from bridgegarden.run.checked import audit
 from bridgegarden.run.diagnose import PromptSource, read_prompts
-from bridgegarden.run.models import recipe_pair, teacher_of
 from bridgegarden.run.rows import RunData
+from bridgegarden.run.teachers import recipe_pair, teacher_of
 from tests.tiny import tiny_tokenizer
 
 OWN_SHAPE = [

@@ -5,12 +5,10 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
-from bridgegarden.objective.support import TeacherSignal
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.shard import documents_of
-from tests.run.served import K, ask, plain_rows, run
+from tests.run.served import K, as_live, ask, plain_rows, run
 from tests.teacher.servers import changed
 
 
@@ -27,19 +25,7 @@ def test_every_signal_is_the_live_teacher_s_top_k_within_the_encoding(served_rec
     cache, compared = TeacherCache(tmp_path / "cache"), 0
     for document in documents_of(plain_rows(served_recipe)):
         ours = cache.signals(document.key)
-        with torch.no_grad():
-            logits = model_server.answer.model(torch.tensor(document.ids)[None].long()).logits[0]
-        supervised = np.flatnonzero(document.labels[1:] != -100)
-        live = TeacherSignal.from_logits(logits[supervised], K)
-        labels = torch.tensor(document.labels[1:][supervised]).long()
-        order = live.ids.argsort(1)
-        np.testing.assert_array_equal(ours.ids, live.ids.gather(1, order).numpy())
-        np.testing.assert_allclose(ours.logp, live.logp.gather(1, order).numpy(), atol=1e-4)
-        np.testing.assert_allclose(ours.log_tail, live.log_tail.numpy(), atol=1e-5)
-        np.testing.assert_array_equal(ours.argmax, live.argmax.numpy())
-        np.testing.assert_allclose(ours.max_logp, live.max_logp.numpy(), atol=1e-5)
-        label_logp = logits[supervised].log_softmax(-1).gather(1, labels[:, None])[:, 0]
-        np.testing.assert_allclose(ours.label_logp, label_logp.numpy(), atol=1e-5)
+        live, labels = as_live(ours, document, model_server.answer.model)
         assert any(label not in kept for label, kept in zip(labels, ours.ids, strict=True))
         gap = live.entropy.numpy() - ours.entropy
         most = np.exp(ours.log_tail) * math.log(259 - K)

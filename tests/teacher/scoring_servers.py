@@ -6,14 +6,14 @@ then by rank, one entry more where that token is none of the likeliest.
 
 import json
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from tests.teacher.servers import Handler, OpenAIServer
+from tests.teacher.servers import Handler, OpenAIServer, running
 from tests.tiny import tiny_tokenizer
 
 Change = Callable[[torch.Tensor], torch.Tensor]
@@ -53,7 +53,7 @@ class ScoringModel:
         self.writes: Change = lambda logits: logits
         """The same of what it writes."""
         self.renormalised = self.as_text = False
-        self.shift = self.short_of = 0
+        self.shift = self.short_of = self.unsaid = 0
         self.most_listed = self.longest = 10**6
         self.template: str | None = self.tokenizer.chat_template
         self.spelling = self.tokenizer
@@ -160,8 +160,11 @@ class ScoringModel:
     def _llama_cpp(self, content: dict[str, Any]) -> dict[str, Any]:
         ids, most = content["prompt"], content["n_predict"]
         if most > 1:
-            entries = [{"id": i, "logprob": lp, "top_logprobs": []} for i, lp in self._written(ids, most)]
-            return {"tokens_evaluated": len(ids), "completion_probabilities": entries}
+            written = self._written(ids, most)
+            said = written[self.unsaid :]  # as of a character of several tokens, of which the last alone is said
+            entries = [{"id": i, "logprob": lp, "top_logprobs": []} for i, lp in said]
+            tokens = {"tokens": [i for i, _ in written]} if content.get("return_tokens") else {}
+            return {"tokens_evaluated": len(ids), "completion_probabilities": entries, **tokens}
         self.asked.append(ids)
         logp = self._logps(ids, self.change)[-1]
         if "logit_bias" not in content and "\ufffd" in self.tokenizer.decode([int(logp.argmax())]):
@@ -183,15 +186,6 @@ class ScoringModel:
         return {"logprobs": [logprobs], "logprob_token_ids": [names]}
 
 
-@contextmanager
-def scoring(model: ScoringModel) -> Iterator[ScoringServer]:
+def scoring(model: ScoringModel) -> AbstractContextManager[ScoringServer]:
     """A server until the end of the block."""
-    server = ScoringServer(model)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return running(ScoringServer(model))

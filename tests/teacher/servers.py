@@ -6,9 +6,11 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
+
+S = TypeVar("S", bound=ThreadingHTTPServer)
 
 Fault = Callable[["Handler", dict[str, Any]], bool]
 """Does something bad and says whether it has taken the place of a reply."""
@@ -173,10 +175,14 @@ def drip(handler: Handler, content: dict[str, Any]) -> bool:
     return True
 
 
-@contextmanager
-def serving() -> Iterator[OpenAIServer]:
+def serving() -> AbstractContextManager[OpenAIServer]:
     """A server until the end of the block."""
-    server = OpenAIServer()
+    return running(OpenAIServer())
+
+
+@contextmanager
+def running(server: S) -> Iterator[S]:
+    """`server` at work until the end of the block."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

@@ -41,6 +41,15 @@ def test_log_probabilities_are_those_of_the_definition(logits):
     torch.testing.assert_close(half.exp().sum(-1), torch.ones(5))
 
 
+def test_weights_that_are_none_of_a_mixture_are_refused_with_the_teachers():
+    teachers = [LiveTeacher(tiny_model("llama")) for _ in range(2)]
+    for weights in ((0.5, 0.6), (1.5, -0.5)):
+        with pytest.raises(ConfigError, match="mixture"):
+            MixedTeacher(teachers, weights)
+    with pytest.raises(ConfigError, match="got 2 teachers and 1 weights"):
+        MixedTeacher(teachers, (1.0,))
+
+
 @pytest.mark.parametrize("top_k", [None, 4])
 def test_what_is_kept_is_the_mixtures_own(top_k):
     models = [tiny_model("llama", vocab, seed=seed) for vocab, seed in ((264, 1), (259, 2), (264, 3))]

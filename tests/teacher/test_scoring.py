@@ -1,5 +1,7 @@
 """What is kept of scores, and what is refused as none."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,8 @@ from bridgegarden.teacher.answers import kept_position
 from bridgegarden.teacher.cache.spec import CacheSpec, Served, Support
 from bridgegarden.teacher.foreign_values import Unfit
 from bridgegarden.teacher.scoring import scored_signals
-from bridgegarden.teacher.scoring_api import Row, Scores
+from bridgegarden.teacher.scoring_api import Row, Scores, Vllm
+from bridgegarden.teacher.server_requests import Server
 
 K, VOCABULARY = 5, 50
 
@@ -66,12 +69,21 @@ def test_of_every_position_as_much_is_kept_as_of_an_answer_s(spec, sharp):
         assert kept.label_logp[number] == pytest.approx(expected.label_logp)
         # The last that is listed bounds the others here even if it is the label.
         assert kept.entropy[number] >= expected.entropy - 1e-5
+        assert kept.entropy[number] == pytest.approx(least([logp for logp, _ in pairs]), rel=1e-5, abs=1e-7)
+
+
+def least(logps):
+    """Entropy of listed tokens and of as many others, each as likely as the last listed, as have the rest: nats."""
+    rest = max(1 - sum(map(math.exp, logps)), 1e-7)
+    total = sum(map(math.exp, logps)) + rest
+    own = -sum(math.exp(logp) / total * (logp - math.log(total)) for logp in logps)
+    return own - rest / total * min(math.log(rest / total), logps[-1])
 
 
 def test_a_likeliest_token_that_the_student_does_not_have_is_refused(spec):
     row = Row([55, 1, 2, 3, 4], [-0.1, -3.0, -4.0, -5.0, -6.0], -3.0)
     with pytest.raises(Unfit, match="has the id 55, and the student's vocabulary ends at 50"):
-        scored_signals(scores([row]), spec)
+        scored_signals(scores([Row([1, 2, 3, 4, 5], GOOD, -0.5), row]), spec)
 
 
 GOOD = [-0.5, -2.0, -3.0, -4.0, -5.0]
@@ -91,3 +103,22 @@ GOOD = [-0.5, -2.0, -3.0, -4.0, -5.0]
 def test_what_is_no_distribution_is_refused_with_its_place(row, words):
     with pytest.raises(Unfit, match=words):
         scores([row])
+
+
+def vllm(*listed):
+    """Two tokens of a text as vLLM says them: the second, with what is listed in its place."""
+    entry = {str(index): {"logprob": logp, "rank": rank} for index, logp, rank in listed}
+    tree = {"choices": [{"prompt_logprobs": [None, entry]}]}
+    return Vllm(Server(base_url="http://localhost/v1", model="big"), {})._scores(tree, [7, 3], [1], 2)
+
+
+def test_vllm_s_ranks_are_in_the_order_of_its_log_probabilities():
+    assert vllm((3, -4.0, 9), (1, -0.1, 1), (2, -3.0, 2)).ids.tolist() == [[1, 2]]
+    assert vllm((3, -4.0, 9), (2, -3.0, 2), (1, -0.1, 1)).ids.tolist() == [[1, 2]]
+    with pytest.raises(Unfit, match="token 1: the ranks are not in the order of the log-probabilities"):
+        vllm((3, -4.0, 9), (2, -3.0, 1), (1, -0.1, 2))
+
+
+def test_what_vllm_lists_must_hold_the_token_that_stands_there():
+    with pytest.raises(Unfit, match="token 1: 3 stands there and is not listed"):
+        vllm((1, -0.1, 1), (2, -3.0, 2))

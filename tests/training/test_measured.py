@@ -1,15 +1,17 @@
 """Whether the teacher knows the data better than the student, before the student has learnt anything."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.statistics import Estimate
 from bridgegarden.training.callbacks import TeacherCheck
-from bridgegarden.training.measured import LEAST_GAP, LabelLosses, RowLoss
+from bridgegarden.training.measured import LEAST_GAP, LabelLosses, RowLoss, row_losses
 from bridgegarden.training.on_policy import OnPolicy
 from tests.tiny import tiny_model
 from tests.training.conftest import token_rows
@@ -51,6 +53,16 @@ def test_losses_at_the_start_are_those_of_whole_logits_row_by_row(make_trainer, 
     expected = Estimate.ratio([a - b for a, b in zip(theirs, ours, strict=True)], tokens)
     assert found.difference.mean == pytest.approx(expected.mean, abs=1e-5)
     assert found.difference.stderr == pytest.approx(expected.stderr, rel=1e-3)
+
+
+def test_without_numbers_of_rows_every_sequence_is_a_row_of_no_name():
+    labels = torch.tensor([[-100, 5, 6, 7], [-100, 8, -100, 9]])
+    positions = SupervisedPositions.from_labels(labels)
+    teacher, student = torch.tensor([-1.0, -2.0, -3.0, -4.0, math.nan]), torch.tensor([-5.0, -6.0, -7.0, -8.0, -9.0])
+    fused = SimpleNamespace(teacher_label_logp=teacher, student_label_logp=student)
+    assert row_losses(fused, positions, None) == [RowLoss(-1, 6.0, 18.0, 3), RowLoss(-1, 4.0, 8.0, 1)]
+    numbers = torch.tensor([[4, 4, 4, 4], [2, 2, 2, 2]])
+    assert row_losses(fused, positions, numbers) == [RowLoss(2, 4.0, 8.0, 1), RowLoss(4, 6.0, 18.0, 3)]
 
 
 def test_the_log_has_both_losses_over_the_tokens_of_the_step(make_trainer):

@@ -201,7 +201,7 @@ def make_jobs(
 def fill_cache(pair: Pair, jobs: Sequence[Job], folder: CompareFolder, console: "Console") -> CacheCost | None:
     """Fill the teacher's cache with what it lacks, if a training reads it; and what that cost."""
     from bridgegarden.run.cache import CacheOptions, build_recipe_cache
-    from bridgegarden.run.models import cache_folder
+    from bridgegarden.run.teachers import cache_folder
     from bridgegarden.teacher.cache.manifest import BuildTime, finished_shards
     from bridgegarden.teacher.cache.writer import BuildResult
 
@@ -372,7 +372,7 @@ def check_student(recipe: Recipe, seed: int) -> None:
         ModelError: there is none.
     """
     from bridgegarden.preflight import load_facts
-    from bridgegarden.run.models import student_reference
+    from bridgegarden.run.teachers import student_reference
 
     load_facts(student_reference(seeded(recipe, seed)))
 

@@ -12,19 +12,7 @@ from bridgegarden.data import chat_template_fingerprint, tokenizer_fingerprint, 
 from bridgegarden.errors import ConfigError
 from bridgegarden.preflight import ModelFacts, Pair
 from bridgegarden.recipe import Recipe, build_objective, load_recipe
-from bridgegarden.run.models import (
-    CachedModel,
-    CachedServer,
-    LiveModel,
-    RecordedTeacher,
-    ScoringServer,
-    cache_folder,
-    cache_warnings,
-    quantised_warning,
-    recipe_pair,
-    teacher_of,
-    usable_device,
-)
+from bridgegarden.run.models import quantised_warning, usable_device
 from bridgegarden.run.output import check_writable
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.served_cache import (
@@ -33,6 +21,17 @@ from bridgegarden.run.served_cache import (
     ServedBuild,
     build_scored_cache,
     build_served_cache,
+)
+from bridgegarden.run.teachers import (
+    CacheAlone,
+    CachedModel,
+    CachedServer,
+    LiveModel,
+    ScoringServer,
+    cache_folder,
+    cache_warnings,
+    recipe_pair,
+    teacher_of,
 )
 from bridgegarden.terminal import Display
 
@@ -131,7 +130,7 @@ def check_recipe_cache(source: str, overrides: Sequence[str] = ()) -> "CheckResu
     result = check_cache(cache_folder(recipe))
     with quiet_libraries(interactive=sys.stderr.isatty()):
         teacher, pair = teacher_of(recipe), recipe_pair(recipe)
-        assert isinstance(teacher, CachedModel | RecordedTeacher | CachedServer)  # the recipe names a cache
+        assert isinstance(teacher, CachedModel | CacheAlone)  # the recipe names a cache
         cache = teacher.cache(pair)
         cache.check_tokenizer(pair.endings.tokenizer, _max_length(recipe))
         cache.check_objective(build_objective(recipe.objective))
@@ -172,7 +171,7 @@ def export_recipe_cache(source: str, path: Path, overrides: Sequence[str] = ()) 
     folder = cache_folder(recipe)
     with quiet_libraries(interactive=sys.stderr.isatty()):
         teacher, pair = teacher_of(recipe), recipe_pair(recipe)
-        assert isinstance(teacher, CachedModel | RecordedTeacher | CachedServer)  # the recipe names a cache
+        assert isinstance(teacher, CachedModel | CacheAlone)  # the recipe names a cache
         teacher.cache(pair).check_tokenizer(pair.endings.tokenizer, _max_length(recipe))
         return export_cache(folder, path, list(teacher.rows(pair).by_name.values()))
 

@@ -19,10 +19,11 @@ from bridgegarden.data.json_rows import RowsAsWritten
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.preflight import Pair
 from bridgegarden.recipe import Recipe
-from bridgegarden.run.models import cache_folder, recipe_pair, teacher_of
 from bridgegarden.run.output import check_writable
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.rows import RunData
+from bridgegarden.run.served_cache import spec_of_lists
+from bridgegarden.run.teachers import cache_folder, recipe_pair, teacher_of
 from bridgegarden.terminal import counted
 
 if TYPE_CHECKING:
@@ -272,6 +273,7 @@ def _from_capture(recipe: Recipe, pair: Pair, rows: _RecipeRows, path: Path, opt
     from bridgegarden.teacher.answers import AnsweredRow
     from bridgegarden.teacher.cache.captures import CaptureReader
     from bridgegarden.teacher.cache.forward import AnswersEngine
+    from bridgegarden.teacher.cache.spec import Served
 
     if not recipe.teacher.only_cache:
         raise ConfigError(
@@ -297,7 +299,8 @@ def _from_capture(recipe: Recipe, pair: Pair, rows: _RecipeRows, path: Path, opt
     alignment, most = source.looked_through(vocab_size, options.shift, result)
     result.means = alignment.means
     _check_alignment(path, alignment, options.shift)
-    spec = _spec(recipe, pair, min(options.top_k or most, most, vocab_size - 1), vocab_size, options)
+    k = min(options.top_k or most, most, vocab_size - 1)
+    spec = spec_of_lists(recipe, pair, k, options.bits, Served(temperature=1.0, source="imported"))
     engine, found = AnswersEngine(spec), {}
     at = _PositionMaker(
         vocab_size=vocab_size, k=spec.support.k, stops=pair.endings.stops, reader=reader, shift=options.shift
@@ -332,26 +335,6 @@ def _check_alignment(path: Path, alignment: "Alignment", shift: int) -> None:
         f"{path}: its lists stand one token off: the labels have {means[0]:.2f} nats on average where the lists are "
         f"taken to stand, and {means[better]:.2f} one token {'later' if better > 0 else 'earlier'} (over "
         f"{alignment.positions:,} positions). Read them there with --shift {shift + better}."
-    )
-
-
-def _spec(recipe: Recipe, pair: Pair, k: int, vocab_size: int, options: ImportOptions) -> "CacheSpec":
-    from bridgegarden.teacher.cache.spec import CacheSpec, Served, Support
-
-    return CacheSpec(
-        teacher=recipe.teacher.model,
-        revision=None,
-        weights=None,
-        dtype="unknown",
-        tokenizer=tokenizer_fingerprint(pair.endings.tokenizer),
-        chat_template=chat_template_fingerprint(pair.endings.tokenizer),
-        max_length=recipe.training.arguments["max_length"],
-        vocab_size=vocab_size,
-        teacher_width=vocab_size,
-        support=Support(k=k),
-        exponents=(),
-        bits=options.bits,
-        served=Served(temperature=1.0, source="imported"),
     )
 
 

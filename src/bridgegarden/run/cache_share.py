@@ -6,6 +6,7 @@ is said to be there before every byte of it has been compared with what was writ
 
 import json
 import os
+import re
 import shutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
@@ -40,10 +41,13 @@ class PushResult:
 
     checked: "CheckResult"
     repository: str
+    local_name: str | None
+    """The teacher's folder, which the cache names; None where the teacher is on the hub."""
 
     def __str__(self) -> str:
         """For a person."""
-        return f"{self.checked}\npushed to {self.repository}"
+        seen = f"\nwho pulls it sees that the teacher is in {self.local_name}" if self.local_name else ""
+        return f"{self.checked}\npushed to {self.repository}{seen}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +144,7 @@ class HubDataset(Repository):
 
         with hub_errors(f"{self}: cannot be looked at", REMEDY):
             try:
-                patterns = ["cache.json", "shards/*.json"]
+                patterns = ["*.json", "shards/*.json"]
                 return Path(snapshot_download(self.name, repo_type="dataset", allow_patterns=patterns))
             except RepositoryNotFoundError:
                 return None
@@ -172,17 +176,23 @@ class HubDataset(Repository):
         from huggingface_hub import snapshot_download
 
         with hub_errors(f"{self}: could not be pulled", REMEDY):
-            snapshot_download(
-                self.name, repo_type="dataset", local_dir=folder, allow_patterns=["cache.json", "shards/*"]
-            )
+            snapshot_download(self.name, repo_type="dataset", local_dir=folder, allow_patterns=["*.json", "shards/*"])
 
 
 def repository_of(name: str) -> Repository:
-    """A folder, where `name` is one, begins with ``file://`` or can only be a path; else a data set on the hub."""
+    """A folder, where `name` is one, begins with ``file://`` or can only be a path; else a data set on the hub.
+
+    Raises:
+        ConfigError: it can be neither.
+    """
     if name.startswith(FILE):
         return SharedFolder(Path(name.removeprefix(FILE)))
     path = Path(os.path.expanduser(name))
-    return SharedFolder(path) if name.startswith(WAYS) or path.is_dir() else HubDataset(name)
+    if name.startswith(WAYS) or path.is_dir():
+        return SharedFolder(path)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
+        raise ConfigError(f"{name}: expected OWNER/NAME of a data set on the hub, or a folder (./{name}).")
+    return HubDataset(name)
 
 
 def push_cache(folder: Path, name: str, *, private: bool = True) -> PushResult:
@@ -203,11 +213,21 @@ def push_cache(folder: Path, name: str, *, private: bool = True) -> PushResult:
     if not checked.documents:
         raise DataError(f"teacher cache {folder}: is empty, so there is nothing to push.")
     repository = repository_of(name)
+    if isinstance(repository, SharedFolder) and folder.resolve() in (
+        target := repository.path.resolve(),
+        *target.parents,
+    ):
+        raise ConfigError(f"{repository}: is the cache itself, or in it; give another folder to share it.")
     there = repository.index()
     if there is not None:
         _check_there(repository, there, folder)
-    card = card_text(cache_info(folder), None if isinstance(repository, SharedFolder) else name)
-    return PushResult(checked=checked, repository=repository.send(folder, own_files(folder), card, private=private))
+    info = cache_info(folder)
+    card = card_text(info, None if isinstance(repository, SharedFolder) else name)
+    return PushResult(
+        checked=checked,
+        repository=repository.send(folder, own_files(folder), card, private=private),
+        local_name=info.spec.teacher if info.spec.weights is not None and os.sep in info.spec.teacher else None,
+    )
 
 
 def pull_cache(name: str, folder: Path) -> PullResult:
@@ -250,11 +270,12 @@ def pull_cache(name: str, folder: Path) -> PullResult:
 
 
 def own_files(folder: Path) -> list[str]:
-    """What makes up the cache in `folder`: every finished shard, the file beside it, and at last ``cache.json``."""
-    from bridgegarden.teacher.cache.manifest import MANIFEST, SHARDS, finished_shards
+    """What makes up the cache in `folder`: every finished shard, the file beside it, the rows that a server refused,
+    and at last ``cache.json``."""
+    from bridgegarden.teacher.cache.manifest import LEFT_OUT, MANIFEST, SHARDS, finished_shards
 
     shards = [f"{SHARDS}/{path.stem}{suffix}" for path in finished_shards(folder) for suffix in (".arrow", ".json")]
-    return [*shards, MANIFEST]
+    return [*shards, *([LEFT_OUT] if (folder / LEFT_OUT).exists() else []), MANIFEST]
 
 
 def card_text(info: "CacheInfo", repo: str | None) -> str:
@@ -330,7 +351,7 @@ def _is_same(there: Path, folder: Path) -> bool:
     """Whether a folder is the cache of a repository, byte for byte as far as its small files tell."""
     from bridgegarden.teacher.cache.manifest import MANIFEST
 
-    if not folder.is_dir() or not (folder / MANIFEST).is_file():
+    if not (folder / MANIFEST).is_file():
         return False
     names = [[name for name in own_files(where) if name.endswith(".json")] for where in (there, folder)]
     return names[0] == names[1] and all((there / n).read_bytes() == (folder / n).read_bytes() for n in names[0])

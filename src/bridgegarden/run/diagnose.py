@@ -22,11 +22,12 @@ from bridgegarden.files import write_json
 from bridgegarden.preflight import ModelFacts, ModelReference, check_endings, compare_tokenizers, load_facts
 from bridgegarden.recipe import DataSection, Recipe, list_recipes, load_recipe
 from bridgegarden.report.diagnosis import diagnosis_page
-from bridgegarden.run.models import LiveModel, load_model, placed, usable_device
+from bridgegarden.run.models import load_model, placed, usable_device
 from bridgegarden.run.output import OutputFolder, check_writable, write_or_rescue
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import now, package_versions
 from bridgegarden.run.rows import columns_of
+from bridgegarden.run.teachers import LiveModel
 from bridgegarden.terminal import Display, counted
 
 if TYPE_CHECKING:

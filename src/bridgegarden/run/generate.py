@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.recipe import Recipe
-from bridgegarden.run.models import LiveModel, load_model, placed, usable_device
+from bridgegarden.run.models import load_model, placed, usable_device
 from bridgegarden.run.output import check_writable
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.rows import columns_of, training_rows
+from bridgegarden.run.teachers import LiveModel
 from bridgegarden.teacher.answers import check_answers_path
 from bridgegarden.teacher.generate import (
     Decoding,

@@ -16,10 +16,8 @@ from bridgegarden.data import (
 )
 from bridgegarden.data.encode import IGNORED, RowTokeniser
 from bridgegarden.errors import ConfigError, DataError
-from bridgegarden.files import write_json
 from bridgegarden.preflight import Pair
 from bridgegarden.recipe import Recipe
-from bridgegarden.run.models import RecipeTeacher
 from bridgegarden.run.rows import (
     Answers,
     AnswerSettings,
@@ -31,6 +29,7 @@ from bridgegarden.run.rows import (
     read_answers,
     training_rows,
 )
+from bridgegarden.run.teachers import RecipeTeacher
 from bridgegarden.teacher.server_connection import ApiName, api_key
 from bridgegarden.teacher.server_requests import Requests, Server
 from bridgegarden.terminal import Display, counted
@@ -166,11 +165,19 @@ def _served_spec(
     recipe: Recipe, folder: Path, pair: Pair, options: CacheOptions, listed: int, served: "Served"
 ) -> "CacheSpec":
     """What is kept; without an option as many tokens as in the cache that is there, or all that are `listed`."""
-    from bridgegarden.teacher.cache.spec import DEFAULT_BITS, CacheSpec, Support
+    from bridgegarden.teacher.cache.spec import DEFAULT_BITS
 
     if options.samples is not None or options.mass is not None:
         raise ConfigError("cache: --samples and --mass need the whole distribution, which a server does not give.")
     there = _there(folder, options)
+    k = options.top_k or (listed if there is None else there.support.k)
+    return spec_of_lists(recipe, pair, k, options.bits or (DEFAULT_BITS if there is None else there.bits), served)
+
+
+def spec_of_lists(recipe: Recipe, pair: Pair, k: int, bits: int, served: "Served") -> "CacheSpec":
+    """What a cache means of which only the `k` likeliest tokens are known, and not who said so but by name."""
+    from bridgegarden.teacher.cache.spec import CacheSpec, Support
+
     vocab_size = min(vocabulary_size(pair.endings.tokenizer), pair.student.width)
     return CacheSpec(
         teacher=recipe.teacher.model,
@@ -182,9 +189,9 @@ def _served_spec(
         max_length=recipe.training.arguments["max_length"],
         vocab_size=vocab_size,
         teacher_width=vocab_size,
-        support=Support(kind="topk", k=options.top_k or (listed if there is None else there.support.k)),
+        support=Support(k=k),
         exponents=(),
-        bits=options.bits or (DEFAULT_BITS if there is None else there.bits),  # pyright: ignore[reportArgumentType]
+        bits=bits,  # pyright: ignore[reportArgumentType]
         served=served,
     )
 
@@ -233,7 +240,7 @@ def build_scored_cache(
         ModelError: it contradicts itself, or does not answer.
     """
     from bridgegarden.teacher.cache.manifest import LEFT_OUT, left_out, writing
-    from bridgegarden.teacher.cache.writer import begin_cache, build_cache, remove_cache
+    from bridgegarden.teacher.cache.writer import begin_cache, build_cache, note_left_out, remove_cache
     from bridgegarden.teacher.scoring import ScoringEngine, root_of
 
     if options.raw_logprobs:
@@ -276,9 +283,7 @@ def build_scored_cache(
             f"{_complaint(engine.unscored)} {counted(built.documents, 'row')} were added to {folder} and are kept. The "
             "same command tries the others again; to train without them, add --skip-unusable."
         )
-    if engine.unscored:
-        with writing(folder, folder / LEFT_OUT):
-            write_json(folder / LEFT_OUT, before | {row.key.hex(): row.reason for row in engine.unscored})
+    note_left_out(folder, before | {row.key.hex(): row.reason for row in engine.unscored})
     return ScoredBuild(built=built, unscored=tuple(engine.unscored))
 
 

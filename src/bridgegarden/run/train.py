@@ -22,7 +22,7 @@ from bridgegarden.files import write_json
 from bridgegarden.recipe import FreeRunningSection, Recipe
 from bridgegarden.run.checked import CheckedRun, check_run, training_arguments
 from bridgegarden.run.checkpoints import PREFIX, StopSignals, checkpoints_in, put_aside, seal
-from bridgegarden.run.models import check_device_map, load_model, placed, teacher_of, usable_device
+from bridgegarden.run.models import check_device_map, load_model, placed, usable_device
 from bridgegarden.run.output import OutputFolder, RunLock, full_disk_is_one_line
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import FREE_RUNNING, TERMS, TrainSummary, continued_record, finished_record, run_record
@@ -37,6 +37,7 @@ from bridgegarden.run.save import (
     save_trained,
     set_generation_stops,
 )
+from bridgegarden.run.teachers import teacher_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,8 +98,7 @@ def train(
         record = continued_record(folder, run_record(run), checkpoint)
         if folder.model.exists():
             return _finished_before(run, record, hub, console)
-        if is_main:
-            # Before there is a trainer, which makes its folder.
+        if is_main:  # before there is a trainer, which makes its folder
             folder.begin(recipe, record)
             lock.acquire()
         trainer = _trainer(run, console, callbacks)

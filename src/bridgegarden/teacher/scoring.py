@@ -90,21 +90,20 @@ class Journal:
         Raises:
             DataError: it is damaged, or cannot be written.
         """
-        self._layout = layout
+        self._layout, self._digest = layout, layout.spec.digest
         self._lines = AppendedLines(folder / JOURNAL)
         self.path = folder / JOURNAL
         self.held = {
             bytes.fromhex(record["key"]): np.frombuffer(base64.b64decode(record["records"]), layout.dtype)
             for _, record in self._lines.records()
-            if record.get("spec") == layout.spec.digest
+            if record.get("spec") == self._digest
         }
 
     def add(self, entries: Sequence[Entry]) -> None:
         """Put on disk; it is safe when this returns."""
-        digest = self._layout.spec.digest
         self._lines.append(
             [
-                {"spec": digest, "key": key.hex(), "records": base64.b64encode(records.tobytes()).decode()}
+                {"spec": self._digest, "key": key.hex(), "records": base64.b64encode(records.tobytes()).decode()}
                 for key, records in entries
             ]
         )

@@ -12,7 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -294,9 +294,13 @@ class LlamaCpp(Api):
     async def written(self, line: Line, ids: Sequence[int], most: int) -> list[tuple[int, float]]:
         def read(tree: Mapping[str, Any]) -> list[tuple[int, float]]:
             entries = items(tree.get("completion_probabilities"), "completion_probabilities")
-            return [(_id(mapping(entry, "entry").get("id")), _nats(entry.get("logprob"))) for entry in entries]
+            said = [(_id(mapping(entry, "entry").get("id")), _nats(entry.get("logprob"))) for entry in entries]
+            # Of the tokens of one character it lists the last alone: what follows them is not what was written.
+            tokens = items(tree.get("tokens"), "tokens")
+            return [pair for pair, _ in takewhile(lambda both: both[0][0] == both[1], zip(said, tokens, strict=False))]
 
-        return await line.ask("completion", self._content(line, ids, 1, most), _read(read))
+        asked = self._content(line, ids, 1, most) | {"return_tokens": True}
+        return await line.ask("completion", asked, _read(read))
 
     async def spelt(self, line: Line, ids: Sequence[int]) -> str | None:
         return await _said(line, "detokenize", {"tokens": list(ids)}, "content")
@@ -465,9 +469,9 @@ def _vllm_row(entry: Any, label: int, at: int) -> Row:
     if own is None:
         raise Unfit(_not_listed(at, label))
     logps = [value["logprob"] for value in listed.values()]
-    ranks = [value.get("rank") or 0 for value in listed.values()]
     # Behind the token that stands there they come in order.
-    if sorted(logps[1:], reverse=True) != logps[1:] or sorted(ranks[1:]) != ranks[1:]:
+    if sorted(logps[1:], reverse=True) != logps[1:]:
+        ranks = [value.get("rank") or 0 for value in listed.values()]
         pairs = pairwise(sorted(zip(ranks, logps, strict=True)))
         if any(low[1] < high[1] - EXCESS for low, high in pairs if low[0] < high[0]):
             raise Unfit(f"token {at}: the ranks are not in the order of the log-probabilities")

@@ -122,4 +122,7 @@ def test_files_hold_the_claims_that_can_be_told_here(made):
     assert len(cells) == 2 * 3
     mean = sum(result.runs[0].measures["one setting"]["soft"]["student_loss"]) / 2
     assert float(next(row for row in cells if row["arm"] == "soft")["L_dθ"]) == pytest.approx(mean, rel=1e-4)
-    assert "What came of the claims" in (output / "report.html").read_text()
+    page = (output / "report.html").read_text()
+    assert "What came of the claims" in page
+    assert "every kind of labels" in page
+    assert "soft labels of a sharpened teacher" not in page  # no arm here tells that claim

@@ -95,3 +95,36 @@ def test_columns_tell_the_format_and_a_name_another_column():
     assert CaptureReader.of(PATH, ["token_ids", "top_values", "logprobs"], "auto", None).kind == "distillkit"
     with pytest.raises(ConfigError, match="Name the column with --column"):
         CaptureReader.of(PATH, ["logprobs"], "distillkit", None)
+
+
+def test_a_label_that_is_not_listed_has_what_it_would_have_if_the_rest_were_spread_evenly():
+    ids = np.array([5, 6, 7, 8])
+    lists = Lists(None, [np.array([1, 2])] * 3, [np.log([0.5, 0.3])] * 3, from_end=False)
+    alignment = Alignment(12)
+    alignment.add(lists, ids, [2], 0)
+    assert alignment.means == pytest.approx(dict.fromkeys((-1, 0, 1), math.log(0.2 / 10)))
+
+
+@pytest.mark.parametrize(("rows", "found"), [(5, None), (7, None), (14, 1), (40, 1)])
+def test_another_place_is_taken_for_better_only_beyond_3_3_standard_errors(rows, found):
+    """Of so many positions one in two fits better there by two nats: the standard error is one over their root."""
+    alignment = Alignment(1000)
+    for row in range(rows):
+        here, later = (math.log(0.1), math.log(0.1) + 2 * (row % 2)) if row else (math.log(0.1),) * 2
+        lists = [np.array([9, 1]), np.array([9, 1]), np.array([9, 1])]
+        # Moved one later, the list of the token before is about this one.
+        logps = [np.array([later, -9.0]), np.array([here, -9.0]), np.array([here - 5, -9.0])]
+        alignment.add(Lists(None, lists, logps, from_end=False), np.array([0, 0, 9, 0]), [2], 0)
+    gain = alignment.means[1] - alignment.means[0]
+    differences = [2.0 * (row % 2) for row in range(rows)]
+    error = np.std(differences) / math.sqrt(rows)
+    assert gain == pytest.approx(np.mean(differences))
+    assert (alignment.better is not None) == (gain > max(0.5, 3.3 * error))
+    assert alignment.better == found
+
+
+def test_what_a_configuration_leaves_out_is_as_distillkit_has_it(tmp_path):
+    (tmp_path / "compression_config.yaml").write_text("d: 9\nk: 2\nexact_k: 2\n")
+    config = DistillKitConfig.beside(tmp_path)
+    assert (config.delta_encoding, config.normalize_t, config.exact_dtype) == (True, False, "float32")
+    assert (config.terms, config.bins) == ((), ())

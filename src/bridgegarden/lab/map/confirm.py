@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from bridgegarden.exact.tasks.chain import ChainWorld
 from bridgegarden.lab.map.cells import ARMS, FAIRNESS, Cell, CellRun, Setting
-from bridgegarden.lab.map.findings import CLAIMS, MEASURES, MapEffect, effects, values_of, verdict_in
+from bridgegarden.lab.map.findings import CLAIMS, MEASURES, MapClaim, MapEffect, effects, values_of, verdict_in
 from bridgegarden.lab.map.report import (
     SHARES,
     cells_csv,
@@ -325,12 +325,22 @@ def tables(result: ConfirmResult) -> list[Table]:
 
 def terminal_tables(result: ConfirmResult) -> list[Table]:
     """What a terminal shows, in 80 columns: what is claimed, and in each cell what came of it."""
-    told = {one.claim.name for one in result.effects}
     words = Table(
         columns=["claim", Column("what is claimed", words=True)],
-        rows=[[claim.name, claim.text] for claim in CONFIRMED_CLAIMS if claim.name in told],
+        rows=[[claim.name, claim.text] for claim in told_claims(result)],
     )
-    return [words, *(table for cell in CONFIRMED for table in (verdict_table(result, cell), arms_table(result, cell)))]
+    return [words, *short_tables(result)]
+
+
+def told_claims(result: ConfirmResult) -> tuple[MapClaim, ...]:
+    """Those that the arms of a study can tell."""
+    told = {one.claim.name for one in result.effects}
+    return tuple(claim for claim in CONFIRMED_CLAIMS if claim.name in told)
+
+
+def short_tables(result: ConfirmResult) -> list[Table]:
+    """In each cell what came of every claim, then of every arm."""
+    return [table for cell in CONFIRMED for table in (verdict_table(result, cell), arms_table(result, cell))]
 
 
 def verdict_table(result: ConfirmResult, cell: Cell) -> Table:
@@ -365,7 +375,8 @@ def arms_table(result: ConfirmResult, cell: Cell) -> Table:
         cells = [mean_cell(one.mean, one.interval(), times=by) for one, by in zip(found, times, strict=True)]
         rows.append([ARMS[arm].label, *cells])
     heads = [f"{measure}, %" if measure in SHARES else measure for measure in measures]
-    return Table(columns=["", *heads], rows=rows, note=f"Means over {result.settings.seeds} seeds, nats an answer.")
+    note = f"Means over {result.settings.seeds} seeds, nats an answer, ± half the 95 % interval."
+    return Table(columns=["", *heads], rows=rows, title=f"{cell.label}: every kind of labels", note=note)
 
 
 def _effects_table(result: ConfirmResult, cell: Cell) -> Table:
@@ -396,12 +407,14 @@ def _effects_table(result: ConfirmResult, cell: Cell) -> Table:
 
 def _page(result: ConfirmResult) -> Page:
     claims, measured = tables(result)[: len(CONFIRMED)], tables(result)[len(CONFIRMED) :]
+    short = short_tables(result)
     lead = Markup("<p>{} tiny transformers, {} seeds of {} arms in {} cells of the map; exact measures.</p>").format(
         sum(run.students for run in result.runs), result.settings.seeds, len(result.settings.arms), len(CONFIRMED)
     )
     sections = (
-        claimed_section(CONFIRMED_CLAIMS),
-        Section(anchor="claims", title="What came of the claims", body=Markup("").join(map(titled, claims))),
+        claimed_section(told_claims(result)),
+        Section(anchor="claims", title="What came of the claims", body=Markup("").join(map(titled, short))),
+        Section(anchor="arms", title="Arm by arm", body=Markup("").join(map(titled, claims))),
         Section(anchor="measures", title="Every measure", body=Markup("").join(map(titled, measured))),
     )
     return Page(

@@ -254,7 +254,7 @@ class Bin:
 class DistillKitConfig:
     """How DistillKit compressed log-probabilities: the likeliest exactly, a fit to the others, and its residuals.
 
-    Of distillkit/compression/config.py and monotonic_logprobs.py, as of November 2025.
+    Of distillkit/compression/config.py and monotonic_logprobs.py at commit 897bd13.
     """
 
     d: int

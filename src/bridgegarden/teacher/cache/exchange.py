@@ -35,6 +35,8 @@ EXPORT_FORMAT = 1
 SUFFIX = ".parquet"
 ROUNDING = 1e-3
 """By how much decoded probabilities may miss a sum of one."""
+ENCODING = 0.2
+"""Nats by which a log-probability may be off that takes 8 bits."""
 GROUP_NUMBERS = 1 << 22
 """Log-probabilities of a row group, about: some 40 MB in memory, whatever the cache's size."""
 IDS, NUMBERS = pa.list_(pa.int32()), pa.list_(pa.float32())
@@ -50,9 +52,9 @@ class ExportResult:
     bytes: int
     has_rows: bool
     """Whether token ids and labels are beside the signals."""
-    missing: int = 0
+    missing: int
     """Rows of the recipe that the cache does not hold."""
-    others: int = 0
+    others: int
     """Documents of the cache that are no row of the recipe."""
 
     def __str__(self) -> str:
@@ -227,6 +229,10 @@ def _check_said(signals: Signals, ids: np.ndarray, spec: CacheSpec) -> None:
         total += np.exp(signals.log_tail.astype(np.float64))
     if (np.abs(total - 1) > ROUNDING).any():
         raise ValueError(f"probabilities that add up to {total[np.abs(total - 1).argmax()]:.4g}, not 1")
+    likeliest = signals.logp.max(1)
+    said = np.where(ids == signals.argmax[:, None], signals.logp, -np.inf).max(1)
+    if (np.minimum(said, signals.max_logp) < np.maximum(likeliest, signals.max_logp) - ENCODING).any():
+        raise ValueError("argmax and max_logp are not the likeliest of the listed tokens: columns of other positions")
     ordered = np.sort(ids, axis=1)
     if spec.is_dense and (ordered != np.arange(spec.slots)).any():
         raise ValueError("not every token of the vocabulary once")

@@ -474,7 +474,10 @@ class _ServedCounts:
         kept, log_tail = (signals.ids >= 0).sum(1), signals.log_tail.astype(np.float64)
         self._label_alone += int(np.count_nonzero(label_alone))
         self._smallest_tail += int(np.count_nonzero((kept > 1) & (log_tail <= self._floor)))
-        self._entropy += float((signals.entropy + np.exp(log_tail) * np.log(self._tokens - kept)).sum())
+        # The most that a distribution with these tokens and this tail can have: the tail spread evenly.
+        logp = np.where(signals.ids >= 0, signals.logp, 0.0).astype(np.float64)
+        listed = -(np.where(signals.ids >= 0, np.exp(logp), 0.0) * logp).sum(1)
+        self._entropy += float((listed - np.exp(log_tail) * (log_tail - np.log(self._tokens - kept))).sum())
 
     def numbers(self, positions: int) -> ServedNumbers:
         return ServedNumbers(

@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from bridgegarden.errors import ConfigError, DataError
-from bridgegarden.files import partial
+from bridgegarden.files import partial, write_json
 from bridgegarden.teacher.cache.forward import WorkingTeacher
 from bridgegarden.teacher.cache.info import TeacherLoss, file_sha256, teacher_loss
 from bridgegarden.teacher.cache.manifest import (
@@ -30,6 +30,9 @@ from bridgegarden.teacher.cache.manifest import (
     elsewhere,
     finished_shards,
     is_cache,
+    left_out,
+    note_scoring,
+    noted_scoring,
     put_aside,
     read_spec,
     remove_command,
@@ -216,7 +219,22 @@ def merge_caches(folder: Path, parts: Sequence[Path]) -> MergeResult:
             _copy(folder, path, record, number)
             held |= keys
             copied, documents, number = copied + 1, documents + record.documents, number + 1
+    reports = [report for part in (folder, *parts) if (report := noted_scoring(part)) is not None]
+    if reports:
+        note_scoring(folder, reports[0])
+        note_left_out(folder, {key: why for part in (*parts, folder) for key, why in left_out(part).items()})
     return MergeResult(folder=folder, shards=copied, skipped=skipped, documents=documents)
+
+
+def note_left_out(folder: Path, refused: Mapping[str, str]) -> None:
+    """Write down which rows a server refused to score, and why: those of `refused` that the cache does not hold.
+
+    Raises:
+        ConfigError: the folder may not be written to.
+    """
+    held = _held(folder, RecordFormat(read_spec(folder))).keys if refused else set()
+    with writing(folder, folder / LEFT_OUT):
+        write_json(folder / LEFT_OUT, {key: why for key, why in refused.items() if bytes.fromhex(key) not in held})
 
 
 def begin_cache(folder: Path, spec: CacheSpec) -> None:

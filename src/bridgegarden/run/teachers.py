@@ -1,0 +1,476 @@
+"""The kinds of teacher that a recipe can have: what each reads, how its signals are opened, and who it is.
+
+A new kind is a class here, a value of :data:`~bridgegarden.recipe.sections.TeacherKind`, and a
+:class:`~bridgegarden.teacher.protocol.Teacher`.
+"""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bridgegarden.data import Mix, RowRules, vocabulary_size
+from bridgegarden.errors import ConfigError, ModelError
+from bridgegarden.preflight import ModelReference, Pair, check_pair, check_positions
+from bridgegarden.recipe import Recipe, build_objective
+from bridgegarden.run.models import load_mixture, load_model, load_teacher, model_identity, quantised_warning
+from bridgegarden.run.rows import (
+    RunData,
+    evaluation_rows,
+    hold_logprobs,
+    mix_text,
+    rules_of,
+    tokenised,
+    training_rows,
+    usable_answers,
+    without_rows,
+)
+from bridgegarden.terminal import counted
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel
+
+    from bridgegarden.teacher.cache.reader import TeacherCache
+    from bridgegarden.teacher.mixture import Mixture
+    from bridgegarden.teacher.protocol import Teacher
+
+Say = Callable[[str], None]
+"""Tells a person a line."""
+NOT_FROM_A_SERVER = (
+    "teacher.server: training asks no server; it reads what one has said from a cache. Let it score the rows "
+    "(bridgegarden cache build RECIPE --set teacher.cache=FOLDER), or write answers (bridgegarden generate RECIPE "
+    "--top-logprobs 20), and keep what they hold (cache build RECIPE --set data.train=ANSWERS --set "
+    "teacher.cache=FOLDER); learn answers without log-probabilities "
+    "as hard labels (--set data.train=ANSWERS --set objective.preset=hard --set objective.hard_target=data); or train "
+    "with a teacher.model of this machine, without teacher.server."
+)
+
+
+@dataclass(frozen=True)
+class RecipeTeacher(ABC):
+    """The teacher that a recipe describes, with nothing of it loaded."""
+
+    recipe: Recipe
+
+    @property
+    @abstractmethod
+    def reference(self) -> ModelReference | None:
+        """Its model on this machine; None where nothing is known of it but what it said."""
+
+    @property
+    def further_references(self) -> tuple[ModelReference, ...]:
+        """Models that are mixed with it."""
+        return ()
+
+    @abstractmethod
+    def signals(self, pair: Pair, say: Say) -> "Teacher":
+        """What the trainer asks.
+
+        Raises:
+            ConfigError: there is no cache, or it holds something else.
+            ModelError: the weights cannot be loaded, or the cache is another teacher's.
+        """
+
+    def warnings(self, pair: Pair) -> tuple[str, ...]:
+        """What the objective loses by what is kept of the teacher, with what to do.
+
+        Raises:
+            ConfigError: its cache is of another version.
+            DataError: a shard of it is missing or damaged.
+        """
+        return ()
+
+    def tokenised(self, mix: Mix, pair: Pair, rules: RowRules) -> "list[Dataset]":
+        """Token ids and labels of each part of `mix`.
+
+        Raises:
+            DataError: a row, or all those of a source, cannot be used.
+            ModelError: the tokenizer cannot write the rows.
+        """
+        return tokenised(mix, pair.endings.tokenizer, rules)
+
+    def rows(self, pair: Pair) -> RunData:
+        """All rows of the recipe, ready for the trainer.
+
+        Raises:
+            DataError: a row, or all of them, cannot be used.
+            ModelError: the tokenizer cannot write the rows.
+        """
+        rules = rules_of(self.recipe)
+        train, held_out = training_rows(self.recipe.data), evaluation_rows(self.recipe.data)
+        data = RunData(
+            train=train.joined(self.tokenised(train, pair, rules)),
+            evaluation=None if held_out is None else held_out.joined(self.tokenised(held_out, pair, rules)),
+            mix=mix_text(train),
+        )
+        for facts in pair.teachers:
+            check_positions(facts, data.longest_asked, asked=True)
+        return data
+
+
+class LiveModel(RecipeTeacher):
+    """A model in memory, which reads every batch."""
+
+    @property
+    def reference(self) -> ModelReference:
+        teacher = self.recipe.teacher
+        return ModelReference(
+            role="teacher",
+            model=teacher.model,
+            revision=teacher.revision,
+            dtype=teacher.dtype,
+            device_map=teacher.device_map,
+            gguf_file=teacher.gguf_file,
+        )
+
+    def signals(self, pair: Pair, say: Say) -> "Teacher":
+        from bridgegarden.teacher.live import LiveTeacher
+
+        assert pair.teacher is not None
+        section = self.recipe.teacher
+        say(f"loading teacher {section.model}")
+        return LiveTeacher(load_model(pair.teacher), top_k=section.top_k, device=section.device)
+
+    def identity(self, pair: Pair) -> dict[str, Any]:
+        """What a cache says of the teacher whose signals it holds."""
+        assert pair.teacher is not None
+        return {**model_identity(pair.teacher), "gguf_file": pair.teacher.reference.gguf_file, "mix": None}
+
+    def loader(self, pair: Pair, device: str | None) -> "Callable[[], PreTrainedModel | Mixture]":
+        """Loads what fills a cache, on `device`, in the process that calls it."""
+        assert pair.teacher is not None
+        return partial(load_teacher, pair.teacher, device)
+
+    def error(self, message: str) -> ModelError:
+        """An error that begins with where the teacher is named."""
+        return self.reference.error(message)
+
+    def warnings(self, pair: Pair) -> tuple[str, ...]:
+        from bridgegarden.teacher.cache.fidelity import truncation_warning
+        from bridgegarden.teacher.cache.spec import Support
+
+        assert pair.teacher is not None
+        top_k, quantised = self.recipe.teacher.top_k, quantised_warning(pair.teacher)
+        if top_k is None or top_k >= vocabulary_size(pair.endings.tokenizer):
+            return quantised
+        warning = truncation_warning(build_objective(self.recipe.objective), Support(k=top_k), kept_in="memory")
+        return quantised if warning is None else (*quantised, warning)
+
+
+class CachedModel(LiveModel):
+    """A model that has read the rows before: what it said is on disk."""
+
+    def signals(self, pair: Pair, say: Say) -> "TeacherCache":
+        return _told(self.recipe, self.cache(pair), say)
+
+    def warnings(self, pair: Pair) -> tuple[str, ...]:
+        assert pair.teacher is not None
+        return (*quantised_warning(pair.teacher), *cache_warnings(self.recipe))
+
+    def cache(self, pair: Pair) -> "TeacherCache":
+        """The recipe's cache, if it is what this teacher said.
+
+        Raises:
+            ConfigError: there is none, or it is of another version or kind.
+            ModelError: it is another teacher's.
+        """
+        from bridgegarden.teacher.cache.manifest import replace_command
+        from bridgegarden.teacher.cache.reader import TeacherCache
+
+        cache = TeacherCache(cache_folder(self.recipe))
+        expected = dataclasses.replace(cache.spec, **self.identity(pair))
+        differences = cache.spec.differences(expected)
+        advice = replace_command(cache.folder, cache.spec)
+        if differences:
+            raise self.error(f"the cache {cache.folder} is another teacher's: {differences}. {advice}")
+        _check_prompt(self.recipe, cache)
+        top_k = self.recipe.teacher.top_k
+        if top_k is not None and top_k != cache.spec.support.k:
+            raise ConfigError(
+                f"teacher.top_k is {top_k}, but the cache {cache.folder} keeps {cache.spec.support}. Leave "
+                f"teacher.top_k out, or build anew. {replace_command(cache.folder)}"
+            )
+        return cache
+
+
+class MixedModels(LiveModel):
+    """Several models in memory, which all read every batch; what is imitated is the mixture of their distributions."""
+
+    @property
+    def _members(self) -> tuple[tuple[float, ModelReference], ...]:
+        """Each with its weight; the sum of the weights is one."""
+        mix, of = self.recipe.teacher.mix or {}, self.recipe.teacher.of or {}
+        return tuple(
+            (
+                weight,
+                ModelReference(
+                    role="teacher",
+                    model=of[name].model,
+                    revision=of[name].revision,
+                    dtype=of[name].dtype,
+                    place=f"teacher.of.{name}.model",
+                ),
+            )
+            for name, weight in mix.items()
+        )
+
+    @property
+    def reference(self) -> ModelReference:
+        return self._members[0][1]
+
+    @property
+    def further_references(self) -> tuple[ModelReference, ...]:
+        return tuple(reference for _, reference in self._members[1:])
+
+    @property
+    def _weights(self) -> tuple[float, ...]:
+        return tuple(weight for weight, _ in self._members)
+
+    def signals(self, pair: Pair, say: Say) -> "Teacher":
+        from bridgegarden.teacher.live import LiveTeacher
+        from bridgegarden.teacher.mixture import MixedTeacher
+
+        section, teachers = self.recipe.teacher, []
+        for facts in pair.teachers:
+            say(f"loading teacher {facts.reference.model}")
+            teachers.append(LiveTeacher(load_model(facts), device=section.device))
+        return MixedTeacher(teachers, self._weights, top_k=section.top_k)
+
+    def identity(self, pair: Pair) -> dict[str, Any]:
+        from bridgegarden.teacher.cache.spec import Mixed, mixture_fingerprint
+
+        pairs = zip(self._weights, pair.teachers, strict=True)
+        members = tuple(Mixed(weight=weight, **model_identity(facts)) for weight, facts in pairs)
+        dtypes = sorted({member.dtype for member in members})
+        return {
+            "teacher": self.recipe.teacher.name,
+            "revision": None,
+            "weights": mixture_fingerprint(members),
+            "dtype": " and ".join(dtypes),
+            "mix": members,
+        }
+
+    def loader(self, pair: Pair, device: str | None) -> "Callable[[], PreTrainedModel | Mixture]":
+        return partial(load_mixture, pair.teachers, self._weights, device)
+
+    def error(self, message: str) -> ModelError:
+        return ModelError(f"teacher.mix: {message}")
+
+
+class CachedMixture(CachedModel, MixedModels):
+    """Several models that have read the rows before: what their mixture is, is on disk, in one cache."""
+
+
+class CacheAlone(RecipeTeacher):
+    """A teacher of which nothing is to be had but what is on disk."""
+
+    @property
+    def reference(self) -> None:
+        return None
+
+    def tokenised(self, mix: Mix, pair: Pair, rules: RowRules) -> "list[Dataset]":
+        """Without the rows that a server refused to score, where they were to be left out; a warning says how many."""
+        from bridgegarden.teacher.cache.manifest import left_out
+
+        without = left_out(cache_folder(self.recipe))
+        parts = super().tokenised(mix, pair, rules)
+        return [without_rows(part, without) for part in parts] if without else parts
+
+    def warnings(self, pair: Pair) -> tuple[str, ...]:
+        return cache_warnings(self.recipe)
+
+    def signals(self, pair: Pair, say: Say) -> "TeacherCache":
+        return _told(self.recipe, self.cache(pair), say)
+
+    def cache(self, pair: Pair) -> "TeacherCache":
+        """The recipe's cache, if it holds what the teacher said that the recipe names.
+
+        Raises:
+            ConfigError: there is none, or it is of another version, kind or teacher.
+            ModelError: its tokens are not the student's.
+        """
+        from bridgegarden.teacher.cache.reader import TeacherCache
+
+        cache = TeacherCache(cache_folder(self.recipe))
+        self.check(cache, pair)
+        name, theirs = self.recipe.teacher.model, cache.spec.teacher
+        if theirs != name:
+            raise ConfigError(
+                f"teacher.model: the cache {cache.folder} holds what {theirs!r} said, not {name!r}. Name that one "
+                f"(--set teacher.model={theirs}), or another cache (--set teacher.cache=FOLDER)."
+            )
+        return cache
+
+    @abstractmethod
+    def check(self, cache: "TeacherCache", pair: Pair) -> None:
+        """Refuse a cache that is not of this kind, or not about the student's tokens."""
+
+
+class RecordedTeacher(CacheAlone):
+    """A model that is elsewhere, or was: pulled or imported."""
+
+    def check(self, cache: "TeacherCache", pair: Pair) -> None:
+        if cache.spec.vocab_size > pair.student.width:
+            raise pair.student.reference.error(
+                f"has logits for {pair.student.width:,} tokens, and the cache {cache.folder} is about "
+                f"{cache.spec.vocab_size:,}. Take a student with the teacher's tokenizer."
+            )
+        _check_prompt(self.recipe, cache)
+
+
+class CachedServer(CacheAlone):
+    """A model on a server whose log-probabilities are on disk."""
+
+    def check(self, cache: "TeacherCache", pair: Pair) -> None:
+        if cache.spec.served is None:
+            raise ConfigError(
+                f"teacher.server: the cache {cache.folder} was built by running {cache.spec.teacher}, not from what a "
+                "server says. Leave teacher.server out, or name another folder (--set teacher.cache=FOLDER)."
+            )
+
+
+class AnsweringServer(CachedServer):
+    """A model on a server whose answers, with their log-probabilities, are rows and signals."""
+
+    def tokenised(self, mix: Mix, pair: Pair, rules: RowRules) -> "list[Dataset]":
+        return usable_answers(self.recipe, mix, pair, rules.max_length)
+
+
+class ScoringServer(CachedServer):
+    """A model on a server that has scored rows that were there already."""
+
+
+class LabelsAlone(RecipeTeacher):
+    """A model on a server whose answers are the data, and all that is learnt of it: as hard labels."""
+
+    @property
+    def reference(self) -> None:
+        return None
+
+    def signals(self, pair: Pair, say: Say) -> "Teacher":
+        from bridgegarden.teacher.protocol import DataTokens
+
+        say("no teacher is loaded: the hard labels of the data are all that is learnt")
+        return DataTokens(pair.student.width)
+
+
+def teacher_of(recipe: Recipe, *, anew: bool = False) -> RecipeTeacher:
+    """The teacher of a recipe that is trained from.
+
+    Args:
+        recipe: describes it.
+        anew: whether what its cache holds will be replaced, and so decides nothing.
+
+    Raises:
+        ConfigError: it is on a server, and more is to be learnt of it than its answers.
+    """
+    kind = recipe.teacher.kind
+    if kind == "live":
+        return LiveModel(recipe)
+    if kind == "cached":
+        return CachedModel(recipe)
+    if kind == "mixed":
+        return MixedModels(recipe)
+    if kind == "mixed_cached":
+        return CachedMixture(recipe)
+    if kind == "recorded":
+        return RecordedTeacher(recipe)
+    if kind == "answers":
+        return ScoringServer(recipe) if _scores_rows(recipe, anew) else AnsweringServer(recipe)
+    if build_objective(recipe.objective).learns_data_alone:
+        return LabelsAlone(recipe)
+    raise ConfigError(NOT_FROM_A_SERVER)
+
+
+def _scores_rows(recipe: Recipe, anew: bool) -> bool:
+    """Whether the server is to score the rows, or wrote them: as the cache says that is there, else as the rows do."""
+    from bridgegarden.teacher.cache.manifest import MANIFEST, read_spec
+
+    folder = cache_folder(recipe)
+    served = read_spec(folder).served if not anew and (folder / MANIFEST).exists() else None
+    return not hold_logprobs(recipe.data) if served is None else served.source == "scored"
+
+
+def student_reference(recipe: Recipe) -> ModelReference:
+    """The student of a recipe."""
+    student, eos_token = recipe.student, recipe.training.arguments.get("eos_token")
+    return ModelReference(
+        role="student", model=student.model, revision=student.revision, dtype=student.dtype, eos_token=eos_token
+    )
+
+
+def recipe_pair(recipe: Recipe, *, weights: bool = True, anew: bool = False) -> Pair:
+    """Both models of a recipe, checked against each other with no weights loaded.
+
+    Args:
+        recipe: names them.
+        weights: whether their weights have to be there.
+        anew: as in :func:`teacher_of`.
+
+    Raises:
+        ConfigError: as in :func:`teacher_of`.
+        ModelError: a model cannot be used, or not with the other, or not on rows of the recipe's length.
+    """
+    check = partial(
+        check_pair,
+        student=student_reference(recipe),
+        max_length=recipe.training.arguments["max_length"],
+        chat_template=recipe.data.chat_template,
+        weights=weights,
+    )
+    teacher = teacher_of(recipe, anew=anew)
+    pair = check(teacher.reference)
+    others = [check(reference).teacher for reference in teacher.further_references]
+    return dataclasses.replace(pair, others=tuple(facts for facts in others if facts is not None))
+
+
+def cache_folder(recipe: Recipe) -> Path:
+    """Where the recipe's cache is.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    if recipe.teacher.cache is None:
+        raise ConfigError("teacher.cache: the recipe names no folder for it; add one, or --set teacher.cache=FOLDER.")
+    return Path(recipe.teacher.cache).expanduser()
+
+
+def cache_warnings(recipe: Recipe) -> tuple[str, ...]:
+    """What the objective of a recipe loses in its cache, with what to do; nothing is said of a cache that is not there.
+
+    Raises:
+        ConfigError: it is of another version.
+        DataError: a shard of it is missing or damaged.
+    """
+    from bridgegarden.teacher.cache.fidelity import cache_warning
+    from bridgegarden.teacher.cache.manifest import MANIFEST
+
+    if not recipe.teacher.is_cached or not (cache_folder(recipe) / MANIFEST).exists():
+        return ()
+    warning = cache_warning(cache_folder(recipe), build_objective(recipe.objective))
+    return () if warning is None else (warning,)
+
+
+def _check_prompt(recipe: Recipe, cache: "TeacherCache") -> None:
+    """Make sure that the teacher was told what the recipe has it told."""
+    from bridgegarden.teacher.cache.manifest import replace_command
+
+    differences = cache.spec.differences(dataclasses.replace(cache.spec, prompt=recipe.teacher.prompt))
+    if differences:
+        raise ConfigError(
+            f"teacher.prompt: the cache {cache.folder} was built with another: {differences}. "
+            f"{replace_command(cache.folder, cache.spec)}"
+        )
+
+
+def _told(recipe: Recipe, cache: "TeacherCache", say: Say) -> "TeacherCache":
+    from bridgegarden.teacher.cache.info import teacher_loss
+
+    loss = teacher_loss(cache.folder)
+    own = "" if loss is None else f"; its own loss on them is {loss}"
+    say(f"reading teacher {recipe.teacher.name} from {cache.folder} ({counted(len(cache), 'row')}){own}")
+    return cache
