@@ -64,8 +64,9 @@ def test_rows_scored_by_llama_cpp_agree_with_the_same_weights_in_float32(address
     save_tiny(tmp_path / "student", tiny_model("llama", len(tokenizer)), tokenizer)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     recipe = tmp_path / "recipe.yaml"
+    weights = {"check_against": str(GGUF.parent), "gguf_file": GGUF.name, "dtype": "float32"}
     tree = {
-        "teacher": {"server": address[1], "model": "smollm2", "cache": str(tmp_path / "cache")},
+        "teacher": {"server": address[1], "model": "smollm2", "cache": str(tmp_path / "cache")} | weights,
         "student": {"model": str(tmp_path / "student")},
         "data": {"train": str(tmp_path / "rows.jsonl"), "prompt": "prompt", "completion": "completion"},
         "training": {"max_steps": 2, "per_device_train_batch_size": 2},
@@ -94,4 +95,5 @@ def test_rows_scored_by_llama_cpp_agree_with_the_same_weights_in_float32(address
     assert max(differences) < LARGEST_TOLERANCE
     shown = run("cache", "info", recipe)
     assert "scored by      llama.cpp" in shown.stdout
+    assert f"the weights that are here, {GGUF.parent}: " in shown.stdout
     assert run("train", recipe).exit_code == 0

@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from bridgegarden.recipe import load_recipe
@@ -21,7 +22,7 @@ from tests.run.served import K, as_live, run
 from tests.teacher.scoring_servers import ScoringModel, scoring
 from tests.teacher.served_model import sharp_teacher
 from tests.teacher.servers import status
-from tests.tiny import tiny_tokenizer
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 KINDS = ("vllm", "sglang", "llama.cpp", "trl")
 
@@ -169,6 +170,58 @@ def test_llama_cpp_s_answer_in_characters_of_several_tokens_is_not_taken_for_wha
     assert built.exit_code == 0, built.output
     assert "its greedy answer, as it was written and scored: not compared" in built.stderr
     assert "its greedy answer, as it was written and scored: not compared" in run("cache", "info", recipe).stdout
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_server_with_the_weights_that_are_here_is_held_against_them_and_the_gap_is_shown(score, tmp_path, dtype):
+    save_tiny(tmp_path / "served", sharp_teacher())
+    _, recipe, _ = score(check_against=str(tmp_path / "served"), dtype=dtype)
+    built = run("cache", "build", recipe)
+    assert built.exit_code == 0, built.output
+    for said in (built.stderr, run("cache", "info", recipe).stdout):
+        found = re.search(rf"the weights that are here, {tmp_path}/served: ([\d.e-]+) nats apart on average, ", said)
+        assert found is not None, said
+        assert (float(found[1]) < 1e-5) == (dtype == "float32")
+    assert run("train", recipe).exit_code == 0
+
+
+def test_a_server_with_other_weights_than_those_here_is_refused_with_both_values(score, tmp_path):
+    other = sharp_teacher()
+    with torch.no_grad():
+        other.lm_head.weight *= 1.5
+    save_tiny(tmp_path / "other", other)
+    _, recipe, _ = score(check_against=str(tmp_path / "other"))
+    refused = run("cache", "build", recipe)
+    assert refused.exit_code == 2
+    assert f"what it says is not what {tmp_path}/other says here (teacher.check_against)" in refused.stderr
+    theirs, ours = map(float, re.search(r": (-[\d.]+) and (-[\d.]+) nats; over ", refused.stderr).groups())
+    assert abs(theirs - ours) > 0.1
+    assert "where 0.1 and 0.6 are taken for rounding" in refused.stderr
+    assert list((tmp_path / "cache" / "shards").iterdir()) == []
+
+
+def test_weights_that_say_no_numbers_or_lack_a_token_are_no_proof_of_a_server(score, tmp_path):
+    broken = sharp_teacher()
+    with torch.no_grad():
+        broken.lm_head.weight[0] = float("nan")
+    save_tiny(tmp_path / "broken", broken)
+    model, recipe, _ = score(check_against=str(tmp_path / "broken"))
+    assert "nats; over" in run("cache", "build", recipe).stderr
+    save_tiny(tmp_path / "served", tiny_model("llama", 259, hidden_size=48))
+    model.model = sharp_teacher(300)
+    with torch.no_grad():
+        model.model.lm_head.weight[280] *= 20
+    narrow = run("cache", "build", recipe, "--set", f"teacher.check_against={tmp_path}/served")
+    assert narrow.exit_code == 2
+    assert "has logits for 259" in narrow.stderr
+
+
+def test_weights_that_cannot_be_compared_are_refused_before_the_server_is_asked(score, tmp_path):
+    _, recipe, server = score(check_against=str(tmp_path / "nothing"))
+    assert "teacher.check_against" in run("cache", "build", recipe).stderr
+    assert server.seen == []
+    alone = run("cache", "build", recipe, "--set", "teacher.server=null")
+    assert "teacher.check_against: names the weights that teacher.server should have" in alone.stderr
 
 
 def test_another_chat_template_is_a_warning_that_names_the_first_token(score):

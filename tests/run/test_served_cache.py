@@ -151,6 +151,8 @@ def test_what_makes_no_sense_is_refused(served_recipe, tmp_path, write_recipe):
     (tmp_path / "answers.jsonl.settings").unlink()
     ask(served_recipe)
     assert "need the whole distribution" in run("cache", "build", served_recipe, "--samples", 4).stderr
+    against = run("cache", "build", served_recipe, "--set", f"teacher.check_against={tmp_path}/teacher")
+    assert "teacher.check_against: a server that scores rows is tested" in against.stderr
     assert "no cache there" in run("train", served_recipe).stderr
     assert run("cache", "build", served_recipe).exit_code == 0
     assert "holds what 'big' said, not 'other'" in run("train", served_recipe, "--set", "teacher.model=other").stderr

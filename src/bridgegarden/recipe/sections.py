@@ -61,8 +61,8 @@ class TeacherSection:
     accelerate's ``auto``, ``balanced``, ``balanced_low_0`` (little on the first, where the student is) or
     ``sequential``. Null is whole on one device."""
     gguf_file: str | None = None
-    """A file of `model` in llama.cpp's format, such as ``model-Q4_K_M.gguf``, whose weights are unpacked to `dtype`;
-    null is ``*.safetensors``. Needs the package ``gguf``."""
+    """A file of `model`, or of `check_against`, in llama.cpp's format, such as ``model-Q4_K_M.gguf``, whose weights are
+    unpacked to `dtype`; null is ``*.safetensors``. Needs the package ``gguf``."""
     top_k: int | None = None
     """Tokens kept per position, >= 1, with the rest as one tail; null keeps the whole vocabulary."""
     cache: str | None = None
@@ -73,6 +73,9 @@ class TeacherSection:
     ``train`` needs nothing more of it."""
     api: ApiName | None = None
     """Kind of `server` that scores rows for ``cache build``; null finds it out by asking."""
+    check_against: str | None = None
+    """The weights that `server` should have, by name on the hub or folder: ``cache build`` runs them here, in `dtype`,
+    on the texts of its self-test, and refuses a server that says something else. Null is where they are not here."""
     only_cache: bool = False
     """Nothing but its `cache` is to be had of it, which was imported or pulled: no file of the model is looked for, and
     `model` is the name in the cache."""
@@ -194,10 +197,18 @@ class TeacherSection:
         if self.server is None:
             if self.api is not None:
                 raise ConfigError("teacher.api: says of which kind teacher.server is, and there is none.")
+            if self.check_against is not None:
+                raise ConfigError(
+                    "teacher.check_against: names the weights that teacher.server should have, and there is no server; "
+                    "leave it out."
+                )
             return
         check_url(self.server, "teacher.server")  # first: the other shows what it refuses
         _require_text("teacher.server", self.server)
-        for name in ("revision", "device", "device_map", "gguf_file", "top_k", "prompt"):
+        if self.check_against is not None:
+            _require_text("teacher.check_against", self.check_against)
+        of_weights = ("gguf_file",) if self.check_against is None else ()
+        for name in ("revision", "device", "device_map", "top_k", "prompt", *of_weights):
             if getattr(self, name) is not None:
                 raise ConfigError(f"teacher.{name}: does not go with teacher.server; leave one of them out.")
 

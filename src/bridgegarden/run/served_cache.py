@@ -16,8 +16,9 @@ from bridgegarden.data import (
 )
 from bridgegarden.data.encode import IGNORED, RowTokeniser
 from bridgegarden.errors import ConfigError, DataError
-from bridgegarden.preflight import Pair
+from bridgegarden.preflight import ModelFacts, ModelReference, Pair, check_pair, check_quantised
 from bridgegarden.recipe import Recipe
+from bridgegarden.run.models import load_teacher
 from bridgegarden.run.rows import (
     Answers,
     AnswerSettings,
@@ -29,12 +30,13 @@ from bridgegarden.run.rows import (
     read_answers,
     training_rows,
 )
-from bridgegarden.run.teachers import RecipeTeacher
+from bridgegarden.run.teachers import RecipeTeacher, student_reference
 from bridgegarden.teacher.server_connection import ApiName, api_key
 from bridgegarden.teacher.server_requests import Requests, Server
 from bridgegarden.terminal import Display, counted
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.console import Console
 
     from bridgegarden.teacher.cache.spec import CacheSpec, Served
@@ -127,6 +129,11 @@ def build_served_cache(recipe: Recipe, folder: Path, pair: Pair, options: CacheO
     from bridgegarden.teacher.cache.spec import Served
     from bridgegarden.teacher.cache.writer import build_cache, remove_cache
 
+    if recipe.teacher.check_against is not None:
+        raise ConfigError(
+            "teacher.check_against: a server that scores rows is tested, and these rows are answers, of which nobody "
+            "is asked anything. Leave it out (--set teacher.check_against=null)."
+        )
     sources = (*recipe.data.sources, *recipe.data.eval_sources)
     settings = answer_settings([source.path for source in sources])
     _check_temperature(settings, options)
@@ -254,6 +261,7 @@ def build_scored_cache(
         timeout=options.timeout,
         patience=options.patience,
     )
+    weights = _weights_of(recipe)
     requests = Requests(root_of(server), api_key(options.api_key_env), say)
     spec = _scored_spec(recipe, folder, pair, options, requests, server)
     if options.replace:
@@ -275,6 +283,7 @@ def build_scored_cache(
             folder=folder,
             example=_example(recipe, pair, data),
             say=say,
+            weights=weights,
             on_progress=show,
         )
         built = build_cache(folder, engine, list(data.by_name.values()), spec, part=options.part)
@@ -299,6 +308,46 @@ def _scored_spec(
         api = there.served.api
     api = api or found(requests, server, None).name
     return _served_spec(recipe, folder, pair, options, DEFAULT_K, Served(temperature=1.0, source="scored", api=api))
+
+
+@dataclass(frozen=True)
+class _WeightsHere:
+    """The weights that the server should have; see :class:`~bridgegarden.teacher.scoring_check.Weights`."""
+
+    facts: ModelFacts
+    device: str | None
+    """Where they run; None is a GPU if there is one."""
+
+    @property
+    def name(self) -> str:
+        return self.facts.reference.model
+
+    @property
+    def width(self) -> int:
+        return self.facts.width
+
+    def log_probabilities(self, texts: Sequence[Sequence[int]]) -> "list[np.ndarray]":
+        import torch
+
+        model = load_teacher(self.facts, self.device)
+        with torch.no_grad():
+            logits = [model(torch.tensor([list(ids)], device=model.device)).logits[0] for ids in texts]
+        return [one.double().log_softmax(-1).cpu().numpy() for one in logits]
+
+
+def _weights_of(recipe: Recipe) -> _WeightsHere | None:
+    """What the server is compared with, if the recipe says that it is here: fit for the student, and not yet loaded."""
+    name = recipe.teacher.check_against
+    if name is None:
+        return None
+    teacher = recipe.teacher
+    reference = ModelReference(
+        role="teacher", model=name, dtype=teacher.dtype, gguf_file=teacher.gguf_file, place="teacher.check_against"
+    )
+    facts = check_pair(reference, student_reference(recipe), chat_template=recipe.data.chat_template).teacher
+    assert facts is not None
+    check_quantised(facts)
+    return _WeightsHere(facts, "cpu" if recipe.training.arguments.get("use_cpu") else None)
 
 
 def _example(recipe: Recipe, pair: Pair, data: RunData) -> "Example":

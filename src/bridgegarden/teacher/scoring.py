@@ -24,7 +24,7 @@ from bridgegarden.teacher.cache.spec import CacheSpec
 from bridgegarden.teacher.foreign_values import Unfit
 from bridgegarden.teacher.generate import GIVE_UP_AFTER
 from bridgegarden.teacher.scoring_api import Api, Scores, found_api
-from bridgegarden.teacher.scoring_check import Example, ScoringReport, self_test
+from bridgegarden.teacher.scoring_check import Example, ScoringReport, Weights, self_test
 from bridgegarden.teacher.server_connection import ApiName
 from bridgegarden.teacher.server_logprobs import SMALLEST_TAIL
 from bridgegarden.teacher.server_requests import Line, Refused, Requests, Server
@@ -138,6 +138,8 @@ class ScoringEngine:
     """Of the rows, for the self-test."""
     say: Callable[[str], None]
     """Tells a person a line."""
+    weights: Weights | None = None
+    """Those that the server should have, for the self-test; None where they are not here."""
     on_progress: Callable[[int, int, int], None] = lambda done, total, failed: None
     """Told of the supervised positions done, of all there are, and of the rows that were refused."""
     unscored: list[Unscored] = field(default_factory=list)
@@ -158,7 +160,7 @@ class ScoringEngine:
         began = time.perf_counter()
         api = self._found()
         requests = self.requests.at_a_time(api.workers)
-        self.report = self_test(api, requests, self.spec.support.k, self.example, self.say)
+        self.report = self_test(api, requests, self.spec.support.k, self.example, self.say, self.weights)
         note_scoring(self.folder, self.report.to_dict())
         self.seconds += time.perf_counter() - began
         journal = Journal(self.folder, RecordFormat(self.spec))

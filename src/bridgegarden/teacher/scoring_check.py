@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -32,6 +32,10 @@ MEAN_TOLERANCE, LARGEST_TOLERANCE = 0.1, 0.6
 """Nats by which two log-probabilities of the same token may differ, on average over positions and at one of them. A
 server in bfloat16 rounds logits of 16 to 32 to eighths, and rounds another way in another batch."""
 LIKELY = math.log(1e-3)
+OTHER_WEIGHTS = (
+    "The server has another model, or its weights in another precision or quantisation. Name here what is served there "
+    "(and teacher.dtype), serve what is here, or leave teacher.check_against out to take the server's word"
+)
 AS_WRITTEN = "its greedy answer, as it was written and scored"
 """A test that not every server lets be made, nor llama.cpp where the answer begins with half a character."""
 
@@ -49,6 +53,28 @@ class Example:
     """What is asked in it; None where there is no prompt."""
     prompt_ids: Sequence[int] = ()
     """That, as the student's tokenizer and template write it."""
+
+
+class Weights(Protocol):
+    """The weights that a server should have, on this machine."""
+
+    @property
+    def name(self) -> str:
+        """As the recipe has it."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Tokens that they have logits for."""
+        ...
+
+    def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Of every token behind every position of each text of ids, ``(T, V)``, nats.
+
+        Raises:
+            ModelError: they cannot be loaded.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +127,10 @@ class ScoringReport:
         ]
 
 
-def self_test(api: Api, requests: Requests, k: int, example: Example, say: Callable[[str], None]) -> ScoringReport:
-    """Compare a server with itself, and its words with the student's.
+def self_test(
+    api: Api, requests: Requests, k: int, example: Example, say: Callable[[str], None], weights: Weights | None = None
+) -> ScoringReport:
+    """Compare a server with itself, its words with the student's, and its numbers with those of its weights.
 
     Args:
         api: its kind.
@@ -110,9 +138,10 @@ def self_test(api: Api, requests: Requests, k: int, example: Example, say: Calla
         k: how many tokens are asked for.
         example: what is asked about.
         say: is told what was found, and of a chat template that differs.
+        weights: those that it should have; None where they are not here.
 
     Raises:
-        ModelError: it contradicts itself, or has another vocabulary. Names both values, and where.
+        ModelError: it contradicts itself or `weights`, or has another vocabulary. Names both values, and where.
     """
     test = _Test(api, requests, k, example)
     say(f"testing the server: {api.says}")
@@ -122,6 +151,9 @@ def self_test(api: Api, requests: Requests, k: int, example: Example, say: Calla
     written = test.written()
     if written is not None:
         agreements.append(written)
+    if weights is not None:
+        say(f"loading {weights.name}, to compare the server with it")
+        agreements.append(test.against(weights))
     template, differs = test.template()
     report = ScoringReport(
         api=api.name, says=api.says, agreements=tuple(agreements), template=template, vocabulary=vocabulary
@@ -133,6 +165,14 @@ def self_test(api: Api, requests: Requests, k: int, example: Example, say: Calla
     return report
 
 
+class _Scored(NamedTuple):
+    """A text, and what the server says at some of its positions."""
+
+    ids: list[int]
+    positions: list[int]
+    scores: Scores
+
+
 class _Test:
     """One server and one text."""
 
@@ -142,6 +182,7 @@ class _Test:
         start = max(0, min(example.asked - LONGEST_TEXT // 2, len(example.ids) - LONGEST_TEXT))
         self._text = list(example.ids[: start + LONGEST_TEXT])
         self._positions = list(range(max(1, start), len(self._text)))
+        self._scored: list[_Scored] = []
 
     def scores(self, k: int, times: int) -> list[Scores]:
         """The text scored so often, side by side, and once more when that is over, over another connection."""
@@ -154,6 +195,7 @@ class _Test:
     def again(self, scores: Sequence[Scores]) -> Agreement:
         """Replicas that have other weights or settings, and numbers that depend on what else is computed."""
         first = scores[0]
+        self._scored.append(_Scored(self._text, self._positions, first))
         differences = np.concatenate([_apart(first, other) for other in scores[1:]])
         where = int(differences.argmax()) % len(self._positions)
         other = scores[1 + int(differences.argmax()) // len(self._positions)]
@@ -199,6 +241,7 @@ class _Test:
             return await self._api.score(line, asked + tokens, positions, self._k)
 
         [scores] = self._all(range(1), score)
+        self._scored.append(_Scored(asked + tokens, positions, scores))
         differences = np.abs(scores.label_logps - own)
         where = int(differences.argmax())
         return self._agreement(
@@ -211,6 +254,37 @@ class _Test:
             "log-probabilities (vLLM: --logprobs-mode raw_logprobs), without speculative decoding",
             token=tokens[where],
             at=positions[where],
+        )
+
+    def against(self, weights: Weights) -> Agreement:
+        """Other weights, or the same in another precision: both look like a server that is right."""
+        largest = max(max(*ids, int(scores.ids[:, 0].max())) for ids, _, scores in self._scored)
+        if largest >= weights.width:
+            raise ModelError(
+                f"{self._place}: it writes or lists token {largest}, and {weights.name} (teacher.check_against) has "
+                f"logits for {weights.width:,}. {OTHER_WEIGHTS}."
+            )
+        found = []
+        whole = weights.log_probabilities([scored.ids for scored in self._scored])
+        for (ids, positions, scores), ours in zip(self._scored, whole, strict=True):
+            for row, at in enumerate(positions):
+                top = int(scores.ids[row, 0])
+                said = {ids[at]: scores.label_logps[row], top: scores.logps[row, 0]}
+                pairs = [(token, logp, ours[at - 1, token]) for token, logp in said.items()]
+                # One so unlikely that rounding decides says nothing; the likeliest always does.
+                counted = [pair for pair in pairs if pair[0] == top or max(pair[1:]) > LIKELY]
+                found.append((*max(counted, key=lambda pair: abs(pair[1] - pair[2])), at))
+        differences = np.array([abs(theirs - mine) for _, theirs, mine, _ in found])
+        where = int(differences.argmax())
+        token, theirs, mine, at = found[where]
+        return self._agreement(
+            f"the weights that are here, {weights.name}",
+            differences,
+            where,
+            (theirs, mine),
+            f"what it says is not what {weights.name} says here (teacher.check_against). {OTHER_WEIGHTS}",
+            token=token,
+            at=at,
         )
 
     def vocabulary(self) -> str:
@@ -299,7 +373,7 @@ class _Test:
         found = Agreement(
             test=test, positions=len(differences), mean=float(differences.mean()), largest=float(differences.max())
         )
-        if found.mean > MEAN_TOLERANCE or found.largest > LARGEST_TOLERANCE:
+        if not (found.mean <= MEAN_TOLERANCE and found.largest <= LARGEST_TOLERANCE):  # nor is NaN taken for rounding
             at = self._positions[where] if at is None else at
             token = self._text[at] if token is None else token
             raise ModelError(
