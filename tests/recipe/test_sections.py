@@ -23,6 +23,7 @@ from bridgegarden.training.on_policy import OnPolicy
 
 TOLD = {"model": "t", "prompt": {"system": "S"}}
 MIXED = {"mix": {"a": 0.7, "b": 0.3}, "of": {"a": {"model": "t"}, "b": {"model": "u", "dtype": "float32"}}}
+BY_ROW = {"by": "source", "of": {"a": {"model": "t", "cache": "c"}, "b": {"model": "u", "cache": "d"}}}
 SMALLEST = {"teacher": {"model": "t"}, "student": {"model": "s"}, "data": {"train": "rows.jsonl"}, "output": "runs/x"}
 
 texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=60)
@@ -245,6 +246,38 @@ def test_what_a_tree_held_can_change_without_changing_the_recipe():
         ({"teacher": {"mix": {"a": 1}, "of": MIXED["of"]}}, r"^teacher.of.b: has no weight in teacher.mix"),
         ({"teacher": {"mix": {"a": 1}, "of": {"a": {"model": "t"}}}}, r"^teacher.mix: a mixture is of two teachers"),
         ({"teacher": {**MIXED, "of": {"a": {}, "b": {}}}}, r"^teacher.of.a: key 'model' is missing"),
+        ({"teacher": {**MIXED, "of": BY_ROW["of"]}}, r"^teacher.of.a.cache: a mixture has one cache; .* teacher.cache"),
+        ({"teacher": {**MIXED, "by": "source"}}, r"^teacher.by: gives every row one teacher, and teacher.mix has all"),
+        ({"teacher": {"by": "source"}}, r"^teacher.by: goes with teacher.of, which is missing"),
+        ({"teacher": {"of": BY_ROW["of"]}}, r"^teacher.of: goes with teacher.mix or teacher.by, which is missing"),
+        ({"teacher": {"by": "source", "of": {}}}, r"^teacher.of: names no teacher"),
+        ({"teacher": {**BY_ROW, "by": " "}}, r"^teacher.by is empty"),
+        *(
+            ({"teacher": {**BY_ROW, name: value}}, rf"^teacher.{name}: does not go with teacher.by")
+            for name, value in (
+                ("model", "t"),
+                ("revision", "main"),
+                ("device_map", "auto"),
+                ("gguf_file", "a.gguf"),
+                ("server", "http://x"),
+                ("only_cache", True),
+                ("dtype", "float32"),
+            )
+        ),
+        ({"teacher": {**BY_ROW, "cache": "c"}}, r"^teacher.cache: with teacher.by each teacher has its own"),
+        (
+            {"teacher": {**BY_ROW, "of": {**BY_ROW["of"], "b": {"model": "u"}}}},
+            r"^teacher.of.b.cache: is missing, .* Give each its cache",
+        ),
+        (
+            {"teacher": {**BY_ROW, "of": {**BY_ROW["of"], "b": {"model": "u", "cache": "c"}}}},
+            r"^teacher.of.b.cache: is the folder of teacher.of.a, too",
+        ),
+        (
+            {"teacher": BY_ROW, "data": {"train": "x", "eval": "y"}, "free_running": {}},
+            r"^free_running: .*teacher.by: each of several teachers is asked about the answers of its own rows",
+        ),
+        ({"teacher": BY_ROW, "on_policy": {"lmbda": 1}}, r"^on_policy: the teacher has to judge what the student"),
         ({"teacher": {**MIXED, "of": {"a": {"modle": "x"}}}}, r"^teacher.of.a: unknown key 'modle'"),
         (
             {"teacher": MIXED, "data": {"train": "x", "eval": "y"}, "free_running": {}},
@@ -284,6 +317,15 @@ def test_a_mixture_goes_through_its_tree_and_its_text_unchanged():
     assert Recipe.from_dict(read_yaml(recipe.to_yaml(), "it")) == recipe
     assert (recipe.teacher.kind, recipe.teacher.name) == ("mixed", "0.7 x t + 0.3 x u")
     assert Recipe.from_dict({**SMALLEST, "on_policy": {"lmbda": 1}, "teacher": MIXED}).on_policy is not None
+
+
+def test_teachers_with_rows_of_their_own_go_through_the_tree_and_the_text_unchanged_and_each_is_one_teacher():
+    recipe = Recipe.from_dict({**SMALLEST, "teacher": {**BY_ROW, "top_k": 8, "prompt": {"suffix": "S"}}})
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert Recipe.from_dict(read_yaml(recipe.to_yaml(), "it")) == recipe
+    assert (recipe.teacher.kind, recipe.teacher.name) == ("by_row_cached", "t (a), u (b)")
+    one = Recipe.from_dict({**SMALLEST, "teacher": {**BY_ROW["of"]["b"], "top_k": 8, "prompt": {"suffix": "S"}}})
+    assert recipe.teacher.member("b") == one.teacher
 
 
 def test_a_recipe_that_is_no_mapping_is_refused():

@@ -12,7 +12,7 @@ from bridgegarden.data.encode import (
 )
 from bridgegarden.data.json_rows import RowsAsWritten
 from bridgegarden.data.rows import Mix, Source, load_mix, load_rows, place
-from bridgegarden.data.teacher_prompt import TeacherPrompt
+from bridgegarden.data.teacher_prompt import TeacherByRow, TeacherPrompt
 from bridgegarden.data.tokenise import RowRules, tokenise, tokenise_stream
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "RowsAsWritten",
     "Source",
     "Span",
+    "TeacherByRow",
     "TeacherPrompt",
     "TokenisedRow",
     "audit_spans",

@@ -43,6 +43,8 @@ class TokenisedRow:
     """Whether this is only the beginning of a row, which ends with tokens to learn."""
     teacher: "TokenisedRow | None" = None
     """The same tokens to learn behind another prompt, where the teacher reads one; None where it reads this."""
+    teacher_number: int | None = None
+    """Which of several teachers reads it, from 0; None where there is one for all rows."""
 
     @property
     def learnt(self) -> list[int]:
@@ -63,7 +65,7 @@ class TokenisedRow:
         if max_length is None or len(self.input_ids) <= max_length:
             return self
         kept = slice(max_length) if keep == "start" else slice(-max_length, None)
-        row = TokenisedRow(input_ids=self.input_ids[kept], labels=self.labels[kept])
+        row = TokenisedRow(input_ids=self.input_ids[kept], labels=self.labels[kept], teacher_number=self.teacher_number)
         return row if self.teacher is None else replace(row, teacher=self.teacher.learning(row.supervised, keep))
 
     def learning(self, count: int, keep: Keep = "start") -> "TokenisedRow":

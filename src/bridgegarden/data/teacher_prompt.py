@@ -1,4 +1,4 @@
-"""Another prompt for the teacher: what it is told and the student is not, and how the two sequences are held together.
+"""What of a row is its teacher's: which of several reads it; and another prompt, which the student does not see.
 
 A teacher that knows the solution, the rubric or a system message says more about an answer than one that does not; the
 student learns to say as much from the bare prompt (context distillation; with the same model for both,
@@ -18,6 +18,41 @@ from bridgegarden.errors import ConfigError, DataError, unknown_name
 
 TEACHER_IDS, TEACHER_LABELS = "teacher_ids", "teacher_labels"
 """Columns of tokenised rows: what the teacher reads, where it is not what the student reads, and its labels."""
+TEACHER_NUMBER = "teacher_number"
+"""Column of tokenised rows: which of several teachers reads the row, from 0; per token in packed rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherByRow:
+    """How a row says which of several teachers reads it."""
+
+    column: str
+    """Column whose text is the name of one."""
+    names: tuple[str, ...]
+    """Of the teachers, in the order of their numbers."""
+
+    def number(self, row: Mapping[str, Any], place: str) -> int:
+        """Which of them reads `row`.
+
+        Args:
+            row: as it was written.
+            place: where it is, for messages.
+
+        Raises:
+            DataError: it names none of them.
+        """
+        if self.column not in row:
+            raise DataError(f"{place}: {unknown_name(self.column, row, field='teacher.by', kind='column')}")
+        value = row[self.column]
+        if value is None:
+            names = ", ".join(sorted(self.names))
+            raise DataError(
+                f"{place}: the column {self.column!r} (teacher.by) is null; expected the name of a teacher ({names})."
+            )
+        if value not in self.names:
+            of = f"the column {self.column!r} (teacher.by)"
+            raise DataError(f"{place}: {unknown_name(value, self.names, field=of, kind='teacher')}")
+        return self.names.index(value)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, cast
 from bridgegarden.data.chat import Columns, Conversation, conversation
 from bridgegarden.data.encode import IGNORED, Keep, RowTokeniser, TokenisedRow, vocabulary_size
 from bridgegarden.data.json_rows import RowsAsWritten, as_written, first_of, skipped_text
-from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS, TeacherPrompt, as_asked
+from bridgegarden.data.teacher_prompt import (
+    TEACHER_IDS,
+    TEACHER_LABELS,
+    TEACHER_NUMBER,
+    TeacherByRow,
+    TeacherPrompt,
+    as_asked,
+)
 from bridgegarden.data.template import ChatFormat
 from bridgegarden.errors import ConfigError, DataError
 
@@ -54,6 +61,8 @@ class RowRules:
     """Leave out rows that cannot be used, and say which, instead of stopping at the first."""
     teacher_prompt: TeacherPrompt | None = None
     """What the teacher reads in place of the row's own prompt: ``teacher_ids`` and ``teacher_labels`` are made, too."""
+    teacher_by: TeacherByRow | None = None
+    """Which of several teachers reads a row: ``teacher_number`` is made, too; None where there is one."""
 
     def __post_init__(self) -> None:
         if self.teacher_prompt is not None and (self.learns_everything or self.formatting is not None):
@@ -89,7 +98,8 @@ def tokenise(
     skipped, and names the first of them.
 
     Where the teacher reads another prompt, ``teacher_ids`` and ``teacher_labels`` stand beside them: its prompt, and
-    the same tokens to learn. Rows that have these columns already keep them.
+    the same tokens to learn. Rows that have these columns already keep them. Likewise ``teacher_number`` where each row
+    has one of several teachers.
 
     Args:
         dataset: rows in any shape that :func:`bridgegarden.data.chat.content_of` describes.
@@ -143,7 +153,8 @@ def tokenise_stream(
     mapped = rows.map(stream.made, with_indices=True).filter(stream.is_kept)
     given = dataset.column_names or next(iter(rows), {})
     asked = [TEACHER_IDS, TEACHER_LABELS] if rules.teacher_prompt is not None or TEACHER_IDS in given else []
-    prepared = mapped.select_columns(["input_ids", "labels", "row", *asked])
+    numbered = [TEACHER_NUMBER] if rules.teacher_by is not None or TEACHER_NUMBER in given else []
+    prepared = mapped.select_columns(["input_ids", "labels", "row", *asked, *numbered])
     if next(iter(prepared), None) is None:
         raise DataError(f"{name}: the stream has no row with a token to learn. Raise training.max_length, or check it.")
     return prepared
@@ -170,6 +181,15 @@ class RowReader:
             DataError: it cannot be used; begins with `place`.
             ModelError: as in :func:`bridgegarden.data.encode.tokenise_row`.
         """
+        made, by = self._read(row, place), self.rules.teacher_by
+        if by is not None:
+            return replace(made, teacher_number=by.number(row, place))
+        number = row.get(TEACHER_NUMBER) if self._is_tokenised(row) else None
+        if number is not None and (type(number) is not int or number < 0):
+            raise DataError(f"{place}: {TEACHER_NUMBER!r} is {str(number)[:60]}; expected a number from 0.")
+        return replace(made, teacher_number=number)
+
+    def _read(self, row: Mapping[str, Any], place: str) -> TokenisedRow:
         rules = self.rules
         if self._is_tokenised(row):
             if rules.formatting is not None:
@@ -353,14 +373,16 @@ class _Stream:
             if not rules.skip_bad:
                 raise
             self._tell("skipped", str(error))
-            return {"input_ids": [], "labels": [], "row": number, TEACHER_IDS: [], TEACHER_LABELS: []}
+            nothing = {name: [] for name in ("input_ids", "labels", TEACHER_IDS, TEACHER_LABELS)}
+            return {**nothing, "row": number, TEACHER_NUMBER: None}
         made = whole.truncated(rules.max_length, rules.keep)
         if made.supervised == 0:
             self._tell("dropped", f"row {number} has no token to learn{_within(rules.max_length)}")
         elif len(made.input_ids) < len(whole.input_ids):
             self._tell("cut", f"row {number} is longer than max_length={rules.max_length}")
         asked = {} if made.teacher is None else _teacher_columns(made.teacher)
-        return {"input_ids": made.input_ids, "labels": made.labels, "row": number, **asked}
+        numbered = {} if made.teacher_number is None else {TEACHER_NUMBER: made.teacher_number}
+        return {"input_ids": made.input_ids, "labels": made.labels, "row": number, **asked, **numbered}
 
     @staticmethod
     def is_kept(row: Mapping[str, Any]) -> bool:
@@ -388,6 +410,8 @@ class _Kept:
     """Rows whose last token was to be learnt and is cut off."""
     asked: bool | None = None
     """Whether the teacher reads another prompt; None before the first row."""
+    routed: bool | None = None
+    """Whether rows say which of several teachers reads them; None before the first row."""
     longer: int = 0
     """Rows that are longer than the most tokens as the teacher reads them."""
     longest: int = 0
@@ -402,6 +426,12 @@ class _Kept:
             self.cut.append(place)
             self.endless += (whole.goes_on or whole.labels[-1] != IGNORED) and self.rules.keep == "start"
         self._count_asked(row.teacher)
+        if self.routed is None:
+            self.routed = row.teacher_number is not None
+        if self.routed != (row.teacher_number is not None):
+            raise DataError(
+                f"{self.name}: some rows have {TEACHER_NUMBER!r} and others do not; give all of them, or none."
+            )
         self.rows.append(row)
         self.numbers.append(number)
         if len(self.rows) == ROWS_PER_CHUNK:
@@ -472,6 +502,8 @@ class _Kept:
         asked = [_teacher_columns(row.teacher) for row in self.rows if row.teacher is not None]
         for name in (TEACHER_IDS, TEACHER_LABELS) if asked else ():
             columns[name] = pa.array([row[name] for row in asked], ids)
+        if self.routed:
+            columns[TEACHER_NUMBER] = pa.array([row.teacher_number for row in self.rows], pa.int32())
         self.chunks.append(pa.table(columns))
         self.rows, self.numbers = [], []
 

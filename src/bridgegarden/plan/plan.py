@@ -17,7 +17,7 @@ from bridgegarden.preflight import ModelFacts, Pair
 from bridgegarden.recipe import Recipe, build_lora_config, build_objective, build_sft_config
 from bridgegarden.recipe.training import LoraSection
 from bridgegarden.run.quiet import quiet_libraries
-from bridgegarden.run.teachers import recipe_pair, teacher_of
+from bridgegarden.run.teachers import CachedByRow, recipe_pair, teacher_of
 
 if TYPE_CHECKING:
     import torch
@@ -189,7 +189,7 @@ def _plan(
         schedule=schedule,
         work=work,
         moments=moments,
-        cache=None if recipe.on_policy is not None else _cache(recipe, pair, read),
+        cache=None if recipe.on_policy is not None else _cache(recipe, pair, read, _asked(recipe, pair, data, read)),
         teacher_longest=None if recipe.teacher.prompt is None else max(int(part.lengths[-1]) for part in read),
         uses_cache=recipe.teacher.is_cached,
         advice=(),
@@ -251,7 +251,18 @@ def _autocast(arguments: Mapping[str, Any], machine: Machine) -> "torch.dtype | 
     return torch.bfloat16 if wanted else None
 
 
-def _cache(recipe: Recipe, pair: Pair, rows: Sequence[Rows]) -> CacheSize | None:
+def _asked(recipe: Recipe, pair: Pair, data: "RunData", read: Sequence[Rows]) -> list[tuple[ModelFacts, Rows]]:
+    """Each teacher with the rows that it would be asked about for a cache: all, or its own."""
+    source = teacher_of(recipe)
+    if not isinstance(source, CachedByRow):
+        return [(facts, part) for facts in pair.teachers for part in read]
+    own = zip(pair.teachers, source.rows_of(data).values(), strict=True)
+    return [(facts, Rows.of(part, teacher=True)) for facts, parts in own for part in parts]
+
+
+def _cache(
+    recipe: Recipe, pair: Pair, rows: Sequence[Rows], asked: Sequence[tuple[ModelFacts, Rows]]
+) -> CacheSize | None:
     from bridgegarden.run.cache import DEFAULT_TOP_K
     from bridgegarden.teacher.cache.manifest import MANIFEST, read_spec
     from bridgegarden.teacher.cache.record import RecordFormat
@@ -280,7 +291,7 @@ def _cache(recipe: Recipe, pair: Pair, rows: Sequence[Rows]) -> CacheSize | None
         positions=positions,
         bytes_per_position=RecordFormat(spec).bytes_per_position,
         kept=str(spec.support),
-        flops=sum(cache_work(facts, part) for facts in pair.teachers for part in rows) if pair.teachers else None,
+        flops=sum(cache_work(facts, part) for facts, part in asked) if pair.teachers else None,
     )
 
 

@@ -122,6 +122,12 @@ def _anchor(tree: Any, folder: Path) -> None:
         part = tree.get(section) if isinstance(tree, dict) else None
         if isinstance(part, dict) and key in part:
             part[key] = _anchored(part[key], folder)
+    teacher = tree.get("teacher") if isinstance(tree, dict) else None
+    of = teacher.get("of") if isinstance(teacher, dict) else None
+    for member in of.values() if isinstance(of, dict) else ():
+        for key in ("model", "cache") if isinstance(member, dict) else ():
+            if key in member:
+                member[key] = _anchored(member[key], folder)
 
 
 def _anchored(value: Any, folder: Path) -> Any:

@@ -26,15 +26,16 @@ LONGEST_PATH, LONGEST_NAME = 4000, 255
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 
 DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
-TeacherKind = Literal["live", "mixed", "mixed_cached", "cached", "recorded", "answers", "server"]
-"""A model in memory; several that are mixed, in memory or with a cache of the mixture; a model that has read the rows
-before, so that its cache is read; one of which that cache is all there is; a server whose log-probabilities are in
-a cache, of its answers or of any rows; a server of which only its answers are known."""
+TeacherKind = Literal["live", "mixed", "mixed_cached", "by_row_cached", "cached", "recorded", "answers", "server"]
+"""A model in memory; several that are mixed, in memory or with a cache of the mixture; several with a cache each, of
+which every row has one; a model that has read the rows before, so that its cache is read; one of which that cache is
+all there is; a server whose log-probabilities are in a cache, of its answers or of any rows; a server of which only its
+answers are known."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemberSection:
-    """One of the models that are mixed."""
+    """One of several teachers."""
 
     model: str
     """Name on the hub, or a folder; all members and the student have one tokenizer."""
@@ -42,14 +43,16 @@ class MemberSection:
     """Branch, tag or commit on the hub; null is the newest."""
     dtype: DType = "auto"
     """Type of the weights; ``auto`` is the type they were saved in."""
+    cache: str | None = None
+    """With `by`, and then needed: folder of its signals. A mixture has one, `teacher.cache`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSection:
-    """The model that is imitated, or the mixture of several."""
+    """The model that is imitated, or several: mixed, or each for its own rows."""
 
     model: str = ""
-    """Name on the hub, or a folder; needed unless `mix` names several."""
+    """Name on the hub, or a folder; needed unless `of` names several."""
     revision: str | None = None
     """Branch, tag or commit on the hub; null is the newest."""
     dtype: DType = "auto"
@@ -85,12 +88,17 @@ class TeacherSection:
     mix: Mapping[str, float] | None = None
     """Several teachers at every token: a weight for each name in `of`, positive and summing to 1, as in
     ``{a: 0.7, b: 0.3}``. What is imitated is the mixture of their distributions; see docs/teachers.md."""
+    by: str | None = None
+    """One teacher for each row: the column whose text is its name in `of`. Each has a cache of its own rows, which
+    ``cache build`` fills, one teacher after the other; see docs/teachers.md."""
     of: Mapping[str, MemberSection] | None = None
-    """The teachers that `mix` weighs, by name."""
+    """The teachers that `mix` weighs, or that `by` gives rows to, by name."""
 
     @property
     def name(self) -> str:
         """What a reader calls it: the model's name, or each of a mixture with its weight."""
+        if self.by is not None:
+            return ", ".join(f"{member.model} ({name})" for name, member in (self.of or {}).items())
         if self.mix is None or self.of is None:
             return self.model
         return " + ".join(f"{weight:g} x {self.of[member].model}" for member, weight in self.mix.items())
@@ -100,6 +108,8 @@ class TeacherSection:
         """What it is, and so what can be asked of it."""
         if self.only_cache:
             return "recorded"
+        if self.by is not None:
+            return "by_row_cached"
         if self.mix is not None:
             return "mixed" if self.cache is None else "mixed_cached"
         if self.server is None:
@@ -116,6 +126,8 @@ class TeacherSection:
         """Of one that cannot be asked so, why: the beginning of a message."""
         if self.kind == "recorded":
             return "teacher.only_cache: a cache holds what a teacher said about its rows, not its distribution"
+        if self.by is not None:
+            return "teacher.by: each of several teachers is asked about the answers of its own rows alone"
         if self.mix is not None:
             return "teacher.mix: a mixture is asked about the rows' answers alone, and does not give its distribution"
         return "teacher.server: a server does not give its distribution"
@@ -128,7 +140,7 @@ class TeacherSection:
     @property
     def is_cached(self) -> bool:
         """Whether what it says of the rows is read from disk."""
-        return self.kind in ("cached", "mixed_cached", "recorded", "answers")
+        return self.kind in ("cached", "mixed_cached", "by_row_cached", "recorded", "answers")
 
     @property
     def is_elsewhere(self) -> bool:
@@ -141,7 +153,7 @@ class TeacherSection:
         return self.kind in ("live", "mixed")
 
     def __post_init__(self) -> None:
-        self._check_mix()
+        self._check_several()
         require_positive("teacher.top_k", self.top_k)
         if self.cache is not None:
             _require_text("teacher.cache", self.cache)
@@ -159,28 +171,72 @@ class TeacherSection:
         self._check_only_cache()
         self._check_server()
 
-    def _check_mix(self) -> None:
-        if (self.mix is None) != (self.of is None):
-            given, missing = ("of", "mix") if self.mix is None else ("mix", "of")
+    def _check_several(self) -> None:
+        if self.mix is not None and self.by is not None:
+            raise ConfigError(
+                "teacher.by: gives every row one teacher, and teacher.mix has all of them at every token; leave one "
+                "of them out."
+            )
+        how = "mix" if self.by is None else "by"
+        if (getattr(self, how) is None) != (self.of is None):
+            given, missing = ("of", "mix or teacher.by") if self.of is not None else (how, "of")
             raise ConfigError(f"teacher.{given}: goes with teacher.{missing}, which is missing; give both or neither.")
-        if self.mix is None or self.of is None:
+        if self.of is None:
             if not self.model:
                 raise ConfigError("teacher: key 'model' is missing; it has no default.")
             _require_text("teacher.model", self.model)
             return
         for name in ("model", "revision", "device_map", "gguf_file", "server", "only_cache"):
             if getattr(self, name):
-                raise ConfigError(f"teacher.{name}: does not go with teacher.mix; leave one of them out.")
+                raise ConfigError(f"teacher.{name}: does not go with teacher.{how}; leave one of them out.")
         if self.dtype != "auto":
-            raise ConfigError("teacher.dtype: does not go with teacher.mix; each of teacher.of has its own.")
-        for name in self.mix:
-            if name not in self.of:
-                raise unknown_name(name, self.of, field="teacher.mix")
+            raise ConfigError(f"teacher.dtype: does not go with teacher.{how}; each of teacher.of has its own.")
         for name, member in self.of.items():
-            if name not in self.mix:
-                raise ConfigError(f"teacher.of.{name}: has no weight in teacher.mix; give it one, or leave it out.")
             _require_text(f"teacher.of.{name}.model", member.model)
-        check_weights(self.mix, "teacher.mix")
+        if self.by is None:
+            self._check_mix(self.mix or {}, self.of)
+        else:
+            self._check_by(self.by, self.of)
+
+    def _check_mix(self, mix: Mapping[str, float], of: Mapping[str, MemberSection]) -> None:
+        for name in mix:
+            if name not in of:
+                raise unknown_name(name, of, field="teacher.mix")
+        for name, member in of.items():
+            if name not in mix:
+                raise ConfigError(f"teacher.of.{name}: has no weight in teacher.mix; give it one, or leave it out.")
+            if member.cache is not None:
+                raise ConfigError(f"teacher.of.{name}.cache: a mixture has one cache; name it as teacher.cache.")
+        check_weights(mix, "teacher.mix")
+
+    def _check_by(self, by: str, of: Mapping[str, MemberSection]) -> None:
+        if not by.strip():
+            raise ConfigError("teacher.by is empty; give the name of a column.")
+        if not of:
+            raise ConfigError("teacher.of: names no teacher; give each one that the column teacher.by names.")
+        if self.cache is not None:
+            raise ConfigError(
+                "teacher.cache: with teacher.by each teacher has its own; name them as teacher.of.NAME.cache."
+            )
+        folders: dict[str, str] = {}
+        for name, member in of.items():
+            if member.cache is None:
+                raise ConfigError(
+                    f"teacher.of.{name}.cache: is missing, and with teacher.by teachers are not kept in memory beside "
+                    "each other. Give each its cache: a folder, which cache build fills."
+                )
+            _require_text(f"teacher.of.{name}.cache", member.cache)
+            other = folders.setdefault(str(Path(member.cache).expanduser()), name)
+            if other != name:
+                raise ConfigError(
+                    f"teacher.of.{name}.cache: is the folder of teacher.of.{other}, too; give each its own."
+                )
+
+    def member(self, name: str) -> "TeacherSection":
+        """One of those that `by` gives rows to, as a teacher on its own."""
+        one = (self.of or {})[name]
+        own = {field.name: getattr(one, field.name) for field in fields(one)}
+        return replace(self, by=None, of=None, **own)
 
     def _check_only_cache(self) -> None:
         if not self.only_cache:

@@ -1,9 +1,11 @@
 """A recipe to its teacher's signals on disk, and back: what ``bridgegarden cache`` does."""
 
 import dataclasses
+import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,11 +26,13 @@ from bridgegarden.run.served_cache import (
 )
 from bridgegarden.run.teachers import (
     CacheAlone,
+    CachedByRow,
     CachedModel,
     CachedServer,
     LiveModel,
     ScoringServer,
     cache_folder,
+    cache_folders,
     cache_warnings,
     recipe_pair,
     teacher_of,
@@ -49,7 +53,7 @@ if TYPE_CHECKING:
 DEFAULT_TOP_K = 64
 
 
-def build_recipe_cache(recipe: Recipe, options: CacheOptions) -> "BuildResult | ServedBuild | ScoredBuild":
+def build_recipe_cache(recipe: Recipe, options: CacheOptions) -> "BuildResult | BuildByRow | ServedBuild | ScoredBuild":
     """Ask the teacher of `recipe` about all its rows, for training and evaluation, and keep what it says.
 
     A teacher on a server scores the rows; where they are its answers, and hold what it said, it is not asked.
@@ -60,18 +64,17 @@ def build_recipe_cache(recipe: Recipe, options: CacheOptions) -> "BuildResult | 
         ModelError: the models cannot be used, or not with each other.
     """
     from bridgegarden.teacher.cache.manifest import MANIFEST
-    from bridgegarden.teacher.cache.writer import begin_cache, remove_cache
     from bridgegarden.terminal import stderr_console
 
-    folder = cache_folder(recipe)
     if recipe.teacher.kind == "recorded":
         raise ConfigError(
             f"teacher.only_cache: {recipe.teacher.model} is not to be had, so that it cannot be asked. Leave "
             "only_cache out to ask the model, or bring what it said (bridgegarden cache import)."
         )
     check_engine(recipe, options)
-    if not (folder / MANIFEST).exists():  # one that is whole may be where nothing can be written
-        check_writable(folder, "teacher.cache")
+    for folder in cache_folders(recipe):
+        if not (folder / MANIFEST).exists():  # one that is whole may be where nothing can be written
+            check_writable(folder, "teacher.cache")
     usable_device(recipe.teacher.device, "teacher.device")
     with quiet_libraries(interactive=sys.stderr.isatty()):
         source = teacher_of(recipe, anew=options.replace)
@@ -80,23 +83,72 @@ def build_recipe_cache(recipe: Recipe, options: CacheOptions) -> "BuildResult | 
             recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, limit=options.limit))
             source = teacher_of(recipe, anew=options.replace)
         if isinstance(source, ScoringServer):
-            return build_scored_cache(recipe, folder, source, pair, options, stderr_console())
+            return build_scored_cache(recipe, cache_folder(recipe), source, pair, options, stderr_console())
         if isinstance(source, CachedServer):
-            return build_served_cache(recipe, folder, pair, options)
-        assert isinstance(source, LiveModel)  # or one of its kind, with a cache
-        assert pair.teacher is not None
+            return build_served_cache(recipe, cache_folder(recipe), pair, options)
         _refuse_what_is_for_answers(options)
-        spec = _spec(recipe, source, pair, options)
-        console = stderr_console()
-        # Before the teacher's hours, since another number of tokens is another cache.
-        _warn(console, recipe, pair.teacher, spec)
-        data = source.rows(pair)
-        if options.replace:
-            remove_cache(folder)
-        begin_cache(folder, spec)
-        on_cpu = bool(recipe.training.arguments.get("use_cpu"))
-        load = source.loader(pair, recipe.teacher.device or ("cpu" if on_cpu else None))
-        return fill_recipe_cache(recipe, load, folder, list(data.by_name.values()), spec, options, console)
+        if isinstance(source, CachedByRow):
+            return _build_by_row(source, pair, options, stderr_console())
+        assert isinstance(source, LiveModel)  # or one of its kind, with a cache
+        spec = _announced(source, pair, options, stderr_console())
+        return _fill(source, pair, list(source.rows(pair).by_name.values()), spec, options, stderr_console())
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildByRow:
+    """What builds did, of each of several teachers one."""
+
+    of: "Mapping[str, BuildResult | None]"
+    """By the teacher's name; None where no row is its."""
+
+    def __str__(self) -> str:
+        """For a person."""
+        nothing = "no row of the data is its"
+        return "\n".join(f"{name}: {nothing if built is None else built}" for name, built in self.of.items())
+
+
+def _build_by_row(source: CachedByRow, pair: Pair, options: CacheOptions, console: "Console") -> BuildByRow:
+    """Fill the cache of each teacher, one after the other, with what it says of its own rows."""
+    from bridgegarden.teacher.cache.writer import begin_cache
+
+    members = list(zip(source.members.items(), source.pairs(pair), strict=True))
+    specs = [_announced(member, own, options, console) for (_, member), own in members]
+    data, built = source.rows_of(source.rows(pair)), {}
+    for ((name, member), own), spec in zip(members, specs, strict=True):
+        if data[name]:
+            built[name] = _fill(member, own, data[name], spec, options, console)
+            gc.collect()  # a model holds itself, and the next one needs its memory
+        else:
+            begin_cache(cache_folder(member.recipe), spec)
+            built[name] = None
+    return BuildByRow(of=built)
+
+
+def _announced(source: LiveModel, pair: Pair, options: CacheOptions, console: "Console") -> "CacheSpec":
+    """What is asked for, with warnings; before a teacher's hours, since another number of tokens is another cache."""
+    assert pair.teacher is not None
+    spec = _spec(source.recipe, source, pair, options)
+    _warn(console, source.recipe, pair.teacher, spec)
+    return spec
+
+
+def _fill(
+    source: LiveModel,
+    pair: Pair,
+    data: "Sequence[Dataset]",
+    spec: "CacheSpec",
+    options: CacheOptions,
+    console: "Console",
+) -> "BuildResult":
+    from bridgegarden.teacher.cache.writer import begin_cache, remove_cache
+
+    recipe, folder = source.recipe, cache_folder(source.recipe)
+    if options.replace:
+        remove_cache(folder)
+    begin_cache(folder, spec)
+    on_cpu = bool(recipe.training.arguments.get("use_cpu"))
+    load = source.loader(pair, recipe.teacher.device or ("cpu" if on_cpu else None))
+    return fill_recipe_cache(recipe, load, folder, data, spec, options, console)
 
 
 def _warn(console: "Console", recipe: Recipe, teacher: ModelFacts, spec: "CacheSpec") -> None:

@@ -131,11 +131,12 @@ def import_recipe_cache(recipe: Recipe, path: Path, options: ImportOptions) -> I
     from bridgegarden.teacher.cache.exchange import is_export
     from bridgegarden.teacher.cache.writer import build_cache, remove_cache
 
-    folder = cache_folder(recipe)
-    if recipe.teacher.mix is not None:
+    if recipe.teacher.of is not None:
+        how = "mix" if recipe.teacher.by is None else "by"
         raise ConfigError(
-            "teacher.mix: what is imported is what one teacher said; import it for a recipe with teacher.model."
+            f"teacher.{how}: what is imported is what one teacher said; import it for a recipe with teacher.model."
         )
+    folder = cache_folder(recipe)
     if recipe.teacher.kind not in ("recorded", "cached"):
         raise ConfigError("teacher.server: what is imported has no server; leave teacher.server out.")
     if not path.exists():

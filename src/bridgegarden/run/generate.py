@@ -109,6 +109,11 @@ def _engine(recipe: Recipe, options: GenerateOptions, console: "Console") -> Eng
             api_key(options.api_key_env),
             lambda line: console.print(line, markup=False, soft_wrap=True),
         )
+    if recipe.teacher.by is not None:
+        raise ConfigError(
+            "teacher.by: each of several teachers has rows of its own; let one of them write answers (a recipe with "
+            "teacher.model), or a server (--base-url)."
+        )
     if recipe.teacher.mix is not None:
         raise ConfigError(
             "teacher.mix: a mixture of teachers writes no answers. Let one of them (a recipe with teacher.model), or a "

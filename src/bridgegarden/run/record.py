@@ -135,6 +135,13 @@ def _named(facts: "ModelFacts") -> dict[str, Any]:
     return {"model": facts.reference.model, "commit": facts.commit}
 
 
+def _by_name(run: CheckedRun) -> dict[str, Any]:
+    """Of several teachers with rows of their own each one, by name."""
+    return {
+        name: _named(facts) for name, facts in zip(run.recipe.teacher.of or {}, run.preflight.teachers, strict=True)
+    }
+
+
 def run_record(run: CheckedRun) -> dict[str, Any]:
     """The record of a run that begins now."""
     facts = run.preflight
@@ -152,6 +159,7 @@ def run_record(run: CheckedRun) -> dict[str, Any]:
             "model": run.recipe.teacher.name,
             "commit": None if facts.teacher is None else facts.teacher.commit,
             **({} if run.recipe.teacher.mix is None else {"mixed": [_named(one) for one in facts.teachers]}),
+            **({} if run.recipe.teacher.by is None else {"by_row": _by_name(run)}),
             **({} if run.recipe.teacher.prompt is None else {"prompt": str(run.recipe.teacher.prompt)}),
         },
         "student": {"model": facts.student.reference.model, "commit": facts.student.commit},

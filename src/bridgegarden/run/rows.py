@@ -18,7 +18,7 @@ from bridgegarden.data import (
     tokenise,
     vocabulary_size,
 )
-from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS
+from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS, TEACHER_NUMBER, TeacherByRow
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.preflight import Pair
 from bridgegarden.recipe import DataSection, Recipe
@@ -62,7 +62,8 @@ class RunData(NamedTuple):
 
 
 def _fingerprint(rows: "Dataset") -> str:
-    """Of the token ids and labels of `rows`, the teacher's too, in order: equal exactly where they are."""
+    """Of the token ids and labels of `rows`, the teacher's too, and of which one reads each, in order: equal exactly
+    where they are."""
     import numpy as np
 
     digest = hashlib.sha256(b"ids")
@@ -73,6 +74,8 @@ def _fingerprint(rows: "Dataset") -> str:
             column = table[name].combine_chunks()
             for part in (column.value_lengths(), column.flatten()):
                 digest.update(np.asarray(part, dtype="<i8").tobytes())
+    if TEACHER_NUMBER in rows.column_names:
+        digest.update(np.asarray(rows.with_format("numpy")[TEACHER_NUMBER], dtype="<i8").tobytes())
     return digest.hexdigest()
 
 
@@ -89,7 +92,7 @@ def columns_of(section: DataSection) -> Columns:
 
 def rules_of(recipe: Recipe, *, cut: bool = True) -> RowRules:
     """How the rows of a recipe are read; without `cut` none is cut."""
-    arguments = recipe.training.arguments
+    arguments, by = recipe.training.arguments, recipe.teacher.by
     return RowRules(
         columns=columns_of(recipe.data),
         max_length=arguments["max_length"] if cut else None,
@@ -97,6 +100,7 @@ def rules_of(recipe: Recipe, *, cut: bool = True) -> RowRules:
         ends_with=arguments.get("eos_token"),
         skip_bad=recipe.data.skip_bad_rows,
         teacher_prompt=recipe.teacher.prompt,
+        teacher_by=None if by is None else TeacherByRow(column=by, names=tuple(recipe.teacher.of or ())),
     )
 
 

@@ -333,7 +333,11 @@ class ModelCard:
 
     def _taught_by(self) -> str:
         shares = [one.shown if weight is None else f"{weight:g} x {one.shown}" for weight, one in self.teachers]
-        return f"the teacher {shares[0]}" if len(shares) == 1 else f"a mixture of teachers, {' + '.join(shares)},"
+        if len(shares) == 1:
+            return f"the teacher {shares[0]}"
+        if all(weight is None for weight, _ in self.teachers):
+            return f"several teachers, each for rows of its own ({', '.join(shares)}),"
+        return f"a mixture of teachers, {' + '.join(shares)},"
 
     def _front_matter(self) -> str:
         front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}

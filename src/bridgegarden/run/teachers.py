@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridgegarden.data import Mix, RowRules, vocabulary_size
+from bridgegarden.data.teacher_prompt import TEACHER_NUMBER
 from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.preflight import ModelReference, Pair, check_pair, check_positions
 from bridgegarden.recipe import Recipe, build_objective
@@ -112,8 +113,12 @@ class RecipeTeacher(ABC):
         return data
 
 
+@dataclass(frozen=True)
 class LiveModel(RecipeTeacher):
     """A model in memory, which reads every batch."""
+
+    place: str | None = None
+    """Where the recipe names it, for messages; None is ``teacher.model``."""
 
     @property
     def reference(self) -> ModelReference:
@@ -125,6 +130,7 @@ class LiveModel(RecipeTeacher):
             dtype=teacher.dtype,
             device_map=teacher.device_map,
             gguf_file=teacher.gguf_file,
+            place=self.place,
         )
 
     def signals(self, pair: Pair, say: Say) -> "Teacher":
@@ -265,6 +271,59 @@ class CachedMixture(CachedModel, MixedModels):
     """Several models that have read the rows before: what their mixture is, is on disk, in one cache."""
 
 
+class CachedByRow(RecipeTeacher):
+    """Several models, each of which has read the rows of its own before, and has a cache of them."""
+
+    @property
+    def members(self) -> dict[str, CachedModel]:
+        """Each as the teacher of a recipe of its own, by name, in the order of their numbers."""
+        section = self.recipe.teacher
+        return {
+            name: CachedModel(
+                dataclasses.replace(self.recipe, teacher=section.member(name)), place=f"teacher.of.{name}.model"
+            )
+            for name in section.of or {}
+        }
+
+    def pairs(self, pair: Pair) -> tuple[Pair, ...]:
+        """`pair` as each of them sees it."""
+        return tuple(dataclasses.replace(pair, teacher=facts, others=()) for facts in pair.teachers)
+
+    @property
+    def reference(self) -> ModelReference:
+        return next(iter(self.members.values())).reference
+
+    @property
+    def further_references(self) -> tuple[ModelReference, ...]:
+        return tuple(member.reference for member in self.members.values())[1:]
+
+    def signals(self, pair: Pair, say: Say) -> "Teacher":
+        from bridgegarden.teacher.cache import reader
+
+        members = zip(self.members.values(), self.pairs(pair), strict=True)
+        return reader.CachesByRow([member.signals(own, say) for member, own in members])
+
+    def warnings(self, pair: Pair) -> tuple[str, ...]:
+        return tuple(
+            f"teacher.of.{name}: {warning}"
+            for (name, member), own in zip(self.members.items(), self.pairs(pair), strict=True)
+            for warning in member.warnings(own)
+        )
+
+    def rows_of(self, data: RunData) -> "dict[str, list[Dataset]]":
+        """The rows of `data` that are each one's own, by its name: for training, and for evaluation where there are
+        some."""
+        import numpy as np
+
+        def own(rows: "Dataset", number: int) -> "Dataset":
+            return rows.select(np.flatnonzero(np.asarray(rows.with_format("numpy")[TEACHER_NUMBER]) == number))
+
+        return {
+            name: [part for rows in data.by_name.values() if len(part := own(rows, number))]
+            for number, name in enumerate(self.members)
+        }
+
+
 class CacheAlone(RecipeTeacher):
     """A teacher of which nothing is to be had but what is on disk."""
 
@@ -377,6 +436,8 @@ def teacher_of(recipe: Recipe, *, anew: bool = False) -> RecipeTeacher:
         return MixedModels(recipe)
     if kind == "mixed_cached":
         return CachedMixture(recipe)
+    if kind == "by_row_cached":
+        return CachedByRow(recipe)
     if kind == "recorded":
         return RecordedTeacher(recipe)
     if kind == "answers":
@@ -434,9 +495,28 @@ def cache_folder(recipe: Recipe) -> Path:
     Raises:
         ConfigError: it names none.
     """
+    if recipe.teacher.by is not None:
+        raise ConfigError(
+            "teacher.by: the recipe has a cache for each teacher ("
+            + ", ".join(f"{name}: {member.cache}" for name, member in (recipe.teacher.of or {}).items())
+            + "); give the folder of one of them in place of the recipe."
+        )
     if recipe.teacher.cache is None:
         raise ConfigError("teacher.cache: the recipe names no folder for it; add one, or --set teacher.cache=FOLDER.")
     return Path(recipe.teacher.cache).expanduser()
+
+
+def cache_folders(recipe: Recipe) -> tuple[Path, ...]:
+    """Where the recipe's cache is, or that of each of its teachers.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    section = recipe.teacher
+    if section.by is None:
+        return (cache_folder(recipe),)
+    members = [section.member(name) for name in section.of or {}]
+    return tuple(cache_folder(dataclasses.replace(recipe, teacher=member)) for member in members)
 
 
 def cache_warnings(recipe: Recipe) -> tuple[str, ...]:
@@ -449,7 +529,7 @@ def cache_warnings(recipe: Recipe) -> tuple[str, ...]:
     from bridgegarden.teacher.cache.fidelity import cache_warning
     from bridgegarden.teacher.cache.manifest import MANIFEST
 
-    if not recipe.teacher.is_cached or not (cache_folder(recipe) / MANIFEST).exists():
+    if recipe.teacher.cache is None or not recipe.teacher.is_cached or not (cache_folder(recipe) / MANIFEST).exists():
         return ()
     warning = cache_warning(cache_folder(recipe), build_objective(recipe.objective))
     return () if warning is None else (warning,)

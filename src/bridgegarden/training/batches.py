@@ -15,10 +15,10 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from bridgegarden.data import RowRules, tokenise, tokenise_stream
-from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS
+from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS, TEACHER_NUMBER
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.objective.alignment import IGNORE
-from bridgegarden.teacher.cache.reader import SIGNAL, TeacherCache
+from bridgegarden.teacher.cache.reader import SIGNAL, CachesByRow, TeacherCache
 
 ROW = "row"
 """Column with the number of a row in the source data; per token in packed rows."""
@@ -158,7 +158,9 @@ def pack_rows(prepared: Dataset, args: SFTConfig) -> Dataset:
 
 def _row_of_every_token(example: dict[str, Any]) -> dict[str, Any]:
     kept = {name: example[name] for name in ("input_ids", "labels")}
-    return kept | ({ROW: [example[ROW]] * len(example["input_ids"])} if ROW in example else {})
+    return kept | {
+        name: [example[name]] * len(example["input_ids"]) for name in (ROW, TEACHER_NUMBER) if name in example
+    }
 
 
 class RowCollator:
@@ -173,7 +175,7 @@ class RowCollator:
     def __init__(
         self,
         collator: DataCollatorForLanguageModeling,
-        cache: TeacherCache | None = None,
+        cache: TeacherCache | CachesByRow | None = None,
         reach: Reach | None = None,
     ) -> None:
         self.collator = collator
@@ -208,7 +210,7 @@ class RowCollator:
         return rows
 
 
-def with_rows(collator: Any, cache: TeacherCache | None, reach: Reach) -> Any:
+def with_rows(collator: Any, cache: TeacherCache | CachesByRow | None, reach: Reach) -> Any:
     """TRL's collator, made a :class:`RowCollator`; one of the user's own as it is."""
     return RowCollator(collator, cache, reach) if isinstance(collator, DataCollatorForLanguageModeling) else collator
 

@@ -18,7 +18,7 @@ from bridgegarden.data import vocabulary_size
 from bridgegarden.data.teacher_prompt import TEACHER_IDS
 from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.model_probes import Collate, check_causal_lm, check_packing, position_table
-from bridgegarden.teacher.cache.reader import TeacherCache
+from bridgegarden.teacher.cache.reader import CachesByRow, TeacherCache
 from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.teacher.mixture import MixedTeacher
 from bridgegarden.teacher.protocol import Teacher
@@ -259,7 +259,7 @@ def _check_same(model: PreTrainedModel, accelerator: Accelerator) -> None:
 
 
 def check_cached_teacher(
-    cache: TeacherCache,
+    cache: TeacherCache | CachesByRow,
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int | None,
@@ -282,18 +282,19 @@ def check_cached_teacher(
         ConfigError: rows are cut to another length; a collator of somebody else's; streamed data.
         DataError: rows that it does not hold.
     """
-    cache.check_tokenizer(tokenizer, max_length)
-    whole = min(vocabulary_size(tokenizer), cache.spec.teacher_width)
-    if cache.width < whole:
-        raise ModelError(
-            f"teacher cache {cache.folder}: its signals are about the ids below {cache.width} alone, and those of the "
-            f"tokenizer go up to {whole - 1}. Build it again (bridgegarden cache build RECIPE --replace)."
-        )
-    if vocab_size < cache.width:
-        raise ModelError(
-            f"teacher cache {cache.folder}: its signals are about {cache.width} tokens, of which the student has only "
-            f"{vocab_size}."
-        )
+    for one in cache.caches:
+        one.check_tokenizer(tokenizer, max_length)
+        whole = min(vocabulary_size(tokenizer), one.spec.teacher_width)
+        if one.width < whole:
+            raise ModelError(
+                f"teacher cache {one.folder}: its signals are about the ids below {one.width} alone, and those of the "
+                f"tokenizer go up to {whole - 1}. Build it again (bridgegarden cache build RECIPE --replace)."
+            )
+        if vocab_size < one.width:
+            raise ModelError(
+                f"teacher cache {one.folder}: its signals are about {one.width} tokens, of which the student has only "
+                f"{vocab_size}."
+            )
     if not isinstance(collator, RowCollator):
         raise ConfigError("data_collator: a teacher's cache needs the trainer's own; leave it out.")
     for name, dataset in data.items():

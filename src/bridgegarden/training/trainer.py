@@ -19,13 +19,13 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from bridgegarden.causal_lm import add_hidden_loss, head_size, language_model_in, take_off_wrappers
 from bridgegarden.data import Columns, vocabulary_size
-from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS
+from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS, TEACHER_NUMBER
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.fused import FusedLoss, fused_hybrid_loss
 from bridgegarden.objective.head import LanguageModelHead
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import TrainProgress
-from bridgegarden.teacher.cache.reader import SIGNAL, TeacherCache
+from bridgegarden.teacher.cache.reader import SIGNAL, CachesByRow, TeacherCache
 from bridgegarden.teacher.protocol import DataTokens, Teacher
 from bridgegarden.training.arguments import (
     as_sft_config,
@@ -132,7 +132,7 @@ class HybridDistillationTrainer(SFTTrainer):
             check_loaded(model)
         self.objective = objective if objective is not None else HybridObjective()
         self.teacher = as_teacher(teacher, model, adapters=kwargs.get("peft_config") is not None)
-        cache = self.teacher if isinstance(self.teacher, TeacherCache) else None
+        cache = self.teacher if isinstance(self.teacher, TeacherCache | CachesByRow) else None
         if cache is not None:
             cache.check_objective(self.objective)
         check_on_policy(
@@ -153,7 +153,7 @@ class HybridDistillationTrainer(SFTTrainer):
         self._asked = None
         self._join(cache, on_policy)
 
-    def _join(self, cache: TeacherCache | None, on_policy: OnPolicy | None) -> None:
+    def _join(self, cache: TeacherCache | CachesByRow | None, on_policy: OnPolicy | None) -> None:
         """Put teacher, student and data together, once TRL's trainer has its model and its data."""
         leave_out_router_loss(self)
         check_launch(self.accelerator, fsdp=bool(self.args.fsdp))
@@ -423,7 +423,7 @@ class HybridDistillationTrainer(SFTTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        for name in (ROW, TEACHER_IDS, TEACHER_LABELS):
+        for name in (ROW, TEACHER_IDS, TEACHER_LABELS, TEACHER_NUMBER):
             if name not in self._signature_columns:
                 self._signature_columns.append(name)
 

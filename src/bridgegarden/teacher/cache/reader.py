@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bridgegarden.data.encode import chat_template_fingerprint, tokenizer_fingerprint
+from bridgegarden.data.teacher_prompt import TEACHER_NUMBER
 from bridgegarden.errors import ConfigError, DataError, ModelError
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.divergences import forward_kl
@@ -27,7 +28,7 @@ from bridgegarden.teacher.cache.manifest import (
     shards_without_record,
 )
 from bridgegarden.teacher.cache.record import DamagedRecords, RecordFormat, Signals
-from bridgegarden.teacher.cache.shard import Shard, documents_in, documents_of
+from bridgegarden.teacher.cache.shard import Document, Shard, documents_in, documents_of
 from bridgegarden.teacher.cache.spec import CacheSpec, short
 
 if TYPE_CHECKING:
@@ -86,6 +87,11 @@ class TeacherCache:
         return self.spec.teacher
 
     @property
+    def caches(self) -> "tuple[TeacherCache, ...]":
+        """Itself."""
+        return (self,)
+
+    @property
     def width(self) -> int:
         """Size of the vocabulary that signals are about."""
         return self.spec.vocab_size
@@ -122,13 +128,20 @@ class TeacherCache:
         Raises:
             DataError: a document is not in the cache, or what it holds of it is damaged.
         """
+        return self.said([document for example in examples for document in documents_in(example)])
+
+    def said(self, documents: Iterable[Document]) -> dict[str, Tensor]:
+        """The signals at the supervised positions of `documents`, as tensors, in order.
+
+        Raises:
+            DataError: one is not in the cache, or what it holds of it is damaged.
+        """
         places = []
-        for example in examples:
-            for document in documents_in(example):
-                found = self._index.find(document.key)
-                if found is None:
-                    raise DataError(self._missing("a batch", [document.row], 1))
-                places.append(found)
+        for document in documents:
+            found = self._index.find(document.key)
+            if found is None:
+                raise DataError(self._missing("a batch", [document.row], 1))
+            places.append(found)
         parts = [self._shard(shard).records(index) for shard, index in places]
         try:
             signals = self._layout.decode(np.concatenate(parts) if parts else np.zeros(0, self._layout.dtype))
@@ -217,8 +230,16 @@ class TeacherCache:
         Raises:
             DataError: some are missing.
         """
+        self.check_documents(documents_of(dataset), name)
+
+    def check_documents(self, documents: Iterable[Document], name: str) -> None:
+        """Make sure that the cache holds every one of `documents`, of the data `name`.
+
+        Raises:
+            DataError: some are missing.
+        """
         missing, total = [], 0
-        for document in documents_of(dataset):
+        for document in documents:
             total += 1
             if document.key not in self:
                 missing.append(document.row)
@@ -255,6 +276,104 @@ class TeacherCache:
                 self._open.popitem(last=False)
         self._open[number] = shard
         return shard
+
+
+class CachesByRow:
+    """A :class:`~bridgegarden.teacher.protocol.Teacher`: the caches of several, each asked about the rows of its own.
+
+    A row says by its ``teacher_number`` whose it is, a packed row so of each of its documents. As one batch is computed
+    from all of them, they keep the same of every position.
+    """
+
+    def __init__(self, caches: Sequence[TeacherCache]) -> None:
+        """
+        Args:
+            caches: in the order of the teachers' numbers.
+
+        Raises:
+            ConfigError: there is none, or they keep other tokens, or other sums of the tail.
+        """
+        if not caches:
+            raise ConfigError("teacher caches: got none; give at least one.")
+        self.caches = tuple(caches)
+        first, *others = self.caches
+        for other in others:
+            for what, here, there in zip(
+                ("", "a tail: ", "tail sums of exponents ", "signals about the ids below "),
+                _kept(first.spec),
+                _kept(other.spec),
+                strict=True,
+            ):
+                if here != there:
+                    raise ConfigError(
+                        f"teacher caches {first.folder} and {other.folder}: one holds {what}{here or 'none'}, the "
+                        f"other {what}{there or 'none'}; a batch needs the same of both. Build both with the same "
+                        "options and objective (bridgegarden cache build RECIPE --replace)."
+                    )
+
+    @property
+    def name(self) -> str:
+        """The teachers' names or paths."""
+        return ", ".join(cache.name for cache in self.caches)
+
+    @property
+    def width(self) -> int:
+        """Size of the vocabulary that signals are about."""
+        return self.caches[0].width
+
+    def place(self, student_device: torch.device) -> None:
+        """Nothing to move: signals come with the batch."""
+
+    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """As :meth:`TeacherCache.collate`, every document from the cache of its own teacher.
+
+        Raises:
+            DataError: a document does not say whose it is; and as there.
+        """
+        documents = [document for example in examples for document in documents_in(example)]
+        starts = np.cumsum([0, *(document.positions for document in documents)])
+        places, parts = [], []
+        for number, cache in enumerate(self.caches):
+            own = [index for index, document in enumerate(documents) if self._number(document) == number]
+            parts.append(cache.said([documents[index] for index in own]))
+            places += [np.arange(starts[index], starts[index + 1]) for index in own]
+        order = torch.from_numpy(np.argsort(np.concatenate([np.zeros(0, np.int64), *places])))
+        return {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
+
+    def at(
+        self,
+        positions: SupervisedPositions,
+        inputs: Mapping[str, Any],
+        *,
+        vocab_size: int,
+        exponents: tuple[float, ...],
+    ) -> TeacherSignal:
+        """The signals that :meth:`collate` put into the batch `inputs`; see :meth:`TeacherCache.at`."""
+        return self.caches[0].at(positions, inputs, vocab_size=vocab_size, exponents=exponents)
+
+    def check_objective(self, objective: HybridObjective) -> None:
+        """Make sure that `objective` can be computed from what is stored; see :meth:`TeacherCache.check_objective`."""
+        for cache in self.caches:
+            cache.check_objective(objective)
+
+    def check_rows(self, dataset: "Dataset", name: str) -> None:
+        """Make sure that every document of a tokenised data set is in the cache of its teacher.
+
+        Raises:
+            DataError: some are missing, or do not say whose they are.
+        """
+        for number, cache in enumerate(self.caches):
+            own = (document for document in documents_of(dataset) if self._number(document) == number)
+            cache.check_documents(own, name)
+
+    def _number(self, document: Document) -> int:
+        number, count = document.teacher_number, len(self.caches)
+        if number is None or not 0 <= number < count:
+            raise DataError(
+                f"row {document.row}: {TEACHER_NUMBER!r} is {'missing' if number is None else number}; with {count} "
+                f"caches of teachers every row needs one, from 0 to {count - 1} (RowRules.teacher_by makes it)."
+            )
+        return number
 
 
 def teacher_signal(parts: Mapping[str, Tensor], spec: CacheSpec) -> TeacherSignal:
@@ -322,6 +441,11 @@ class _Index:
                 return int(self.shard[index]), int(self.place[index])
             at += 1
         return None
+
+
+def _kept(spec: CacheSpec) -> tuple[object, ...]:
+    """What has to be the same for signals to stand in one batch."""
+    return spec.support, "yes" if spec.has_tail else "no", _listed(spec.stored_exponents), spec.vocab_size
 
 
 def _listed(values: Iterable[object]) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS
+from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS, TEACHER_NUMBER
 from bridgegarden.errors import DataError
 from bridgegarden.files import write_whole
 from bridgegarden.objective.alignment import IGNORE
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 KEY_BYTES = 16
 BATCH = 1000
 """Rows of a data set that are read at a time."""
+_OF_ROWS = ("row", TEACHER_NUMBER)
+"""Columns with a number of a row; in packed rows one a token."""
 SCHEMA = pa.schema([("key", pa.binary(KEY_BYTES)), ("positions", pa.int32()), ("records", pa.large_binary())])
 
 
@@ -46,6 +48,8 @@ class Document:
     """Number of the row in the source data, for messages."""
     teacher: "Document | None" = None
     """What the teacher reads, where it is another prompt; the supervised tokens are the same."""
+    teacher_number: int | None = None
+    """Which of several teachers reads it, which is no part of its key; None where the data do not say."""
 
     @property
     def positions(self) -> int:
@@ -77,17 +81,15 @@ def document_key(ids: np.ndarray, labels: np.ndarray) -> bytes:
 
 def documents_of(dataset: "Dataset") -> Iterator[Document]:
     """The documents of a tokenised data set, packed rows taken apart; those without a supervised position left out."""
-    known = ("input_ids", "labels", "seq_lengths", TEACHER_IDS, TEACHER_LABELS, "row")
+    known = ("input_ids", "labels", "seq_lengths", TEACHER_IDS, TEACHER_LABELS, *_OF_ROWS)
     columns = [name for name in known if name in dataset.column_names]
     number = 0
     for batch in dataset.select_columns(columns).with_format("arrow").iter(BATCH):
         table = cast("pa.Table", batch)
-        lists = {name: _lists(table[name].combine_chunks()) for name in columns if name != "row"}
-        rows = table["row"].to_pylist() if "row" in columns else None
+        lists = {name: _lists(table[name].combine_chunks()) for name in columns if name not in _OF_ROWS}
+        of_rows = {name: table[name].to_pylist() for name in _OF_ROWS if name in columns}
         for index in range(table.num_rows):
-            example: dict[str, Any] = {name: values[index] for name, values in lists.items()}
-            if rows is not None:
-                example["row"] = rows[index]
+            example: dict[str, Any] = {name: values[index] for name, values in (lists | of_rows).items()}
             yield from documents_in(example, number)
             number += 1
 
@@ -96,12 +98,19 @@ def documents_in(example: Mapping[str, Any], number: int = 0) -> Iterator[Docume
     """The documents of one example of a batch, in order: one, or as many as were packed into it."""
     ids = np.asarray(example["input_ids"], dtype=np.int32)
     labels = np.asarray(example.get("labels", example["input_ids"]), dtype=np.int32)
-    rows = example.get("row", number)
+    rows, routes = example.get("row", number), example.get(TEACHER_NUMBER)
     start = 0
     for length in example.get("seq_lengths", (len(ids),)):
         part = slice(start, start + int(length))
         row = int(rows[start]) if isinstance(rows, Sequence) else int(rows)
-        document = Document(ids=ids[part], labels=labels[part], row=row, teacher=_teacher_of(example, row))
+        route = routes[start] if isinstance(routes, Sequence) else routes
+        document = Document(
+            ids=ids[part],
+            labels=labels[part],
+            row=row,
+            teacher=_teacher_of(example, row),
+            teacher_number=None if route is None else int(route),
+        )
         if document.positions:
             yield document
         start += int(length)
