@@ -28,6 +28,8 @@ from bridgegarden.objective.head import LanguageModelHead
 
 HiddenLoss = Callable[[Tensor, LanguageModelHead], Mapping[str, Tensor]]
 """From final hidden states ``(B, T, D)`` and the head to a mapping of tensors."""
+Decode = Callable[[nn.Module, Mapping[str, Any]], Tensor]
+"""From a decoder and its inputs to final hidden states ``(B, T, D)``: :func:`last_hidden`, plain or compiled."""
 
 
 def head_of(model: PreTrainedModel) -> LanguageModelHead:
@@ -113,13 +115,33 @@ def name_of(model: PreTrainedModel) -> str:
     return model.config.name_or_path or type(model).__name__
 
 
-def hidden_states(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor:
+def last_hidden(decoder: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    """Final hidden states ``(B, T, D)`` of `decoder`."""
+    return decoder(**inputs, use_cache=False).last_hidden_state
+
+
+def compiled(backend: str | None, mode: str | None) -> Decode:
+    """:func:`last_hidden` through ``torch.compile``.
+
+    Only what is called with it is compiled: a model that also writes token by token, or is saved, is left as it is and
+    none of its weights has another name. The losses are outside, since what they close over is new at every step.
+
+    Args:
+        backend: of ``torch.compile``; inductor if None.
+        mode: of ``torch.compile``.
+    """
+    # PyTorch counts compilations by the code that is run, and stops compiling after a few: each model has its own.
+    own = types.FunctionType(last_hidden.__code__.replace(), last_hidden.__globals__, "last_hidden")
+    return torch.compile(own, backend=backend or "inductor", mode=mode)
+
+
+def hidden_states(model: PreTrainedModel, inputs: Mapping[str, Any], decode: Decode = last_hidden) -> Tensor:
     """Final hidden states ``(B, T, D)``, after the last norm, of the decoder of `model` on `inputs`.
 
     Raises:
         ModelError: the decoder returned another number of positions than it was given.
     """
-    output = decoder_of(model)(**inputs, use_cache=False).last_hidden_state
+    output = decode(decoder_of(model), inputs)
     if output.shape[:2] != inputs["input_ids"].shape:
         raise ModelError(
             f"{type(model).__name__}: got hidden states of shape {tuple(output.shape)} for input ids of shape "
@@ -136,12 +158,16 @@ def cache_argument(module: nn.Module) -> str:
     return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
 
 
-def add_hidden_loss(model: PreTrainedModel) -> None:
+def add_hidden_loss(model: PreTrainedModel, decode: Decode = last_hidden) -> None:
     """Teach `model` the argument ``hidden_loss``: run the decoder, hand its hidden states and the head to a function.
 
     The function runs *inside* the forward, so that the hooks of DistributedDataParallel and of FSDP see an ordinary
     call, and there the head is whole, gathered once however many chunks the function makes of its positions. Without
     the argument nothing changes. A model that has learnt it already stays as it is.
+
+    Args:
+        model: what learns it.
+        decode: how its decoder is called for a ``hidden_loss``.
     """
     if takes_hidden_loss(model):
         return
@@ -154,7 +180,7 @@ def add_hidden_loss(model: PreTrainedModel) -> None:
     def forward(self: PreTrainedModel, *args: Any, hidden_loss: HiddenLoss | None = None, **kwargs: Any) -> Any:
         if hidden_loss is None:
             return type(self).forward(self, *args, **kwargs) if patched is None else patched(*args, **kwargs)
-        hidden = hidden_states(self, kwargs)
+        hidden = hidden_states(self, kwargs, decode)
         with gathered_for_loss(_projection(self)):
             return hidden_loss(hidden, head_of(self))
 

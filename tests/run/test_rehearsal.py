@@ -45,6 +45,18 @@ def test_a_setting_that_a_library_would_refuse_later_is_named_before_anything_is
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiler_that_is_not_installed_is_missed_before_anything_is_loaded(tmp_path, monkeypatch):
+    import torch._inductor.config
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    torch._dynamo.reset()
+    with pytest.raises(ConfigError, match=r"^training\.torch_compile: True ") as refused:
+        check_settings(changed(with_training(tmp_path), torch_compile=True))
+    assert "\n" not in str(refused.value)
+
+
 def test_settings_that_only_together_cannot_be_trained_with_are_both_named(tmp_path):
     recipe = changed(with_training(tmp_path), lr_scheduler_type="linear", lr_scheduler_kwargs={"num_cycles": 2})
     with pytest.raises(ConfigError, match=r"training\.lr_scheduler_type and training\.lr_scheduler_kwargs: "):

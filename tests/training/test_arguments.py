@@ -15,7 +15,7 @@ from bridgegarden.data import Columns, load_rows
 from bridgegarden.errors import ConfigError, DataError, ModelError
 from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.training import arguments
-from bridgegarden.training.arguments import check_launch, launcher_processes, row_rules
+from bridgegarden.training.arguments import check_arguments, check_launch, launcher_processes, row_rules
 from bridgegarden.training.batches import prepare
 from bridgegarden.training.models import check_same_teacher
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -250,3 +250,21 @@ def test_shuffling_is_by_the_seed_and_loses_nothing(plain):
 def test_what_is_no_data_set_is_refused(plain):
     with pytest.raises(DataError, match=r"^train data: is list; expected a datasets\.Dataset \(Dataset\.from_list"):
         rows_of([{"text": "t"}], plain)
+
+
+@pytest.mark.parametrize("asked", [{"fsdp": "full_shard"}, {"ACCELERATE_USE_FSDP": "true"}])
+def test_compiling_weights_that_are_gathered_between_layers_is_refused(tmp_path, monkeypatch, asked):
+    args = SFTConfig(output_dir=str(tmp_path), torch_compile=True, report_to=[], use_cpu=True, bf16=False)
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value) if name.isupper() else setattr(args, name, value)
+    with pytest.raises(ConfigError, match=r"^training\.torch_compile: not with FSDP"):
+        check_arguments(args, {})
+
+
+def test_a_launcher_that_would_compile_the_loss_with_the_model_is_refused(tmp_path, monkeypatch):
+    args = SFTConfig(output_dir=str(tmp_path), report_to=[], use_cpu=True, bf16=False)
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    check_arguments(args, {})
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    with pytest.raises(ConfigError, match=r"--dynamo_backend .*training\.torch_compile"):
+        check_arguments(args, {})

@@ -1,11 +1,13 @@
 """The trainer: the objective it optimises is the one of the slow path, whatever is done to the batches."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from datasets import Dataset
+from safetensors.torch import load_file
 from torch.utils.data import SequentialSampler
 from transformers import PhiConfig, PhiForCausalLM
 from trl.trainer import base_trainer
@@ -312,3 +314,52 @@ def test_an_infinite_gradient_stops_the_run_before_the_student_is_changed(make_t
 def test_arguments_that_contradict_the_objective_are_refused(make_trainer, arguments, match):
     with pytest.raises(ConfigError, match=match):
         make_trainer(**arguments)
+
+
+def compiled_and_plain(make_trainer, tmp_path, backend: str, **arguments: Any) -> list[dict[str, Any]]:
+    """Losses, weights and the names in what is saved of a training that is compiled and of the same that is not."""
+    found = []
+    for asked in ({"torch_compile_backend": backend}, {}):
+        trainer = make_trainer(
+            student=tiny_model("llama", 264, layers=1, seed=2),
+            teacher=tiny_model("llama", 270, hidden_size=48, layers=1, seed=1),
+            **{"max_steps": 4, "output_dir": str(tmp_path / str(len(found))), **arguments, **asked},
+        )
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        trainer.train()
+        trainer.save_model()
+        counted = {name: dict(counts) for name, counts in torch._dynamo.utils.counters.items()}
+        losses = [entry[name] for entry in trainer.state.log_history for name in ("loss", "eval_loss") if name in entry]
+        saved = load_file(tmp_path / str(len(found)) / "model.safetensors")
+        found.append({"losses": losses, "saved": saved, "counted": counted})
+    return found
+
+
+def check_same(compiled: dict[str, Any], plain: dict[str, Any]) -> None:
+    assert compiled["losses"] == pytest.approx(plain["losses"], rel=1e-5)
+    assert compiled["saved"].keys() == plain["saved"].keys()
+    for name, weight in plain["saved"].items():
+        torch.testing.assert_close(compiled["saved"][name], weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore")
+def test_decoders_are_compiled_whole_and_once_for_all_lengths_of_rows(make_trainer, tmp_path, checkpointing):
+    runs = compiled_and_plain(make_trainer, tmp_path, "eager", gradient_checkpointing=checkpointing)
+    check_same(*runs)
+    assert not runs[0]["counted"].get("graph_break")
+    # Student and teacher: rows of the first length, and of any.
+    assert runs[0]["counted"]["stats"]["unique_graphs"] == 4
+    assert "stats" not in runs[1]["counted"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_training_compiled_by_inductor_is_the_plain_one(make_trainer, tmp_path):
+    rows = [{"input_ids": [n, *range(10)], "labels": [-100] * 4 + list(range(3, 10)), "row": n} for n in range(16)]
+    runs = compiled_and_plain(make_trainer, tmp_path, "inductor", train=Dataset.from_list(rows))
+    check_same(*runs)
+    assert runs[0]["counted"]["inductor"]
+    assert not runs[0]["counted"].get("graph_break")
+    assert runs[0]["counted"]["stats"]["unique_graphs"] == 2

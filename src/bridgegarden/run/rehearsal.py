@@ -91,12 +91,18 @@ def rehearse(recipe: Recipe, arguments: "SFTConfig") -> None:
 def _try_out(recipe: Recipe, arguments: "SFTConfig") -> None:
     with tempfile.TemporaryDirectory(prefix="bridgegarden-rehearsal-") as folder, _undisturbed(), foreign(Refused):
         if arguments.torch_compile:
-            import torch
-
-            # Compiles nothing before it is called.
-            backend, mode = arguments.torch_compile_backend, arguments.torch_compile_mode
-            torch.compile(torch.nn.Identity(), backend="inductor" if backend is None else backend, mode=mode)
+            _compile_something(arguments)
         _trainer(_arguments(arguments, folder), evaluates=recipe.data.eval is not None).train()
+
+
+def _compile_something(arguments: "SFTConfig") -> None:
+    """One operation, where and how models will be compiled: a backend may call a compiler that is not installed."""
+    import torch
+
+    backend, mode = arguments.torch_compile_backend or "inductor", arguments.torch_compile_mode
+    double = torch.compile(lambda numbers: numbers * 2 + 1, backend=backend, mode=mode)
+    with torch.no_grad():
+        double(torch.ones(4, device=arguments.device))
 
 
 def _arguments(arguments: "SFTConfig", folder: str) -> "SFTConfig":
@@ -104,8 +110,6 @@ def _arguments(arguments: "SFTConfig", folder: str) -> "SFTConfig":
     theirs = copy.copy(arguments)
     theirs.output_dir = folder
     theirs.disable_tqdm = True
-    # Minutes, whatever the model.
-    theirs.torch_compile, theirs.torch_compile_backend, theirs.torch_compile_mode = False, None, None
     theirs.dataloader_num_workers = min(arguments.dataloader_num_workers, WORKERS)
     if theirs.optim_target_modules is not None:
         theirs.optim_target_modules = "all-linear"

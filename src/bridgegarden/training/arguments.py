@@ -61,6 +61,7 @@ def check_arguments(args: SFTConfig | None, kwargs: Mapping[str, Any]) -> None:
         raise ConfigError("compute_metrics needs the student's whole logits, which are never built; use a callback.")
     if args is None:
         return
+    _check_compilation(args)
     if args.loss_type != "nll":
         raise ConfigError(f"training.loss_type: the objective is the loss; got {args.loss_type!r}, remove it.")
     if args.label_smoothing_factor:
@@ -86,6 +87,25 @@ def check_arguments(args: SFTConfig | None, kwargs: Mapping[str, Any]) -> None:
             f"training.packing_strategy: got {args.packing_strategy!r}, which cuts documents in two, so that neither "
             "model would see the prompt of what it predicts. Use 'bfd'."
         )
+
+
+def _check_compilation(args: SFTConfig, environment: Mapping[str, str] = os.environ) -> None:
+    if environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() not in ("", "no"):
+        raise ConfigError(
+            "launch: --dynamo_backend would compile the model with the loss in it, anew at every step; leave it out, "
+            "and set training.torch_compile."
+        )
+    if not args.torch_compile:
+        return
+    if args.fsdp or args.deepspeed or any(_is_set(environment, name) for name in ASKED_BY):
+        raise ConfigError(
+            "training.torch_compile: not with FSDP or DeepSpeed, which gather weights between the layers that would be "
+            "compiled as one. Set it to false, or train on whole models (DistributedDataParallel)."
+        )
+
+
+def _is_set(environment: Mapping[str, str], name: str) -> bool:
+    return environment.get(name, "").lower() in ("true", "1")
 
 
 def check_data_arguments(args: SFTConfig, kwargs: Mapping[str, Any], columns: Columns | None) -> None:
@@ -180,22 +200,27 @@ def row_rules(
 
 @contextmanager
 def withheld(args: SFTConfig | None) -> Iterator[None]:
-    """`args` without what TRL's own trainer would refuse when it is made, because it does not do it as it is done here.
+    """`args` without what TRL's own trainer does not do as it is done here.
 
-    It would look for marks in the chat template that are not needed, and takes it that nobody cuts the rows of batches
-    without padding.
+    It would look for marks in the chat template that are not needed, takes it that nobody cuts the rows of batches
+    without padding, and would compile the model with the loss in it, anew at every step, and so soon not at all.
     """
     if args is None:
         yield
         return
     assistant_only, max_length = args.assistant_only_loss, args.max_length
+    names = "torch_compile", "torch_compile_backend", "torch_compile_mode"
+    compilation = {name: getattr(args, name) for name in names}
     args.assistant_only_loss = False
+    args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
     if args.padding_free and not args.packing:
         args.max_length = None
     try:
         yield
     finally:
         args.assistant_only_loss, args.max_length = assistant_only, max_length
+        for name, value in compilation.items():
+            setattr(args, name, value)
 
 
 def leave_out_router_loss(trainer: SFTTrainer) -> None:
@@ -234,7 +259,7 @@ def check_launch(accelerator: Accelerator, *, fsdp: bool = False, environment: M
         ConfigError: they do not.
     """
     found, processes = accelerator.distributed_type, accelerator.num_processes
-    asked = [kind for name, kind in ASKED_BY.items() if environment.get(name, "").lower() in ("true", "1")]
+    asked = [kind for name, kind in ASKED_BY.items() if _is_set(environment, name)]
     for kind in [*asked, *([DistributedType.FSDP] if fsdp else [])]:
         if found != kind:
             raise ConfigError(

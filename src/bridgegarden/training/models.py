@@ -11,9 +11,21 @@ from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from bridgegarden.causal_lm import architecture, input_device, language_model_in, name_of, read_hidden, rows
+from bridgegarden.causal_lm import (
+    add_hidden_loss,
+    architecture,
+    compiled,
+    input_device,
+    is_split,
+    language_model_in,
+    last_hidden,
+    name_of,
+    read_hidden,
+    rows,
+    take_off_wrappers,
+)
 from bridgegarden.data import vocabulary_size
 from bridgegarden.data.teacher_prompt import TEACHER_IDS
 from bridgegarden.errors import ConfigError, ModelError
@@ -46,6 +58,16 @@ def models_of(teacher: object) -> tuple[PreTrainedModel, ...]:
     if isinstance(teacher, MixedTeacher):
         return teacher.models
     return (teacher.model,) if isinstance(teacher, LiveTeacher) else ()
+
+
+def take_hidden_loss(student: PreTrainedModel, teachers: Sequence[PreTrainedModel], args: TrainingArguments) -> None:
+    """Teach `student` and the `teachers` in memory to call the loss, their decoders compiled where `args` say so."""
+    # What is kept on other devices comes by hooks around every layer, which no compiler looks through.
+    for model in (student, *(teacher for teacher in teachers if not is_split(teacher))):
+        compiles = bool(args.torch_compile)
+        decode = compiled(args.torch_compile_backend, args.torch_compile_mode) if compiles else last_hidden
+        take_off_wrappers(model)
+        add_hidden_loss(model, decode)
 
 
 def check_loaded(student: nn.Module, environment: Mapping[str, str] = os.environ) -> None:

@@ -17,7 +17,7 @@ from transformers.trainer_utils import PredictionOutput
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from bridgegarden.causal_lm import add_hidden_loss, head_size, language_model_in, take_off_wrappers
+from bridgegarden.causal_lm import head_size, language_model_in, take_off_wrappers
 from bridgegarden.data import Columns, vocabulary_size
 from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS, TEACHER_NUMBER
 from bridgegarden.objective.alignment import SupervisedPositions
@@ -60,6 +60,7 @@ from bridgegarden.training.models import (
     check_same_teacher,
     check_teacher_rows,
     models_of,
+    take_hidden_loss,
 )
 from bridgegarden.training.on_policy import OnPolicy, check_on_policy
 from bridgegarden.training.student_writer import StudentWriter
@@ -198,7 +199,7 @@ class HybridDistillationTrainer(SFTTrainer):
             checkpointing=bool(self.args.gradient_checkpointing),
             data=data,
         )
-        add_hidden_loss(student)
+        take_hidden_loss(student, asked, self.args)
         check_same_teacher(self.teacher, self.accelerator)
         return reach
 
