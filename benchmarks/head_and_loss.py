@@ -13,6 +13,7 @@ routes:
 * ``trl gkd``: ``GKDTrainer.generalized_jsd_loss`` of TRL on dense logits of both models (no hard term).
 * ``two-pass top-64``: ours over ``selected_logits``, whose backward projects again; teacher signal given (cached).
 * ``fused top-64``: ours, gradients finished in the forward; teacher signal given (cached).
+* ``kernels top-64``: the same by Triton's kernels, on a GPU only; teacher signal given (cached).
 * ``fused live top-64`` and ``fused live dense``: the same with the teacher projected chunk by chunk.
 """
 
@@ -119,7 +120,9 @@ def two_pass(problem: Problem) -> Callable[[], torch.Tensor]:
     return loss
 
 
-def fused(teacher: Callable[[Problem], object]) -> Callable[[Problem], Callable[[], torch.Tensor]]:
+def fused(
+    teacher: Callable[[Problem], object], *, kernels: bool = False
+) -> Callable[[Problem], Callable[[], torch.Tensor]]:
     def route(problem: Problem) -> Callable[[], torch.Tensor]:
         source = teacher(problem)
         head = LanguageModelHead(weight=problem.weight)
@@ -132,6 +135,7 @@ def fused(teacher: Callable[[Problem], object]) -> Callable[[Problem], Callable[
                 problem.successor,
                 problem.objective,
                 num_items=len(problem.data),
+                kernels=kernels,
             ).loss
         )
 
@@ -150,9 +154,11 @@ ROUTES: dict[str, Callable[[Problem], Callable[[], torch.Tensor]]] = {
     "trl gkd": trl_gkd,
     "two-pass top-64": two_pass,
     "fused top-64": fused(Problem.cached_signal),
+    "kernels top-64": fused(Problem.cached_signal, kernels=True),
     "fused live top-64": fused(live(K)),
     "fused live dense": fused(live(None)),
 }
+ON_GPU_ONLY = ("kernels top-64",)
 
 
 def measure(
@@ -211,7 +217,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 1024, 2048])
     parser.add_argument("--student", type=int, default=512, help="hidden size of the student")
     parser.add_argument("--teacher", type=int, default=1024, help="hidden size of the teacher")
-    parser.add_argument("--routes", nargs="+", default=list(ROUTES), choices=list(ROUTES))
+    parser.add_argument("--routes", nargs="+", choices=list(ROUTES), help="all that the device has by default")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--markdown", type=Path)
@@ -222,6 +228,10 @@ def main() -> None:
         sizes = tokens, arguments.vocab, arguments.student, arguments.teacher, arguments.repeats, arguments.device
         print(json.dumps(measure(arguments.one, *sizes)))
         return
+    on_cpu = arguments.device == "cpu"
+    routes = arguments.routes or [route for route in ROUTES if not (on_cpu and route in ON_GPU_ONLY)]
+    if on_cpu and set(routes) & set(ON_GPU_ONLY):
+        parser.error(f"{', '.join(ON_GPU_ONLY)}: on a GPU only; add --device cuda or name other --routes")
     lines = [
         f"V = {arguments.vocab}, hidden {arguments.student} (student) and {arguments.teacher} (teacher), "
         f"{where(arguments.device)}, torch {torch.__version__}",
@@ -231,7 +241,7 @@ def main() -> None:
     ]
     print("\n".join(lines), flush=True)
     for tokens in arguments.tokens:
-        for route in arguments.routes:
+        for route in routes:
             command = [
                 sys.executable,
                 __file__,

@@ -35,7 +35,9 @@ ALL_DIVERGENCES = {
 }
 
 
-def loss_and_gradients(objective: HybridObjective, device: str, dtype: torch.dtype, top_k: int | None = None):
+def loss_and_gradients(
+    objective: HybridObjective, device: str, dtype: torch.dtype, top_k: int | None = None, *, kernels: bool = False
+):
     """Of one random problem, rounded to `dtype` before anything is computed; moved to the CPU in float64."""
     generator = torch.Generator().manual_seed(0)
 
@@ -59,15 +61,18 @@ def loss_and_gradients(objective: HybridObjective, device: str, dtype: torch.dty
         num_items=N,
         progress=PROGRESS,
         chunk_tokens=8,
+        kernels=kernels,
     )
     fused.loss.backward()
     return [part.detach().double().cpu() for part in (fused.loss, hidden.grad, weight.grad)]
 
 
-def errors(objective: HybridObjective, device: str, dtype: torch.dtype, top_k: int | None = None) -> list[float]:
+def errors(
+    objective: HybridObjective, device: str, dtype: torch.dtype, top_k: int | None = None, *, kernels: bool = False
+) -> list[float]:
     """Relative errors of loss and gradients against float64 on the CPU."""
     truth = loss_and_gradients(objective, "cpu", torch.float64, top_k)
-    found = loss_and_gradients(objective, device, dtype, top_k)
+    found = loss_and_gradients(objective, device, dtype, top_k, kernels=kernels)
     return [float((a - b).norm() / b.norm()) for a, b in zip(found, truth, strict=True)]
 
 
@@ -84,6 +89,41 @@ def test_bfloat16_on_a_gpu_is_no_further_off_than_on_a_cpu(preset):
     on_cpu = errors(objective, "cpu", torch.bfloat16)
     for ours, theirs in zip(errors(objective, "cuda", torch.bfloat16), on_cpu, strict=True):
         assert ours < 1.5 * theirs + 2e-3
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_kernels_in_bfloat16_are_no_further_off_than_pytorch_on_a_cpu(preset):
+    objective = HybridObjective.preset(preset)
+    on_cpu = errors(objective, "cpu", torch.bfloat16, 16)
+    for ours, theirs in zip(errors(objective, "cuda", torch.bfloat16, 16, kernels=True), on_cpu, strict=True):
+        assert ours < 1.5 * theirs + 2e-3
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(("top_k", "kernels"), [(None, False), (16, False), (16, True)])
+def test_nothing_in_the_walk_over_chunks_waits_for_the_gpu(preset, top_k, kernels):
+    objective = HybridObjective.preset(preset)
+    generator = torch.Generator("cuda").manual_seed(0)
+    hidden, weight, teacher_hidden, teacher_weight = (
+        torch.randn(rows, D, generator=generator, device="cuda") for rows in (N, V, N, V)
+    )
+    teacher = ProjectedTeacher(teacher_hidden, LanguageModelHead(weight=teacher_weight), top_k, V, objective.exponents)
+    data = torch.randint(0, V, (N,), generator=generator, device="cuda")
+    successor = torch.ones(N, dtype=torch.bool, device="cuda")
+    head = LanguageModelHead(weight=weight.requires_grad_())
+
+    def loss() -> torch.Tensor:
+        return fused_hybrid_loss(
+            hidden, head, teacher, data, successor, objective, num_items=N, progress=PROGRESS, kernels=kernels
+        ).loss
+
+    # Once before, for what is loaded and compiled the first time.
+    loss().backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def train(tmp_path: Path, teacher, *, use_cpu: bool, **arguments) -> HybridDistillationTrainer:

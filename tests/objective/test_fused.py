@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.divergences import DIVERGENCES, alpha_beta
@@ -469,3 +470,52 @@ def test_autocast_gives_float32_terms_close_to_the_full_precision_ones():
     low.loss.backward()
     assert hidden.grad is not None
     assert hidden.grad.dtype == torch.float32
+
+
+class WaitsForTheDevice(TorchDispatchMode):
+    """Refuses what on a GPU would wait for all that was launched: values that Python reads, and shapes made of them."""
+
+    WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "item")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        by_flags = name in ("index", "index_put", "index_put_") and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        waits = by_flags or name in self.WAITS
+        assert not waits, f"{func} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("top_k", [None, 4])
+@pytest.mark.parametrize("by_kernels", [False, True])
+def test_nothing_in_the_walk_over_chunks_waits_for_the_device(preset, top_k, by_kernels):
+    if by_kernels and top_k is None:
+        pytest.skip("kernels serve supports that have ids")
+    if by_kernels:
+        kernels = pytest.importorskip("bridgegarden.objective.kernels")
+        if not kernels.INTERPRETED:
+            pytest.skip("tests/gpu asks CUDA itself")
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, teacher_hidden, teacher_weight = (
+        torch.randn(*shape, generator=generator) for shape in ((9, D), (13, D), (9, D), (13, D))
+    )
+    objective = HybridObjective.preset(preset)
+    head = LanguageModelHead(weight=weight.requires_grad_())
+    teacher = ProjectedTeacher(teacher_hidden, LanguageModelHead(weight=teacher_weight), top_k, 13, objective.exponents)
+    data, successor = torch.randint(0, 13, (9,), generator=generator), torch.ones(9, dtype=torch.bool)
+    with WaitsForTheDevice():
+        fused_hybrid_loss(
+            hidden.requires_grad_(),
+            head,
+            teacher,
+            data,
+            successor,
+            objective,
+            num_items=9,
+            progress=PROGRESS,
+            chunk_tokens=4,
+            measure_student=True,
+            kernels=by_kernels,
+        ).loss.backward()

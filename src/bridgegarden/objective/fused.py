@@ -4,6 +4,7 @@ The objective is local to a position (the risk term looks one ahead), so a chunk
 while its logits exist. Three large products a step, as in plain fine-tuning; neither model's [N, V] logits exist.
 """
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bridgegarden.errors import ConfigError
 from bridgegarden.objective.head import (
     HeadGradients,
     LanguageModelHead,
@@ -94,6 +96,7 @@ def fused_hybrid_loss(
     progress: TrainProgress | None = None,
     chunk_tokens: int | None = None,
     measure_student: bool = False,
+    kernels: bool = False,
 ) -> FusedLoss:
     """The objective at N supervised positions, in order, differentiable in `hidden` and the head.
 
@@ -113,7 +116,14 @@ def fused_hybrid_loss(
         chunk_tokens: positions at a time. The result does not depend on it.
         measure_student: also measure the student's exact entropy and whether its likeliest token is the one in the data
             (two more passes over each chunk's logits).
+        kernels: read and write each chunk's logits by Triton's kernels (:mod:`bridgegarden.objective.kernels`): on a
+            CUDA GPU, for a teacher signal that has ids.
+
+    Raises:
+        ConfigError: the kernels were asked for where they cannot run.
     """
+    if kernels:
+        check_kernels(hidden.device, compute_dtype(hidden, head.weight))
     walk = _Walk(
         head=head,
         teacher=teacher,
@@ -121,10 +131,11 @@ def fused_hybrid_loss(
         has_successor=has_successor,
         objective=objective,
         progress=progress,
-        num_items=torch.as_tensor(num_items, device=hidden.device).clamp(min=1),
+        num_items=_count(num_items, hidden.device).clamp(min=1),
         chunk=chunk_tokens or default_chunk_tokens(head.vocab_size, hidden.device.type),
         with_gradient=torch.is_grad_enabled(),
         measure_student=measure_student,
+        kernels=kernels,
         # Cast once, not once a chunk, where autocast or a mixed pair asks for another dtype.
         dtype=compute_dtype(hidden, head.weight),
     )
@@ -143,6 +154,30 @@ def fused_hybrid_loss(
     )
 
 
+def check_kernels(device: torch.device, dtype: torch.dtype) -> None:
+    """Whether the loss kernels can run on `device` over logits of `dtype`.
+
+    Raises:
+        ConfigError: not a CUDA GPU, no Triton, or float64, of which they would lose half the digits.
+    """
+    if importlib.util.find_spec("triton") is None:
+        raise ConfigError(
+            "loss kernels: they need Triton, which is not installed; a CUDA build of PyTorch brings it. Install one, "
+            "or leave the kernels off."
+        )
+    from bridgegarden.objective.kernels import INTERPRETED
+
+    if device.type != "cuda" and not INTERPRETED:
+        raise ConfigError(f"loss kernels: they need a CUDA GPU, and the student is on {device}. Leave the kernels off.")
+    if dtype == torch.float64:
+        raise ConfigError("loss kernels: they sum in float32, and the student is in float64. Leave the kernels off.")
+
+
+def _count(number: Tensor | int, device: torch.device) -> Tensor:
+    # Filled in on the device: a copy from the CPU's memory would wait for the GPU.
+    return number.to(device) if isinstance(number, Tensor) else torch.full((), number, device=device)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Walk:
     """Everything a walk over the chunks needs besides the tensors that have gradients."""
@@ -157,6 +192,7 @@ class _Walk:
     chunk: int
     with_gradient: bool
     measure_student: bool
+    kernels: bool
     dtype: torch.dtype
 
 
@@ -197,32 +233,96 @@ def _chunk(
     rows: slice, hidden: Tensor, head: LanguageModelHead, walk: _Walk, gradients: HeadGradients, backward: bool
 ) -> tuple[Tensor, ...]:
     """Loss of the positions `rows`, its gradient added to `gradients`; returns what is recorded per position."""
-    count = rows.stop - rows.start
-    looks_ahead = walk.objective.risk_alpha > 0 and count > 0 and bool(walk.has_successor[rows.stop - 1])
+    # Whether the last position has a successor is not looked up: on a GPU that would wait for all that was launched.
+    looks_ahead = walk.objective.risk_alpha > 0 and rows.stop < hidden.shape[0]
     seen = slice(rows.start, rows.stop + 1) if looks_ahead else rows
     signal_seen = walk.teacher[seen]
-    signal = signal_seen[:count]
-    logits = head.logits(hidden[seen]).requires_grad_(backward)
+    signal = signal_seen[: rows.stop - rows.start]
+    route = _by_kernels if walk.kernels else _by_autograd
     with torch.set_grad_enabled(backward):
-        student = _student_support(logits, signal_seen, walk, seen)
-        terms = _terms(signal, student, walk, rows)
-        if backward:
-            (d_logits,) = torch.autograd.grad(terms.total.sum() / walk.num_items, logits)
-            gradients.add(seen, head.pull_back(logits.detach(), d_logits))
-            # As large as the logits: the entropy's buffer can take its place.
-            del d_logits
+        found = route(rows, seen, signal_seen, hidden, head, walk, gradients if backward else None)
+    own = found.terms.map(torch.Tensor.detach)
+    unknown = torch.full_like(signal.entropy, torch.nan)
+    return (
+        *(own.total, own.soft, own.hard, own.risk, own.soft_weight, own.mask, own.has_risk),
+        *(signal.entropy, signal.captured_mass, unknown if signal.label_logp is None else signal.label_logp),
+        *(found.label_logp, *found.measured),
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a chunk of logits gave, beside its gradient."""
+
+    terms: HybridLoss
+    label_logp: Tensor
+    measured: tuple[Tensor, ...]
+
+
+def _by_autograd(
+    rows: slice,
+    seen: slice,
+    signal: TeacherSignal,
+    hidden: Tensor,
+    head: LanguageModelHead,
+    walk: _Walk,
+    gradients: HeadGradients | None,
+) -> _Found:
+    """A chunk by PyTorch's operations, on any device, for any support."""
+    count = rows.stop - rows.start
+    with torch.no_grad():
+        logits = head.logits(hidden[seen])
+    logits.requires_grad_(gradients is not None)
+    student = _student_support(logits, signal, walk, seen)
+    terms = _terms(signal[:count], student, walk, rows)
+    if gradients is not None:
+        (d_logits,) = torch.autograd.grad(terms.total.sum() / walk.num_items, logits)
+        gradients.add(seen, head.pull_back(logits.detach(), d_logits))
+        # As large as the logits: the entropy's buffer can take its place.
+        del d_logits
     own_logits, log_normaliser = logits.detach()[:count], student.log_normaliser.detach()[:count]
     label_logit = own_logits.gather(1, walk.data_ids[rows].unsqueeze(1)).squeeze(1)
     measured = ()
     if walk.measure_student:
         measured = (_entropy(own_logits, log_normaliser), label_logit >= own_logits.amax(1))
-    own = terms.map(torch.Tensor.detach)
-    unknown = torch.full_like(signal.entropy, torch.nan)
-    return (
-        *(own.total, own.soft, own.hard, own.risk, own.soft_weight, own.mask, own.has_risk),
-        *(signal.entropy, signal.captured_mass, unknown if signal.label_logp is None else signal.label_logp),
-        *(label_logit - log_normaliser, *measured),
-    )
+    return _Found(terms, label_logit - log_normaliser, measured)
+
+
+def _by_kernels(
+    rows: slice,
+    seen: slice,
+    signal: TeacherSignal,
+    hidden: Tensor,
+    head: LanguageModelHead,
+    walk: _Walk,
+    gradients: HeadGradients | None,
+) -> _Found:
+    """The same by the kernels of :mod:`bridgegarden.objective.kernels`, which read the logits in their own dtype."""
+    from bridgegarden.objective.kernels import SweptLogits
+
+    if signal.ids is None:
+        raise ConfigError(
+            "loss kernels: they serve top-k and sampled teacher signals, and this teacher gives the whole vocabulary. "
+            "Set a top-k, or leave the kernels off."
+        )
+    count, objective = rows.stop - rows.start, walk.objective
+    target_ids = objective.hard_ids(signal, walk.data_ids[seen])
+    with torch.no_grad():
+        logits = head.narrow_logits(hidden[seen])
+        label_logit = logits.gather(1, walk.data_ids[seen].unsqueeze(1)).squeeze(1).float()
+    swept = SweptLogits.of(logits, signal.ids, target_ids, objective.temperature, measure=walk.measure_student)
+    student = swept.student()
+    terms = _terms(signal[:count], student, walk, rows)
+    log_normaliser = student.log_normaliser.detach()
+    measured = ()
+    if walk.measure_student:
+        entropy, hit = swept.measured(log_normaliser, label_logit)
+        measured = entropy[:count], hit[:count]
+    if gradients is not None:
+        loss = terms.total.sum() / walk.num_items
+        kept, d_logits = swept.gradient(loss, keep_logits=head.softcap is not None)
+        gradients.add(seen, head.pull_back(kept, d_logits))
+    return _Found(terms, (label_logit - log_normaliser)[:count], measured)
 
 
 def _student_support(logits: Tensor, signal: TeacherSignal, walk: _Walk, seen: slice) -> StudentSupport:

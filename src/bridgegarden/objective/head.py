@@ -44,15 +44,24 @@ class LanguageModelHead:
 
     def logits(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """Logits in float32 or better, multiplied out in the dtype of the weight or the one autocast asks for."""
-        dtype = compute_dtype(hidden, self.weight)
+        logits = self._product(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
-            logits = torch.nn.functional.linear(hidden.to(dtype), self.weight.to(dtype))
-            logits = logits.to(torch.promote_types(dtype, torch.float32))
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             if self.bias is not None:
                 logits = logits + self.bias
             if self.scale != 1.0:
                 logits = logits * self.scale
             return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def narrow_logits(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
+        """The same numbers in the dtype of the product, unless a bias, scale or cap makes others of them."""
+        plain = self.bias is None and self.softcap is None and self.scale == 1.0
+        return self._product(hidden) if plain else self.logits(hidden)
+
+    def _product(self, hidden: Tensor) -> Tensor:
+        dtype = compute_dtype(hidden, self.weight)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return torch.nn.functional.linear(hidden.to(dtype), self.weight.to(dtype))
 
     def pull_back(self, logits: Float[Tensor, "N V"], gradient: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
         """Turn the gradient for `logits` into that for ``W h + b``, in place where it can."""
@@ -124,8 +133,12 @@ def log_normaliser(
     logits: Float[Tensor, "N K"], ids: Int[Tensor, "N K"], log_rest: Float[Tensor, "N"]
 ) -> Float[Tensor, "N"]:
     """Logsumexp over the vocabulary from the logits at `ids` (each distinct id once) and that of the rest."""
-    distinct = logits.masked_fill(~_first_of_its_kind(ids), -math.inf)
-    return torch.cat([distinct, log_rest.unsqueeze(-1)], -1).logsumexp(-1)
+    return torch.cat([distinct_logits(logits, ids), log_rest.unsqueeze(-1)], -1).logsumexp(-1)
+
+
+def distinct_logits(logits: Float[Tensor, "N K"], ids: Int[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+    """The logits at `ids`, with ``-inf`` where the same id stands earlier in the row."""
+    return logits.masked_fill(~_first_of_its_kind(ids), -math.inf)
 
 
 def select_support(
@@ -134,12 +147,26 @@ def select_support(
     """The student's view of a sparse support from one chunk of logits; empty slots (id -1) hold ``-inf``."""
     empty = ids < 0
     filled = torch.where(empty, ids[:, :1], ids)
-    picked, target, rest, tempered = _SelectFromLogits.apply(logits, filled, target_ids, temperature)
+    found = _SelectFromLogits.apply(logits, filled, target_ids, temperature)
+    return support_of(*found, ids=filled, empty=empty, temperature=temperature)
+
+
+def support_of(
+    picked: Float[Tensor, "N K"],
+    target_logit: Float[Tensor, "N"],
+    rest: Float[Tensor, "N"],
+    tempered: Float[Tensor, "N"],
+    *,
+    ids: Int[Tensor, "N K"],
+    empty: Tensor,
+    temperature: float,
+) -> StudentSupport:
+    """The student's view from its logits at `ids`, of which some stand in for `empty` slots, and the rest's sums."""
     return StudentSupport(
         logits=picked.masked_fill(empty, -math.inf),
         log_rest=rest,
-        target_logit=target,
-        log_normaliser=log_normaliser(picked, filled, rest),
+        target_logit=target_logit,
+        log_normaliser=log_normaliser(picked, ids, rest),
         tempered_log_rest=None if temperature == 1.0 else tempered,
     )
 

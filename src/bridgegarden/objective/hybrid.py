@@ -192,7 +192,8 @@ class HybridObjective:
         # At either end the other term must not enter: not its value, and not its gradient, which as 0 * inf is NaN.
         # A weight that is no number takes part, to be seen.
         has_soft, has_hard = ~(weight <= 0), ~(weight >= 1)
-        soft = self._soft(signal, student, has_soft)
+        always = isinstance(self.soft_weight, StaticWeight) and self.soft_weight.value > 0
+        soft = self._soft(signal, student, None if always else has_soft)
         hard = student.log_normaliser - _without_gradient_unless(has_hard, student.target_logit)
         mask = torch.ones_like(hard, dtype=torch.bool)
         if self.risk_alpha > 0 and next_log_normaliser is not None and has_next is not None:
@@ -212,7 +213,7 @@ class HybridObjective:
             total = soft_part + torch.where(has_hard, (1 - weight) * (hard + risk), 0.0)
         return HybridLoss(total, soft, hard, risk, weight, mask, has_risk)
 
-    def _soft(self, signal: TeacherSignal, student: StudentSupport, wanted: Tensor) -> Tensor:
+    def _soft(self, signal: TeacherSignal, student: StudentSupport, wanted: Tensor | None) -> Tensor:
         if signal.weights is not None:
             return self._sampled_soft(signal, signal.weights, student)
         teacher = signal.cells(self._target_temperature)
@@ -305,14 +306,14 @@ class _WithoutGradient(torch.autograd.Function):
         return gradient.masked_fill(dead, 0.0), None
 
 
-def _without_gradient_unless(wanted: Bool[Tensor, "*batch"], values: Tensor) -> Tensor:
-    """`values`, ``(*batch)`` or ``(*batch, C)``, with no gradient from positions that are not `wanted`."""
-    if values.ndim > wanted.ndim:
-        # A look at the flags is cheaper than a pass over [N, C] gradients, which most objectives need nowhere.
-        if bool(wanted.all()):
-            return values
-        wanted = wanted.unsqueeze(-1)
-    return _WithoutGradient.apply(values, ~wanted)
+def _without_gradient_unless(wanted: Bool[Tensor, "*batch"] | None, values: Tensor) -> Tensor:
+    """`values`, ``(*batch)`` or ``(*batch, C)``, with no gradient from positions that are not `wanted`; None is all.
+
+    The flags are not looked at: on a GPU that would wait for everything that was launched before.
+    """
+    if wanted is None:
+        return values
+    return _WithoutGradient.apply(values, ~(wanted.unsqueeze(-1) if values.ndim > wanted.ndim else wanted))
 
 
 def _name(divergence: Divergence) -> str:
