@@ -157,3 +157,19 @@ def test_commands_that_need_one_teacher_or_one_cache_say_so_and_a_plan_counts_ea
         flops.append(json.loads(one.stdout)["cache"]["flops"])
     assert flops[0] == flops[1]
     assert json.loads(planned.stdout)["cache"]["flops"] == pytest.approx(flops[0], rel=0.05)
+
+
+def test_every_teacher_may_be_told_more_than_the_student_and_a_limit_goes_for_all_of_them(recipe, tmp_path):
+    told = changed(recipe, prompt={"suffix": " (Say {answer}.)"})
+    first = build(told, "--limit", "3", "--set", "data.eval=null", "--top-k", "8").stdout
+    assert f"small: {tmp_path / 'small'}: 3 rows added" in first
+    assert "large: no row of the data is its" in first
+    build(told)
+    assert [TeacherCache(tmp_path / name).spec.support.k for name in ("small", "large")] == [8, 8]
+    assert run("train", told).exit_code == 0
+    other = run("train", recipe, "--set", f"output={tmp_path / 'bare'}")
+    assert other.exit_code == 2
+    assert f"teacher.prompt: the cache {tmp_path / 'small'} was built with another" in other.stderr
+    audit = run("train", told, "--audit")
+    assert audit.exit_code == 0, audit.output
+    assert "(Say 0.)" in audit.stdout
