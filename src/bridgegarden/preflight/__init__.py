@@ -12,6 +12,7 @@ from bridgegarden.preflight.models import (
     load_facts,
     load_tokenizer,
     quantisation,
+    settings_text,
 )
 from bridgegarden.preflight.tokenizers import Endings, TokenizerMatch, check_endings, compare_tokenizers
 
@@ -29,12 +30,14 @@ __all__ = [
     "check_endings",
     "check_pair",
     "check_positions",
+    "check_quantised",
     "compare_tokenizers",
     "estimate_memory",
     "load_facts",
     "load_tokenizer",
     "preflight",
     "quantisation",
+    "settings_text",
 ]
 
 

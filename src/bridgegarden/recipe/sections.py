@@ -14,6 +14,7 @@ from bridgegarden.recipe.training import (
     MEASURED_ON_OWN_TEXTS,
     EarlyStoppingSection,
     LoraSection,
+    QuantizationSection,
     TrainingSection,
 )
 from bridgegarden.recipe.values import plain, require_positive, section_from, write_yaml
@@ -66,6 +67,9 @@ class TeacherSection:
     gguf_file: str | None = None
     """A file of `model`, or of `check_against`, in llama.cpp's format, such as ``model-Q4_K_M.gguf``, whose weights are
     unpacked to `dtype`; null is ``*.safetensors``. Needs the package ``gguf``."""
+    quantization: QuantizationSection | None = None
+    """Rounds its weights to a few bits as they are loaded, as in ``{load_in_4bit: true}``; null is not. Needs the
+    package ``bitsandbytes``."""
     top_k: int | None = None
     """Tokens kept per position, >= 1, with the rest as one tail; null keeps the whole vocabulary."""
     cache: str | None = None
@@ -168,6 +172,11 @@ class TeacherSection:
                     f"teacher.gguf_file: got {self.gguf_file!r}; expected the name of a *.gguf file in the folder or "
                     "repository teacher.model, at its top."
                 )
+            if self.quantization is not None:
+                raise ConfigError(
+                    "teacher.quantization: rounds whole weights, and those of teacher.gguf_file are rounded; leave one "
+                    "of them out."
+                )
         self._check_only_cache()
         self._check_server()
 
@@ -186,7 +195,7 @@ class TeacherSection:
                 raise ConfigError("teacher: key 'model' is missing; it has no default.")
             _require_text("teacher.model", self.model)
             return
-        for name in ("model", "revision", "device_map", "gguf_file", "server", "only_cache"):
+        for name in ("model", "revision", "device_map", "gguf_file", "quantization", "server", "only_cache"):
             if getattr(self, name):
                 raise ConfigError(f"teacher.{name}: does not go with teacher.{how}; leave one of them out.")
         if self.dtype != "auto":
@@ -245,7 +254,7 @@ class TeacherSection:
             raise ConfigError(
                 "teacher.only_cache: there is no teacher.cache; name its folder, or leave only_cache out."
             )
-        for name in ("server", "revision", "device", "device_map", "gguf_file", "top_k"):
+        for name in ("server", "revision", "device", "device_map", "gguf_file", "quantization", "top_k"):
             if getattr(self, name) is not None:
                 raise ConfigError(f"teacher.{name}: does not go with teacher.only_cache; leave one of them out.")
 
@@ -264,7 +273,7 @@ class TeacherSection:
         if self.check_against is not None:
             _require_text("teacher.check_against", self.check_against)
         of_weights = ("gguf_file",) if self.check_against is None else ()
-        for name in ("revision", "device", "device_map", "top_k", "prompt", *of_weights):
+        for name in ("revision", "device", "device_map", "quantization", "top_k", "prompt", *of_weights):
             if getattr(self, name) is not None:
                 raise ConfigError(f"teacher.{name}: does not go with teacher.server; leave one of them out.")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from bridgegarden.data import chat_template_fingerprint, tokenizer_fingerprint, vocabulary_size
 from bridgegarden.errors import ConfigError
-from bridgegarden.preflight import ModelFacts, Pair
+from bridgegarden.preflight import ModelFacts, Pair, check_quantised
 from bridgegarden.recipe import Recipe, build_objective, load_recipe
 from bridgegarden.run.models import quantised_warning, usable_device
 from bridgegarden.run.output import check_writable
@@ -127,6 +127,8 @@ def _build_by_row(source: CachedByRow, pair: Pair, options: CacheOptions, consol
 def _announced(source: LiveModel, pair: Pair, options: CacheOptions, console: "Console") -> "CacheSpec":
     """What is asked for, with warnings; before a teacher's hours, since another number of tokens is another cache."""
     assert pair.teacher is not None
+    for facts in pair.teachers:
+        check_quantised(facts)
     spec = _spec(source.recipe, source, pair, options)
     _warn(console, source.recipe, pair.teacher, spec)
     return spec

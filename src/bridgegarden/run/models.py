@@ -73,13 +73,15 @@ def load_model(facts: ModelFacts, *, spread: bool = False) -> "PreTrainedModel":
     Raises:
         ModelError: its files cannot be read, or lack weights (which would be random).
     """
-    from transformers import AutoModelForCausalLM, GgufConfig
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GgufConfig
 
     from bridgegarden.causal_lm import whole_in_every_process
 
     gguf = facts.reference.gguf_file
     # Dense: left in their blocks, weights are multiplied by kernels that are downloaded and run.
     stored = {} if gguf is None else {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)}
+    if facts.reference.quantization is not None:
+        stored = {"quantization_config": BitsAndBytesConfig(**facts.reference.quantization)}
 
     def refusal(words: str) -> ModelError:
         return facts.reference.error(f"its weights cannot be loaded ({words}). Are its files complete?")

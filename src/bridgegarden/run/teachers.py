@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bridgegarden.data import Mix, RowRules, vocabulary_size
 from bridgegarden.data.teacher_prompt import TEACHER_NUMBER
 from bridgegarden.errors import ConfigError, ModelError
-from bridgegarden.preflight import ModelReference, Pair, check_pair, check_positions
+from bridgegarden.preflight import ModelReference, Pair, check_pair, check_positions, settings_text
 from bridgegarden.recipe import Recipe, build_objective
 from bridgegarden.run.models import load_mixture, load_model, load_teacher, model_identity, quantised_warning
 from bridgegarden.run.rows import (
@@ -122,15 +122,17 @@ class LiveModel(RecipeTeacher):
 
     @property
     def reference(self) -> ModelReference:
-        teacher = self.recipe.teacher
+        teacher, quantization = self.recipe.teacher, self.recipe.teacher.quantization
+        # Rounded where it is loaded, from where eight bits cannot be moved.
         return ModelReference(
             role="teacher",
             model=teacher.model,
             revision=teacher.revision,
             dtype=teacher.dtype,
-            device_map=teacher.device_map,
+            device_map=teacher.device_map if quantization is None or teacher.device is None else {"": teacher.device},
             gguf_file=teacher.gguf_file,
             place=self.place,
+            quantization=None if quantization is None else quantization.settings,
         )
 
     def signals(self, pair: Pair, say: Say) -> "Teacher":
@@ -144,7 +146,14 @@ class LiveModel(RecipeTeacher):
     def identity(self, pair: Pair) -> dict[str, Any]:
         """What a cache says of the teacher whose signals it holds."""
         assert pair.teacher is not None
-        return {**model_identity(pair.teacher), "gguf_file": pair.teacher.reference.gguf_file, "mix": None}
+        reference = pair.teacher.reference
+        rounded = None if reference.quantization is None else settings_text(reference.quantization)
+        return {
+            **model_identity(pair.teacher),
+            "gguf_file": reference.gguf_file,
+            "quantization": rounded,
+            "mix": None,
+        }
 
     def loader(self, pair: Pair, device: str | None) -> "Callable[[], PreTrainedModel | Mixture]":
         """Loads what fills a cache, on `device`, in the process that calls it."""

@@ -176,7 +176,8 @@ class CacheInfo:
         none = "none needed" if spec.served is None else "none, since likeliest tokens do not determine them"
         lines = [
             f"teacher        {spec.teacher}{f' at {spec.revision}' if spec.revision else ''}, {spec.dtype}"
-            + (f", from {spec.gguf_file} (quantised)" if spec.gguf_file else ""),
+            + (f", from {spec.gguf_file} (quantised)" if spec.gguf_file else "")
+            + (f", quantised ({spec.quantization})" if spec.quantization else ""),
             *(f"  mixed of     {member}" for member in spec.mix or ()),
             *([] if spec.prompt is None else [f"its prompt     {spec.prompt}"]),
             f"tokenizer      {short(spec.tokenizer)}, chat template {short(spec.chat_template)}",

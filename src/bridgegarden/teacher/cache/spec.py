@@ -175,6 +175,8 @@ class CacheSpec:
     """Bits of a log-probability."""
     gguf_file: str | None = None
     """The file that its weights were read from; None for safetensors."""
+    quantization: str | None = None
+    """How its weights were rounded as they were loaded; None where they were taken as they are stored."""
     served: Served | None = None
     """Where the teacher is behind a server; None for one that was run here. Its exact entropy and power sums of the
     tail are not known then."""
@@ -251,7 +253,7 @@ class CacheSpec:
         """Plain values, for JSON."""
         tree: dict[str, Any] = asdict(self) | {"exponents": list(self.exponents)}
         # The digests of caches of models, and of caches of answers, are older than these.
-        for name in ("prompt", "mix", "gguf_file"):
+        for name in ("prompt", "mix", "gguf_file", "quantization"):
             if tree[name] is None:
                 del tree[name]
         if self.served is None:
@@ -287,6 +289,7 @@ class CacheSpec:
             "support": str(self.support),
             "exponents": ", ".join(f"{g:g}" for g in self.exponents),
             "gguf_file": self.gguf_file or "none",
+            "quantization": self.quantization or "none",
             "served": "no" if self.served is None else str(self.served),
             "mix": "none" if self.mix is None else " + ".join(map(str, self.mix)),
             "prompt": "the row's own" if self.prompt is None else str(self.prompt),
