@@ -216,6 +216,25 @@ def test_without_a_gradient_the_values_are_the_same():
     torch.testing.assert_close(found.student_entropy, plain.student_entropy, rtol=1e-4, atol=1e-4)
 
 
+def test_no_positions_are_a_zero():
+    pair = Pair(torch.float32)
+    none = pair.teacher[:0]
+    loss = fused_hybrid_loss(
+        pair.hidden[:0],
+        pair.head,
+        none,
+        pair.data[:0],
+        pair.successor[:0],
+        HybridObjective.preset("risk_guided"),
+        num_items=0,
+        measure_student=True,
+        kernels=True,
+    ).loss
+    loss.backward()
+    assert loss.item() == 0.0
+    assert not bool(pair.weight.grad.any())
+
+
 def test_a_sampled_signal_has_ids_that_repeat():
     exact, fast = Pair(torch.float64), Pair(torch.float32)
     logits = exact.teacher.head.logits(exact.teacher.hidden)

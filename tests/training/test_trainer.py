@@ -238,6 +238,28 @@ def test_top_k_teacher_reports_what_it_captures(make_trainer):
     assert 0 < history(trainer, "captured_mass")[0] < 0.9
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_the_kernels_train_as_the_other_route_does(make_trainer, family):
+    kernels = pytest.importorskip("bridgegarden.objective.kernels")
+    if not kernels.INTERPRETED:
+        pytest.skip("tests/objective/test_kernels.py runs them on the GPU that is here")
+    objective = HybridObjective.preset("risk_guided", hard_target="data")
+    teacher = tiny_model(family, 270, hidden_size=48, seed=1)
+    plain = make_trainer(objective, family=family, teacher=LiveTeacher(teacher, top_k=8))
+    fast = make_trainer(objective, family=family, teacher=LiveTeacher(teacher, top_k=8), trainer={"loss_kernels": True})
+    plain.train()
+    fast.train()
+    for name in ("loss", "soft_loss", "hard_loss", "risk_loss", "grad_norm", "student_entropy", "mean_token_accuracy"):
+        assert history(fast, name) == pytest.approx(history(plain, name), rel=1e-4), name
+
+
+def test_kernels_that_cannot_run_are_refused_before_training(make_trainer, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="loss kernels: they need Triton, which is not installed"):
+        make_trainer(trainer={"loss_kernels": True})
+
+
 def test_adapters_are_trained_and_nothing_else(make_trainer):
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"])

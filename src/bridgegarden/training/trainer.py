@@ -21,7 +21,7 @@ from bridgegarden.causal_lm import head_size, language_model_in, take_off_wrappe
 from bridgegarden.data import Columns, vocabulary_size
 from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS, TEACHER_NUMBER
 from bridgegarden.objective.alignment import SupervisedPositions
-from bridgegarden.objective.fused import FusedLoss, fused_hybrid_loss
+from bridgegarden.objective.fused import FusedLoss, check_kernels, fused_hybrid_loss
 from bridgegarden.objective.head import LanguageModelHead
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import TrainProgress
@@ -102,6 +102,7 @@ class HybridDistillationTrainer(SFTTrainer):
         *,
         columns: Columns | None = None,
         on_policy: OnPolicy | None = None,
+        loss_kernels: bool = False,
         **kwargs: Any,
     ) -> None:
         """
@@ -115,12 +116,14 @@ class HybridDistillationTrainer(SFTTrainer):
                 they are not given.
             columns: which columns of the data hold prompt and completion, or messages, when not named so.
             on_policy: let the student answer a share of the batches itself; None trains on the answers of the data.
+            loss_kernels: compute the loss by Triton's kernels, see :func:`fused_hybrid_loss`: on a CUDA GPU, with a
+                teacher that gives its top tokens or samples. Not yet timed, so off unless asked for.
             kwargs: the further arguments of :class:`~trl.SFTTrainer` (``train_dataset``, ``eval_dataset``,
                 ``processing_class``, ``peft_config``, ``callbacks``, ...).
 
         Raises:
             ConfigError: an argument of the trainer contradicts the objective or `on_policy`, or the cache cannot serve
-                them.
+                them; or the kernels cannot run here.
             ModelError: a head that cannot be read; a teacher that shares weights with the student; a cache that was
                 built with another tokenizer.
             DataError: a row that the cache does not hold.
@@ -142,6 +145,7 @@ class HybridDistillationTrainer(SFTTrainer):
             data_labels=self.objective.learns_data_tokens,
             packed=args is not None and (args.packing or args.padding_free),
         )
+        self._loss_kernels = loss_kernels
         self._columns = columns
         self._asked = copy(args)
         self._prepared: WeakSet[Dataset | IterableDataset] = WeakSet()
@@ -157,6 +161,8 @@ class HybridDistillationTrainer(SFTTrainer):
     def _join(self, cache: TeacherCache | CachesByRow | None, on_policy: OnPolicy | None) -> None:
         """Put teacher, student and data together, once TRL's trainer has its model and its data."""
         leave_out_router_loss(self)
+        if self._loss_kernels:
+            check_kernels(self.accelerator.device, torch.float32)
         check_launch(self.accelerator, fsdp=bool(self.args.fsdp))
         held_out = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
         data = {"train": self.train_dataset, **held_out}
@@ -248,6 +254,7 @@ class HybridDistillationTrainer(SFTTrainer):
                 num_items=len(positions) if num_items_in_batch is None else num_items_in_batch,
                 progress=TrainProgress(self.state.global_step, self.state.max_steps),
                 measure_student=mode == "eval" or self._logs_this_step(),
+                kernels=self._loss_kernels,
             )
             results.append(fused)
             return {"loss": fused.loss}
