@@ -196,3 +196,12 @@ def test_the_text_fits_its_width_and_says_what_the_json_says(recipe_file, width)
     assert f"{tree['flops']['student']:.3g}" in text
     assert f"{tree['tokens']:,.0f} tokens" in text
     assert f"{tree['cache']['positions']:,} positions" in " ".join(text.split())
+
+
+def test_that_a_quantised_teacher_is_counted_whole_is_said(recipe_file):
+    whole, rounded = planned(recipe_file), planned(recipe_file, "teacher.quantization={load_in_4bit: true}")
+    assert "quantised" not in plan_text(whole)
+    said = " ".join(plan_text(rounded).split())
+    assert "The teacher is quantised (bitsandbytes, bnb_4bit_compute_dtype float32" in said
+    assert "its weights are counted whole, in float32: how much less they take is not known here." in said
+    assert rounded.fullest.total == whole.fullest.total

@@ -1,10 +1,13 @@
 """A recipe to a cache, and a training from it."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -315,3 +318,19 @@ def test_a_device_map_changes_nothing_where_there_is_one_device(recipe, tmp_path
     with pytest.raises(ConfigError, match=r"teacher.device_map: .* each of the 4 processes"):
         check_device_map(load_recipe(recipe, [mapped[1]]), 4)
     check_device_map(load_recipe(recipe), 4)
+
+
+def test_sigterm_ends_a_build_with_one_line_and_its_status(recipe, monkeypatch):
+    def build(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+
+    monkeypatch.setattr("bridgegarden.run.cache.build_recipe_cache", build)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        stopped = run("cache", "build", recipe)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stopped.exit_code == 143, stopped.output
+    assert stopped.stderr == "Error: stopped by SIGTERM. The same command goes on.\n"

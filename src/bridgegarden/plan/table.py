@@ -4,6 +4,7 @@ import io
 
 from bridgegarden.plan.memory import KEPT_FREE, PARTS, gibibytes
 from bridgegarden.plan.plan import Advice, CacheSize, Plan
+from bridgegarden.preflight import quantisation
 from bridgegarden.table import Table
 
 SHARDING = {
@@ -101,6 +102,13 @@ def _closing(plan: Plan) -> list[str]:
         lines.append(
             f"The teacher reads another prompt (teacher.prompt), rows of {plan.teacher_longest:,} tokens at most; its "
             "operations are counted so, its memory by the student's rows."
+        )
+    loaded = plan.setup.loaded
+    if loaded is not None and loaded.reference.gguf_file is None and (how := quantisation(loaded)) is not None:
+        dtype = str(loaded.dtype).removeprefix("torch.")
+        lines.append(
+            f"The teacher is quantised ({how}), and its weights are counted whole, in {dtype}: how much less they take "
+            "is not known here."
         )
     if plan.cache is not None:
         lines.append(_cache_line(plan, plan.cache))
