@@ -11,7 +11,9 @@ round, so that what else the machine does falls on all alike. A step lasts from 
 end of the one before, so that loading its batch counts; figures are medians over the steps of all rounds after the
 warm-up. Memory is the peak of the resident set while training, and that peak above what stood when training began
 (libraries, tokenizer, data, weights, a live teacher's too); on a GPU it is what PyTorch allocated there, and seconds
-are those of the clock. The contestants:
+are those of the clock. Waiting is the share of a step between asking for its batches and having them where they are
+read: loading, decoding, copying; on a GPU, with two workers that load ahead, it is the time between two events there,
+and so how long it had nothing to do. The contestants:
 
 * ``HF Trainer SFT``: the model's own forward with labels, so dense logits.
 * ``TRL SFTTrainer``: TRL's fused head.
@@ -141,6 +143,10 @@ SIZES = {
     "qwen-0.5b": Size(
         config=Qwen2Config, vocab=151_936, student=(896, 24), teacher=(2048, 36), rows=8, length=1024, tied=True
     ),
+    "qwen-1.5b": Size(
+        config=Qwen2Config, vocab=151_936, student=(1536, 28), teacher=(2048, 36), rows=8, length=1024, tied=True
+    ),
+    "tiny": Size(config=LlamaConfig, vocab=512, student=(64, 1), teacher=(64, 2), rows=2, length=32, tied=False),
 }
 CPU_SIZES = ("small", "qwen")
 
@@ -171,12 +177,39 @@ class Clock(TrainerCallback):
     def __init__(self, device: str) -> None:
         self.on_gpu = device != "cpu"
         self.ends: list[tuple[float, float]] = []
+        self.waits: list[tuple[Any, Any]] = []
         self.start_kib = 0
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats()
         self.start_kib = torch.cuda.memory_allocated() // 1024 if self.on_gpu else reset_peak()
+
+    def watch(self, trainer: Trainer) -> None:
+        """Time how `trainer` gets the batches of a step."""
+        get = trainer.get_batch_samples
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            began = self._mark()
+            found = get(*args, **kwargs)
+            self.waits.append((began, self._mark()))
+            return found
+
+        trainer.get_batch_samples = timed
+
+    def _mark(self) -> Any:
+        if not self.on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def waiting(self) -> float:
+        """Seconds of the clock from asking for the batches of a step to having them; the median after the warm-up."""
+        pairs = self.waits[WARM_UP : len(self.ends)]
+        if self.on_gpu:
+            return statistics.median(began.elapsed_time(ended) / 1000 for began, ended in pairs)
+        return statistics.median(ended - began for began, ended in pairs)
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         if self.on_gpu:
@@ -231,6 +264,8 @@ def trainer_of(contestant: str, task: Task, output: str) -> Trainer:
         gradient_checkpointing=False,
         use_cpu=task.device == "cpu",
         dataloader_pin_memory=task.device != "cpu",
+        # As `bridgegarden train` has it for a cache.
+        dataloader_num_workers=0 if task.device == "cpu" else 2,
         logging_steps=1_000_000,
         save_strategy="no",
         report_to="none",
@@ -256,10 +291,12 @@ def measure(contestant: str, task: Task) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as output:
         trainer = trainer_of(contestant, task, output)
         trainer.add_callback(clock)
+        clock.watch(trainer)
         trainer.train()
     peak = clock.peak_kib()
     result: dict[str, Any] = {
         "steps": clock.steps(),
+        "waiting": clock.waiting(),
         "peak_mib": peak / 1024,
         "above_mib": (peak - clock.start_kib) / 1024,
     }
@@ -327,14 +364,17 @@ def median_of(results: Sequence[Mapping[str, Any]], column: int) -> float:
 def table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     """Markdown."""
     lines = [
-        "| contestant | CPU s a step | of the faster SFT's | wall s a step | peak MiB | of it while training |",
-        "|---|---|---|---|---|---|",
+        "| contestant | CPU s a step | of the faster SFT's | wall s a step | waiting | peak MiB | while training |",
+        "|---|---|---|---|---|---|---|",
     ]
     fastest = min(median_of(found[name], 0) for name in SFT)
     for name, results in found.items():
         cpu, wall = median_of(results, 0), median_of(results, 1)
         peak, above = (statistics.median(result[key] for result in results) for key in ("peak_mib", "above_mib"))
-        lines.append(f"| {name} | {cpu:.2f} | {cpu / fastest:.2f} | {wall:.2f} | {peak:.0f} | {above:.0f} |")
+        share = statistics.median(result["waiting"] for result in results) / wall
+        lines.append(
+            f"| {name} | {cpu:.2f} | {cpu / fastest:.2f} | {wall:.2f} | {share:.1%} | {peak:.0f} | {above:.0f} |"
+        )
     return lines
 
 

@@ -2,15 +2,18 @@
 
 import copy
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DataLoaderConfiguration
 from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from bridgegarden.errors import ConfigError, DataError, ModelError
 from bridgegarden.objective.hybrid import HybridObjective, hybrid_loss_from_logits
-from bridgegarden.training.batches import evened
+from bridgegarden.training import trainer as trainer_module
+from bridgegarden.training.batches import copy_ahead, evened
 from bridgegarden.training.models import check_loaded
 from tests.architectures import tiny_architecture
 from tests.tiny import VOCABULARY, tiny_model
@@ -173,3 +176,24 @@ def test_rows_that_come_out_even_and_those_without_labels_stay_as_they_are():
     rows, plain = token_rows(8), Dataset.from_list([{"input_ids": [1, 2]}] * 3)
     assert evened(rows, 4) is rows
     assert evened(plain, 2) is plain
+
+
+@pytest.mark.parametrize(
+    ("device", "pinned", "ahead"), [("cuda", True, True), ("cuda", False, False), ("cpu", True, False)]
+)
+def test_batches_are_copied_to_a_gpu_while_it_computes_from_pinned_memory_alone(device, pinned, ahead):
+    configuration = DataLoaderConfiguration()
+    copy_ahead(SimpleNamespace(device=torch.device(device), dataloader_config=configuration), pinned=pinned)
+    assert configuration.non_blocking is ahead
+
+
+def test_a_trainer_s_loaders_copy_as_its_batches_were_said_to_be(make_trainer, monkeypatch):
+    assert not make_trainer().get_train_dataloader()._non_blocking
+
+    def copied(accelerator, pinned):
+        # Training is on a CPU.
+        assert pinned is False
+        accelerator.dataloader_config.non_blocking = True
+
+    monkeypatch.setattr(trainer_module, "copy_ahead", copied)
+    assert make_trainer().get_train_dataloader()._non_blocking

@@ -7,6 +7,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.compute
 import torch
+from accelerate import Accelerator
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -213,6 +214,19 @@ class RowCollator:
 def with_rows(collator: Any, cache: TeacherCache | CachesByRow | None, reach: Reach) -> Any:
     """TRL's collator, made a :class:`RowCollator`; one of the user's own as it is."""
     return RowCollator(collator, cache, reach) if isinstance(collator, DataCollatorForLanguageModeling) else collator
+
+
+def copy_ahead(accelerator: Accelerator, *, pinned: bool) -> None:
+    """Let batches, a teacher's signals in them, be copied to a GPU while it computes.
+
+    Only from pinned memory, which PyTorch keeps until the copy is made; the copy is in line before whatever reads it.
+
+    Args:
+        accelerator: of the run; the data loaders that it prepares from now on do so.
+        pinned: whether loaders put batches there.
+    """
+    if accelerator.device.type == "cuda" and pinned:
+        accelerator.dataloader_config.non_blocking = True
 
 
 def evened(dataset: Dataset, multiple: int) -> Dataset:

@@ -37,7 +37,7 @@ from bridgegarden.training.arguments import (
     row_rules,
     withheld,
 )
-from bridgegarden.training.batches import ROW, TEACHER, Reach, evened, prepare, with_rows
+from bridgegarden.training.batches import ROW, TEACHER, Reach, copy_ahead, evened, prepare, with_rows
 from bridgegarden.training.measured import (
     Cost,
     CostLedger,
@@ -164,6 +164,7 @@ class HybridDistillationTrainer(SFTTrainer):
         if self._loss_kernels:
             check_kernels(self.accelerator.device, torch.float32)
         check_launch(self.accelerator, fsdp=bool(self.args.fsdp))
+        copy_ahead(self.accelerator, pinned=self.args.dataloader_pin_memory)
         held_out = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
         data = {"train": self.train_dataset, **held_out}
         reach = self._join_models(data)

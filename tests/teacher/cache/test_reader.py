@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset
 
 from bridgegarden.errors import ConfigError, DataError, ModelError
@@ -142,3 +143,18 @@ def test_an_empty_batch_has_an_empty_signal(cache):
     signal = TeacherCache(cache).at(positions, {SIGNAL: batch}, vocab_size=VOCABULARY, exponents=())
     assert signal.logp.shape == (0, 16)
     assert signal.captured_mass.shape == (0,)
+
+
+def test_signals_move_with_the_rest_of_a_batch_and_are_not_copied_again(cache):
+    reader, rows = TeacherCache(cache), list(cache_rows())[:3]
+    signals = reader.collate(rows)
+    # A mapping of another kind is not looked into where memory is pinned and batches are moved.
+    assert type(signals) is dict
+    assert all(values.is_contiguous() for values in signals.values())
+    moved = send_to_device({SIGNAL: signals}, torch.device("meta"), non_blocking=True)
+    assert {values.device.type for values in moved[SIGNAL].values()} == {"meta"}
+    labels = torch.nn.utils.rnn.pad_sequence([torch.tensor(row["labels"]) for row in rows], True, padding_value=-100)
+    signal = reader.at(
+        SupervisedPositions.from_labels(labels), {SIGNAL: signals}, vocab_size=reader.width, exponents=()
+    )
+    assert signal.logp.data_ptr() == signals["logp"].data_ptr()
