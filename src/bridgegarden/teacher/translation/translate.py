@@ -73,9 +73,11 @@ class Translated:
 
     def shares(self) -> Shares:
         """Means over the positions; NaN where there are none."""
-        kinds = [(self.kind == kind).double().mean().item() for kind in (ALIGNED, CONDITIONAL, HARD_ONLY)]
+        aligned, conditional, hard = (
+            (self.kind == k).double().mean().item() for k in (ALIGNED, CONDITIONAL, HARD_ONLY)
+        )
         known, exact, unknown = (value.double().mean().item() for value in (self.known, self.exact, self.unknown))
-        return Shares(*kinds, exact, known - exact, max(0.0, 1 - known - unknown), unknown)
+        return Shares(aligned, conditional, hard, exact, known - exact, max(0.0, 1 - known - unknown), unknown)
 
 
 class _Said(NamedTuple):
@@ -314,7 +316,7 @@ class _Work:
         mass = np.concatenate([prob[row, slot], np.zeros(count)])
         doubt = np.concatenate([~self.entries.proved[entry[row, slot]], np.zeros(count, dtype=bool)])
         found, which = np.unique(keys, return_inverse=True)
-        summed = np.bincount(which, weights=mass, minlength=len(found))
+        summed = np.bincount(which, weights=mass, minlength=len(found)).astype(np.float64)
         proved = np.bincount(which, weights=doubt, minlength=len(found)) == 0
         return found // size, found % size, summed, proved
 
