@@ -321,3 +321,16 @@ def test_nobody_listening_is_an_error_of_every_row(tmp_path):
     summary = ask(gone, tmp_path / "out.jsonl", rows=2, patience=0.1)
     assert summary.progress.failed == 2
     assert "the connection failed" in errors(tmp_path / "out.jsonl")[0]
+
+
+def test_a_row_at_which_the_server_itself_fails_is_given_up_while_others_are_answered(server, tmp_path):
+    broken = status(500, "a fault")
+
+    def slowly(content):
+        time.sleep(0.02)
+        return broken if content["messages"][-1]["content"] == "question 0" else None
+
+    server.always = slowly
+    ask(server, tmp_path / "out.jsonl", rows=30, concurrency=2, patience=20)
+    assert errors(tmp_path / "out.jsonl") == {0: "HTTP 500: a fault. (5 attempts)"}
+    assert len(lines(tmp_path / "out.jsonl")) == 29

@@ -181,6 +181,7 @@ class Connection:
             f"HTTP {status}: {said}.{_advice(status, path)}",
             try_again=status in PASSING,
             retry_after=_seconds(response.headers.get("Retry-After")),
+            status=status,
         )
 
     def _broken(self, error: BaseException) -> str:
@@ -194,10 +195,14 @@ class Connection:
 class BadReply(Exception):
     """There is no answer in a reply; says why in one line."""
 
-    def __init__(self, reason: str, *, try_again: bool = False, retry_after: float | None = None) -> None:
+    def __init__(
+        self, reason: str, *, try_again: bool = False, retry_after: float | None = None, status: int | None = None
+    ) -> None:
         super().__init__(reason)
         self.try_again = try_again
         """Whether the next reply to the same request may be better."""
+        self.status = status
+        """Of HTTP, where it is that which is bad."""
         self.retry_after = retry_after
         """Seconds that the server asked us to wait."""
 

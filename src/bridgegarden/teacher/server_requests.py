@@ -24,6 +24,8 @@ LONGEST_BACKOFF = 60.0
 """Seconds between two attempts, unless the server asks for more."""
 LONGEST_TIME = 1e6
 """Seconds. Sockets do not wait for ever."""
+MOST_FAULTS = 5
+"""Attempts of a request that a server answers with its own fault (HTTP 500) each time, while it answers others."""
 SECONDS_BETWEEN_COMPLAINTS = 10.0
 """How often it is told that a server does not answer."""
 
@@ -42,7 +44,8 @@ class Server:
     """Seconds that one attempt may take in all, > 0."""
     patience: float = 300.0
     """Seconds after its first failure for which a request is tried again, if the failure may pass (429, 5xx, timeouts,
-    broken connections and replies), >= 0. While nobody is answered, they count from the first failure of all."""
+    broken connections and replies), >= 0; where each is HTTP 500 and others are answered meanwhile, only
+    :data:`MOST_FAULTS` times. While nobody is answered, they count from the first failure of all."""
     backoff: float = 1.0
     """Seconds before the second attempt, doubled for each one after it up to a minute, and each drawn between half and
     all of that."""
@@ -93,7 +96,7 @@ class Line:
             Refused: there is none, or none in time.
             ConfigError: the server refuses the key, or sends us elsewhere.
         """
-        attempts, began_to_fail, traffic = 0, None, self._traffic
+        attempts, faults, began_to_fail, traffic = 0, 0, None, self._traffic
         while True:
             await traffic.wait_for_turn()
             attempts += 1
@@ -103,10 +106,13 @@ class Line:
                 return answer
             except BadReply as bad:
                 reason, again, pause = str(bad), bad.try_again, bad.retry_after
+                faults = faults + 1 if bad.status == 500 else 0
             if once or not again:
                 traffic.worked()  # the server, though not this request
                 raise Refused(_tried(reason, attempts))
             began_to_fail = began_to_fail or time.monotonic()
+            if faults >= MOST_FAULTS and traffic.worked_at > began_to_fail:
+                raise Refused(_tried(reason, attempts))
             wait = (pause or 0) + _backoff(self._server.backoff, attempts if pause is None else 1)
             if not traffic.has_patience(began_to_fail, wait):
                 asked = f" It asks us to wait for {pause:.0f} s." if pause else ""
@@ -203,12 +209,15 @@ class _Traffic:
     def __init__(self, patience: float, complain: Callable[[str], None]) -> None:
         self._patience, self._complain = patience, complain
         self._open_at = 0.0
+        self.worked_at = -1.0
+        """When somebody was last answered."""
         self._down_since: float | None = None
         self._complained_at = -SECONDS_BETWEEN_COMPLAINTS
 
     def worked(self) -> None:
         """The server is there."""
         self._down_since = None
+        self.worked_at = time.monotonic()
 
     def has_patience(self, since: float, wait: float) -> bool:
         """Whether a request that has failed since then may wait for so long and be tried again."""
