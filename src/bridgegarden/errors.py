@@ -12,6 +12,7 @@ and is not there, and a value that is quoted, are told in one way everywhere.
 
 import math
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -78,6 +79,23 @@ class Stopped(KeyboardInterrupt):
 
     def __reduce__(self) -> "tuple[type[Stopped], tuple[int, str]]":
         return type(self), (self.number, str(self))
+
+
+@contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM raises :class:`Stopped`, as Ctrl-C does its own; from a thread, signals are left as they are."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

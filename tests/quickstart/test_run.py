@@ -224,8 +224,8 @@ def test_a_signal_ends_every_process_and_leaves_the_mark(tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr
-    assert stderr.splitlines()[-1] == "Error: interrupted."
+    assert process.returncode == 143, stderr
+    assert stderr.splitlines()[-1] == "Error: stopped by SIGTERM. The same command goes on."
     assert stdout == ""
     assert {path.name for path in (tmp_path / "out").iterdir()} <= {"INCOMPLETE", "caches", "runs", "students"}
     _, alive = psutil.wait_procs(children, timeout=20)

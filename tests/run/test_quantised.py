@@ -11,7 +11,7 @@ from transformers import BitsAndBytesConfig
 from bridgegarden.cli.main import cli
 from bridgegarden.errors import ModelError
 from bridgegarden.preflight import ModelReference, check_quantised, load_facts
-from bridgegarden.recipe.training import QuantizationSection
+from bridgegarden.recipe.teacher import QuantizationSection
 from bridgegarden.run.models import load_model
 from tests.tiny import save_tiny, tiny_model
 

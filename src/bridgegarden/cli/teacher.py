@@ -1,17 +1,13 @@
 """``bridgegarden generate`` and ``bridgegarden cache``: what a teacher says, kept."""
 
 import json
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 from bridgegarden.cli.options import SET, patience_options, taken
-from bridgegarden.errors import Stopped
+from bridgegarden.errors import stopped_by_sigterm
 from bridgegarden.terminal import say
 
 
@@ -124,29 +120,12 @@ def build_command(recipe: str, overrides: tuple[str, ...], bits: str | None, **o
     Rows that the folder holds already are not asked again: a killed build goes on where it was, and new rows are added.
     Without options, as much is kept of them as of those.
     """
-    with _stopped_by_sigterm():
+    with stopped_by_sigterm():
         from bridgegarden.recipe import load_recipe
         from bridgegarden.run.cache import CacheOptions, build_recipe_cache
 
         wanted = CacheOptions(bits=None if bits is None else int(bits), **options)
         say(build_recipe_cache(load_recipe(recipe, overrides), wanted))
-
-
-@contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends what can be killed at any moment in one line; from a thread, signals are left as they are."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        raise Stopped(number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @cache_group.command("check")

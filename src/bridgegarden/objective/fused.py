@@ -238,9 +238,17 @@ def _chunk(
     seen = slice(rows.start, rows.stop + 1) if looks_ahead else rows
     signal_seen = walk.teacher[seen]
     signal = signal_seen[: rows.stop - rows.start]
+    piece = _Piece(
+        rows=rows,
+        seen=seen,
+        signal=signal_seen,
+        hidden=hidden[seen],
+        head=head,
+        gradients=gradients if backward else None,
+    )
     route = _by_kernels if walk.kernels else _by_autograd
     with torch.set_grad_enabled(backward):
-        found = route(rows, seen, signal_seen, hidden, head, walk, gradients if backward else None)
+        found = route(piece, walk)
     own = found.terms.map(torch.Tensor.detach)
     unknown = torch.full_like(signal.entropy, torch.nan)
     return (
@@ -248,6 +256,27 @@ def _chunk(
         *(signal.entropy, signal.captured_mass, unknown if signal.label_logp is None else signal.label_logp),
         *(found.label_logp, *found.measured),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Piece:
+    """One chunk of positions."""
+
+    rows: slice
+    """Those whose loss it is."""
+    seen: slice
+    """Those and the one behind them, where the objective looks ahead."""
+    signal: TeacherSignal
+    """At what is seen."""
+    hidden: Tensor
+    """Likewise."""
+    head: LanguageModelHead
+    gradients: HeadGradients | None
+    """To be added to; None where none are wanted."""
+
+    @property
+    def count(self) -> int:
+        return self.rows.stop - self.rows.start
 
 
 @dataclass(frozen=True)
@@ -259,60 +288,45 @@ class _Found:
     measured: tuple[Tensor, ...]
 
 
-def _by_autograd(
-    rows: slice,
-    seen: slice,
-    signal: TeacherSignal,
-    hidden: Tensor,
-    head: LanguageModelHead,
-    walk: _Walk,
-    gradients: HeadGradients | None,
-) -> _Found:
+def _by_autograd(piece: _Piece, walk: _Walk) -> _Found:
     """A chunk by PyTorch's operations, on any device, for any support."""
-    count = rows.stop - rows.start
+    count, gradients, head = piece.count, piece.gradients, piece.head
     with torch.no_grad():
-        logits = head.logits(hidden[seen])
+        logits = head.logits(piece.hidden)
     logits.requires_grad_(gradients is not None)
-    student = _student_support(logits, signal, walk, seen)
-    terms = _terms(signal[:count], student, walk, rows)
+    student = _student_support(logits, piece.signal, walk, piece.seen)
+    terms = _terms(piece.signal[:count], student, walk, piece.rows)
     if gradients is not None:
         (d_logits,) = torch.autograd.grad(terms.total.sum() / walk.num_items, logits)
-        gradients.add(seen, head.pull_back(logits.detach(), d_logits))
+        gradients.add(piece.seen, head.pull_back(logits.detach(), d_logits))
         # As large as the logits: the entropy's buffer can take its place.
         del d_logits
     own_logits, log_normaliser = logits.detach()[:count], student.log_normaliser.detach()[:count]
-    label_logit = own_logits.gather(1, walk.data_ids[rows].unsqueeze(1)).squeeze(1)
+    label_logit = own_logits.gather(1, walk.data_ids[piece.rows].unsqueeze(1)).squeeze(1)
     measured = ()
     if walk.measure_student:
         measured = (_entropy(own_logits, log_normaliser), label_logit >= own_logits.amax(1))
     return _Found(terms, label_logit - log_normaliser, measured)
 
 
-def _by_kernels(
-    rows: slice,
-    seen: slice,
-    signal: TeacherSignal,
-    hidden: Tensor,
-    head: LanguageModelHead,
-    walk: _Walk,
-    gradients: HeadGradients | None,
-) -> _Found:
+def _by_kernels(piece: _Piece, walk: _Walk) -> _Found:
     """The same by the kernels of :mod:`bridgegarden.objective.kernels`, which read the logits in their own dtype."""
     from bridgegarden.objective.kernels import SweptLogits
 
-    if signal.ids is None:
+    if piece.signal.ids is None:
         raise ConfigError(
             "loss kernels: they serve top-k and sampled teacher signals, and this teacher gives the whole vocabulary. "
             "Set a top-k, or leave the kernels off."
         )
-    count, objective = rows.stop - rows.start, walk.objective
-    target_ids = objective.hard_ids(signal, walk.data_ids[seen])
+    count, gradients, head = piece.count, piece.gradients, piece.head
+    objective, data_ids = walk.objective, walk.data_ids[piece.seen]
+    target_ids = objective.hard_ids(piece.signal, data_ids)
     with torch.no_grad():
-        logits = head.narrow_logits(hidden[seen])
-        label_logit = logits.gather(1, walk.data_ids[seen].unsqueeze(1)).squeeze(1).float()
-    swept = SweptLogits.of(logits, signal.ids, target_ids, objective.temperature, measure=walk.measure_student)
+        logits = head.narrow_logits(piece.hidden)
+        label_logit = logits.gather(1, data_ids.unsqueeze(1)).squeeze(1).float()
+    swept = SweptLogits.of(logits, piece.signal.ids, target_ids, objective.temperature, measure=walk.measure_student)
     student = swept.student()
-    terms = _terms(signal[:count], student, walk, rows)
+    terms = _terms(piece.signal[:count], student, walk, piece.rows)
     log_normaliser = student.log_normaliser.detach()
     measured = ()
     if walk.measure_student:
@@ -321,7 +335,7 @@ def _by_kernels(
     if gradients is not None:
         loss = terms.total.sum() / walk.num_items
         kept, d_logits = swept.gradient(loss, keep_logits=head.softcap is not None)
-        gradients.add(seen, head.pull_back(kept, d_logits))
+        gradients.add(piece.seen, head.pull_back(kept, d_logits))
     return _Found(terms, (label_logit - log_normaliser)[:count], measured)
 
 

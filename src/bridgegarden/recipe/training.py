@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from bridgegarden.errors import ConfigError, foreign, quoted, unknown_name
 from bridgegarden.recipe.values import coerce, require_positive
@@ -124,42 +124,6 @@ class LoraSection:
             raise ConfigError(f"student.lora.lora_dropout must be in [0, 1), got {self.lora_dropout}.")
         if not self.target_modules:
             raise ConfigError("student.lora.target_modules is empty; name modules, or leave it out for all-linear.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantizationSection:
-    """How the teacher's weights are rounded as they are loaded; the fields are those of transformers'
-    ``BitsAndBytesConfig``. Its embeddings and head stay whole."""
-
-    load_in_4bit: bool = False
-    """To four bits."""
-    load_in_8bit: bool = False
-    """To eight bits; activations, too, but for outliers."""
-    bnb_4bit_quant_type: Literal["fp4", "nf4"] = "fp4"
-    """Which 16 values four bits stand for: floating point, or the quantiles of a normal distribution."""
-    bnb_4bit_compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type that four bits are unpacked to and multiplied in."""
-    bnb_4bit_use_double_quant: bool = False
-    """Round the scales of blocks of four-bit weights, too."""
-    llm_int8_threshold: float = 6.0
-    """With eight bits: activations beyond it are outliers, > 0."""
-
-    def __post_init__(self) -> None:
-        if self.load_in_4bit == self.load_in_8bit:
-            raise ConfigError("teacher.quantization: set one of load_in_4bit and load_in_8bit to true.")
-        other = "llm_int8_" if self.load_in_4bit else "bnb_4bit_"
-        for f in fields(self):
-            if f.name.startswith(other) and getattr(self, f.name) != f.default:
-                bits = "load_in_8bit" if self.load_in_4bit else "load_in_4bit"
-                raise ConfigError(f"teacher.quantization.{f.name}: goes with {bits}, which is not set; leave it out.")
-        if not 0 < self.llm_int8_threshold < math.inf:
-            raise ConfigError(f"teacher.quantization.llm_int8_threshold must be > 0, got {self.llm_int8_threshold}.")
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Arguments of ``BitsAndBytesConfig``: those that mean something."""
-        means = ("load_in_4bit", "bnb_4bit_") if self.load_in_4bit else ("load_in_8bit", "llm_int8_")
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name.startswith(means)}
 
 
 @dataclass(frozen=True, kw_only=True)

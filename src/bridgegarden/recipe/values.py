@@ -16,6 +16,8 @@ from bridgegarden.errors import ConfigError, quoted, unknown_name
 
 T = TypeVar("T")
 
+LONGEST_PATH, LONGEST_NAME = 4000, 255
+"""Bytes of a path and of a name in it that file systems take."""
 LARGEST = 2**63 - 1
 """Whole numbers beyond this, of either sign, do not fit where they go."""
 MAX_BYTES = 256 * 1024
@@ -344,3 +346,15 @@ def require_positive(place: str, value: int | None) -> None:
     """
     if value is not None and value < 1:
         raise ConfigError(f"{place} must be >= 1, got {value}.")
+
+
+def require_text(place: str, value: str) -> None:
+    """Refuse a name or path that is empty or longer than any can be.
+
+    Raises:
+        ConfigError: it is; begins with `place`.
+    """
+    if not value.strip():
+        raise ConfigError(f"{place} is empty; give a name or a path.")
+    if len(value.encode()) > LONGEST_PATH or max(len(part.encode()) for part in value.split("/")) > LONGEST_NAME:
+        raise ConfigError(f"{place} is longer than any name or path: {value[:60]!r}...")

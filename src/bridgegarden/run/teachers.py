@@ -1,12 +1,12 @@
 """The kinds of teacher that a recipe can have: what each reads, how its signals are opened, and who it is.
 
-A new kind is a class here, a value of :data:`~bridgegarden.recipe.sections.TeacherKind`, and a
+A new kind is a class here, a value of :data:`~bridgegarden.recipe.teacher.TeacherKind`, and a
 :class:`~bridgegarden.teacher.protocol.Teacher`.
 """
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -426,6 +426,17 @@ class LabelsAlone(RecipeTeacher):
         return DataTokens(pair.student.width)
 
 
+MODELS: Mapping[str, type[RecipeTeacher]] = {
+    "live": LiveModel,
+    "cached": CachedModel,
+    "mixed": MixedModels,
+    "mixed_cached": CachedMixture,
+    "by_row_cached": CachedByRow,
+    "recorded": RecordedTeacher,
+}
+"""Kinds of teacher that are known to be models by the recipe alone."""
+
+
 def teacher_of(recipe: Recipe, *, anew: bool = False) -> RecipeTeacher:
     """The teacher of a recipe that is trained from.
 
@@ -437,18 +448,8 @@ def teacher_of(recipe: Recipe, *, anew: bool = False) -> RecipeTeacher:
         ConfigError: it is on a server, and more is to be learnt of it than its answers.
     """
     kind = recipe.teacher.kind
-    if kind == "live":
-        return LiveModel(recipe)
-    if kind == "cached":
-        return CachedModel(recipe)
-    if kind == "mixed":
-        return MixedModels(recipe)
-    if kind == "mixed_cached":
-        return CachedMixture(recipe)
-    if kind == "by_row_cached":
-        return CachedByRow(recipe)
-    if kind == "recorded":
-        return RecordedTeacher(recipe)
+    if kind in MODELS:
+        return MODELS[kind](recipe)
     if kind == "answers":
         return ScoringServer(recipe) if _scores_rows(recipe, anew) else AnsweringServer(recipe)
     if build_objective(recipe.objective).learns_data_alone:

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from rich.console import Console, Group, RenderableType
 
-from bridgegarden.errors import ConfigError
+from bridgegarden.errors import ConfigError, stopped_by_sigterm
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import git_commit, now
 from bridgegarden.study.kept import StudyFolder, deciding_versions
@@ -115,7 +115,7 @@ def study(folder: StudyFolder, command: str, console: Console | None) -> Iterato
 @contextmanager
 def studying(console: Console) -> Iterator[None]:
     """SIGTERM ends it as Ctrl-C does, and libraries are heard where somebody watches."""
-    with terminated_as_interrupted(), quiet_libraries(interactive=console.is_terminal):
+    with stopped_by_sigterm(), quiet_libraries(interactive=console.is_terminal):
         yield
 
 
@@ -301,23 +301,6 @@ def _pass_on(told: Queue, tell: Tell) -> None:
             tell(*told.get_nowait())
         except queue.Empty:
             return
-
-
-@contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does, workers included; from a thread, signals are left as they are."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -131,11 +131,40 @@ def test_a_token_that_goes_on_in_the_student_is_left_to_the_tail_but_for_what_th
 
 def test_where_the_tail_outweighs_every_cell_the_hard_label_is_the_texts_own():
     teacher, student = view("t h"), view("t h", "th e", "c a")
-    texts = Texts(teacher, {b"the": 0.4, b"tha": 0.35, b"ca": 0.25})
+    texts = Texts(teacher, {b"the": 0.4, b"tha": 0.3, b"b": 0.2, b"ca": 0.1})
     found = Translation(teacher, student, threshold=0, tolerance=0)(
+        texts.signal(b"ca"), [texts.ids[b"ca"]], [ids(student, b"ca")]
+    )
+    b, ca = (student.encode(text)[0] for text in (b"b", b"ca"))
+    assert cells(found, 0) == pytest.approx({b: 0.2, ca: 0.1})
+    assert found.signal.argmax[0] == ca
+    assert found.signal.max_logp[0].exp() == pytest.approx(0.1)
+
+
+def test_a_token_of_which_more_may_be_where_the_teacher_was_not_asked_is_no_cell():
+    """Behind ``the`` it was asked of the end and of ``re``; ``there`` may be a part of the rest as well."""
+    teacher = view("t h", "th e", "r e")
+    student = view("t h", "th e", "r e", "the re")
+    texts = Texts(teacher, {b"the": 0.5, b"there": 0.2, b"thex": 0.1, b"cat": 0.2})
+    there = student.encode(b"there")[0]
+    for top_k, mass in ((None, 0.2), (1, 0.0)):
+        found = Translation(teacher, student, threshold=0, tolerance=0)(
+            texts.signal(b"there", top_k), [texts.ids[b"there"]], [ids(student, b"there")]
+        )
+        mass_there = cells(found, 0).get(there, 0.0) if found.kind[0] == ALIGNED else 0.0
+        assert mass_there == pytest.approx(mass)
+
+
+def test_what_was_only_tried_is_not_said_to_be_proved():
+    """``the`` is not written before ``r`` by this teacher, which was tried; of ``b`` nothing else can come."""
+    merges = ("t h", "th e", "the r")
+    teacher, student = view(*merges, cut=r"\d|[a-z]+"), view(*merges, "r e", cut=r"\d|[a-z]+")
+    texts = Texts(teacher, {b"the": 0.5, b"ther": 0.3, b"b": 0.2})
+    found = Translation(teacher, student, tolerance=0)(
         texts.signal(b"the"), [texts.ids[b"the"]], [ids(student, b"the")]
     )
-    assert found.signal.argmax[0] == student.encode(b"the")[0]
+    assert found.known[0] == pytest.approx(1)
+    assert found.exact[0] == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(("teacher_cut", "student_cut"), [(r"\d{3}|\d", r"\d"), (r"\d", r"\d{3}|\d")])
