@@ -1,4 +1,4 @@
-.PHONY: check test slow mutants canary floor docs
+.PHONY: check test slow mutants canary floor docs site
 
 check:
 	ruff check .
@@ -27,3 +27,7 @@ floor:
 docs:
 	python docs/write_cli_reference.py
 	python docs/write_recipe_reference.py
+
+# The site, into site/: no network, and every warning is an error.
+site:
+	NO_MKDOCS_2_WARNING=1 mkdocs build

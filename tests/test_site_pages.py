@@ -1,0 +1,67 @@
+"""What the pages of the site claim is what is kept and what is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.test_evidence import writer  # noqa: F401  a fixture
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+NOISY = ("unsure", "slips")
+GUIDE = {
+    # what you have: for each number, in order, the claim it counts, and in which cells
+    "a teacher that is sure and right": [("right", {"teacher": ("perfect",)})],
+    "a teacher that is right but unsure": [(claim, {"teacher": ("unsure",)}) for claim in ("right", "right, sampled")],
+    "a teacher that slips": [(c, {"teacher": ("slips",)}) for c in ("right", "right, sampled", "sharpened")],
+    "a teacher that is wrong in places": [("right", {"teacher": ("wrong_in_places",)})],
+    "an unsure or slipping teacher, few rows, a student with room": [
+        ("right", {"teacher": NOISY, "rows": ("few",), "student": ("room enough",)})
+    ],
+    "the same, and a student that is too small": [
+        ("right", {"teacher": NOISY, "rows": (rows,), "student": ("too small",)}) for rows in ("many", "few")
+    ],
+    "the same, many rows and room enough": [
+        ("right", {"teacher": NOISY, "rows": ("many",), "student": ("room enough",)})
+    ],
+    "time for the student to write at every step": [("on-policy", {})],
+}
+
+
+def guide() -> dict[str, str]:
+    """The rows of the first page's guide: what you have, and the rest of the row."""
+    text = (DOCS / "index.md").read_text(encoding="utf-8").split("## Which method should I use?")[1]
+    rows = [line.strip("| ").split(" | ", 1) for line in text.splitlines() if line.startswith("| ")]
+    return {row[0]: row[1] for row in rows}
+
+
+@pytest.mark.parametrize("have", GUIDE)
+def test_the_guide_counts_what_the_map_found(writer, have):  # noqa: F811
+    evidence = writer.Evidence()
+    found = []
+    for claim, cells in GUIDE[have]:
+        verdicts = [
+            verdict
+            for place, verdict in evidence.verdicts(claim).items()
+            if all(getattr(place, name) in allowed for name, allowed in cells.items())
+        ]
+        assert verdicts
+        found.append(f"{verdicts.count('holds')} of {len(verdicts)}")
+    assert re.findall(r"\d+ of \d+", guide()[have]) == found
+
+
+def test_every_count_of_the_guide_is_held_to_the_map():
+    counted = {have for have, row in guide().items() if re.search(r"\d+ of \d+", row)}
+    assert counted == set(GUIDE)
+
+
+def test_other_numbers_of_the_guide_stand_on_the_page_that_it_names():
+    for row in guide().values():
+        for page in re.findall(r"\]\((results/(?:quickstart|lightning)\.md)\)", row):
+            there = " ".join((DOCS / page).read_text(encoding="utf-8").split())
+            numbers = re.findall(r"\d+\.\d ± \d+\.\d|\d+\.\d times fewer FLOPs", row)
+            assert numbers
+            for number in numbers:
+                assert number in there, f"{number} is not in {page}"
