@@ -1,7 +1,7 @@
 """What ``make site`` does beside what mkdocs does by itself.
 
-Pages that live elsewhere in the repository are shown as well, with their links; a page that ``mkdocs.yml`` does not place
-yet is listed under *How to*; and ``llms.txt`` lists every page with its first sentence (https://llmstxt.org).
+Pages that live elsewhere in the repository are shown as well, with their links; a page that ``mkdocs.yml`` does not
+place yet is listed under *How to*; and ``llms.txt`` lists every page with its first sentence (https://llmstxt.org).
 """
 
 import posixpath

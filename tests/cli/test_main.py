@@ -147,3 +147,28 @@ def test_the_installed_script_is_the_command():
 )
 def test_the_command_line_page_is_what_help_says():
     assert PAGE.read_text(encoding="utf-8") == reference(), "docs/cli.md is out of date; run: make docs"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_is_told_how_to_complete(shell):
+    """As docs/install.md says it."""
+    page = (Path(__file__).parents[2] / "docs" / "install.md").read_text(encoding="utf-8")
+    assert f"_BRIDGEGARDEN_COMPLETE={shell}_source bridgegarden" in page
+    done = CliRunner().invoke(cli, prog_name="bridgegarden", env={"_BRIDGEGARDEN_COMPLETE": f"{shell}_source"})
+    assert done.exit_code == 0
+    assert f"_BRIDGEGARDEN_COMPLETE={shell}_complete" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("bridgegarden tr", {"train"}),
+        ("bridgegarden cache b", {"build"}),
+        ("bridgegarden train my.yaml --dry", {"--dry-run"}),
+        ("bridgegarden plan my.yaml --sharding f", {"fsdp"}),
+    ],
+)
+def test_commands_options_and_choices_are_completed(line, offered):
+    words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1), "_BRIDGEGARDEN_COMPLETE": "bash_complete"}
+    done = CliRunner().invoke(cli, prog_name="bridgegarden", env=words)
+    assert {answer.partition(",")[2] for answer in done.stdout.split()} == offered

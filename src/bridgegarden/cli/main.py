@@ -30,6 +30,7 @@ COMMANDS = {
     "compare": "bridgegarden.cli.study:compare_command",
     "lab": "bridgegarden.cli.study:lab_group",
     "recipes": "bridgegarden.cli.train:recipes_group",
+    "env": "bridgegarden.cli.env:env_command",
 }
 """Every command and where it lives, in the order ``--help`` shows them."""
 
@@ -41,7 +42,7 @@ MACHINE = (
 them: whoever looks for it says what it was to be."""
 
 STDOUT = "stdout"
-BUG = "This is a bug of bridgegarden; please report it with the lines above."
+BUG = "This is a bug of bridgegarden; please report it with the lines above and what `bridgegarden env RECIPE` says."
 
 
 class UserError(click.ClickException):
