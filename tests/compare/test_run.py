@@ -11,13 +11,14 @@ from rich.console import Console
 from bridgegarden.compare import student
 from bridgegarden.compare.pair import PairFlops, Work, check_pair, check_recipe, expected_work, placed, seeded, steps_of
 from bridgegarden.compare.result import CompareResult, CompareSettings
-from bridgegarden.compare.run import CompareFolder, compare, run_key
+from bridgegarden.compare.run import CompareFolder, compare, decided_by
 from bridgegarden.compare.student import run_recipe
 from bridgegarden.errors import ConfigError, ModelError, NonFiniteError
 from bridgegarden.evaluation.lm_eval import EvaluationOptions
 from bridgegarden.plan import machine_of, plan_recipe
 from bridgegarden.recipe import load_recipe
 from bridgegarden.study.arms import compared_rows, default_baseline
+from bridgegarden.study.kept import key_of
 from tests.tiny import save_tiny, tiny_model
 
 SETTINGS = CompareSettings(
@@ -144,8 +145,8 @@ def test_the_key_of_a_training_is_of_everything_that_decides_it(source, tmp_path
         recipe = placed(load_recipe(source, overrides), str(source))
         pair, _ = check_pair(recipe, [0])
         (row,) = compared_rows([objective], recipe.objective)
-        steps = pair.steps
-        return run_key(pair, run_recipe(recipe, row, seed, steps=steps, cache=cache, output=output / "run"), measure)
+        made = run_recipe(recipe, row, seed, steps=pair.steps, cache=cache, output=output / "run")
+        return key_of(decided_by(made, pair.fingerprints, measure))
 
     keys = [
         key(),

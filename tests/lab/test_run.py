@@ -13,7 +13,7 @@ from bridgegarden.errors import ConfigError
 from bridgegarden.exact.tasks import WORLDS
 from bridgegarden.lab import student
 from bridgegarden.lab.result import REGIMES, STUDENTS, Arm, LabResult, LabRun, LabSettings
-from bridgegarden.lab.run import Job, LabFolder, arms_in, lab, size_of, world_of
+from bridgegarden.lab.run import LabFolder, LabJob, arms_in, lab, size_of, world_of
 from bridgegarden.study.kept import kept
 
 TINY = LabSettings(
@@ -45,7 +45,7 @@ def numbers(result: LabResult):
 
 def job(folder, objective="hard", seed=0, settings=TINY, regime="small"):
     arm = Arm(regime=regime, objective=objective)
-    return Job(world="control", arm=arm, seed=seed, settings=settings, folder=LabFolder(folder))
+    return LabJob(world="control", arm=arm, seed=seed, settings=settings, folder=LabFolder(folder))
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +150,10 @@ def test_a_training_with_other_settings_is_not_taken_for_the_same(tmp_path):
 def test_the_key_is_the_same_in_another_process():
     """A key that held anything of this process (an address, a hash of a string) would make every resume start over."""
     code = (
-        "from bridgegarden.lab.run import Job; from bridgegarden.lab.run import LabFolder;"
+        "from bridgegarden.lab.run import LabFolder, LabJob;"
         "from bridgegarden.lab.result import Arm, LabSettings; from pathlib import Path;"
         "arm = Arm(regime='small', objective='confidence'); settings = LabSettings(worlds=('control',));"
-        "print(Job(world='control', arm=arm, seed=2, settings=settings, folder=LabFolder(Path('x'))).key)"
+        "print(LabJob(world='control', arm=arm, seed=2, settings=settings, folder=LabFolder(Path('x'))).key)"
     )
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     here = job(Path("x"), objective="confidence", seed=2, settings=LabSettings(worlds=("control",))).key

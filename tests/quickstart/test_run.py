@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -17,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bridgegarden.errors import ConfigError
 from bridgegarden.quickstart import student
 from bridgegarden.quickstart.result import QuickstartResult, QuickstartSettings
-from bridgegarden.quickstart.run import FULL_SEEDS, QuickstartFolder, plan, quickstart, run_key
+from bridgegarden.quickstart.run import FULL_SEEDS, QuickstartFolder, QuickstartJob, plan, quickstart
 from bridgegarden.study.arms import OBJECTIVES
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.writer import build_cache
@@ -37,6 +38,10 @@ def numbers(result: QuickstartResult):
     """Everything but times."""
     runs = tuple(replace(run, seconds=0.0, cpu_seconds=0.0) for run in result.runs)
     return replace(result, runs=runs, seconds=0.0, started="", command="", full=False)
+
+
+def job(objective, seed=0, settings=TINY, folder=Path("x")):
+    return QuickstartJob(objective=objective, seed=seed, settings=settings, folder=QuickstartFolder(folder))
 
 
 @pytest.fixture(scope="module")
@@ -174,17 +179,20 @@ def test_an_earlier_result_outlives_an_interrupted_run_that_is_marked(trained, t
 
 @pytest.mark.parametrize("broken", ["", "{}", '{"key": 3', "[]", '{"key": "KEY", "run": {}}'])
 def test_a_damaged_record_is_not_a_finished_training(tmp_path, broken):
-    folder = QuickstartFolder(tmp_path)
-    folder.student("hard", 0).mkdir(parents=True)
-    folder.run("hard", 0).parent.mkdir()
-    folder.run("hard", 0).write_text(broken.replace("KEY", "key"))
-    assert folder.finished_run("hard", 0, "key") is None
+    made = job("hard", folder=tmp_path)
+    made.folder.student("hard", 0).mkdir(parents=True)
+    made.path.parent.mkdir()
+    made.path.write_text(broken.replace("KEY", made.key))
+    assert made.kept() is None
 
 
 def test_the_key_knows_what_decides_the_numbers():
-    keys = {run_key(name, 0, TINY) for name in OBJECTIVES} | {run_key("hard", 1, TINY)}
-    assert len(keys) == len(OBJECTIVES) + 1
-    assert run_key("hard", 0, TINY) == run_key("hard", 0, replace(TINY, objectives=("hard",), seeds=(0, 7)))
+    keys = {job(name).key for name in OBJECTIVES} | {
+        job("hard", 1).key,
+        job("hard", settings=replace(TINY, steps=2)).key,
+    }
+    assert len(keys) == len(OBJECTIVES) + 2
+    assert job("hard").key == job("hard", settings=replace(TINY, objectives=("hard",), seeds=(0, 7))).key
 
 
 def test_a_file_in_the_way_is_left_alone(tmp_path):
@@ -235,8 +243,9 @@ def test_a_signal_ends_every_process_and_leaves_the_mark(tmp_path):
 def test_the_key_of_a_finished_training_is_the_same_in_another_process():
     """A key that held anything of this process (an address, a hash of a string) would make every resume start over."""
     code = (
-        "from bridgegarden.quickstart.run import run_key; from bridgegarden.quickstart.run import plan;"
-        "print(run_key('risk_guided', 1, plan(full=True, seed=0)))"
+        "from bridgegarden.quickstart.run import QuickstartFolder, QuickstartJob, plan; from pathlib import Path;"
+        "settings = plan(full=True, seed=0); folder = QuickstartFolder(Path('x'));"
+        "print(QuickstartJob(objective='risk_guided', seed=1, settings=settings, folder=folder).key)"
     )
     keys = {
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -26,9 +26,9 @@ from bridgegarden.compare.findings import (
 from bridgegarden.compare.result import CompareResult, Quantity
 from bridgegarden.report.charts import Dot, Point, Row, Shape, dot_plot, responsive, scatter
 from bridgegarden.report.marks import Axis, Reading
-from bridgegarden.report.page import Page, Section, details, figure, findings, made_section, words_section
+from bridgegarden.report.page import Page, Section, details, figure, findings, words_section
 from bridgegarden.table import Cell, Column, Table, difference_cell, mean_cell, number, share_parts
-from bridgegarden.terminal import counted, duration
+from bridgegarden.terminal import counted
 
 
 def report_page(result: CompareResult) -> Page:
@@ -165,10 +165,8 @@ def _made(result: CompareResult) -> Section:
         "recipe": details("as it was run", Markup("<pre>{}</pre>").format(result.recipe)),
         "objectives": details("every field", Markup("<ul>{}</ul>").format(objectives)),
         "tasks": tasks,
-        "commit": result.commit or "unknown",
-        "took": duration(result.seconds),
     }
-    return made_section(facts, command=result.command, versions=result.versions, started=result.started)
+    return result.made(facts)
 
 
 By = Literal["time", "flops"]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from bridgegarden.errors import ConfigError, lookup
 from bridgegarden.evaluation.lm_eval import EvaluationOptions
-from bridgegarden.study.kept import Plain
+from bridgegarden.study.kept import Plain, StudyResult
 
 Quantity = str
 """``greedy``, ``sampled``, ``teacher_loss``, ``student_loss`` or ``exposure_bias``."""
@@ -168,7 +168,7 @@ class PairInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareResult(Plain):
+class CompareResult(StudyResult):
     """Everything that tables and report show."""
 
     settings: CompareSettings
@@ -181,15 +181,6 @@ class CompareResult(Plain):
     """By row, then seed."""
     cache: CacheCost | None
     """None if no row reads one."""
-    versions: Mapping[str, str]
-    commit: str | None
-    """Git commit that the working directory was at; None outside a repository."""
-    command: str
-    """What gives the same numbers on the same machine."""
-    started: str
-    """ISO 8601, UTC."""
-    seconds: float
-    """Wall time of the whole; runs kept from an earlier time cost nothing here."""
     memo: dict[tuple, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What was made from the numbers by resampling, which tables, words and charts all ask for."""
 

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import shutil
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +26,9 @@ from bridgegarden.errors import NonFiniteError
 from bridgegarden.evaluation.tasks import is_file
 from bridgegarden.preflight.models import meta_model, parameter_count
 from bridgegarden.recipe import Recipe, build_objective, describe_objective, load_recipe
-from bridgegarden.run.output import check_writable
-from bridgegarden.run.quiet import quiet_libraries
-from bridgegarden.run.record import git_commit, now
 from bridgegarden.study.arms import ComparedRow, compared_rows
-from bridgegarden.study.kept import StudyFolder, deciding_versions, keep, kept, key_of
-from bridgegarden.study.run import Tell, one_thread, run_jobs, steps_told, studying
+from bridgegarden.study.kept import StudyFolder, keep, kept
+from bridgegarden.study.run import Job, Tell, one_thread, steps_told, study
 from bridgegarden.terminal import counted, plain_console
 
 if TYPE_CHECKING:
@@ -80,33 +76,26 @@ class CompareFolder(StudyFolder):
         )
 
 
-def run_key(pair: Pair, recipe: Recipe, settings: CompareSettings) -> str:
-    """A hash of everything that the numbers of one training and its measurement depend on.
+def decided_by(recipe: Recipe, content: Mapping[str, Any], settings: CompareSettings) -> dict[str, Any]:
+    """Everything that the numbers of one training and its measurement depend on.
 
     Args:
-        pair: what all runs share.
         recipe: of the run.
+        content: fingerprints of what all runs share.
         settings: of the comparison.
     """
     tree: dict[str, Any] = recipe.to_dict()
     del tree["output"]
     tree["teacher"].pop("cache", None)
-    parts = {
+    tasks = settings.evaluation.tasks if settings.evaluation is not None else ()
+    return {
         "recipe": tree,
-        "content": pair.fingerprints,
+        "content": dict(content),
         "student": student_fingerprint(recipe, recipe.training.arguments["seed"]),
         "cached": recipe.teacher.is_cached,
         "measuring": settings.measuring,
-        "problems": _problem_files(settings),
-        "versions": dict(deciding_versions()),
+        "problems": {task: hashlib.sha256(Path(task).read_bytes()).hexdigest() for task in tasks if is_file(task)},
     }
-    return key_of(parts)
-
-
-def _problem_files(settings: CompareSettings) -> dict[str, str]:
-    """A hash of the content of every task that is a file."""
-    tasks = settings.evaluation.tasks if settings.evaluation is not None else ()
-    return {task: hashlib.sha256(Path(task).read_bytes()).hexdigest() for task in tasks if is_file(task)}
 
 
 WRITING = 5
@@ -114,8 +103,10 @@ WRITING = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class CompareJob(Job[CompareSettings, CompareFolder, CompareRun]):
     """One training and its measurement."""
+
+    makes = CompareRun
 
     row: ComparedRow
     seed: int
@@ -125,14 +116,11 @@ class Job:
     """Of this run."""
     base: Recipe
     """Of the comparison."""
-    settings: CompareSettings
-    folder: CompareFolder
-    key: str
-    """Of everything the numbers depend on."""
+    content: Mapping[str, Any]
+    """Fingerprints of what all runs share."""
 
     @property
     def name(self) -> str:
-        """For the display."""
         return f"{self.row.label}, seed {self.seed}"
 
     @property
@@ -141,16 +129,63 @@ class Job:
         return self.folder.run(self.row, self.seed)
 
     @property
+    def path(self) -> Path:
+        return self.output / MEASURED
+
+    @property
+    def decided_by(self) -> dict[str, Any]:
+        return decided_by(self.recipe, self.content, self.settings)
+
+    @property
     def units(self) -> int:
-        """Work, in training steps on fixed data; measuring costs about as much as a third of a training."""
+        # Measuring costs about as much as a third of a training.
         return self.steps * self.weight + max(1, self.steps // 3)
 
-    def kept(self) -> CompareRun | None:
-        """What an earlier run found with everything as it is here."""
-        return kept(self.output / MEASURED, self.key, CompareRun)
+    @property
+    def weight(self) -> int:
+        """Units of a step."""
+        return WRITING if self.row.on_policy else 1
+
+    @property
+    def turn(self) -> int:
+        return self.settings.seeds.index(self.seed)
+
+    def run(self, tell: Tell) -> CompareRun:
+        meter = _meter(self.base, self.settings)
+        run = CompareRun(objective=self.row.name, seed=self.seed, spent=None, measured=None)
+        try:
+            trained = self._trained(meter, tell)
+        except NonFiniteError as error:
+            return dataclasses.replace(run, failure=str(error))
+        tell(self.steps * self.weight)
+        measured = meter.measure(self.output / "model", trained.held_out)
+        return dataclasses.replace(run, spent=trained.spent, measured=measured)
+
+    def _trained(self, meter: "Meter", tell: Tell) -> Trained:
+        """The training itself; one that was interrupted while it was measured does not cost it again.
+
+        Raises:
+            NonFiniteError: the loss is no number any more.
+        """
+        from bridgegarden.compare.student import train_one
+
+        if (self.output / "model").is_dir():
+            before = kept(self.output / TRAINED, self.key, Trained)
+            if before is not None:
+                return before
+        on_step = steps_told(tell, weight=self.weight)
+        summary, spent = train_one(self.recipe, meter.pair, PairFlops.of(meter.pair), on_step=on_step)
+        trained = Trained(spent, dict(summary.evaluation))
+        keep(self.output / TRAINED, self.key, trained)
+        return trained
+
+    def keep(self, run: CompareRun) -> None:
+        super().keep(run)
+        if run.failure is None and not self.settings.keep_models:
+            for name in ("model", "adapter"):
+                shutil.rmtree(self.output / name, ignore_errors=True)
 
     def told(self, run: CompareRun) -> str:
-        """What came of it, on one line."""
         if run.spent is None:
             return f"{self.name}: FAILED: {run.failure}"
         parts = []
@@ -161,61 +196,61 @@ class Job:
         parts.append(f"exposure bias {mean_of(run, 'exposure_bias'):+.3g}")
         return f"{self.name}: {', '.join(parts)}, {run.spent.cpu_seconds:.0f} CPU s"
 
-    @property
-    def weight(self) -> int:
-        """Units of a step."""
-        return WRITING if self.row.on_policy else 1
-
 
 def make_jobs(
     pair: Pair, rows: Sequence[ComparedRow], settings: CompareSettings, folder: CompareFolder
-) -> tuple[Job, ...]:
-    """Seed by seed, so that an interrupted comparison has whole ones."""
+) -> tuple[CompareJob, ...]:
+    """Every row with every seed."""
     from bridgegarden.compare.student import run_recipe
 
     flops = PairFlops.of(pair)
     sharers = len(settings.seeds) * sum(row.reads_cache for row in rows)
     cache = folder.cache if pair.recipe.teacher.cache is None else Path(pair.recipe.teacher.cache)
     jobs = []
-    for seed in settings.seeds:
-        for row in rows:
-            steps = steps_of(pair, flops, row, sharers=sharers) if settings.budget == "compute" else pair.steps
-            where = None if row.on_policy else cache
+    for row in rows:
+        steps = steps_of(pair, flops, row, sharers=sharers) if settings.budget == "compute" else pair.steps
+        where = None if row.on_policy else cache
+        for seed in settings.seeds:
             recipe = run_recipe(pair.recipe, row, seed, steps=steps, cache=where, output=folder.run(row, seed))
-            key = run_key(pair, recipe, settings)
             jobs.append(
-                Job(
+                CompareJob(
                     row=row,
                     seed=seed,
                     steps=steps,
                     recipe=recipe,
                     base=pair.recipe,
+                    content=pair.fingerprints,
                     settings=settings,
                     folder=folder,
-                    key=key,
                 )
             )
     return tuple(jobs)
 
 
-def fill_cache(pair: Pair, jobs: Sequence[Job], folder: CompareFolder, console: "Console") -> CacheCost | None:
-    """Fill the teacher's cache with what it lacks, if a training reads it; and what that cost."""
+def fill_cache(jobs: Sequence[CompareJob], console: "Console") -> None:
+    """Fill the teacher's cache with what it lacks, if one of `jobs` reads it."""
     from bridgegarden.run.cache import CacheOptions, build_recipe_cache
+    from bridgegarden.teacher.cache.writer import BuildResult
+
+    job = next((job for job in jobs if job.recipe.teacher.is_cached), None)
+    if job is None:
+        return
+    recipe = seeded(job.base, job.settings.seeds[0])
+    teacher = dataclasses.replace(recipe.teacher, cache=job.recipe.teacher.cache)
+    with one_thread():
+        built = build_recipe_cache(dataclasses.replace(recipe, teacher=teacher, on_policy=None), CacheOptions())
+    if isinstance(built, BuildResult) and built.documents:
+        console.print(f"teacher asked once about {counted(built.documents, 'row')}")
+
+
+def cache_cost(pair: Pair, jobs: Sequence[CompareJob]) -> CacheCost | None:
+    """What asking the teacher once about all rows took; None if no training reads its cache."""
     from bridgegarden.run.teachers import cache_folder
     from bridgegarden.teacher.cache.manifest import BuildTime, finished_shards
-    from bridgegarden.teacher.cache.writer import BuildResult
 
     cached = [job for job in jobs if job.recipe.teacher.is_cached]
     if not cached:
         return None
-    todo = [job for job in cached if job.kept() is None]
-    if todo:
-        recipe = seeded(pair.recipe, jobs[0].seed)
-        teacher = dataclasses.replace(recipe.teacher, cache=todo[0].recipe.teacher.cache)
-        recipe = dataclasses.replace(recipe, teacher=teacher, on_policy=None)
-        built = build_recipe_cache(recipe, CacheOptions())
-        if isinstance(built, BuildResult) and built.documents:
-            console.print(f"teacher asked once about {counted(built.documents, 'row')}")
     records = finished_shards(cache_folder(cached[0].recipe)).values()
     # A cache that was there before may hold rows that this recipe does not have.
     share = pair.counts.distinct_positions / max(sum(record.positions for record in records), 1)
@@ -259,33 +294,23 @@ def compare(
         DataError: a row cannot be used.
         ModelError: the models cannot be used, or not with each other.
     """
-    began, started = time.perf_counter(), now()
-    console = console or _console()
     recipe = placed(load_recipe(source, overrides), source)
     rows = compared_rows(settings.objectives, recipe.objective)
     check_recipe(recipe, rows)
     folder = CompareFolder(output or recipe.output / "compare")
-    check_writable(folder.path, "output")
-    with studying(console):
+    with study(folder, command, console or _console()) as begun:
         with one_thread():
-            pair = _check(recipe, rows, settings, console)
-        folder.begin()
+            pair = _check(recipe, rows, settings, begun.console)
         jobs = make_jobs(pair, rows, settings, folder)
-        with one_thread():
-            cache = fill_cache(pair, jobs, folder, console)
-        runs = _all_runs(jobs, console, workers)
+        runs = begun.run(jobs, workers=workers, prepare=lambda todo: fill_cache(todo, begun.console))
         result = CompareResult(
             settings=settings,
             recipe=recipe.to_yaml(),
             pair=_pair_info(pair, settings),
             rows={row.name: _row_info(row) for row in rows},
             runs=runs,
-            cache=cache,
-            versions=deciding_versions(),
-            commit=git_commit(),
-            command=command,
-            started=started,
-            seconds=time.perf_counter() - began,
+            cache=cache_cost(pair, jobs),
+            **begun.record(),
         )
         folder.save(result)
     return result, folder
@@ -294,45 +319,6 @@ def compare(
 def _console() -> "Console":
     """Bound to stderr as it is now: what libraries say there while a student is measured is swallowed."""
     return plain_console(file=sys.stderr, force_terminal=None if sys.stderr.isatty() else False, highlight=False)
-
-
-def run_one(job: Job, tell: Tell) -> CompareRun:
-    """Train and measure one student, and keep the numbers in the job's folder."""
-    with quiet_libraries(interactive=False):
-        meter = _meter(job.base, job.settings)
-        try:
-            trained = _trained(job, meter, tell)
-        except NonFiniteError as error:
-            run = CompareRun(objective=job.row.name, seed=job.seed, spent=None, measured=None, failure=str(error))
-            keep(job.output / MEASURED, job.key, run)
-            return run
-        tell(job.name, job.steps * job.weight)
-        measured = meter.measure(job.output / "model", trained.held_out)
-        run = CompareRun(objective=job.row.name, seed=job.seed, spent=trained.spent, measured=measured)
-        keep(job.output / MEASURED, job.key, run)
-        if not job.settings.keep_models:
-            for name in ("model", "adapter"):
-                shutil.rmtree(job.output / name, ignore_errors=True)
-    return run
-
-
-def _trained(job: Job, meter: "Meter", tell: Tell) -> Trained:
-    """The training itself; one that was interrupted while it was measured does not cost it again.
-
-    Raises:
-        NonFiniteError: the loss is no number any more.
-    """
-    from bridgegarden.compare.student import train_one
-
-    if (job.output / "model").is_dir():
-        before = kept(job.output / TRAINED, job.key, Trained)
-        if before is not None:
-            return before
-    on_step = steps_told(job, tell, weight=job.weight)
-    summary, spent = train_one(job.recipe, meter.pair, PairFlops.of(meter.pair), on_step=on_step)
-    trained = Trained(spent, dict(summary.evaluation))
-    keep(job.output / TRAINED, job.key, trained)
-    return trained
 
 
 def _check(recipe: Recipe, rows: Sequence[ComparedRow], settings: CompareSettings, console: "Console") -> Pair:
@@ -375,12 +361,6 @@ def check_student(recipe: Recipe, seed: int) -> None:
     from bridgegarden.run.teachers import student_reference
 
     load_facts(student_reference(seeded(recipe, seed)))
-
-
-def _all_runs(jobs: Sequence[Job], console: "Console", workers: int) -> tuple[CompareRun, ...]:
-    found = run_jobs(run_one, jobs, console, workers=workers)
-    order = {name: place for place, name in enumerate(jobs[0].settings.objectives)}
-    return tuple(found[job.name] for job in sorted(jobs, key=lambda job: (order[job.row.name], job.seed)))
 
 
 def _row_info(row: ComparedRow) -> RowInfo:

@@ -12,7 +12,7 @@ from bridgegarden.lab.result import REGIMES, LabResult, LabRun, Measured, TokenV
 from bridgegarden.lab.tables import effect_table, interval_words, label, mean_table, over, signed, verdict_table
 from bridgegarden.report.charts import WIDE, Curve, CurvePoint, Dot, Row, Shape, curve_chart, dot_plot, responsive
 from bridgegarden.report.marks import Axis, Reading
-from bridgegarden.report.page import Page, Section, details, figure, made_section, words_section
+from bridgegarden.report.page import Page, Section, details, figure, words_section
 from bridgegarden.report.tokens import (
     CardTable,
     Facet,
@@ -28,7 +28,6 @@ from bridgegarden.report.tokens import (
 from bridgegarden.statistics import Effect
 from bridgegarden.study.arms import LAMBDAS
 from bridgegarden.table import number, probability
-from bridgegarden.terminal import duration
 
 
 def report_page(result: LabResult) -> Page:
@@ -156,14 +155,12 @@ def _sweep(result: LabResult, worlds: list[str]) -> Markup:
 def _made(result: LabResult) -> Section:
     settings = result.settings
     facts: dict[str, str | Markup] = {
-        "commit": result.commit or "unknown",
         "seeds": f"{', '.join(map(str, settings.seeds))}, for first weights, problems, answers and their order",
         "training": f"at most {settings.steps:,} steps of {settings.batch} answers, AdamW; the best by validation kept",
         "measured on": f"{settings.test_problems} test problems that no student saw",
         "training time": f"{sum(run.training.cpu_seconds for run in result.runs):,.0f} CPU seconds in all",
-        "took": duration(result.seconds),
     }
-    return made_section(facts, command=result.command, versions=result.versions, started=result.started)
+    return result.made(facts)
 
 
 def _choices(result: LabResult, world: str) -> str:

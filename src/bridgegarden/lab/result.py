@@ -8,7 +8,7 @@ from typing import Literal
 
 from bridgegarden.errors import ConfigError, lookup
 from bridgegarden.study.arms import LAMBDAS, OBJECTIVES, LlamaSize
-from bridgegarden.study.kept import Plain
+from bridgegarden.study.kept import Plain, StudyResult
 
 RoleName = Literal["bridge", "garden", "forced"]
 """Values of :class:`bridgegarden.exact.process.Role`."""
@@ -367,7 +367,7 @@ class LabRun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabResult(Plain):
+class LabResult(StudyResult):
     """Everything that tables and report show."""
 
     settings: LabSettings
@@ -375,21 +375,6 @@ class LabResult(Plain):
 
     runs: tuple[LabRun, ...]
     """By world, regime, objective (in the orders of settings, `REGIMES` and `ALL_OBJECTIVES`), then seed."""
-
-    versions: Mapping[str, str]
-    """Of Python, the platform and the packages that decide the numbers."""
-
-    commit: str | None
-    """Git commit that the working directory was at; None outside a repository."""
-
-    command: str
-    """What gives the same numbers on the same machine."""
-
-    started: str
-    """ISO 8601, UTC."""
-
-    seconds: float
-    """Wall time of the whole; trainings kept from an earlier run cost nothing here."""
 
     @property
     def worlds(self) -> tuple[str, ...]:

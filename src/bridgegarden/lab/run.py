@@ -10,10 +10,9 @@ from bridgegarden.exact.tasks import WORLDS
 from bridgegarden.exact.world import World
 from bridgegarden.lab.findings import findings, summaries
 from bridgegarden.lab.result import REGIMES, STUDENTS, Arm, LabResult, LabRun, LabSettings, Training
-from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.study.arms import ALL_OBJECTIVES, LlamaSize
-from bridgegarden.study.kept import StudyFolder, deciding_versions, keep, kept, key_of, to_tree
-from bridgegarden.study.run import Tell, run_jobs, steps_told, study
+from bridgegarden.study.kept import StudyFolder, to_tree
+from bridgegarden.study.run import Job, Tell, steps_told, study
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,29 +49,15 @@ class LabFolder(StudyFolder):
         )
 
 
-def run_key(world: World, size: LlamaSize, arm: Arm, seed: int, settings: LabSettings) -> str:
-    """A hash of everything that the numbers of one training depend on."""
-    from bridgegarden.recipe import describe_objective
-
-    parts: dict[str, Any] = {
-        "world": {"name": world.name, "vocabulary": world.vocabulary, **asdict(cast(Any, world))},
-        "student": asdict(size),
-        "regime": asdict(REGIMES[arm.regime]),
-        "objective": describe_objective(ALL_OBJECTIVES[arm.objective].build()),
-        "seed": seed,
-        "settings": {name: value for name, value in settings.to_dict().items() if name not in STUDY},
-        "versions": dict(deciding_versions()),
-    }
-    return key_of(parts)
-
-
 MEASURING = 100
 """What measuring a student costs, in training steps, for the progress bar."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class LabJob(Job[LabSettings, LabFolder, LabRun]):
     """One training and its measurement."""
+
+    makes = LabRun
 
     world: str
     """Key of `WORLDS`."""
@@ -83,34 +68,65 @@ class Job:
     seed: int
     """Of the first weights, the problems, the answers and their order."""
 
-    settings: LabSettings
-    """What else the numbers depend on."""
-
-    folder: LabFolder
-    """Where the numbers are kept."""
-
     @property
     def name(self) -> str:
-        """For the display."""
         return f"{self.world}, {self.arm.regime}, {self.arm.objective}, seed {self.seed}"
 
     @property
-    def key(self) -> str:
-        """Of everything the numbers depend on."""
+    def path(self) -> Path:
+        return self.folder.run(self.world, self.arm, self.seed)
+
+    @property
+    def decided_by(self) -> dict[str, Any]:
+        from bridgegarden.recipe import describe_objective
+
         world, size = world_of(self.world, self.arm.regime), size_of(self.world, self.arm.regime)
-        return run_key(world, size, self.arm, self.seed, self.settings)
+        return {
+            "world": {"name": world.name, "vocabulary": world.vocabulary, **asdict(cast(Any, world))},
+            "student": asdict(size),
+            "regime": asdict(REGIMES[self.arm.regime]),
+            "objective": describe_objective(ALL_OBJECTIVES[self.arm.objective].build()),
+            "seed": self.seed,
+            "settings": {name: value for name, value in self.settings.to_dict().items() if name not in STUDY},
+        }
 
     @property
     def units(self) -> int:
-        """All its work, in training steps."""
         return self.settings.steps + MEASURING
 
-    def kept(self) -> LabRun | None:
-        """What an earlier run found with everything as it is here."""
-        return kept(self.folder.run(self.world, self.arm, self.seed), self.key, LabRun)
+    @property
+    def turn(self) -> int:
+        settings = self.settings
+        return settings.worlds.index(self.world) * len(settings.seeds) + settings.seeds.index(self.seed)
+
+    def run(self, tell: Tell) -> LabRun:
+        from bridgegarden.lab.student import measured, solve_problems, train_student, view_example
+
+        settings, regime = self.settings, self.arm.regime
+        data = _data(self.world, regime, self.seed, settings)
+        objective = ALL_OBJECTIVES[self.arm.objective].build()
+        trained = train_student(objective, size_of(self.world, regime), self.seed, settings, data, steps_told(tell))
+        tell(settings.steps)
+        cpu = time.process_time()
+        solved = solve_problems(trained.model, data.world, data.test)
+        return LabRun(
+            world=self.world,
+            regime=regime,
+            objective=self.arm.objective,
+            seed=self.seed,
+            measured=measured(solved),
+            training=Training(
+                steps=trained.steps,
+                kept_step=trained.kept_step,
+                validation=trained.validation,
+                seconds=trained.seconds,
+                cpu_seconds=trained.cpu_seconds,
+                measuring_seconds=time.process_time() - cpu,
+            ),
+            example=view_example(solved[0].solution, data.world, solved[0].test.prompt),
+        )
 
     def told(self, run: LabRun) -> str:
-        """What came of it, on one line."""
         found = run.measured
         return (
             f"{self.name}: L_dT {found.teacher_loss:.3g}, exposure bias {found.exposure_bias:+.3g}, "
@@ -144,8 +160,13 @@ def lab(
     """
     folder = LabFolder(output)
     with study(folder, command, console) as begun:
-        runs = _all_runs(settings, folder, begun.console, workers)
-        result = LabResult(settings=settings, runs=runs, **begun.record())
+        jobs = [
+            LabJob(world=world, arm=arm, seed=seed, settings=settings, folder=folder)
+            for world in settings.worlds
+            for arm in sorted(arms_in(world, settings), key=_place)
+            for seed in settings.seeds
+        ]
+        result = LabResult(settings=settings, runs=begun.run(jobs, workers=workers), **begun.record())
         folder.save(result)
     return result
 
@@ -166,59 +187,8 @@ def size_of(world: str, regime: str) -> LlamaSize:
     return sizes.small if REGIMES[regime].student == "small" else sizes.large
 
 
-def run_one(job: Job, tell: Tell) -> LabRun:
-    """Train and measure one student, and keep the numbers in the job's folder."""
-    from bridgegarden.lab.student import measured, solve_problems, train_student, view_example
-
-    settings = job.settings
-    with quiet_libraries(interactive=False):
-        data = _data(job.world, job.arm.regime, job.seed, settings)
-        objective = ALL_OBJECTIVES[job.arm.objective].build()
-        trained = train_student(
-            objective, size_of(job.world, job.arm.regime), job.seed, settings, data, steps_told(job, tell)
-        )
-        tell(job.name, settings.steps)
-        cpu = time.process_time()
-        solved = solve_problems(trained.model, data.world, data.test)
-        run = LabRun(
-            world=job.world,
-            regime=job.arm.regime,
-            objective=job.arm.objective,
-            seed=job.seed,
-            measured=measured(solved),
-            training=Training(
-                steps=trained.steps,
-                kept_step=trained.kept_step,
-                validation=trained.validation,
-                seconds=trained.seconds,
-                cpu_seconds=trained.cpu_seconds,
-                measuring_seconds=time.process_time() - cpu,
-            ),
-            example=view_example(solved[0].solution, data.world, solved[0].test.prompt),
-        )
-        keep(job.folder.run(job.world, job.arm, job.seed), job.key, run)
-    return run
-
-
-def _all_runs(settings: LabSettings, folder: LabFolder, console: "Console", workers: int | None) -> tuple[LabRun, ...]:
-    """World by world and seed by seed, so that an interrupted run has whole comparisons."""
-    jobs = [
-        Job(world=world, arm=arm, seed=seed, settings=settings, folder=folder)
-        for world in settings.worlds
-        for seed in settings.seeds
-        for arm in arms_in(world, settings)
-    ]
-    found = run_jobs(run_one, jobs, console, workers=workers)
-    ordered = sorted(jobs, key=lambda job: (settings.worlds.index(job.world), *_place(job)))
-    return tuple(found[job.name] for job in ordered)
-
-
-def _place(job: Job) -> tuple[int, int, int]:
-    return (
-        list(REGIMES).index(job.arm.regime),
-        list(ALL_OBJECTIVES).index(job.arm.objective),
-        job.settings.seeds.index(job.seed),
-    )
+def _place(arm: Arm) -> tuple[int, int]:
+    return list(REGIMES).index(arm.regime), list(ALL_OBJECTIVES).index(arm.objective)
 
 
 def _slips(world: str) -> bool:

@@ -19,7 +19,7 @@ from bridgegarden.quickstart.result import (
 )
 from bridgegarden.report.charts import WIDE, Dot, Point, Row, dot_plot, responsive, scatter
 from bridgegarden.report.marks import Axis, Reading
-from bridgegarden.report.page import Page, Section, figure, made_section, words_section
+from bridgegarden.report.page import Page, Section, figure, words_section
 from bridgegarden.report.tokens import (
     KINDS,
     KindLayer,
@@ -35,7 +35,6 @@ from bridgegarden.statistics import Estimate, Interval
 from bridgegarden.study.arms import LlamaSize
 from bridgegarden.study.students import new_llama
 from bridgegarden.table import Cell, Column, Table, mean_cell, number, share_parts, span
-from bridgegarden.terminal import duration
 
 
 def percent(share: float) -> str:
@@ -211,7 +210,6 @@ def _made(result: QuickstartResult) -> Section:
         "training": f"{settings.steps:,} steps of {settings.batch} answers, AdamW",
         "learning rate": f"{settings.learning_rate:g} at its peak",
         "seeds": f"{', '.join(map(str, settings.seeds))}, for first weights, data and its order",
-        "took": duration(result.seconds),
     }
     rows = [
         [
@@ -231,7 +229,7 @@ def _made(result: QuickstartResult) -> Section:
         "objectives: each minimises something else. For soft alone the hard label has no weight."
     )
     runs = Table(columns=columns, rows=rows, note=caption).html()
-    return made_section(facts, command=result.command, versions=result.versions, started=result.started, more=runs)
+    return result.made(facts, runs)
 
 
 def _parameters(size: LlamaSize) -> int:

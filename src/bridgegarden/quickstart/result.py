@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from bridgegarden.errors import ConfigError, lookup
 from bridgegarden.statistics import Estimate, Interval
 from bridgegarden.study.arms import OBJECTIVES, LlamaSize
-from bridgegarden.study.kept import Plain
+from bridgegarden.study.kept import Plain, StudyResult
 from bridgegarden.terminal import listed
 
 TEACHER_SIZE = LlamaSize(hidden=128, layers=3, heads=4, feed_forward=384)
@@ -181,7 +181,7 @@ class Summary(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuickstartResult(Plain):
+class QuickstartResult(StudyResult):
     """Everything that the table and the report show."""
 
     settings: QuickstartSettings
@@ -195,18 +195,6 @@ class QuickstartResult(Plain):
 
     answer: AnswerView
     """One answer looked at closely."""
-
-    versions: Mapping[str, str]
-    """Of Python, the platform and the packages that decide the numbers."""
-
-    command: str
-    """What gives the same numbers on the same machine."""
-
-    started: str
-    """ISO 8601, UTC."""
-
-    seconds: float
-    """Wall time of the whole."""
 
     full: bool
     """Whether it was the whole comparison."""

@@ -7,18 +7,24 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bridgegarden.quickstart import TEACHER
 from bridgegarden.quickstart.report import runs_table
-from bridgegarden.quickstart.result import AnswerView, Measured, ObjectiveRun, QuickstartResult, QuickstartSettings
+from bridgegarden.quickstart.result import (
+    STUDENT_SIZE,
+    AnswerView,
+    Measured,
+    ObjectiveRun,
+    QuickstartResult,
+    QuickstartSettings,
+)
 from bridgegarden.run.output import partial
-from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.study.arms import OBJECTIVES
-from bridgegarden.study.kept import StudyFolder, deciding_versions, keep, kept, key_of
-from bridgegarden.study.run import Tell, one_thread, run_jobs, steps_told, study
+from bridgegarden.study.kept import StudyFolder
+from bridgegarden.study.run import Job, Tell, one_thread, steps_told, study
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,10 +52,6 @@ class QuickstartFolder(StudyFolder):
 
     command = "bridgegarden quickstart"
 
-    def run(self, objective: str, seed: int) -> Path:
-        """Numbers of one finished training."""
-        return self.path / "runs" / f"{objective}-seed{seed}.json"
-
     def student(self, objective: str, seed: int) -> Path:
         """The student of one finished training, as a folder that ``from_pretrained`` loads."""
         return self.path / "students" / f"{objective}-seed{seed}"
@@ -69,49 +71,24 @@ class QuickstartFolder(StudyFolder):
 
         self.finish(result.to_dict(), report_page(result))
 
-    def save_run(self, run: ObjectiveRun, student: "PreTrainedModel", key: str) -> None:
-        """Keep a finished training: the student first, so that where there are numbers there is a model."""
+    def save_student(self, objective: str, seed: int, student: "PreTrainedModel") -> None:
+        """Keep the student of a training, before its numbers are: where there are numbers, there is a model."""
         from bridgegarden.quickstart.student import load_tokenizer
 
-        folder = self.student(run.objective, run.seed)
+        folder = self.student(objective, seed)
         for stale in (partial(folder), folder):
             shutil.rmtree(stale, ignore_errors=True)
         student.save_pretrained(partial(folder))
         # So that `diagnose`, `evaluate` and whoever else takes a model's folder can take this one.
         load_tokenizer().save_pretrained(partial(folder))
         partial(folder).rename(folder)
-        keep(self.run(run.objective, run.seed), key, run)
-
-    def finished_run(self, objective: str, seed: int, key: str) -> ObjectiveRun | None:
-        """A training that was finished here with everything as `key` has it."""
-        if not self.student(objective, seed).is_dir():
-            return None
-        return kept(self.run(objective, seed), key, ObjectiveRun)
-
-
-def run_key(objective: str, seed: int, settings: QuickstartSettings) -> str:
-    """A hash of everything that the numbers of one training depend on."""
-    from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
-    from bridgegarden.quickstart.result import STUDENT_SIZE
-    from bridgegarden.recipe import describe_objective
-
-    shared = {name: value for name, value in settings.to_dict().items() if name not in ("objectives", "seeds")}
-    parts = {
-        "objective": describe_objective(OBJECTIVES[objective].build()),
-        "seed": seed,
-        "settings": shared,
-        "world": asdict(ArithmeticWorld()),
-        "student": asdict(STUDENT_SIZE),
-        "teacher": hashlib.sha256((TEACHER / "model.safetensors").read_bytes()).hexdigest(),
-        "signals": SIGNALS,
-        "versions": dict(deciding_versions()),
-    }
-    return key_of(parts)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class QuickstartJob(Job[QuickstartSettings, QuickstartFolder, ObjectiveRun]):
     """One training and its measurement."""
+
+    makes = ObjectiveRun
 
     objective: str
     """Key of `OBJECTIVES`."""
@@ -119,33 +96,67 @@ class Job:
     seed: int
     """Of the first weights, the data and its order."""
 
-    settings: QuickstartSettings
-    """What else the numbers depend on."""
-
-    folder: QuickstartFolder
-    """Where the numbers and the student are kept."""
-
     @property
     def name(self) -> str:
-        """For the display."""
         return f"{self.objective}-{self.seed}"
 
     @property
-    def key(self) -> str:
-        """Of everything the numbers depend on."""
-        return run_key(self.objective, self.seed, self.settings)
+    def path(self) -> Path:
+        return self.folder.path / "runs" / f"{self.objective}-seed{self.seed}.json"
+
+    @property
+    def decided_by(self) -> dict[str, Any]:
+        from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
+        from bridgegarden.recipe import describe_objective
+
+        shared = {name: value for name, value in self.settings.to_dict().items() if name not in ("objectives", "seeds")}
+        return {
+            "objective": describe_objective(OBJECTIVES[self.objective].build()),
+            "seed": self.seed,
+            "settings": shared,
+            "world": asdict(ArithmeticWorld()),
+            "student": asdict(STUDENT_SIZE),
+            "teacher": hashlib.sha256((TEACHER / "model.safetensors").read_bytes()).hexdigest(),
+            "signals": SIGNALS,
+        }
 
     @property
     def units(self) -> int:
-        """All its work, in training steps."""
         return self.settings.steps + MEASURING
 
+    @property
+    def turn(self) -> int:
+        return self.settings.seeds.index(self.seed)
+
     def kept(self) -> ObjectiveRun | None:
-        """What an earlier run found with everything as it is here."""
-        return self.folder.finished_run(self.objective, self.seed, self.key)
+        # Without its student it is no finished training.
+        return super().kept() if self.folder.student(self.objective, self.seed).is_dir() else None
+
+    def run(self, tell: Tell) -> ObjectiveRun:
+        from bridgegarden.quickstart.student import examine, tokens_asked, train_student
+        from bridgegarden.teacher.cache.reader import TeacherCache
+
+        objective, settings = OBJECTIVES[self.objective], self.settings
+        signals = TeacherCache(self.folder.signals(self.seed))
+        rows = _rows(settings.train_problems, self.seed)
+        trained = train_student(objective, self.seed, settings, rows, signals, steps_told(tell))
+        tell(settings.steps)
+        measured = examine(trained.model, _held_out(settings.test_problems, self.seed)).measured()
+        self.folder.save_student(self.objective, self.seed, trained.model)
+        return ObjectiveRun(
+            objective=self.objective,
+            label=objective.label,
+            hard_target=objective.hard_target,
+            seed=self.seed,
+            measured=measured,
+            seconds=trained.seconds,
+            cpu_seconds=trained.cpu_seconds,
+            tokens=trained.tokens,
+            teacher_tokens=tokens_asked(rows),
+            final_loss=trained.final_loss,
+        )
 
     def told(self, run: ObjectiveRun) -> str:
-        """What came of it, on one line."""
         found = run.measured
         return (
             f"{run.label}, seed {run.seed}: {100 * found.accuracy_sampled.mean:.1f} % right when sampling, "
@@ -189,83 +200,35 @@ def quickstart(
     folder = QuickstartFolder(output)
     command = f"bridgegarden quickstart{' --full' if full else ''} --seed {settings.seeds[0]}"
     with study(folder, command, console) as begun:
-        if not full:
-            folder.forget()
-        runs = _all_runs(settings, folder, begun.console, workers, resume=full)
+
+        def prepare(todo: Sequence[QuickstartJob]) -> None:
+            if not full:
+                folder.forget()
+            _ask_the_teacher(todo, begun.console)
+
+        jobs = [
+            QuickstartJob(objective=objective, seed=seed, settings=settings, folder=folder)
+            for objective in settings.objectives
+            for seed in settings.seeds
+        ]
+        runs = begun.run(jobs, workers=workers, resume=full, prepare=prepare, above=runs_table)
         with one_thread():
             teacher, answer = _look_at_teacher_and_answer(settings, folder)
         result = QuickstartResult(
-            settings=settings,
-            runs=runs,
-            teacher=teacher,
-            answer=answer,
-            **{name: value for name, value in begun.record().items() if name != "commit"},
-            full=full,
+            settings=settings, runs=runs, teacher=teacher, answer=answer, full=full, **begun.record()
         )
         folder.save(result)
     return result
 
 
-def run_one(job: Job, tell: Tell) -> ObjectiveRun:
-    """Train and measure one student, and keep both in the job's folder."""
-    from bridgegarden.quickstart.student import examine, tokens_asked, train_student
-    from bridgegarden.teacher.cache.reader import TeacherCache
-
-    objective, settings = OBJECTIVES[job.objective], job.settings
-    with quiet_libraries(interactive=False):
-        signals = TeacherCache(job.folder.signals(job.seed))
-        rows = _rows(settings.train_problems, job.seed)
-        trained = train_student(objective, job.seed, settings, rows, signals, steps_told(job, tell))
-        tell(job.name, settings.steps)
-        measured = examine(trained.model, _held_out(settings.test_problems, job.seed)).measured()
-        run = ObjectiveRun(
-            objective=job.objective,
-            label=objective.label,
-            hard_target=objective.hard_target,
-            seed=job.seed,
-            measured=measured,
-            seconds=trained.seconds,
-            cpu_seconds=trained.cpu_seconds,
-            tokens=trained.tokens,
-            teacher_tokens=tokens_asked(rows),
-            final_loss=trained.final_loss,
-        )
-        job.folder.save_run(run, trained.model, job.key)
-    return run
-
-
-def _all_runs(
-    settings: QuickstartSettings, folder: QuickstartFolder, console: "Console", workers: int | None, *, resume: bool
-) -> tuple[ObjectiveRun, ...]:
-    """Every objective with every seed; seed by seed, so that an interrupted run has whole comparisons."""
-    jobs = [
-        Job(objective=objective, seed=seed, settings=settings, folder=folder)
-        for seed in settings.seeds
-        for objective in settings.objectives
-    ]
-    found = run_jobs(
-        run_one,
-        jobs,
-        console,
-        workers=workers,
-        resume=resume,
-        prepare=lambda todo: _ask_the_teacher(settings, folder, todo, console),
-        above=runs_table,
-    )
-    order = {objective: place for place, objective in enumerate(settings.objectives)}
-    return tuple(sorted(found.values(), key=lambda run: (order[run.objective], settings.seeds.index(run.seed))))
-
-
-def _ask_the_teacher(
-    settings: QuickstartSettings, folder: QuickstartFolder, jobs: Sequence[Job], console: "Console"
-) -> None:
+def _ask_the_teacher(jobs: Sequence[QuickstartJob], console: "Console") -> None:
     """Once for all students of each seed; what an earlier run kept is not asked again."""
     from bridgegarden.quickstart.student import keep_signals, load_tokenizer
 
-    for seed in dict.fromkeys(job.seed for job in jobs):
+    for seed, job in {job.seed: job for job in jobs}.items():
         with console.status("asking the teacher"), one_thread():
-            rows = _rows(settings.train_problems, seed)
-            built = keep_signals(folder.signals(seed), rows, _teacher(), load_tokenizer())
+            rows = _rows(job.settings.train_problems, seed)
+            built = keep_signals(job.folder.signals(seed), rows, _teacher(), load_tokenizer())
         if built.documents:
             console.print(f"teacher asked once for {built.positions:,} tokens, in {built.seconds:.0f} s (seed {seed})")
         else:

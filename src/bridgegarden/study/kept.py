@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, Union, cast, get
 
 from bridgegarden.run.output import check_writable, write_json, write_text
 from bridgegarden.run.record import package_versions
+from bridgegarden.terminal import duration
 
 if TYPE_CHECKING:
-    from bridgegarden.report.page import Page
+    from markupsafe import Markup
+
+    from bridgegarden.report.page import Page, Section
 
 RunT = TypeVar("RunT")
 
@@ -121,7 +124,37 @@ class Plain:
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`; what else a file holds is made from these."""
-        return from_tree(cls, {field.name: tree[field.name] for field in fields(cast(Any, cls)) if field.init})
+        known = [field.name for field in fields(cast(Any, cls)) if field.init]
+        return from_tree(cls, {name: tree[name] for name in known if name in tree})
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyResult(Plain):
+    """How a result was made; what was found is its own."""
+
+    versions: Mapping[str, str]
+    """Of Python, the platform and the packages that decide the numbers."""
+    commit: str | None = None
+    """Git commit that the working directory was at; None outside a repository."""
+    command: str
+    """What gives the same numbers on the same machine."""
+    started: str
+    """ISO 8601, UTC."""
+    seconds: float
+    """Wall time of the whole; what was kept from an earlier run cost nothing here."""
+
+    def made(self, facts: "Mapping[str, str | Markup]", more: "str | Markup" = "") -> "Section":
+        """The part of its page that says so, with what else there is to say."""
+        from bridgegarden.report.page import made_section
+
+        commit = {"commit": self.commit} if self.commit is not None else {}
+        return made_section(
+            {**facts, **commit, "took": duration(self.seconds)},
+            command=self.command,
+            versions=self.versions,
+            started=self.started,
+            more=more,
+        )
 
 
 def to_tree(value: Any) -> Any:

@@ -6,22 +6,25 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from multiprocessing.queues import Queue
-from typing import Any, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from rich.console import Console, Group, RenderableType
 
 from bridgegarden.errors import ConfigError, stopped_by_sigterm
+from bridgegarden.run.output import check_writable
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import git_commit, now
-from bridgegarden.study.kept import StudyFolder, deciding_versions
+from bridgegarden.study.kept import StudyFolder, deciding_versions, keep, kept, key_of
 from bridgegarden.terminal import Display, counted, stderr_console
 
 EVERY = 15.0
@@ -35,45 +38,94 @@ MOST = 4
 """Processes by default at most: each holds PyTorch and TRL, half a gigabyte."""
 
 
-Tell = Callable[[str, int], None]
-"""Called by a job with its own name and the number of steps done."""
+Tell = Callable[[int], None]
+"""Called by a job with the units of its work that are done."""
+Telling = Callable[[str, int], None]
+"""The same with the name of the job before."""
+
+SettingsT = TypeVar("SettingsT")
+FolderT = TypeVar("FolderT", bound=StudyFolder)
+RunT = TypeVar("RunT")
+ResultT = TypeVar("ResultT")
+WorkT = TypeVar("WorkT")
 
 
-class Job(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class Job(ABC, Generic[SettingsT, FolderT, RunT]):
     """One training and its measurement, with everything that decides its numbers. Picklable."""
 
+    makes: ClassVar[type]
+    """What comes of it: plain data."""
+
+    settings: SettingsT
+    """Of the study; the numbers depend on some of them."""
+    folder: FolderT
+    """Of the study."""
+
     @property
+    @abstractmethod
     def name(self) -> str:
         """For the display; each job has its own."""
-        ...
 
     @property
+    @abstractmethod
+    def path(self) -> Path:
+        """The file in which what came of it is kept."""
+
+    @property
+    @abstractmethod
+    def decided_by(self) -> Mapping[str, Any]:
+        """Everything that its numbers depend on, but for versions: what JSON can say, the same in every process."""
+
+    @property
+    @abstractmethod
     def units(self) -> int:
         """All its work, in training steps."""
-        ...
 
-    def kept(self) -> Any:
-        """What came of it in an earlier run of everything as it is here; None if there is nothing."""
-        ...
+    @property
+    def turn(self) -> int:
+        """Jobs of a lower turn are done first, so that an interrupted study has whole comparisons."""
+        return 0
 
-    def told(self, run: Any, /) -> str:
+    @abstractmethod
+    def run(self, tell: Tell) -> RunT:
+        """Train and measure; nothing else that lasts is changed but what lies in the folder under its own name."""
+
+    @abstractmethod
+    def told(self, run: RunT) -> str:
         """What came of it, on one line."""
-        ...
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of everything that decides the numbers."""
+        return key_of({**self.decided_by, "versions": dict(deciding_versions())})
+
+    def kept(self) -> RunT | None:
+        """What an earlier run found with everything as it is here; None if there is nothing."""
+        return kept(self.path, self.key, self.makes)
+
+    def keep(self, run: RunT) -> None:
+        """Write what came of it."""
+        keep(self.path, self.key, run)
 
 
 JobT = TypeVar("JobT", bound=Job)
 
 
-RunT = TypeVar("RunT")
-
-
-ResultT = TypeVar("ResultT")
+def do(job: Job, tell: Telling) -> Any:
+    """Do a job, and keep what came of it."""
+    with quiet_libraries(interactive=False):
+        run = job.run(partial(tell, job.name))
+        job.keep(run)
+    return run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """A study under way."""
 
+    folder: StudyFolder
+    """Where it leaves what it finds."""
     console: Console
     """For progress."""
     command: str
@@ -84,7 +136,7 @@ class Study:
     """The same, by `time.perf_counter`."""
 
     def record(self) -> dict[str, Any]:
-        """How a result was made, for its fields of these names."""
+        """How a result was made, as :class:`bridgegarden.study.kept.StudyResult` has it."""
         return {
             "versions": deciding_versions(),
             "commit": git_commit(),
@@ -93,80 +145,73 @@ class Study:
             "seconds": time.perf_counter() - self.began,
         }
 
+    def run(
+        self,
+        jobs: Sequence[JobT],
+        *,
+        workers: int | None,
+        noun: str = "student",
+        resume: bool = True,
+        prepare: Callable[[Sequence[JobT]], None] | None = None,
+        above: "Callable[[Sequence[Any]], RenderableType] | None" = None,
+    ) -> tuple[Any, ...]:
+        """What came of every job, in the order of `jobs`. The folder is marked until the study is saved.
+
+        Args:
+            jobs: of one study, with names of their own.
+            workers: processes of one thread each; the processors there are, at most 4, if None.
+            noun: what a job trains, one of them.
+            resume: whether what an earlier run kept is taken.
+            prepare: called with the jobs that are left to do, if there are any.
+            above: what a terminal shows above the bar of the runs so far.
+
+        Raises:
+            ConfigError: nothing can be written in the folder, or a worker was ended from outside.
+        """
+        self.folder.begin()
+        workers = workers or min(available_processors(), MOST)
+        before = {job.name: job.kept() for job in jobs} if resume else {}
+        found = {name: run for name, run in before.items() if run is not None}
+        if found:
+            self.console.print(f"{len(found)} of {counted(len(jobs), noun)} were finished before and are kept")
+        todo = sorted((job for job in jobs if job.name not in found), key=lambda job: job.turn)
+        if todo:
+            self.console.print(f"{counted(len(todo), noun)} to train, {min(workers, len(todo))} at a time")
+            if prepare is not None:
+                prepare(todo)
+        with JobsDisplay(self.console, sum(job.units for job in todo), above) as display:
+            # Closed at once on an interrupt, which ends the workers.
+            with closing(work(do, todo, workers=workers, tell=display.advance)) as finished:
+                for job, run in finished:
+                    found[job.name] = run
+                    display.finished(job, run, job.told(run))
+        return tuple(found[job.name] for job in jobs)
+
 
 @contextmanager
 def study(folder: StudyFolder, command: str, console: Console | None) -> Iterator[Study]:
-    """Mark `folder` as one in which a study is under way; its ``save`` takes the mark away.
+    """A study that begins; SIGTERM ends it as Ctrl-C does, and libraries are heard where somebody watches.
 
     Args:
-        folder: made if need be.
+        folder: where it leaves what it finds; made with the first job.
         command: what was typed, for the record.
         console: for progress; stderr if None.
 
     Raises:
-        ConfigError: nothing can be written there.
+        ConfigError: nothing can be written in the folder.
     """
-    begun = Study(console=console or stderr_console(), command=command, started=now(), began=time.perf_counter())
-    with studying(begun.console):
-        folder.begin()
-        yield begun
-
-
-@contextmanager
-def studying(console: Console) -> Iterator[None]:
-    """SIGTERM ends it as Ctrl-C does, and libraries are heard where somebody watches."""
+    console = console or stderr_console()
+    check_writable(folder.path, "output")
     with stopped_by_sigterm(), quiet_libraries(interactive=console.is_terminal):
-        yield
+        yield Study(folder=folder, console=console, command=command, started=now(), began=time.perf_counter())
 
 
-def run_jobs(
-    run_one: Callable[[JobT, Tell], RunT],
-    jobs: Sequence[JobT],
-    console: Console,
-    *,
-    workers: int | None,
-    noun: str = "student",
-    resume: bool = True,
-    prepare: Callable[[Sequence[JobT]], None] | None = None,
-    above: "Callable[[Sequence[Any]], RenderableType] | None" = None,
-) -> dict[str, RunT]:
-    """What came of every job, by its name, in the order of `jobs`.
-
-    Args:
-        run_one: importable by name; does a job and keeps what came of it.
-        jobs: those that come first are done first, so that an interrupted study has whole comparisons.
-        console: for progress.
-        workers: processes of one thread each; the processors there are, at most 4, if None.
-        noun: what a job trains, one of them.
-        resume: whether what an earlier run kept is taken.
-        prepare: called with the jobs that are left to do, if there are any.
-        above: what a terminal shows above the bar of the runs so far.
-    """
-    workers = workers or min(available_processors(), MOST)
-    before = {job.name: job.kept() for job in jobs} if resume else {}
-    found: dict[str, RunT] = {name: run for name, run in before.items() if run is not None}
-    if found:
-        console.print(f"{len(found)} of {counted(len(jobs), noun)} were finished before and are kept")
-    todo = [job for job in jobs if job.name not in found]
-    if todo:
-        console.print(f"{counted(len(todo), noun)} to train, {min(workers, len(todo))} at a time")
-        if prepare is not None:
-            prepare(todo)
-    with JobsDisplay(console, sum(job.units for job in todo), above) as display:
-        # Closed at once on an interrupt, which ends the workers.
-        with closing(work(run_one, todo, workers=workers, tell=display.advance)) as finished:
-            for job, run in finished:
-                found[job.name] = run
-                display.finished(job, run, job.told(run))
-    return {job.name: found[job.name] for job in jobs}
-
-
-def steps_told(job: Job, tell: Tell, *, weight: int = 1) -> Callable[[int], None]:
+def steps_told(tell: Tell, *, weight: int = 1) -> Callable[[int], None]:
     """For a training to call after every step; `weight` is the units of one."""
 
     def on_step(step: int) -> None:
         if step % TELL_EVERY == 0:
-            tell(job.name, step * weight)
+            tell(step * weight)
 
     return on_step
 
@@ -210,8 +255,8 @@ def available_processors() -> int:
 
 
 def work(
-    function: Callable[[JobT, Tell], ResultT], jobs: Sequence[JobT], *, workers: int, tell: Tell
-) -> Generator[tuple[JobT, ResultT], None, None]:
+    function: Callable[[WorkT, Telling], ResultT], jobs: Sequence[WorkT], *, workers: int, tell: Telling
+) -> Generator[tuple[WorkT, ResultT], None, None]:
     """Each job with its result, as they finish. One worker means this very process, which then uses one thread.
 
     Close the generator to end what still runs.
@@ -238,7 +283,7 @@ def work(
     complete = False
     try:
         with interrupts_wait():
-            waiting: dict[Future, JobT] = {pool.submit(partial(_run, function), job): job for job in jobs}
+            waiting: dict[Future, WorkT] = {pool.submit(partial(_run, function), job): job for job in jobs}
         while waiting:
             done, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
             _pass_on(told, tell)
@@ -289,13 +334,13 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _run(function: Callable[[JobT, Tell], ResultT], job: JobT) -> ResultT:
+def _run(function: Callable[[WorkT, Telling], ResultT], job: WorkT) -> ResultT:
     assert _told is not None
     told = _told
     return function(job, lambda name, step: told.put((name, step)))
 
 
-def _pass_on(told: Queue, tell: Tell) -> None:
+def _pass_on(told: Queue, tell: Telling) -> None:
     while True:
         try:
             tell(*told.get_nowait())

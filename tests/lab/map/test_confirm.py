@@ -15,7 +15,6 @@ from bridgegarden.lab.map.confirm import (
     ConfirmFolder,
     ConfirmJob,
     ConfirmSettings,
-    confirm_one,
     lab_confirm,
     terminal_tables,
 )
@@ -63,7 +62,7 @@ def test_every_measure_is_the_one_of_its_name(monkeypatch, tmp_path):
     monkeypatch.setattr(student, "measured", lambda solved: seen.append(original(solved)) or seen[-1])
     monkeypatch.setattr(confirm, "ROWS", {"few": 8, "many": 12})
     job = ConfirmJob(cell=CONFIRMED[0], arm="soft", seed=0, settings=SETTINGS, folder=ConfirmFolder(tmp_path))
-    run = confirm_one(job, lambda name, done: None)
+    run = job.run(lambda done: None)
     judged, found = seen
     assert (run.held_out_loss, run.held_out_right) == (judged.teacher_loss, judged.success_greedy)
     assert run.off_script == found.violation

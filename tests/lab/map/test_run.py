@@ -12,7 +12,7 @@ from rich.console import Console
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.lab.map.cells import ARMS, BUDGETS, FAIRNESS, MapSettings, Setting
-from bridgegarden.lab.map.run import CellJob, MapFolder, lab_map, run_cell, soft_where_kappa_is_low, world_of
+from bridgegarden.lab.map.run import CellJob, MapFolder, lab_map, soft_where_kappa_is_low, world_of
 
 SETTINGS = MapSettings(
     teachers=("slips",),
@@ -113,7 +113,7 @@ def test_settings_are_chosen_on_seeds_and_problems_that_are_not_measured(monkeyp
     monkeypatch.setattr(module, "_trained", recorded)
     for name in problems:
         monkeypatch.setattr(module, name, looked(name))
-    run_cell(CellJob(cell=SETTINGS.cells[0], settings=SETTINGS, folder=MapFolder(tmp_path)), lambda name, done: None)
+    CellJob(cell=SETTINGS.cells[0], settings=SETTINGS, folder=MapFolder(tmp_path)).run(lambda done: None)
     judged, *final = seeds
     assert len(judged) == 2
     assert set.union(*final) == {0, 1, 2}

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from markupsafe import Markup
@@ -29,11 +29,10 @@ from bridgegarden.lab.map.report import (
     titled,
 )
 from bridgegarden.report.page import Page, Section
-from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.statistics import Estimate
 from bridgegarden.study.arms import LlamaSize
-from bridgegarden.study.kept import Plain, StudyFolder, deciding_versions, keep, kept, key_of, to_tree
-from bridgegarden.study.run import Tell, run_jobs, steps_told, study
+from bridgegarden.study.kept import Plain, StudyFolder, StudyResult, to_tree
+from bridgegarden.study.run import Job, Tell, steps_told, study
 from bridgegarden.table import Cell as Written
 from bridgegarden.table import Column, Table, mean_cell
 
@@ -114,10 +113,6 @@ class ConfirmFolder(StudyFolder):
 
     command = "bridgegarden lab confirm"
 
-    def run(self, job: "ConfirmJob") -> Path:
-        """One finished student."""
-        return self.path / "students" / job.cell.name / f"{job.arm}-seed{job.seed}.json"
-
     def save(self, result: "ConfirmResult") -> None:
         """Write what a finished study leaves."""
         tree = {f.name: to_tree(getattr(result, f.name)) for f in fields(result) if f.name != "students"}
@@ -130,8 +125,10 @@ class ConfirmFolder(StudyFolder):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConfirmJob:
+class ConfirmJob(Job[ConfirmSettings, ConfirmFolder, StudentRun]):
     """One student to train and measure."""
+
+    makes = StudentRun
 
     cell: Cell
     """Where."""
@@ -139,92 +136,82 @@ class ConfirmJob:
     """Key of `ARMS`."""
     seed: int
     """From 0."""
-    settings: ConfirmSettings
-    """What else its numbers depend on."""
-    folder: ConfirmFolder
-    """Where they are kept."""
 
     @property
     def name(self) -> str:
-        """For the display."""
         return f"{self.cell.label}, {ARMS[self.arm].label}, seed {self.seed}"
 
     @property
-    def key(self) -> str:
-        """Of everything the numbers depend on."""
+    def path(self) -> Path:
+        return self.folder.path / "students" / self.cell.name / f"{self.arm}-seed{self.seed}.json"
+
+    @property
+    def decided_by(self) -> dict[str, Any]:
         from bridgegarden.recipe import describe_objective
 
         shared = {name: value for name, value in self.settings.to_dict().items() if name not in ("arms", "seeds")}
         parts = {"cell": asdict(self.cell), "arm": self.arm, "seed": self.seed, "settings": shared}
         sizes = {"student": asdict(SIZES[self.cell.student]), "rows": ROWS[self.cell.rows]}
-        objective = describe_objective(ARMS[self.arm].objective)
-        return key_of({**parts, **sizes, "objective": objective, "versions": dict(deciding_versions())})
+        return {**parts, **sizes, "objective": describe_objective(ARMS[self.arm].objective)}
 
     @property
     def units(self) -> int:
-        """All its work, in training steps."""
         return self.settings.steps + MEASURING
 
-    def kept(self) -> StudentRun | None:
-        """What an earlier run found with everything as it is here."""
-        return kept(self.folder.run(self), self.key, StudentRun)
+    @property
+    def turn(self) -> int:
+        return self.seed
 
-    def told(self, run: StudentRun) -> str:
-        """What came of it, on one line."""
-        right, loss = run.measures["right_greedy"], run.measures["student_loss"]
-        return f"{self.name}: right {100 * right:.0f} % greedy, L_dθ {loss:.3g}"
+    def run(self, tell: Tell) -> StudentRun:
+        from bridgegarden.lab.student import measured, solve_problems, train_student
+        from bridgegarden.lab.worlds import draw_data, tabulated
 
-
-def confirm_one(job: ConfirmJob, tell: Tell) -> StudentRun:
-    """Train and measure one student, and keep the numbers in the job's folder."""
-    from bridgegarden.lab.student import measured, solve_problems, train_student
-    from bridgegarden.lab.worlds import draw_data, tabulated
-
-    settings, began = job.settings, time.process_time()
-    world = ChainWorld(teacher=job.cell.teacher, seed=job.seed, wordings=settings.wordings)
-    with quiet_libraries(interactive=False):
+        settings, began = self.settings, time.process_time()
+        world = ChainWorld(teacher=self.cell.teacher, seed=self.seed, wordings=settings.wordings)
         data = draw_data(
             world,
-            job.seed,
-            train=ROWS[job.cell.rows],
+            self.seed,
+            train=ROWS[self.cell.rows],
             validation=settings.validation_problems,
             test=settings.test_problems,
         )
         trained = train_student(
-            ARMS[job.arm].objective, SIZES[job.cell.student], job.seed, settings, data, steps_told(job, tell)
+            ARMS[self.arm].objective, SIZES[self.cell.student], self.seed, settings, data, steps_told(tell)
         )
-        tell(job.name, settings.steps)
-        generator = torch.Generator().manual_seed(job.seed)
+        tell(settings.steps)
+        generator = torch.Generator().manual_seed(self.seed)
         judged = [
             tabulated(world, problem, world.prompt_ids(problem, generator))
-            for problem in world.problems(settings.judged_problems, job.seed, split="validation")
+            for problem in world.problems(settings.judged_problems, self.seed, split="validation")
         ]
         held_out = measured(solve_problems(trained.model, world, judged))
         found = measured(solve_problems(trained.model, world, data.test))
-    run = StudentRun(
-        measures={
-            "teacher_loss": found.teacher_loss,
-            "student_loss": found.student_loss,
-            "teacher_loss_bridges": found.teacher_loss_by_role["bridge"],
-            "student_loss_bridges": found.student_loss_by_role["bridge"],
-            "drift_bridges": found.exposure_bias_by_role["bridge"],
-            "drift_gardens": found.exposure_bias_by_role["garden"],
-            "variety": found.diversity,
-            "right": found.success,
-            "right_greedy": found.success_greedy,
-        },
-        held_out_loss=held_out.teacher_loss,
-        held_out_right=held_out.success_greedy,
-        off_script=found.violation,
-        kept_step=trained.kept_step,
-        cpu_seconds=time.process_time() - began,
-    )
-    keep(job.folder.run(job), job.key, run)
-    return run
+        return StudentRun(
+            measures={
+                "teacher_loss": found.teacher_loss,
+                "student_loss": found.student_loss,
+                "teacher_loss_bridges": found.teacher_loss_by_role["bridge"],
+                "student_loss_bridges": found.student_loss_by_role["bridge"],
+                "drift_bridges": found.exposure_bias_by_role["bridge"],
+                "drift_gardens": found.exposure_bias_by_role["garden"],
+                "variety": found.diversity,
+                "right": found.success,
+                "right_greedy": found.success_greedy,
+            },
+            held_out_loss=held_out.teacher_loss,
+            held_out_right=held_out.success_greedy,
+            off_script=found.violation,
+            kept_step=trained.kept_step,
+            cpu_seconds=time.process_time() - began,
+        )
+
+    def told(self, run: StudentRun) -> str:
+        right, loss = run.measures["right_greedy"], run.measures["student_loss"]
+        return f"{self.name}: right {100 * right:.0f} % greedy, L_dθ {loss:.3g}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConfirmResult:
+class ConfirmResult(StudyResult):
     """What came of it."""
 
     settings: ConfirmSettings
@@ -233,16 +220,6 @@ class ConfirmResult:
     """Each cell's students, as the map has them."""
     off_script: Mapping[str, Mapping[str, float]]
     """Probability that an answer leaves the script, by cell and arm, mean over seeds."""
-    versions: Mapping[str, str]
-    """Python, the platform and the packages that decide the numbers."""
-    commit: str | None
-    """Of the package, if it is a checkout."""
-    command: str
-    """What was typed."""
-    started: str
-    """When."""
-    seconds: float
-    """Wall time."""
 
     @property
     def effects(self) -> list[MapEffect]:
@@ -264,18 +241,17 @@ def lab_confirm(
     """
     folder = ConfirmFolder(output)
     with study(folder, command, console) as begun:
-        # Seed by seed, so that an interrupted study has whole comparisons.
         jobs = [
             ConfirmJob(cell=cell, arm=arm, seed=seed, settings=settings, folder=folder)
-            for seed in range(settings.seeds)
             for cell in CONFIRMED
             for arm in settings.arms
+            for seed in range(settings.seeds)
         ]
-        found = run_jobs(confirm_one, jobs, begun.console, workers=workers)
-        by_cell = {
-            cell: {arm: [found[j.name] for j in jobs if (j.cell, j.arm) == (cell, arm)] for arm in settings.arms}
-            for cell in CONFIRMED
+        by_cell: dict[Cell, dict[str, list[StudentRun]]] = {
+            cell: {arm: [] for arm in settings.arms} for cell in CONFIRMED
         }
+        for job, run in zip(jobs, begun.run(jobs, workers=workers), strict=True):
+            by_cell[job.cell][job.arm].append(run)
         result = ConfirmResult(
             settings=settings,
             runs=tuple(_cell_run(cell, students, settings) for cell, students in by_cell.items()),

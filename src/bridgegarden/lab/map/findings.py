@@ -9,7 +9,7 @@ on those measured.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from bridgegarden.lab.map.cells import Cell, CellRun, MapSettings, Setting
 from bridgegarden.lab.map.measure import PREDICTORS, READINGS
 from bridgegarden.statistics import CONFIDENCE, Decision, Estimate, corrected, decide, holm, pooled
 from bridgegarden.study.arms import HYBRIDS, OBJECTIVES
+from bridgegarden.study.kept import StudyResult
 
 PURE = tuple(name for name, objective in OBJECTIVES.items() if objective.pure)
 """Labels of one kind alone."""
@@ -335,23 +336,13 @@ def verdict_in(found: Sequence[MapEffect]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapResult:
+class MapResult(StudyResult):
     """The whole map."""
 
     settings: MapSettings
     """What was run."""
     runs: tuple[CellRun, ...]
     """Every cell."""
-    versions: Mapping[str, Any]
-    """Python, the platform and the packages that decide the numbers."""
-    commit: str | None
-    """Of the package, if it is a checkout."""
-    command: str
-    """What was typed."""
-    started: str
-    """When."""
-    seconds: float
-    """Wall time."""
 
     @cached_property
     def effects(self) -> list[MapEffect]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,8 +32,8 @@ from bridgegarden.lab.map.measure import (
 )
 from bridgegarden.lab.map.rows import Rows, Worlds, draw_order, draw_rows, draw_uniform
 from bridgegarden.lab.map.students import Weights, new_weights, train
-from bridgegarden.study.kept import StudyFolder, deciding_versions, keep, kept, key_of, to_tree
-from bridgegarden.study.run import Tell, run_jobs, study
+from bridgegarden.study.kept import StudyFolder, to_tree
+from bridgegarden.study.run import Job, Tell, study
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,24 +75,24 @@ class MapFolder(StudyFolder):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellJob:
+class CellJob(Job[MapSettings, MapFolder, CellRun]):
     """One cell to do."""
+
+    makes = CellRun
 
     cell: Cell
     """Which."""
-    settings: MapSettings
-    """What else its numbers depend on."""
-    folder: MapFolder
-    """Where they are kept."""
 
     @property
     def name(self) -> str:
-        """For the display."""
         return self.cell.name
 
     @property
-    def key(self) -> str:
-        """Of everything the numbers depend on."""
+    def path(self) -> Path:
+        return self.folder.run(self.cell)
+
+    @property
+    def decided_by(self) -> dict[str, Any]:
         from bridgegarden.recipe import describe_objective
 
         shared = {f.name: getattr(self.settings, f.name) for f in fields(self.settings)}
@@ -101,8 +101,7 @@ class CellJob:
         objectives = {name: describe_objective(ARMS[name].arm(0.0, 0.0).objective) for name in self.settings.arms}
         sizes = {"student": STUDENTS[self.cell.student], "rows": ROWS[self.cell.rows], "steps": self.steps}
         arms = {name: asdict(ARMS[name]) for name in self.settings.arms}
-        parts = {"cell": asdict(self.cell), **sizes, "settings": shared, "arms": arms, "objectives": objectives}
-        return key_of({**parts, "versions": dict(deciding_versions())})
+        return {"cell": asdict(self.cell), **sizes, "settings": shared, "arms": arms, "objectives": objectives}
 
     @property
     def steps(self) -> int:
@@ -111,17 +110,15 @@ class CellJob:
 
     @property
     def units(self) -> int:
-        """All its work: steps of one student, counting three settings where there may be fewer."""
+        # Of one student, counting three settings where there may be fewer.
         settings, grid = self.settings, len(self.settings.learning_rates) * len(self.settings.weight_decays)
         students = settings.tuning_seeds * grid + settings.seeds * len(FAIRNESS)
         return self.steps * len(settings.arms) * students
 
-    def kept(self) -> CellRun | None:
-        """What an earlier run found with everything as it is here."""
-        return kept(self.folder.run(self.cell), self.key, CellRun)
+    def run(self, tell: Tell) -> CellRun:
+        return run_cell(self, tell)
 
     def told(self, run: CellRun) -> str:
-        """What came of it, on one line."""
         means = {name: statistics.fmean(found["right_greedy"]) for name, found in run.measures[FAIRNESS[-1]].items()}
         best = max(means, key=means.__getitem__)
         return f"{self.cell.label}: right most often with {ARMS[best].label}, {100 * means[best]:.0f} % greedy"
@@ -144,14 +141,14 @@ class Found(NamedTuple):
 
 
 def run_cell(job: CellJob, tell: Tell) -> CellRun:
-    """Choose settings, train and measure one cell, and keep the numbers in the job's folder."""
+    """Choose settings, train and measure one cell."""
     started, settings = time.process_time(), job.settings
     world, done = world_of(job.cell, 0), 0
 
     def on_students(count: int) -> None:
         nonlocal done
         done += count * job.steps
-        tell(job.name, min(done, job.units))
+        tell(min(done, job.units))
 
     grid = list(product(settings.arms, settings.learning_rates, settings.weight_decays))
     stops = tuple(max(1, round(share * job.steps)) for share in settings.stops)
@@ -191,7 +188,7 @@ def run_cell(job: CellJob, tell: Tell) -> CellRun:
 
     # The oracle needs one student more of every seed.
     for_kappa = int(_kappa_is_asked_for(settings.arms))
-    run = CellRun(
+    return CellRun(
         cell=job.cell,
         settings=chosen,
         measures={
@@ -201,8 +198,6 @@ def run_cell(job: CellJob, tell: Tell) -> CellRun:
         students=settings.tuning_seeds * (len(grid) + for_kappa) + settings.seeds * (len(wanted) + for_kappa),
         cpu_seconds=time.process_time() - started,
     )
-    keep(job.folder.run(job.cell), job.key, run)
-    return run
 
 
 def _kappa_is_asked_for(arms: Iterable[str]) -> bool:
@@ -333,8 +328,7 @@ def lab_map(
     folder = MapFolder(output)
     with study(folder, command, console) as begun:
         jobs = [CellJob(cell=cell, settings=settings, folder=folder) for cell in settings.cells]
-        found = run_jobs(run_cell, jobs, begun.console, workers=workers, noun="cell")
-        runs = tuple(found[job.name] for job in jobs)
+        runs = begun.run(jobs, workers=workers, noun="cell")
         result = MapResult(settings=settings, runs=runs, **begun.record())
         folder.save(result)
     return result
