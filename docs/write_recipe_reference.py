@@ -12,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from bridgegarden.objective.divergences import DIVERGENCES
 from bridgegarden.objective.hybrid import PRESETS, HybridObjective
+from bridgegarden.objective.position_weight import POSITION_WEIGHTS
 from bridgegarden.objective.soft_weight import SOFT_WEIGHTS
 from bridgegarden.recipe import Recipe, describe_objective
 from bridgegarden.recipe.training import DEFAULTS, RESERVED
@@ -81,15 +82,20 @@ def _objectives() -> str:
         f"| `{name}` | {_options(function)} | {_words(_first(inspect.getdoc(function)))} |"
         for name, function in DIVERGENCES.items()
     ]
-    rules = [
-        f"| `{name}` | {_options(rule)} | {_words(_first(inspect.getdoc(rule)))} |"
-        for name, rule in SOFT_WEIGHTS.items()
-    ]
+    rules, weights = (
+        [
+            f"| `{name}` | {_options(rule)} | {_words(_first(inspect.getdoc(rule)))} |"
+            for name, rule in known.items()
+            if known is SOFT_WEIGHTS or name not in SOFT_WEIGHTS
+        ]
+        for known in (SOFT_WEIGHTS, POSITION_WEIGHTS)
+    )
     return "\n\n".join(
         [
             "\n".join(["| `objective.preset` | stands for |", "|---|---|", *presets]),
             "\n".join(["| `objective.divergence` | `divergence_options` | |", "|---|---|---|", *divergences]),
             "\n".join(["| rule of `objective.soft_weight` | fields | |", "|---|---|---|", *rules]),
+            "\n".join(["| further rule of `objective.position_weight` | fields | |", "|---|---|---|", *weights]),
         ]
     )
 

@@ -1,8 +1,9 @@
 """Which token each position predicts."""
 
+import pytest
 import torch
 
-from bridgegarden.objective.alignment import SupervisedPositions
+from bridgegarden.objective.alignment import Places, Position, SupervisedPositions
 
 X = -100
 
@@ -45,3 +46,30 @@ def test_no_supervised_token_gives_no_positions():
     positions = SupervisedPositions.from_labels(torch.full((2, 4), X))
     assert len(positions) == 0
     assert positions.has_successor.numel() == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_places_count_from_the_start_of_each_answer_to_its_end(seed):
+    """Against a loop, where answers end at random, some of them after one position."""
+    goes_on = torch.rand(4, 9, generator=torch.Generator().manual_seed(seed)) < 0.6
+    goes_on[:, -1] = False
+    index, length = [], []
+    for row in goes_on.tolist():
+        answers, run = [], 0
+        for more in row:
+            run += 1
+            if not more:
+                answers.append(run)
+                run = 0
+        index.append([place for answer in answers for place in range(answer)])
+        length.append([answer for answer in answers for _ in range(answer)])
+    places = Places(goes_on)
+    assert (places.index.tolist(), places.length.tolist()) == (index, length)
+    flat = Places(goes_on.flatten())
+    assert flat.index.reshape(4, 9).tolist() == index
+    assert Position(torch.zeros(3, dtype=torch.long), flat, slice(4, 7)).length.tolist() == length[0][4:7]
+
+
+def test_places_of_nothing_are_none():
+    places = Places(torch.zeros(0, dtype=torch.bool))
+    assert places.index.tolist() == places.length.tolist() == []

@@ -2,7 +2,7 @@
 
 import gc
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
@@ -11,10 +11,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bridgegarden.objective.alignment import SupervisedPositions
-from bridgegarden.objective.divergences import DIVERGENCES, alpha_beta
+from bridgegarden.objective.divergences import DIVERGENCES, alpha_beta, entropy, forward_kl
 from bridgegarden.objective.fused import ProjectedTeacher, fused_hybrid_loss
 from bridgegarden.objective.head import LanguageModelHead, selected_logits
 from bridgegarden.objective.hybrid import PRESETS, HybridObjective, hybrid_loss_from_logits
+from bridgegarden.objective.mixed_divergence import MixedDivergence
 from bridgegarden.objective.soft_weight import (
     ConfidenceWeight,
     CurriculumWeight,
@@ -22,7 +23,7 @@ from bridgegarden.objective.soft_weight import (
     StaticWeight,
     TrainProgress,
 )
-from bridgegarden.objective.support import StudentSupport, TeacherSignal
+from bridgegarden.objective.support import StudentSupport, TeacherSignal, shared_cells
 
 X = -100
 B, T, D = 3, 8, 4
@@ -103,7 +104,7 @@ class Pair:
 
 def assert_same(pair: Pair, fast, slow) -> None:
     torch.testing.assert_close(fast.loss, slow.mean())
-    for name in ("total", "soft", "hard", "risk", "soft_weight", "has_risk"):
+    for name in ("total", "soft", "hard", "risk", "soft_weight", "position_weight", "has_risk"):
         torch.testing.assert_close(getattr(fast.terms, name), getattr(slow, name)[slow.mask])
     for ours, theirs in zip(
         torch.autograd.grad(fast.loss, pair.inputs), torch.autograd.grad(slow.mean(), pair.inputs), strict=True
@@ -146,6 +147,70 @@ def test_fast_path_equals_slow_path_for_every_objective(divergence, rule, target
         assert_same(pair, pair.fast(objective), pair.slow(objective))
         sparse = pair.fast(objective, teacher=pair.whole_vocabulary_as_sparse(objective))
         assert_same(pair, sparse, pair.slow(objective))
+
+
+@dataclass(frozen=True)
+class BothSides:
+    """A rule that reads everything there is: both models, the token in the data, the place in the answer, progress."""
+
+    lowest: float = 0.0
+    """Weights below it are zero."""
+
+    def __call__(self, signal, student, position, progress):
+        teacher, other = shared_cells(signal, student)
+        disagreement = 0.5 * (teacher.exp() - other.exp()).abs().sum(-1)
+        known = (student.target_logp().exp() + (position.token % 3 == 0) + disagreement + entropy(other) / 4) / 4
+        weight = known * (position.index + 1) / position.length * (1 - progress.step / progress.total_steps)
+        return torch.where(weight < self.lowest, 0.0, weight).clamp(0, 1)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 100])
+@pytest.mark.parametrize("how", ["mix", "add"])
+@pytest.mark.parametrize(("student_width", "teacher_width"), [(12, 14), (15, 12), (15, 14)])
+def test_fast_path_equals_slow_path_where_rules_see_both_sides(chunk, how, student_width, teacher_width):
+    pair = Pair(student_width, teacher_width)
+    for owner, temperature in (("hard", 1.0), ("own", 2.0)):
+        objective = HybridObjective(
+            divergence=MixedDivergence(rule=BothSides(0.2), how=how),
+            soft_weight=BothSides(),
+            position_weight=BothSides(0.15),
+            hard_target="data",
+            temperature=temperature,
+            risk_alpha=0.1,
+            risk_weight=owner,
+        )
+        slow = pair.slow(objective)
+        assert 0 < (slow.position_weight[slow.mask] == 0).sum() < slow.mask.sum()
+        assert_same(pair, pair.fast(objective, chunk=chunk), slow)
+        if student_width > pair.vocab_size:
+            sparse = pair.fast(objective, teacher=pair.whole_vocabulary_as_sparse(objective), chunk=chunk)
+            assert_same(pair, sparse, pair.slow(objective))
+
+
+@pytest.mark.parametrize("kind", ["dense", "top-k"])
+def test_a_position_without_weight_gives_no_gradient_be_its_loss_infinite(kind):
+    """The reverse KL of a teacher that allows one token is infinite everywhere, and the data's hard label nowhere."""
+    pair = Pair()
+    options = {"teacher": sure_signal(pair, kind)}
+    for name in ("soft_weight", "position_weight"):
+        fields = {"divergence": DIVERGENCES["reverse_kl"], name: StaticWeight(0.0)}
+        loss = pair.fast(HybridObjective(**fields), **options)
+        assert torch.isinf(loss.terms.soft).all()
+        assert all(torch.isfinite(part).all() for part in torch.autograd.grad(loss.loss, pair.inputs))
+    assert loss.loss.item() == 0.0
+    mixed = MixedDivergence(first=DIVERGENCES["reverse_kl"], second=forward_kl, rule=StaticWeight(1.0))
+    forward, finite = (pair.fast(HybridObjective(divergence=one), **options) for one in (mixed, forward_kl))
+    for ours, theirs in zip(
+        torch.autograd.grad(forward.loss, pair.inputs), torch.autograd.grad(finite.loss, pair.inputs), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_weight_that_is_no_number_is_seen_in_the_loss():
+    pair = Pair()
+    for name in ("soft_weight", "position_weight"):
+        objective = HybridObjective(**{name: lambda signal, student, position, progress: signal.entropy * math.nan})
+        assert pair.fast(objective).loss.isnan()
 
 
 @pytest.mark.parametrize("owner", ["hard", "own"])

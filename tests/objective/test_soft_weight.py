@@ -1,11 +1,15 @@
 """Rules for the soft weight against their definitions."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from bridgegarden.errors import ConfigError
+from bridgegarden.objective.alignment import Position
+from bridgegarden.objective.hybrid import HybridObjective, hybrid_loss_from_logits
+from bridgegarden.objective.mixed_divergence import MixedDivergence
 from bridgegarden.objective.soft_weight import (
     SOFT_WEIGHTS,
     ConfidenceWeight,
@@ -14,6 +18,7 @@ from bridgegarden.objective.soft_weight import (
     SoftWeight,
     StaticWeight,
     TrainProgress,
+    ask,
 )
 from bridgegarden.objective.support import TeacherSignal
 
@@ -75,13 +80,13 @@ def test_entropy_is_divided_by_the_real_vocabulary_and_not_by_the_padded_width()
 @pytest.mark.parametrize(("step", "expected"), [(0, 0.0), (10, 0.4), (20, 0.8), (90, 0.8)])
 def test_curriculum_grows_linearly_to_its_maximum(step, expected):
     rule = CurriculumWeight(maximum=0.8, warmup_ratio=0.2)
-    got = rule(TeacherSignal.from_logits(LOGITS), TrainProgress(step=step, total_steps=100))
+    got = rule(TeacherSignal.from_logits(LOGITS), progress=TrainProgress(step=step, total_steps=100))
     assert got.tolist() == pytest.approx([expected] * 9)
 
 
 def test_curriculum_without_warmup_starts_at_its_maximum():
     rule = CurriculumWeight(maximum=0.8, warmup_ratio=0.0)
-    assert rule(TeacherSignal.from_logits(LOGITS), TrainProgress(0, 100))[0].item() == pytest.approx(0.8)
+    assert rule(TeacherSignal.from_logits(LOGITS), progress=TrainProgress(0, 100))[0].item() == pytest.approx(0.8)
 
 
 def test_curriculum_without_progress_says_what_it_needs():
@@ -92,7 +97,7 @@ def test_curriculum_without_progress_says_what_it_needs():
 @pytest.mark.parametrize("name", SOFT_WEIGHTS)
 def test_every_rule_stays_within_zero_and_one_without_gradient(name):
     rule = SOFT_WEIGHTS[name]()
-    weight = rule(TeacherSignal.from_logits(LOGITS), MIDWAY)
+    weight = rule(TeacherSignal.from_logits(LOGITS), progress=MIDWAY)
     assert isinstance(rule, SoftWeight)
     assert ((weight >= 0) & (weight <= 1)).all()
     assert not weight.requires_grad
@@ -117,3 +122,94 @@ def test_an_unknown_entropy_is_refused_where_types_are_not_checked():
     object.__setattr__(rule, "kind", "renyi")
     with pytest.raises(ConfigError, match="kind must be 'shannon' or 'power', got 'renyi'"):
         rule.__post_init__()
+
+
+class OldRule:
+    """A rule as they were before they saw the student."""
+
+    def __call__(self, signal, progress=None):
+        return torch.full_like(signal.entropy, 0.1 * progress.step)
+
+
+def test_a_rule_of_two_arguments_is_asked_as_it_was_before_rules_saw_the_student():
+    signal = TeacherSignal.from_logits(LOGITS)
+    for rule in (OldRule(), lambda signal, progress: OldRule()(signal, progress), partial(OldRule.__call__, OldRule())):
+        assert ask(rule, signal, progress=MIDWAY).tolist() == pytest.approx([0.5] * 9)
+        student, teacher, labels = LOGITS.flip(0).unsqueeze(0), LOGITS.unsqueeze(0), torch.arange(9).unsqueeze(0)
+        loss = hybrid_loss_from_logits(student, teacher, labels, HybridObjective(soft_weight=rule), MIDWAY)
+        assert loss.soft_weight.unique().tolist() == pytest.approx([0.5])
+
+
+@pytest.mark.parametrize("field", ["soft_weight", "position_weight"])
+@pytest.mark.parametrize("rule", [lambda signal, student, progress: 0, lambda signal: 0])
+def test_a_rule_that_can_be_called_neither_way_is_refused_with_both(field, rule):
+    with pytest.raises(ConfigError, match=r"\(signal, student, position, progress\), or with \(signal, progress\)"):
+        HybridObjective(**{field: rule})
+
+
+@pytest.mark.parametrize("field", ["soft_weight", "position_weight"])
+def test_a_number_in_the_place_of_a_rule_is_refused_with_the_rule_that_it_meant(field):
+    # Where types are checked it does not get so far.
+    objective = HybridObjective()
+    object.__setattr__(objective, field, 0.3)
+    with pytest.raises(ConfigError, match=rf"objective.{field} must be a rule, such as StaticWeight\(0.5\), got 0.3"):
+        objective.__post_init__()
+
+
+class Agreement:
+    """How likely the student finds the teacher's likeliest token: differentiable, if anybody let it be."""
+
+    def __call__(self, signal, student=None, position=None, progress=None):
+        return student.target_logp().exp()
+
+
+class AgreementByDefinition(Agreement):
+    """The same, of which the gradient is part."""
+
+    def __call__(self, signal, student=None, position=None, progress=None):
+        with torch.enable_grad():
+            return super().__call__(signal, student)
+
+
+@pytest.mark.parametrize("field", ["soft_weight", "position_weight", "divergence"])
+def test_no_gradient_flows_through_a_rule_unless_the_rule_says_so(field):
+    """Against the same numbers as a constant rule: equal gradients without, another gradient with."""
+    generator = torch.Generator().manual_seed(3)
+    student = torch.randn(1, 10, V, generator=generator, dtype=torch.float64, requires_grad=True)
+    teacher, labels = torch.randn(1, 10, V, generator=generator, dtype=torch.float64), torch.arange(10).unsqueeze(0)
+
+    def gradient(rule):
+        inside = MixedDivergence(rule=rule) if field == "divergence" else rule
+        objective = HybridObjective(**{field: inside})
+        (found,) = torch.autograd.grad(hybrid_loss_from_logits(student, teacher, labels, objective).mean(), student)
+        return found
+
+    logp = student.detach().log_softmax(-1)[:, :-1]
+    numbers = logp.gather(-1, teacher[:, :-1].argmax(-1, keepdim=True)).squeeze(-1).exp()
+    constant = gradient(lambda signal, student, position, progress: numbers)
+    torch.testing.assert_close(gradient(Agreement()), constant, rtol=1e-12, atol=1e-14)
+    assert (gradient(AgreementByDefinition()) - constant).abs().max() > 1e-4
+
+
+def test_a_rule_sees_the_student_the_token_and_the_place_in_the_answer():
+    student, teacher = LOGITS.flip(0).reshape(1, 9, V), LOGITS.reshape(1, 9, V)
+    labels = torch.tensor([[0, 1, 2, -100, -100, 5, 6, 7, 8]])
+    seen = {}
+
+    def rule(signal, student, position, progress):
+        seen.update(logp=student.target_logp(), token=position.token, index=position.index, length=position.length)
+        return torch.zeros_like(signal.entropy)
+
+    objective = HybridObjective(soft_weight=rule, hard_target="data")
+    hybrid_loss_from_logits(student, teacher, labels, objective)
+    mask = labels[0, 1:] != -100
+    assert seen["token"][0, mask].tolist() == [1, 2, 5, 6, 7, 8]
+    assert seen["index"][0, mask].tolist() == [0, 1, 0, 1, 2, 3]
+    assert seen["length"][0, mask].tolist() == [2, 2, 4, 4, 4, 4]
+    expected = student.log_softmax(-1)[0, :-1][mask].gather(-1, labels[0, 1:][mask].unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(seen["logp"][0, mask], expected)
+
+
+def test_a_rule_about_places_says_what_it_lacks_where_nobody_told_it():
+    with pytest.raises(ConfigError, match=r"position=Position\(token, Places\(has_successor\)\)"):
+        _ = Position(torch.zeros(3, dtype=torch.long)).index

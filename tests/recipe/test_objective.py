@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.objective.divergences import DIVERGENCES, forward_kl, jensen_shannon, skewed_forward_kl
+from bridgegarden.objective.divergences import DIVERGENCES, forward_kl, jensen_shannon, reverse_kl, skewed_forward_kl
 from bridgegarden.objective.hybrid import PRESETS, HybridObjective
+from bridgegarden.objective.mixed_divergence import MixedDivergence
+from bridgegarden.objective.position_weight import EarlyPositions, TargetProbability
 from bridgegarden.objective.soft_weight import ConfidenceWeight, CurriculumWeight, EntropyWeight, StaticWeight
 from bridgegarden.recipe import ObjectiveSection, build_objective, describe_objective
 
@@ -111,3 +113,56 @@ def test_the_description_names_every_field():
     assert "jensen_shannon(beta=0.2)" in describe_objective(
         HybridObjective(divergence=partial(jensen_shannon, beta=0.2))
     )
+
+
+def test_two_divergences_are_mixed_by_a_rule():
+    written = {
+        "first": "reverse_kl",
+        "second": {"name": "skewed_forward_kl", "skew": 0.2},
+        "rule": "confidence",
+        "how": "add",
+    }
+    mixed = built(divergence=written).divergence
+    assert isinstance(mixed, MixedDivergence)
+    assert (mixed.first, mixed.rule, mixed.how) == (reverse_kl, ConfidenceWeight(), "add")
+    assert (mixed.second.func, mixed.second.keywords) == (skewed_forward_kl, {"skew": 0.2})
+    told = describe_objective(built(divergence=written))
+    assert "divergence=add(first=reverse_kl, second=skewed_forward_kl(skew=0.2), rule=ConfidenceWeight())" in told
+
+
+@pytest.mark.parametrize(
+    ("written", "rule"),
+    [
+        ("target_probability", TargetProbability()),
+        ({"rule": "early_positions", "share": 0.5}, EarlyPositions(0.5)),
+        ("confidence", ConfidenceWeight()),
+    ],
+)
+def test_a_position_is_weighed_by_a_rule_of_its_own_or_by_one_of_the_soft_weight(written, rule):
+    assert built(position_weight=written).position_weight == rule
+    assert f"position_weight={rule}" in describe_objective(built(position_weight=written))
+    assert "position_weight" not in describe_objective(built())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"position_weight": "early"}, r"objective.position_weight: unknown name 'early'. "),
+        ({"position_weight": {"share": 1}}, r"objective.position_weight: key 'rule' is missing"),
+        ({"position_weight": {"rule": "early_positions", "shar": 1}}, r"objective.position_weight: unknown key 'shar'"),
+        ({"soft_weight": "early_positions"}, r"objective.soft_weight: unknown name 'early_positions'"),
+        ({"divergence": {"frist": "reverse_kl"}}, r"objective.divergence: unknown key 'frist'. Did you mean 'first'\?"),
+        ({"divergence": {"first": {"skew": 1}}}, r"objective.divergence.first: key 'name' is missing"),
+        ({"divergence": {"second": "kl"}}, r"objective.divergence.second: unknown name 'kl'"),
+        (
+            {"divergence": {"first": {"name": "skewed_forward_kl", "skew": 2}}},
+            r"divergence.first.skew of skewed_forward_kl",
+        ),
+        ({"divergence": {"how": "both"}}, r"objective.divergence.how"),
+        ({"divergence": {"rule": "late_positions"}}, r"objective.divergence.rule: unknown name 'late_positions'"),
+        ({"divergence": {"how": "mix"}, "divergence_options": {"skew": 1}}, r"objective.divergence_options: two"),
+    ],
+)
+def test_a_rule_or_a_mixture_that_is_written_wrongly_is_refused_with_its_place(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        built(**fields)

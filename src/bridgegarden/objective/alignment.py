@@ -1,10 +1,13 @@
 """Which token each position predicts. The one place where logits and labels are shifted against each other."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
+
+from bridgegarden.errors import ConfigError
 
 IGNORE = -100
 """Label of a token that is not supervised, as in Hugging Face's data collators."""
@@ -47,3 +50,75 @@ class SupervisedPositions:
     def of(self, values: Tensor) -> Tensor:
         """The rows of `values`, ``(B, T, ...)``, at these positions: ``(N, ...)``."""
         return values[self.row.to(values.device), self.column.to(values.device)]
+
+
+class Places:
+    """Where in its answer each supervised position of a batch stands; made when it is first asked for.
+
+    An answer is a run of positions, each of which is its neighbour's successor: one turn of a conversation.
+    """
+
+    def __init__(self, has_successor: Bool[Tensor, "*batch"]) -> None:
+        """
+        Args:
+            has_successor: whether the next entry, in reading order whatever the shape, goes on with the same answer.
+        """
+        self._has_successor = has_successor
+
+    # Without loops over answers and without looking at a value: on a GPU that would wait for all that was launched.
+    @cached_property
+    def index(self) -> Int[Tensor, "*batch"]:
+        """How many positions of the same answer stand before it."""
+        goes_on = self._has_successor.flatten()
+        order = torch.arange(goes_on.numel(), device=goes_on.device)
+        begins = torch.ones_like(goes_on)
+        begins[1:] = ~goes_on[:-1]
+        first = torch.where(begins, order, 0).cummax(0).values
+        return (order - first).reshape(self._has_successor.shape)
+
+    @cached_property
+    def length(self) -> Int[Tensor, "*batch"]:
+        """How many positions its answer has."""
+        ends = ~self._has_successor.flatten()
+        order = torch.arange(ends.numel(), device=ends.device)
+        last = torch.where(ends, order, ends.numel()).flip(0).cummin(0).values.flip(0)
+        return (self.index.flatten() + last - order + 1).reshape(self._has_successor.shape)
+
+
+@dataclass(frozen=True)
+class Position:
+    """What a rule may know of a batch of positions beside both models."""
+
+    token: Int[Tensor, "*batch"]
+    """The token in the data."""
+    places: Places | None = None
+    """Where in their answers the positions of the whole batch stand; None where that is not known."""
+    rows: slice | None = None
+    """Which of them these are; None is all."""
+
+    @property
+    def index(self) -> Int[Tensor, "*batch"]:
+        """How many positions of the same answer stand before each.
+
+        Raises:
+            ConfigError: that is not known.
+        """
+        return self._of("index")
+
+    @property
+    def length(self) -> Int[Tensor, "*batch"]:
+        """How many positions the answer of each has.
+
+        Raises:
+            ConfigError: that is not known.
+        """
+        return self._of("length")
+
+    def _of(self, name: str) -> Tensor:
+        if self.places is None:
+            raise ConfigError(
+                "objective: a rule depends on where in the answer a position stands, and the objective was not told; "
+                "call it with position=Position(token, Places(has_successor))."
+            )
+        values = getattr(self.places, name)
+        return values if self.rows is None else values[self.rows]

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -130,7 +130,7 @@ def adaptive_kl(teacher_logp: LogProbs, student_logp: LogProbs, mu: float = 0.5)
     References:
         The form of the release of arXiv:2605.26246. Wu et al., 2025, arXiv:2404.02657, gate by head and tail instead.
     """
-    weight = torch.sigmoid(mu * (_entropy(student_logp) - _entropy(teacher_logp)))
+    weight = torch.sigmoid(mu * (entropy(student_logp) - entropy(teacher_logp)))
     return weight * forward_kl(teacher_logp, student_logp) + (1 - weight) * reverse_kl(teacher_logp, student_logp)
 
 
@@ -182,6 +182,31 @@ class _ExpectedLogRatio(torch.autograd.Function):
         return for_p, p_gradient.neg_() if ctx.needs_input_grad[1] else None
 
 
+class _WithoutGradient(torch.autograd.Function):
+    """The identity, whose gradient is zero where `dead`, be it NaN when it comes."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, dead: Tensor) -> Tensor:
+        ctx.save_for_backward(dead)
+        return values.view_as(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (dead,) = ctx.saved_tensors
+        return gradient.masked_fill(dead, 0.0), None
+
+
+def without_gradient_unless(wanted: Bool[Tensor, "*batch"] | None, values: Tensor) -> Tensor:
+    """`values`, ``(*batch)`` or ``(*batch, C)``, with no gradient from positions that are not `wanted`; None is all.
+
+    The flags are not looked at: on a GPU that would wait for everything that was launched before.
+    """
+    if wanted is None:
+        return values
+    return _WithoutGradient.apply(values, ~(wanted.unsqueeze(-1) if values.ndim > wanted.ndim else wanted))
+
+
 def _log_ratio(log_p: Tensor, log_q: Tensor) -> Tensor:
     """Masked before it is multiplied with p: 0 * (-inf + inf) would be NaN."""
     return (log_p - log_q).masked_fill_(log_p == -math.inf, 0.0)
@@ -227,7 +252,8 @@ def _log_mixture(first: Tensor, second: Tensor, weight: float) -> Tensor:
     return mixed.masked_fill(empty, -math.inf)
 
 
-def _entropy(logp: Tensor) -> Tensor:
+def entropy(logp: LogProbs) -> PerPosition:
+    """Shannon entropy of each distribution over its cells, nats: that of the vocabulary where every cell is a token."""
     (logp,) = _at_least_float32(logp)
     return -(logp.exp() * torch.where(logp > -math.inf, logp, 0.0)).sum(-1)
 

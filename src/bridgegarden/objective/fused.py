@@ -5,7 +5,7 @@ while its logits exist. Three large products a step, as in plain fine-tuning; ne
 """
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bridgegarden.errors import ConfigError
+from bridgegarden.objective.alignment import Places, Position
 from bridgegarden.objective.head import (
     HeadGradients,
     LanguageModelHead,
@@ -129,6 +130,7 @@ def fused_hybrid_loss(
         teacher=teacher,
         data_ids=data_ids,
         has_successor=has_successor,
+        places=Places(has_successor),
         objective=objective,
         progress=progress,
         num_items=_count(num_items, hidden.device).clamp(min=1),
@@ -140,16 +142,16 @@ def fused_hybrid_loss(
         dtype=compute_dtype(hidden, head.weight),
     )
     loss, *records = _FusedHybridLoss.apply(hidden, head.weight, head.bias, walk)
-    terms = HybridLoss(*records[:7])
-    entropy, hit = records[11:] if measure_student else (None, None)
+    terms, measured = records[: len(fields(HybridLoss))], records[len(fields(HybridLoss)) :]
+    entropy, hit = measured[4:] if measure_student else (None, None)
     return FusedLoss(
         loss,
-        terms,
-        teacher_entropy=records[7],
+        HybridLoss(*terms),
+        teacher_entropy=measured[0],
         student_entropy=entropy,
-        captured_mass=records[8],
-        teacher_label_logp=records[9],
-        student_label_logp=records[10],
+        captured_mass=measured[1],
+        teacher_label_logp=measured[2],
+        student_label_logp=measured[3],
         student_hit=hit,
     )
 
@@ -186,6 +188,7 @@ class _Walk:
     teacher: TeacherSource
     data_ids: Tensor
     has_successor: Tensor
+    places: Places
     objective: HybridObjective
     progress: TrainProgress | None
     num_items: Tensor
@@ -252,7 +255,7 @@ def _chunk(
     own = found.terms.map(torch.Tensor.detach)
     unknown = torch.full_like(signal.entropy, torch.nan)
     return (
-        *(own.total, own.soft, own.hard, own.risk, own.soft_weight, own.mask, own.has_risk),
+        *(getattr(own, entry.name) for entry in fields(HybridLoss)),
         *(signal.entropy, signal.captured_mass, unknown if signal.label_logp is None else signal.label_logp),
         *(found.label_logp, *found.measured),
     )
@@ -351,9 +354,9 @@ def _terms(signal: TeacherSignal, student: StudentSupport, walk: _Walk, rows: sl
     count = rows.stop - rows.start
     normalisers = student.log_normaliser
     following = torch.cat([normalisers[1:], normalisers[-1:]])[:count]
-    return walk.objective(
-        signal, student[:count], walk.data_ids[rows], following, walk.has_successor[rows], walk.progress
-    )
+    ids, position = walk.data_ids[rows], Position(walk.data_ids[rows], walk.places, rows)
+    own = student[:count]
+    return walk.objective(signal, own, ids, following, walk.has_successor[rows], walk.progress, position)
 
 
 def _entropy(logits: Tensor, log_normaliser: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 r"""The hybrid objective: hard and soft labels at every position, weighed by a rule.
 
-.. math:: l = \lambda \, T^2 D(p_T \| q_T) + (1 - \lambda) \Big( -\log q(a^*) + \tfrac{\alpha}{4} \Delta^2 \Big)
+.. math:: l = w \, \Big[ \lambda \, T^2 D(p_T \| q_T)
+          + (1 - \lambda) \Big( -\log q(a^*) + \tfrac{\alpha}{4} \Delta^2 \Big) \Big]
 
-:math:`\lambda` is the *soft* weight. Terms come back per position, unreduced, in nats. Equations: arXiv:2605.26246,
-section 5. :func:`hybrid_loss_from_logits` is the slow, readable path over whole logits; the fast path is
-:func:`bridgegarden.objective.fused.fused_hybrid_loss`.
+:math:`\lambda` is the *soft* weight, :math:`w` the weight of the position (1 unless a rule gives it). Terms come back
+per position, unreduced, in nats. Equations: arXiv:2605.26246, section 5. :func:`hybrid_loss_from_logits` is the slow,
+readable path over whole logits; the fast path is :func:`bridgegarden.objective.fused.fused_hybrid_loss`.
 """
 
 import math
@@ -16,11 +17,12 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from bridgegarden.errors import ConfigError, check_temperature, lookup
-from bridgegarden.objective.alignment import IGNORE, next_token_labels
-from bridgegarden.objective.divergences import Divergence, forward_kl
+from bridgegarden.objective.alignment import IGNORE, Places, Position, next_token_labels
+from bridgegarden.objective.divergences import Divergence, forward_kl, without_gradient_unless
+from bridgegarden.objective.mixed_divergence import MixedDivergence
+from bridgegarden.objective.position_weight import WITHOUT_TEACHER
 from bridgegarden.objective.soft_weight import (
     ConfidenceWeight,
     CurriculumWeight,
@@ -28,8 +30,10 @@ from bridgegarden.objective.soft_weight import (
     SoftWeight,
     StaticWeight,
     TrainProgress,
+    ask,
+    takes_teacher_alone,
 )
-from bridgegarden.objective.support import ABSENT_LOG_MASS, StudentSupport, TeacherSignal
+from bridgegarden.objective.support import StudentSupport, TeacherSignal, shared_cells
 
 HARD_TARGETS = ("teacher_argmax", "data")
 """Whose token the hard label is."""
@@ -66,7 +70,8 @@ class HybridLoss:
     """The terms of the objective per position, all ``(*batch,)``, in nats; zero where `mask` is False."""
 
     total: Float[Tensor, "*batch"]
-    """What is minimised: ``soft_weight * soft + (1 - soft_weight) * (hard + risk)``; see `risk_weight` for the risk."""
+    """What is minimised: ``soft_weight * soft + (1 - soft_weight) * (hard + risk)``, times the position's weight; see
+    `risk_weight` for the risk."""
     soft: Float[Tensor, "*batch"]
     """The divergence at the loss temperature, times its square; before weighting."""
     hard: Float[Tensor, "*batch"]
@@ -79,6 +84,8 @@ class HybridLoss:
     """Supervised positions."""
     has_risk: Bool[Tensor, "*batch"]
     """Positions with a risk term: the sequence goes on with the hard target, and the next position is supervised."""
+    position_weight: Float[Tensor, "*batch"]
+    """The weight of the position; 1 where no rule gives one."""
 
     def mean(self, num_items: Tensor | int | None = None) -> Float[Tensor, ""]:
         """Sum of `total` over supervised positions, divided by `num_items` (their number by default, at least 1).
@@ -101,8 +108,9 @@ class HybridObjective:
     Called with a teacher signal and a student's view of the same support, it returns the terms per position.
     """
 
-    divergence: Divergence = forward_kl
-    """Soft loss; see :mod:`bridgegarden.objective.divergences`. Bind options with ``functools.partial``."""
+    divergence: Divergence | MixedDivergence = forward_kl
+    """Soft loss; see :mod:`bridgegarden.objective.divergences`. Bind options with ``functools.partial``. Two of them,
+    mixed at each position by a rule: :class:`~bridgegarden.objective.mixed_divergence.MixedDivergence`."""
     soft_weight: SoftWeight = field(default_factory=StaticWeight)
     """Rule for the soft weight; see :mod:`bridgegarden.objective.soft_weight`."""
     hard_target: str = "teacher_argmax"
@@ -117,8 +125,16 @@ class HybridObjective:
     risk_weight: str = "hard"
     """What the risk term is multiplied with beside alpha: ``hard``, the hard label's weight, as in the paper, so that
     soft labels alone have none; ``own``, nothing, so that it is there whatever the soft weight."""
+    position_weight: SoftWeight | None = None
+    """Rule for the weight of a position, >= 0: what all its terms are multiplied with; see
+    :mod:`bridgegarden.objective.position_weight`. None is 1 everywhere. The loss is still divided by the number of
+    supervised positions, so weights below 1 make steps smaller."""
 
     def __post_init__(self) -> None:
+        for name, rule in self._rules().items():
+            if not callable(rule):
+                raise ConfigError(f"objective.{name} must be a rule, such as StaticWeight(0.5), got {rule!r}.")
+            takes_teacher_alone(rule)
         if self.hard_target not in HARD_TARGETS:
             raise ConfigError(f"objective.hard_target must be 'teacher_argmax' or 'data', got {self.hard_target!r}.")
         check_temperature(self.temperature, "objective.temperature", greedy=False)
@@ -142,8 +158,9 @@ class HybridObjective:
     def exponents(self) -> tuple[float, ...]:
         """Exponents of which a top-k teacher signal must store the tail's power sum for this objective."""
         needed = [1.0 / self._target_temperature] if self._target_temperature != 1.0 else []
-        if isinstance(self.soft_weight, EntropyWeight) and self.soft_weight.kind == "power":
-            needed.append(self.soft_weight.gamma)
+        for rule in self._rules().values():
+            if isinstance(rule, EntropyWeight) and rule.kind == "power" and rule.gamma not in needed:
+                needed.append(rule.gamma)
         return tuple(needed)
 
     @property
@@ -154,7 +171,18 @@ class HybridObjective:
     @property
     def learns_data_alone(self) -> bool:
         """Whether nothing that a teacher could say has a weight: hard labels from the data, and they alone."""
-        return self.hard_target == "data" and self.soft_weight == StaticWeight(0.0)
+        weight = self.position_weight
+        reads_teacher = weight is not None and not isinstance(weight, WITHOUT_TEACHER)
+        return self.hard_target == "data" and self.soft_weight == StaticWeight(0.0) and not reads_teacher
+
+    def _rules(self) -> dict[str, Any]:
+        """The rules that there are, by the field that they stand in."""
+        rules: dict[str, Any] = {"soft_weight": self.soft_weight}
+        if isinstance(self.divergence, MixedDivergence):
+            rules["divergence.rule"] = self.divergence.rule
+        if self.position_weight is not None:
+            rules["position_weight"] = self.position_weight
+        return rules
 
     @property
     def _target_temperature(self) -> float:
@@ -177,6 +205,7 @@ class HybridObjective:
         next_log_normaliser: Float[Tensor, "*batch"] | None = None,
         has_next: Bool[Tensor, "*batch"] | None = None,
         progress: TrainProgress | None = None,
+        position: Position | None = None,
     ) -> HybridLoss:
         """The terms at each of a batch of supervised positions.
 
@@ -187,21 +216,30 @@ class HybridObjective:
             next_log_normaliser: ``(*batch,)`` the student's log-normaliser one position on. Needed for the risk term.
             has_next: ``(*batch,)`` where `next_log_normaliser` is that of a supervised position of the same sequence.
             progress: for rules that change as training goes on.
+            position: for rules that depend on where in the answer a position stands.
         """
-        weight = self.soft_weight(signal, progress).to(student.log_normaliser.dtype)
+        asked = signal, student, Position(data_ids) if position is None else position, progress
+        weight = ask(self.soft_weight, *asked).to(student.log_normaliser.dtype)
         # At either end the other term must not enter: not its value, and not its gradient, which as 0 * inf is NaN.
         # A weight that is no number takes part, to be seen.
         has_soft, has_hard = ~(weight <= 0), ~(weight >= 1)
         always = isinstance(self.soft_weight, StaticWeight) and self.soft_weight.value > 0
-        soft = self._soft(signal, student, None if always else has_soft)
-        hard = student.log_normaliser - _without_gradient_unless(has_hard, student.target_logit)
+        if self.position_weight is None:
+            counts, share = None, torch.ones_like(weight)
+        else:
+            share = ask(self.position_weight, *asked).to(weight.dtype)
+            counts = ~(share <= 0)
+            has_soft, has_hard, always = has_soft & counts, has_hard & counts, False
+        soft = self._soft(signal, student, None if always else has_soft, asked)
+        hard = student.log_normaliser - without_gradient_unless(has_hard, student.target_logit)
         mask = torch.ones_like(hard, dtype=torch.bool)
         if self.risk_alpha > 0 and next_log_normaliser is not None and has_next is not None:
             # The value of the next position is known only if the sequence really goes on with the hard target.
             has_risk = has_next & (self.hard_ids(signal, data_ids) == data_ids)
-            wanted = has_risk if self._has_own_risk else has_risk & has_hard
+            wanted = has_risk if counts is None else has_risk & counts
+            wanted = wanted if self._has_own_risk else wanted & has_hard
             following, target_logit = (
-                _without_gradient_unless(wanted, values) for values in (next_log_normaliser, student.target_logit)
+                without_gradient_unless(wanted, values) for values in (next_log_normaliser, student.target_logit)
             )
             risk = risk_penalty(torch.where(has_risk, value_gap(following, target_logit), 0.0), self.risk_alpha)
         else:
@@ -211,21 +249,26 @@ class HybridObjective:
             total = soft_part + torch.where(has_hard, (1 - weight) * hard, 0.0) + risk
         else:
             total = soft_part + torch.where(has_hard, (1 - weight) * (hard + risk), 0.0)
-        return HybridLoss(total, soft, hard, risk, weight, mask, has_risk)
+        if counts is not None:
+            total = torch.where(counts, share * total, 0.0)
+        return HybridLoss(total, soft, hard, risk, weight, mask, has_risk, share)
 
-    def _soft(self, signal: TeacherSignal, student: StudentSupport, wanted: Tensor | None) -> Tensor:
+    def _soft(
+        self,
+        signal: TeacherSignal,
+        student: StudentSupport,
+        wanted: Tensor | None,
+        asked: "tuple[TeacherSignal, StudentSupport, Position, TrainProgress | None]",
+    ) -> Tensor:
         if signal.weights is not None:
             return self._sampled_soft(signal, signal.weights, student)
-        teacher = signal.cells(self._target_temperature)
-        other = _without_gradient_unless(wanted, student.cells(self.temperature))
-        dtype = torch.promote_types(teacher.dtype, other.dtype)
-        teacher, other = teacher.to(dtype), other.to(dtype)
-        if teacher.shape[-1] < other.shape[-1]:
-            absent = torch.full_like(teacher[..., :1], ABSENT_LOG_MASS)
-            teacher = torch.cat([teacher, absent], -1)
-        elif teacher.shape[-1] > other.shape[-1]:
-            other = torch.cat([other, torch.full_like(other[..., :1], ABSENT_LOG_MASS)], -1)
-        return self.temperature**2 * self.divergence(teacher, other)
+        teacher, other = shared_cells(signal, student, self._target_temperature, self.temperature)
+        other = without_gradient_unless(wanted, other)
+        if isinstance(self.divergence, MixedDivergence):
+            value = self.divergence.mixed(teacher, other, ask(self.divergence.rule, *asked).to(other.dtype))
+        else:
+            value = self.divergence(teacher, other)
+        return self.temperature**2 * value
 
     def _sampled_soft(self, signal: TeacherSignal, weights: Tensor, student: StudentSupport) -> Tensor:
         if self.divergence is not forward_kl or self.temperature != 1.0 or self.sharpening != 1.0:
@@ -272,7 +315,8 @@ def hybrid_loss_from_logits(
     student = dense_student_support(logits, width, objective.hard_ids(signal, data_ids), objective.temperature)
     following = torch.cat([student.log_normaliser[:, 1:], student.log_normaliser[:, -1:]], 1)
     has_next = torch.cat([mask[:, :-1] & mask[:, 1:], torch.zeros_like(mask[:, :1])], 1)
-    loss = objective(signal, student, data_ids, following, has_next, progress)
+    position = Position(data_ids, Places(has_next))
+    loss = objective(signal, student, data_ids, following, has_next, progress, position)
     return loss.map(lambda term: torch.where(mask, term, torch.zeros_like(term)))
 
 
@@ -291,32 +335,7 @@ def dense_student_support(
     )
 
 
-class _WithoutGradient(torch.autograd.Function):
-    """The identity, whose gradient is zero where `dead`, be it NaN when it comes."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, dead: Tensor) -> Tensor:
-        ctx.save_for_backward(dead)
-        return values.view_as(values)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (dead,) = ctx.saved_tensors
-        return gradient.masked_fill(dead, 0.0), None
-
-
-def _without_gradient_unless(wanted: Bool[Tensor, "*batch"] | None, values: Tensor) -> Tensor:
-    """`values`, ``(*batch)`` or ``(*batch, C)``, with no gradient from positions that are not `wanted`; None is all.
-
-    The flags are not looked at: on a GPU that would wait for everything that was launched before.
-    """
-    if wanted is None:
-        return values
-    return _WithoutGradient.apply(values, ~(wanted.unsqueeze(-1) if values.ndim > wanted.ndim else wanted))
-
-
-def _name(divergence: Divergence) -> str:
+def _name(divergence: Divergence | MixedDivergence) -> str:
     return getattr(divergence, "__name__", repr(divergence))
 
 

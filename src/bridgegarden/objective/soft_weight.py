@@ -1,22 +1,29 @@
 r"""How soft each position is: the rules for :math:`\lambda`, the weight of the soft loss, in [0, 1].
 
-A rule is called with the teacher's signal and the progress of training and gives one weight per position. Hard labels
-suit Bridges (the next token must be exact), soft labels Gardens (it may vary); the adaptive rules read from the
-teacher's distribution which is which. Equations: arXiv:2605.26246, section 5.
+A rule is called with the teacher's signal, the student's view of the same support, the position and the progress of
+training, and gives one weight per position. Hard labels suit Bridges (the next token must be exact), soft labels
+Gardens (it may vary); the adaptive rules read from the teacher's distribution which is which. Equations:
+arXiv:2605.26246, section 5. The same rules can weigh a position (:mod:`bridgegarden.objective.position_weight`) or
+mix two divergences (:mod:`bridgegarden.objective.mixed_divergence`); :func:`ask` calls one for any of them.
 """
 
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from functools import lru_cache, partial
+from types import BuiltinFunctionType, FunctionType, MappingProxyType, MethodType
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.objective.support import TeacherSignal
+from bridgegarden.objective.alignment import Position
+from bridgegarden.objective.support import StudentSupport, TeacherSignal
+
+T = TypeVar("T")
 
 
 class TrainProgress(NamedTuple):
@@ -30,9 +37,80 @@ class TrainProgress(NamedTuple):
 
 @runtime_checkable
 class SoftWeight(Protocol):
-    """A rule for the soft weight: ``(*batch,)`` in [0, 1], without gradient."""
+    """A rule for the soft weight: ``(*batch,)`` in [0, 1].
 
-    def __call__(self, signal: TeacherSignal, progress: TrainProgress | None = None) -> Float[Tensor, "*batch"]: ...
+    Gradients are off while it is asked, so none flows through a rule; one whose definition has a gradient turns them on
+    itself (``torch.enable_grad()``).
+    """
+
+    def __call__(
+        self,
+        signal: TeacherSignal,
+        student: StudentSupport | None = None,
+        position: Position | None = None,
+        progress: TrainProgress | None = None,
+    ) -> Float[Tensor, "*batch"]:
+        """The weight at each position.
+
+        Args:
+            signal: the teacher.
+            student: the student's logits at the signal's support and at the hard target, what is left of its
+                distribution, and its log-normaliser. None where there is none, as where a teacher is looked at alone.
+            position: the token in the data, and where in its answer the position stands; None where that is not known.
+            progress: of training; None where there is none.
+        """
+        ...
+
+
+def ask(
+    rule: SoftWeight,
+    signal: TeacherSignal,
+    student: StudentSupport | None = None,
+    position: Position | None = None,
+    progress: TrainProgress | None = None,
+) -> Float[Tensor, "*batch"]:
+    """What `rule` says, with gradients off; a rule of two arguments is asked about teacher and progress alone."""
+    with torch.no_grad():
+        if takes_teacher_alone(rule):
+            return rule(signal, progress)  # pyright: ignore[reportArgumentType]
+        return rule(signal, student, position, progress)
+
+
+def takes_teacher_alone(rule: Callable[..., object]) -> bool:
+    """Whether `rule` has the two arguments ``(signal, progress)`` that rules had before they saw the student.
+
+    Raises:
+        ConfigError: it can be called neither so nor with ``(signal, student, position, progress)``.
+    """
+    is_function = isinstance(rule, (FunctionType, MethodType, BuiltinFunctionType, partial))
+    return _takes_two(rule) if is_function else _takes_two(type(rule))
+
+
+@lru_cache(maxsize=256)
+def _takes_two(rule: Any) -> bool:
+    signature = inspect.signature(rule.__call__ if isinstance(rule, type) else rule)
+    own = (None,) if isinstance(rule, type) else ()
+    for count, answer in ((4, False), (2, True)):
+        try:
+            signature.bind(*own, *range(count))
+        except TypeError:
+            continue
+        return answer
+    raise ConfigError(
+        f"objective: a rule is called with (signal, student, position, progress), or with (signal, progress); "
+        f"{getattr(rule, '__name__', repr(rule))} takes {signature}."
+    )
+
+
+def needs(value: T | None, rule: object, what: str) -> T:
+    """`value`, which `rule` cannot do without.
+
+    Raises:
+        ConfigError: it is None.
+    """
+    if value is None:
+        raise ConfigError(f"objective: the rule {type(rule).__name__} looks at {what}, and was not told.")
+    return value
 
 
 @dataclass(frozen=True)
@@ -45,7 +123,13 @@ class StaticWeight:
     def __post_init__(self) -> None:
         _check_unit_interval("value", self.value)
 
-    def __call__(self, signal: TeacherSignal, progress: TrainProgress | None = None) -> Float[Tensor, "*batch"]:
+    def __call__(
+        self,
+        signal: TeacherSignal,
+        student: StudentSupport | None = None,
+        position: Position | None = None,
+        progress: TrainProgress | None = None,
+    ) -> Float[Tensor, "*batch"]:
         return torch.full_like(signal.entropy, self.value)
 
 
@@ -53,7 +137,13 @@ class StaticWeight:
 class ConfidenceWeight:
     r"""Hard where the teacher is sure: :math:`\lambda_t = 1 - \max_a p_t(a)`."""
 
-    def __call__(self, signal: TeacherSignal, progress: TrainProgress | None = None) -> Float[Tensor, "*batch"]:
+    def __call__(
+        self,
+        signal: TeacherSignal,
+        student: StudentSupport | None = None,
+        position: Position | None = None,
+        progress: TrainProgress | None = None,
+    ) -> Float[Tensor, "*batch"]:
         return -torch.expm1(signal.max_logp)
 
 
@@ -75,7 +165,13 @@ class EntropyWeight:
         if not 0 < self.gamma < 1:
             raise ConfigError(f"objective.soft_weight.gamma must be in (0, 1), got {self.gamma}.")
 
-    def __call__(self, signal: TeacherSignal, progress: TrainProgress | None = None) -> Float[Tensor, "*batch"]:
+    def __call__(
+        self,
+        signal: TeacherSignal,
+        student: StudentSupport | None = None,
+        position: Position | None = None,
+        progress: TrainProgress | None = None,
+    ) -> Float[Tensor, "*batch"]:
         if self.kind == "shannon":
             weight = signal.entropy / math.log(signal.vocab_size)
         else:
@@ -100,7 +196,13 @@ class CurriculumWeight:
         _check_unit_interval("maximum", self.maximum)
         _check_unit_interval("warmup_ratio", self.warmup_ratio)
 
-    def __call__(self, signal: TeacherSignal, progress: TrainProgress | None = None) -> Float[Tensor, "*batch"]:
+    def __call__(
+        self,
+        signal: TeacherSignal,
+        student: StudentSupport | None = None,
+        position: Position | None = None,
+        progress: TrainProgress | None = None,
+    ) -> Float[Tensor, "*batch"]:
         if progress is None:
             raise ConfigError(
                 "objective.soft_weight: the curriculum depends on how far training is; call the objective with "

@@ -6,7 +6,7 @@ would be zero exactly when the teacher is sure.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -249,19 +249,53 @@ class StudentSupport:
         """Log-probabilities of the support's tokens at temperature 1, whether or not they are distinct."""
         return self.logits - self.log_normaliser.unsqueeze(-1)
 
+    def target_logp(self) -> Float[Tensor, "*batch"]:
+        """Log-probability of the hard target at temperature 1."""
+        return self.target_logit - self.log_normaliser
+
+    def detach(self) -> "StudentSupport":
+        """The same without a gradient."""
+        return self._map(Tensor.detach)
+
     def __getitem__(self, index: slice) -> "StudentSupport":
         """The same at some of its positions (the first batch dimension)."""
+        return self._map(lambda values: values[index])
 
-        def at(values: Tensor | None) -> Tensor | None:
-            return None if values is None else values[index]
-
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "StudentSupport":
+        rest, tempered = self.log_rest, self.tempered_log_rest
         return StudentSupport(
-            self.logits[index],
-            at(self.log_rest),
-            self.target_logit[index],
-            self.log_normaliser[index],
-            at(self.tempered_log_rest),
+            function(self.logits),
+            None if rest is None else function(rest),
+            function(self.target_logit),
+            function(self.log_normaliser),
+            None if tempered is None else function(tempered),
         )
+
+
+def shared_cells(
+    signal: TeacherSignal, student: StudentSupport, teacher_temperature: float = 1.0, student_temperature: float = 1.0
+) -> tuple[Float[Tensor, "*batch C"], Float[Tensor, "*batch C"]]:
+    """Log-probabilities of teacher and student over the same cells, in one dtype; each sums to one.
+
+    Where one side has a tail and the other nothing beyond the kept tokens, that one is taken to put
+    :data:`ABSENT_LOG_MASS` there.
+
+    Raises:
+        ConfigError: the signal is sampled, whose draws are no cells; or a tail at a temperature that was not stored.
+    """
+    if signal.weights is not None:
+        raise ConfigError(
+            "objective: a rule compares whole distributions, and a sampled teacher signal holds draws, which may "
+            "repeat and leave out the rest. Use a top-k signal."
+        )
+    teacher, other = signal.cells(teacher_temperature), student.cells(student_temperature)
+    dtype = torch.promote_types(teacher.dtype, other.dtype)
+    teacher, other = teacher.to(dtype), other.to(dtype)
+    if teacher.shape[-1] < other.shape[-1]:
+        teacher = torch.cat([teacher, torch.full_like(teacher[..., :1], ABSENT_LOG_MASS)], -1)
+    elif teacher.shape[-1] > other.shape[-1]:
+        other = torch.cat([other, torch.full_like(other[..., :1], ABSENT_LOG_MASS)], -1)
+    return teacher, other
 
 
 def _with_tail(cells: Tensor, tail: Tensor | None) -> Tensor:

@@ -13,6 +13,7 @@ from bridgegarden.recipe.values import coerce, section_from
 if TYPE_CHECKING:
     from bridgegarden.objective.divergences import Divergence
     from bridgegarden.objective.hybrid import HybridObjective
+    from bridgegarden.objective.mixed_divergence import MixedDivergence
     from bridgegarden.objective.soft_weight import SoftWeight
 
 OPTION_RANGES: Mapping[tuple[str, str], tuple[float, float]] = MappingProxyType(
@@ -35,8 +36,9 @@ class ObjectiveSection:
     preset: str | None = None
     """``hard``, ``soft``, ``static``, ``confidence``, ``entropy``, ``curriculum``, ``risk_guided``,
     ``sharpened`` or ``soft_risk``."""
-    divergence: str | None = None
-    """The soft loss, by its name in :mod:`bridgegarden.objective.divergences`."""
+    divergence: str | Mapping[str, Any] | None = None
+    """The soft loss, by its name in :mod:`bridgegarden.objective.divergences`; or two of them that a rule mixes at each
+    position, such as ``{first: reverse_kl, second: forward_kl, rule: confidence, how: mix}``."""
     divergence_options: Mapping[str, Any] | None = None
     """Options of `divergence`, such as ``{skew: 0.1}``."""
     soft_weight: float | str | Mapping[str, Any] | None = None
@@ -54,6 +56,9 @@ class ObjectiveSection:
     risk_weight: Literal["hard", "own"] | None = None
     """Whether the risk term belongs to the hard label and its weight, as in the paper, or is there whatever the soft
     weight."""
+    position_weight: str | Mapping[str, Any] | None = None
+    """What all terms of a position are multiplied with: the name of a rule, or a rule with its fields, such as
+    ``{rule: early_positions, share: 0.3}``."""
 
     def __post_init__(self) -> None:
         build_objective(self)
@@ -72,7 +77,11 @@ def build_objective(section: "ObjectiveSection") -> "HybridObjective":
         for name in ("hard_target", "temperature", "sharpening", "risk_alpha", "risk_weight")
         if (value := getattr(section, name)) is not None
     }
-    if section.divergence is not None:
+    if isinstance(section.divergence, Mapping):
+        if section.divergence_options:
+            raise ConfigError("objective.divergence_options: two divergences have options of their own, beside `name`.")
+        given["divergence"] = _mixed_divergence(section.divergence)
+    elif section.divergence is not None:
         given["divergence"] = _divergence(section.divergence, section.divergence_options or {})
     elif section.divergence_options:
         raise ConfigError("objective.divergence_options: name the divergence they belong to in objective.divergence.")
@@ -81,26 +90,67 @@ def build_objective(section: "ObjectiveSection") -> "HybridObjective":
     weight = section.soft_weight if section.kd_ratio is None else section.kd_ratio
     if weight is not None:
         given["soft_weight"] = _soft_weight(weight)
+    if section.position_weight is not None:
+        from bridgegarden.objective.position_weight import POSITION_WEIGHTS
+
+        given["position_weight"] = _rule(section.position_weight, POSITION_WEIGHTS, "objective.position_weight")
     return HybridObjective(**given) if section.preset is None else HybridObjective.preset(section.preset, **given)
 
 
 def describe_objective(objective: "HybridObjective") -> str:
     """Every field of an objective, on one line."""
-    divergence: Any = objective.divergence
+    told = {f.name: getattr(objective, f.name) for f in fields(objective)}
+    told["divergence"] = _named(told["divergence"])
+    if told["position_weight"] is None:
+        del told["position_weight"]
+    return ", ".join(f"{name}={value}" for name, value in told.items())
+
+
+def _named(divergence: Any) -> str:
+    """A divergence as a reader of a recipe calls it."""
+    from bridgegarden.objective.mixed_divergence import MixedDivergence
+
+    if isinstance(divergence, MixedDivergence):
+        first, second = _named(divergence.first), _named(divergence.second)
+        return f"{divergence.how}(first={first}, second={second}, rule={divergence.rule})"
     if isinstance(divergence, partial):
         options = ", ".join(f"{key}={value}" for key, value in divergence.keywords.items())
-        name = f"{divergence.func.__name__}({options})"
-    else:
-        name = divergence.__name__
-    rest = [f"{f.name}={getattr(objective, f.name)}" for f in fields(objective) if f.name != "divergence"]
-    return ", ".join([f"divergence={name}", *rest])
+        return f"{divergence.func.__name__}({options})"
+    return getattr(divergence, "__name__", repr(divergence))
 
 
-def _divergence(name: str, options: Mapping[str, Any]) -> "Divergence":
+def _mixed_divergence(written: Mapping[str, Any]) -> "MixedDivergence":
+    from bridgegarden.objective.mixed_divergence import MixedDivergence
+    from bridgegarden.objective.soft_weight import SOFT_WEIGHTS
+
+    place = "objective.divergence"
+    given: dict[str, Any] = {}
+    for key, value in written.items():
+        if key in ("first", "second"):
+            options = dict(value) if isinstance(value, Mapping) else {"name": value}
+            if "name" not in options:
+                raise ConfigError(f"{place}.{key}: key 'name' is missing; it names the divergence.")
+            name = coerce(options.pop("name"), str, f"{place}.{key}")
+            given[key] = _divergence(name, options, field=f"{place}.{key}", place=f"{place}.{key}")
+        elif key == "rule":
+            given[key] = _rule(value, SOFT_WEIGHTS, f"{place}.rule")
+        elif key == "how":
+            given[key] = coerce(value, Literal["mix", "add"], f"{place}.how")
+        else:
+            raise unknown_name(key, ("first", "second", "rule", "how"), field=place, kind="key")
+    return MixedDivergence(**given)
+
+
+def _divergence(
+    name: str,
+    options: Mapping[str, Any],
+    *,
+    field: str = "objective.divergence",
+    place: str = "objective.divergence_options",
+) -> "Divergence":
     from bridgegarden.objective.divergences import DIVERGENCES
 
-    function = lookup(DIVERGENCES, name, field="objective.divergence")
-    place = "objective.divergence_options"
+    function = lookup(DIVERGENCES, name, field=field)
     known = dict(list(inspect.signature(function).parameters.items())[2:])
     for key in options:
         if not known:
@@ -110,12 +160,11 @@ def _divergence(name: str, options: Mapping[str, Any]) -> "Divergence":
     for key, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and key not in options:
             raise ConfigError(f"{place}: {name} needs {key!r}; it has no default.")
-    values = {key: _option(name, key, value) for key, value in options.items()}
+    values = {key: _option(name, key, value, f"{place}.{key}") for key, value in options.items()}
     return cast("Divergence", partial(function, **values)) if values else function
 
 
-def _option(name: str, key: str, value: Any) -> float:
-    place = f"objective.divergence_options.{key}"
+def _option(name: str, key: str, value: Any, place: str) -> float:
     number = coerce(value, float, place)
     low, high = OPTION_RANGES.get((name, key), (float("-inf"), float("inf")))
     if not low <= number <= high:
@@ -126,12 +175,15 @@ def _option(name: str, key: str, value: Any) -> float:
 def _soft_weight(weight: float | str | Mapping[str, Any]) -> "SoftWeight":
     from bridgegarden.objective.soft_weight import SOFT_WEIGHTS, StaticWeight
 
-    place = "objective.soft_weight"
     if isinstance(weight, (int, float)):
         return StaticWeight(value=float(weight))
-    if isinstance(weight, str):
-        return section_from(lookup(SOFT_WEIGHTS, weight, field=place), {}, place)
-    if "rule" not in weight:
-        raise ConfigError(f"{place}: key 'rule' is missing; it names one of {', '.join(SOFT_WEIGHTS)}.")
-    rule = lookup(SOFT_WEIGHTS, coerce(weight["rule"], str, f"{place}.rule"), field=f"{place}.rule")
-    return section_from(rule, {key: value for key, value in weight.items() if key != "rule"}, place)
+    return _rule(weight, SOFT_WEIGHTS, "objective.soft_weight")
+
+
+def _rule(written: str | Mapping[str, Any], known: Mapping[str, type["SoftWeight"]], place: str) -> "SoftWeight":
+    if isinstance(written, str):
+        return section_from(lookup(known, written, field=place), {}, place)
+    if not isinstance(written, Mapping) or "rule" not in written:
+        raise ConfigError(f"{place}: key 'rule' is missing; it names one of {', '.join(known)}.")
+    rule = lookup(known, coerce(written["rule"], str, f"{place}.rule"), field=f"{place}.rule")
+    return section_from(rule, {key: value for key, value in written.items() if key != "rule"}, place)

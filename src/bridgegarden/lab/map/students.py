@@ -24,7 +24,7 @@ from bridgegarden.exact.tasks.chain import ChainWorld, Expression
 from bridgegarden.lab.map.rows import Context, Kind, Problems, Rows, Worlds, Writer, features, generators, kinds, write
 from bridgegarden.objective.divergences import forward_kl
 from bridgegarden.objective.hybrid import HybridObjective
-from bridgegarden.objective.soft_weight import CurriculumWeight, StaticWeight, TrainProgress
+from bridgegarden.objective.soft_weight import CurriculumWeight, StaticWeight, TrainProgress, ask
 from bridgegarden.objective.support import TeacherSignal
 
 BETAS = 0.9, 0.95
@@ -147,7 +147,7 @@ def aims(arm: Arm, world: ChainWorld, kind: Kind, prob: Tensor, data: Tensor, pr
     goes_on = (label.argmax(-1) == data).unsqueeze(-1)
     smoothed = (1 - arm.smoothing) * label + arm.smoothing / kind.width
     if arm.soft_weights is None:
-        weight = objective.soft_weight(signal, progress).unsqueeze(-1)
+        weight = ask(objective.soft_weight, signal, progress=progress).unsqueeze(-1)
     else:
         weight = arm.soft_weights[kinds(world).index(kind)].unsqueeze(-1)
     return Aims(soft, smoothed, weight, label * goes_on)
@@ -256,7 +256,7 @@ class _FixedData:
         asked = [_Asked(*(part[index].transpose(1, 2) for part in kind)) for kind in self.asked]
         for place, ends in self.curricula.items():
             rule, progress = self.arms[place].objective.soft_weight, TrainProgress(step, self.order.shape[1])
-            weight = float(rule(_ANY_SIGNAL, progress))
+            weight = float(ask(rule, _ANY_SIGNAL, progress=progress))
             for kind, (soft, hard) in zip(asked, ends, strict=True):
                 kind.target[:, place] = weight * soft.target[index] + (1 - weight) * hard.target[index]
                 kind.risk[:, place] = weight * soft.risk[index] + (1 - weight) * hard.risk[index]
