@@ -1,0 +1,218 @@
+"""The code that the documentation shows: run, dry-run or checked, as ``tests/documented.py`` says."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from bridgegarden.cli.main import cli
+from bridgegarden.errors import ConfigError
+from bridgegarden.quickstart import TEACHER
+from tests.documented import (
+    PYTHON,
+    SHELL,
+    YAML,
+    Block,
+    blocks,
+    check_command,
+    check_python,
+    check_shell,
+    check_yaml,
+    commands,
+    inline_commands,
+)
+
+CLASSES = {"runs", "dry run", "checked"}
+ROWS = [{"prompt": f"start with {a}", "completion": f" then add {b}"} for a in range(4) for b in range(4)]
+
+
+def test_every_block_has_a_class_and_each_class_has_blocks():
+    found = Counter(block.kind for block in blocks())
+    assert set(found) == CLASSES
+    assert sum(found.values()) > 50
+    assert all(block.kind == "runs" for block in blocks() if block.marked)
+
+
+@pytest.mark.parametrize("block", [one for one in blocks() if one.language in SHELL], ids=str)
+def test_what_a_shell_block_types_exists(block):
+    check_shell(block.text)
+
+
+@pytest.mark.parametrize("block", [one for one in blocks() if one.language in YAML], ids=str)
+def test_what_a_recipe_says_is_taken(block):
+    check_yaml(block.tree)
+
+
+@pytest.mark.parametrize("block", [one for one in blocks() if one.language in PYTHON], ids=str)
+def test_what_python_imports_and_calls_is_there(block):
+    check_python(block.text)
+
+
+def test_commands_in_running_text_exist():
+    found = list(inline_commands())
+    assert len(found) > 20
+    for where, words in found:
+        try:
+            check_command(words[1:])
+        except click.MissingParameter:  # what is named in passing need not be complete
+            continue
+        except (click.UsageError, AssertionError, ConfigError) as error:
+            raise AssertionError(f"{where}: {error}") from error
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """The packaged teacher, a tiny student of its vocabulary, and rows: what a page's own names stand for."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("documented")
+    tokenizer = AutoTokenizer.from_pretrained(TEACHER)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder / "student")
+    tokenizer.save_pretrained(folder / "student")
+    rows = [row | {"question": row["prompt"], "answer": row["completion"]} for row in ROWS]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return folder
+
+
+def local(text: str, folder: Path) -> str:
+    """A page's code with models that are here, and few steps of it."""
+    for theirs, here in {
+        "Qwen/Qwen2.5-7B-Instruct": str(TEACHER),
+        "Qwen/Qwen2.5-3B": str(folder / "student"),
+        "max_steps=1000": 'max_steps=2, report_to="none", bf16=False',
+        "max_steps: 1000": "max_steps: 2",
+        "dtype: bfloat16": "dtype: float32",
+    }.items():
+        text = text.replace(theirs, here)
+    return text
+
+
+RUN = sorted({block.page for block in blocks() if block.kind == "runs"})
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator:UserWarning")
+@pytest.mark.parametrize("page", RUN)
+def test_blocks_that_are_marked_run(page, pair, tmp_path, monkeypatch):
+    """One after the other in one folder; a recipe is `my.yaml`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_bytes((pair / "rows.jsonl").read_bytes())
+    for block in [one for one in blocks() if one.page == page and one.kind == "runs"]:
+        text = local(block.text, pair)
+        if block.language in PYTHON:
+            exec(compile(text, str(block), "exec"), {"__name__": "__main__"})
+        elif block.language in YAML:
+            (tmp_path / "my.yaml").write_text(text, encoding="utf-8")
+        else:
+            for words in commands(text):
+                assert words[0] == "bridgegarden", f"{block} runs {words[0]}"
+                done = CliRunner().invoke(cli, words[1:])
+                assert done.exit_code == 0, f"{block}: {' '.join(words)}: {done.output}"
+
+
+def trainings() -> dict[str, list[str]]:
+    """What `bridgegarden train` is given after the recipe, once each, by where it stands first."""
+    found: dict[str, list[str]] = {}
+    for block in blocks():
+        for words in block.commands if block.language in SHELL else []:
+            changes = [word for word in words[3:] if word not in ("--audit", "--dry-run")]
+            if words[:2] == ["bridgegarden", "train"] and changes and changes not in found.values():
+                found[f"{block} {' '.join(changes)}"] = changes
+    return found
+
+
+@pytest.mark.parametrize("where", trainings())
+def test_a_training_that_is_typed_can_be_tried(where, pair, tmp_path):
+    recipe = tmp_path / "my.yaml"
+    tree = {
+        "teacher": {"model": str(TEACHER)},
+        "student": {"model": str(pair / "student")},
+        "data": {"train": str(pair / "rows.jsonl"), "prompt": "question", "completion": "answer"},
+    }
+    recipe.write_text(json.dumps(tree), encoding="utf-8")
+    done = CliRunner().invoke(cli, ["train", str(recipe), "--dry-run", *trainings()[where]])
+    assert done.exit_code == 0, done.output
+
+
+WHOLE = [block for block in blocks() if block.kind == "dry run" and block.language in YAML]
+
+
+@pytest.mark.parametrize("block", WHOLE, ids=str)
+def test_a_whole_recipe_can_be_tried(block, tmp_path):
+    (tmp_path / "my.yaml").write_text(block.text, encoding="utf-8")
+    done = CliRunner().invoke(cli, ["train", str(tmp_path / "my.yaml"), "--dry-run"])
+    assert done.exit_code == 0, done.output
+
+
+# What the checks are for: each of these is wrong in one place.
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "bridgegarden tune my.yaml",
+        "bridgegarden cache rebuild my.yaml",
+        "bridgegarden train my.yaml --resume",
+        "bridgegarden train my.yaml --set training.max_step=3",
+        "bridgegarden train my.yaml \\\n  --set objective.preset=confidense",
+        "bridgegarden plan my.yaml --sharding fsdp3",
+        "bridgegarden train my.yaml other.yaml",
+        "accelerate launch -m bridgegarden train my.yaml --fast",
+        "accelerate launch --config_file examples/launch/none.yaml -m bridgegarden train my.yaml",
+        "A=1 bridgegarden tune my.yaml",
+        "ls && bridgegarden tune my.yaml | cat",
+        "python docs/write_nothing.py",
+        "python benchmarks/head_and_loss.py --tokenz 3",
+        "make everything",
+        "pip install 'bridgegarden[rays]'",
+        "pip install -e '.[devel]'",
+        "pytest tests/test_nothing.py::test_x",
+    ],
+)
+def test_a_shell_block_that_is_wrong_is_found(line):
+    with pytest.raises((AssertionError, click.UsageError, ConfigError)):
+        check_shell(line)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"objective": {"presett": "soft"}},
+        {"training": {"max_step": 3}},
+        {"teacher": {"model": "T", "top_k": 0}},
+        {"on_policy": {"lmbda": 2}},
+    ],
+)
+def test_a_recipe_that_is_wrong_is_found(tree):
+    with pytest.raises(ConfigError):
+        check_yaml(tree)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from bridgegarden import HybridTrainer",
+        "HybridObjective(temperatur=2.0)",
+        "from bridgegarden.statistics import paired_differences",
+        "TeacherCache('a', 'b', 'c', 'd', 'e')",
+        "teacher = ByteView(tokenizer, title='x')",
+        "f(",
+    ],
+)
+def test_python_that_is_wrong_is_found(code):
+    with pytest.raises((AssertionError, SyntaxError)):
+        check_python(code)
+
+
+def test_a_block_in_a_list_and_one_with_a_mark_are_read(tmp_path):
+    from tests.documented import blocks_of
+
+    page = tmp_path / "page.md"
+    page.write_text("* a\n\n  ```bash\n  ls\n  ```\n\n<!-- runs -->\n```python\nx = 1\n```\n\n```text\nno\n```\n")
+    assert blocks_of(page) == [
+        Block("page.md", 3, "bash", "ls", False),
+        Block("page.md", 8, "python", "x = 1\n", True),
+    ]
