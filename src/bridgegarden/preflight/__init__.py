@@ -8,12 +8,10 @@ from bridgegarden.preflight.models import (
     ModelFacts,
     ModelReference,
     check_positions,
-    check_quantised,
     load_facts,
     load_tokenizer,
-    quantisation,
-    settings_text,
 )
+from bridgegarden.preflight.quantisation import check_quantised, quantisation, settings_text
 from bridgegarden.preflight.tokenizers import Endings, TokenizerMatch, check_endings, compare_tokenizers
 
 if TYPE_CHECKING:
