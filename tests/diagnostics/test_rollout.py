@@ -60,6 +60,12 @@ def test_every_number_is_what_full_forwards_of_the_prefixes_say(who):
                 assert found.student_logp[0, text, position].item() == pytest.approx(q[token].log().item(), rel=1e-3)
             distance = 0.5 * ((p[:SHARED] - q[:SHARED]).abs().sum() + tail)
             assert found.total_variation[0, text, position].item() == pytest.approx(distance.item(), rel=1e-3)
+            assert found.overlap[0, text, position].item() == pytest.approx(1 - distance.item(), rel=1e-3)
+            both = [part[:SHARED].argmax() if part[:SHARED].max() > part[SHARED:].sum() else SHARED for part in (p, q)]
+            assert found.agreement[0, text, position].item() == (both[0] == both[1])
+            if token < SHARED:
+                ratio = (q[token] / p[token]).log().item()
+                assert found.log_ratio[0, text, position].item() == pytest.approx(ratio, rel=1e-3, abs=1e-4)
 
 
 def test_a_prompts_mean_is_over_its_own_texts():
@@ -77,6 +83,11 @@ def test_models_are_as_far_apart_as_at_the_temperature_of_the_texts(temperature)
     p, q = ((part / temperature).softmax(-1) for part in logp)
     distance = 0.5 * (p - q).abs().sum()
     assert found.total_variation[0, 0, 0].item() == pytest.approx(distance.item(), rel=1e-4)
+    untempered = 0.5 * (logp[0].exp() - logp[1].exp()).abs().sum()
+    assert found.overlap[0, 0, 0].item() == pytest.approx(1 - untempered.item(), rel=1e-4)
+    token = found.tokens[0][0]
+    ratio = (q[0, token] / p[0, token]).log().item()
+    assert found.log_ratio[0, 0, 0].item() == pytest.approx(ratio, rel=1e-4)
 
 
 def test_impossible_tokens_add_nothing_to_the_entropy():
@@ -198,3 +209,15 @@ def test_given_tokens_are_followed():
     given = torch.tensor([[2, 3, 1], [4, 2, 0]])
     visits = list(walk([world.teacher.start([(), ()])], torch.arange(2), limits=torch.tensor([3, 2]), given=given))
     assert [visit.tokens.tolist() for visit in visits] == [[2, 4], [3, 2], [1]]
+
+
+def test_a_part_of_the_texts_is_every_number_of_these_texts():
+    found = texts_of(*(sides := policies(pair())), sides[1])
+    part = found.part([4, 1])
+    assert part.prompts == (PROMPTS[2], PROMPTS[0])
+    assert part.tokens == (found.tokens[4], found.tokens[1])
+    for name, values in vars(found).items():
+        if isinstance(values, torch.Tensor) and name != "lengths":
+            dimension = values.ndim - 2
+            assert torch.equal(getattr(part, name), values.index_select(dimension, torch.tensor([4, 1]))), name
+    assert part.lengths.tolist() == found.lengths[[4, 1]].tolist()

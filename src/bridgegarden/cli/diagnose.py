@@ -94,6 +94,12 @@ class Tokens(click.ParamType):
 @click.option(
     "--batch-size", "max_rows", type=click.IntRange(1), default=32, show_default=True, help="Texts at a time."
 )
+@click.option(
+    "--cost-ratio",
+    type=click.FloatRange(min=0),
+    metavar="C",
+    help="Time of a student's token over a teacher's, for its worth as a draft model.  [default: of parameters]",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything that is drawn.")
 @click.option(
     "--dtype",
@@ -128,6 +134,7 @@ def print_diagnosis(diagnosis: "Diagnosis", files: "DiagnosisFiles", *, as_json:
     """All of it as JSON; or a table, what it means, and where the page is."""
     from rich.text import Text
 
+    from bridgegarden.report.acceptance import draft_table
     from bridgegarden.report.diagnosis_words import (
         advice_words,
         agreement_words,
@@ -147,6 +154,7 @@ def print_diagnosis(diagnosis: "Diagnosis", files: "DiagnosisFiles", *, as_json:
     console.print(bias_table(diagnosis))
     if diagnosis.findings.differences:
         console.print(difference_table(diagnosis))
+    console.print(draft_table(diagnosis))
     for student in diagnosis.findings.students:
         console.print(Text(f"\n{student.name}", style="bold"), soft_wrap=True)
         for line in (f"It {bias_words(student)}", agreement_words(student), f"Kappa: {kind_words(student)}."):

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from bridgegarden.diagnostics.acceptance import DraftModel
 from bridgegarden.diagnostics.advise import Advice, advise
 from bridgegarden.diagnostics.attribution import Attribution, attribute
 from bridgegarden.diagnostics.diagnosis import (
@@ -21,7 +22,6 @@ from bridgegarden.diagnostics.diagnosis import (
     Reader,
     ShownText,
     StudentDiagnosis,
-    part_of,
     show_texts,
 )
 from bridgegarden.diagnostics.exposure_bias import ExposureBias, compare_students, paired_differences
@@ -181,6 +181,7 @@ class Examination:
         return StudentDiagnosis(
             name=self.name,
             exposure_bias=self.bias,
+            draft_model=DraftModel.of(self.bias),
             kappa=self.kappa,
             shown_kappa=self.shown_kappa,
             attribution=self.attribution,
@@ -208,7 +209,7 @@ class Examination:
             found = measure_kappa(
                 self.teacher,
                 self.student,
-                part_of(self.texts, numbers),
+                self.texts.part(numbers),
                 _kappa_settings(self.settings, self.bias, budget, "random"),
                 generator=generator_of(self.settings, "shown"),
             )

@@ -1,13 +1,14 @@
 """Everything that one diagnosis found, as the page, the terminal and JSON show it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from bridgegarden.data.audit import Piece
+from bridgegarden.diagnostics.acceptance import DraftModel, check_cost_ratio
 from bridgegarden.diagnostics.advise import Advice, soft_weights
 from bridgegarden.diagnostics.attribution import Attribution
 from bridgegarden.diagnostics.exposure_bias import ExposureBias, StudentDifference
@@ -129,6 +130,9 @@ class DiagnosisSettings:
     """D of the loss, by its name in recipes; without settings of its own."""
     max_rows: int = 32
     """Texts in progress at a time, >= 1; numbers depend on it by rounding alone."""
+    cost_ratio: float | None = None
+    """Time of a token of a student over that of one of the teacher, for its worth as a draft model; None takes the
+    ratio of their parameters."""
     seed: int = 0
     """Of everything that is drawn."""
 
@@ -137,6 +141,8 @@ class DiagnosisSettings:
         for name, bound in {**least, "max_rows": 1}.items():
             if not getattr(self, name) >= bound:
                 raise ConfigError(f"diagnosis.{name} must be >= {bound}, got {getattr(self, name)}.")
+        if self.cost_ratio is not None:
+            check_cost_ratio(self.cost_ratio, "diagnosis.cost_ratio")
         if self.positions not in get_args(Choice):
             raise ConfigError(f"diagnosis.positions must be 'all', 'random' or 'uncertain', got {self.positions!r}.")
         lookup(DIVERGENCES, self.divergence, field="diagnosis.divergence")
@@ -157,6 +163,8 @@ class StudentDiagnosis:
     """What it is called here."""
     exposure_bias: ExposureBias
     """What it loses on its own texts and on the teacher's."""
+    draft_model: DraftModel
+    """What it is worth as a draft model, from the same texts."""
     kappa: KappaResult | None
     """Bridges and Gardens on its own texts; None if interrupted before."""
     shown_kappa: KappaResult | None
@@ -279,34 +287,33 @@ class Diagnosis:
     versions: Mapping[str, str]
     """Python, the platform, packages."""
 
+    def cost_ratio(self, name: str) -> float:
+        """Time of a token of the student `name` over that of one of the teacher: as given, or by their parameters."""
+        if self.settings.cost_ratio is not None:
+            return self.settings.cost_ratio
+        student = next(used for used in self.students if used.name == name)
+        return student.parameters / self.teacher.parameters
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it; estimates with their 95% intervals."""
         tree = to_plain(self, leave_out=("findings",))
         found = to_plain(self.findings, leave_out=("students",))
         students = [
-            to_plain(student, leave_out=("exposure_bias",)) | {"exposure_bias": student.exposure_bias.to_dict()}
+            to_plain(student, leave_out=("exposure_bias", "draft_model"))
+            | {"exposure_bias": student.exposure_bias.to_dict(), "draft_model": self._draft_model(student)}
             for student in self.findings.students
         ]
         found["cost"]["seconds"] = self.findings.cost.seconds
         return {**tree, "findings": {"students": students, **found}}
 
-
-def part_of(texts: RollOuts, numbers: Sequence[int]) -> RollOuts:
-    """Some of `texts`, each with its prompt as if it had no other."""
-    rows = torch.tensor(numbers, dtype=torch.long)
-    return replace(
-        texts,
-        prompts=tuple(texts.prompts[number // texts.samples] for number in numbers),
-        samples=1,
-        tokens=tuple(texts.tokens[number] for number in numbers),
-        lengths=texts.lengths[rows],
-        losses=texts.losses[:, rows],
-        total_variation=texts.total_variation[:, rows],
-        student_logp=texts.student_logp[:, rows],
-        teacher_logp=texts.teacher_logp[rows],
-        teacher_entropy=texts.teacher_entropy[rows],
-        teacher_max_prob=texts.teacher_max_prob[rows],
-    )
+    def _draft_model(self, student: StudentDiagnosis) -> dict[str, Any]:
+        """With the speed-up of every draft."""
+        model, ratio = student.draft_model, self.cost_ratio(student.name)
+        tree = to_plain(model) | {"cost_ratio": ratio, "fastest": model.fastest(ratio).drafted}
+        for name in ("teacher_texts", "student_texts"):
+            for draft, one in zip(getattr(model, name).drafts, tree[name]["drafts"], strict=True):
+                one["speed_up"] = to_plain(draft.speed_up(ratio))
+        return tree
 
 
 def show_texts(
@@ -333,7 +340,7 @@ def show_texts(
     if not numbers:
         return ()
     measured = {(place.text, place.position): place for place in kappas}
-    tops = _tops([teacher, student], part_of(texts, numbers))
+    tops = _tops([teacher, student], texts.part(numbers))
     weights = soft_weights(texts.teacher_entropy, texts.teacher_max_prob, vocab_size)
     found = []
     for row, number in enumerate(numbers):

@@ -101,7 +101,7 @@ class ExposureBias:
             raise DataError("exposure bias: teacher and student wrote from different prompts; they must be the same.")
         on_teacher, on_student = _sums(teacher_texts), _sums(student_texts)
         lengths = [texts.per_prompt(texts.lengths.double()) for texts in (teacher_texts, student_texts)]
-        per_token = [_linearised(sums, length) for sums, length in zip((on_teacher, on_student), lengths, strict=True)]
+        per_token = [linearised(sums, length) for sums, length in zip((on_teacher, on_student), lengths, strict=True)]
         full = [texts.per_prompt((texts.lengths == texts.horizon).double()) for texts in (teacher_texts, student_texts)]
         return cls(
             teacher_loss=Estimate.cautious(on_teacher, beside=on_student),
@@ -244,7 +244,7 @@ def _sums(texts: RollOuts) -> Tensor:
     return texts.per_prompt(texts.losses[0].sum(-1))
 
 
-def _linearised(numerator: Tensor, denominator: Tensor) -> Tensor:
+def linearised(numerator: Tensor, denominator: Tensor) -> Tensor:
     """One value a prompt whose mean is the ratio of the means and whose spread is the ratio's, to first order."""
     ratio = numerator.mean() / denominator.mean()
     return ratio + (numerator - ratio * denominator) / denominator.mean()
@@ -277,6 +277,6 @@ def _excess_error(teacher_texts: RollOuts, student_texts: RollOuts) -> tuple[Exc
     for length in range(1, longest + 1):
         below, above = on_teacher[:, length - 1], on_student[:, length - 1]
         if below.mean() > 0:
-            per_cent = Estimate.cautious(100 * _linearised(above - below, below), size=100.0)
+            per_cent = Estimate.cautious(100 * linearised(above - below, below), size=100.0)
             points.append(ExcessErrorPoint(length=length, per_cent=per_cent))
     return tuple(points)

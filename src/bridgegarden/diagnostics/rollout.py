@@ -68,6 +68,14 @@ class RollOuts:
     """``(S, N, T)`` nats: l before each token, for each student."""
     total_variation: Tensor
     """``(S, N, T)`` in [0, 1]: distance of the two distributions at the temperature of the roll-outs."""
+    overlap: Tensor
+    r"""``(S, N, T)`` in [0, 1]: :math:`\sum_a \min(p(a), q(a))` before each token, one minus the distance at
+    temperature 1."""
+    agreement: Tensor
+    """``(S, N, T)`` 1 where both models have the same likeliest token, else 0."""
+    log_ratio: Tensor
+    """``(S, N, T)`` nats: log q of each token minus its log p, both at the temperature of the roll-outs; infinite where
+    one of them cannot write it."""
     student_logp: Tensor
     """``(S, N, T)`` nats: each token's log-probability under each student, at temperature 1."""
     teacher_logp: Tensor
@@ -89,16 +97,30 @@ class RollOuts:
     def of_student(self, index: int) -> "RollOuts":
         """The same texts with one of the students alone."""
         kept = slice(index, index + 1)
+        return replace(self, **{name: getattr(self, name)[kept] for name in OF_STUDENTS})
+
+    def part(self, numbers: Sequence[int]) -> "RollOuts":
+        """The texts `numbers` alone, each with its prompt as if it had no other."""
+        rows = torch.tensor(numbers, dtype=torch.long)
         return replace(
             self,
-            losses=self.losses[kept],
-            total_variation=self.total_variation[kept],
-            student_logp=self.student_logp[kept],
+            prompts=tuple(self.prompts[number // self.samples] for number in numbers),
+            samples=1,
+            tokens=tuple(self.tokens[number] for number in numbers),
+            lengths=self.lengths[rows],
+            **{name: getattr(self, name)[:, rows] for name in OF_STUDENTS},
+            **{name: getattr(self, name)[rows] for name in OF_TEACHER},
         )
 
     def per_prompt(self, values: Tensor) -> Tensor:
         """Mean over the texts of each prompt: ``(..., N)`` to ``(..., P)``."""
         return values.unflatten(-1, (len(self.prompts), self.samples)).mean(-1)
+
+
+OF_STUDENTS = ("losses", "total_variation", "overlap", "agreement", "log_ratio", "student_logp")
+"""What is noted of each student."""
+OF_TEACHER = ("teacher_logp", "teacher_entropy", "teacher_max_prob")
+"""What is noted of the teacher."""
 
 
 def roll_out(
@@ -232,28 +254,39 @@ class _Found:
         def empty(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.float64)
 
-        self.per_student = {
-            name: empty(students, texts, horizon) for name in ("losses", "total_variation", "student_logp")
-        }
-        self.of_teacher = {
-            name: empty(texts, horizon) for name in ("teacher_logp", "teacher_entropy", "teacher_max_prob")
-        }
+        self.per_student = {name: empty(students, texts, horizon) for name in OF_STUDENTS}
+        self.of_teacher = {name: empty(texts, horizon) for name in OF_TEACHER}
         self.tokens = torch.full((texts, horizon), -1)
 
     def add(self, visit: Visit, p: Tensor, qs: Sequence[Tensor], temperature: float, divergence: Divergence) -> None:
         """What teacher and students say before the tokens of `visit`, whose rows are the numbers of texts."""
         tokens = visit.tokens.to(p.device).unsqueeze(-1)
         cell = (visit.rows, visit.step)
+
+        def of_token(logp: Tensor) -> Tensor:
+            return logp.gather(-1, tokens).squeeze(-1)
+
         self.tokens[cell] = visit.tokens
-        self.of_teacher["teacher_logp"][cell] = p.gather(-1, tokens).squeeze(-1).double().cpu()
-        self.of_teacher["teacher_entropy"][cell] = entropy(p).double().cpu()
-        self.of_teacher["teacher_max_prob"][cell] = p.amax(-1).exp().double().cpu()
+        highest, likeliest = p.max(-1)
+        found = {"teacher_logp": of_token(p), "teacher_entropy": entropy(p), "teacher_max_prob": highest.exp()}
+        for name, values in found.items():
+            self.of_teacher[name][cell] = values.double().cpu()
         written_p = tempered(p, temperature)
         for index, q in enumerate(qs):
-            distance = total_variation(written_p, tempered(q, temperature))
-            self.per_student["losses"][index][cell] = divergence(p, q).double().cpu()
-            self.per_student["total_variation"][index][cell] = distance.double().cpu()
-            self.per_student["student_logp"][index][cell] = q.gather(-1, tokens).squeeze(-1).double().cpu()
+            written_q = tempered(q, temperature)
+            distance = total_variation(written_p, written_q)
+            ratio = of_token(written_q) - of_token(written_p)
+            found = {
+                "losses": divergence(p, q),
+                "total_variation": distance,
+                "overlap": 1 - (distance if temperature == 1.0 else total_variation(p, q)),
+                "agreement": q.argmax(-1) == likeliest,
+                # What neither can write was written by somebody else, and says nothing of these two.
+                "log_ratio": torch.where(ratio.isnan(), 0.0, ratio),
+                "student_logp": of_token(q),
+            }
+            for name, values in found.items():
+                self.per_student[name][index][cell] = values.double().cpu()
 
     def roll_outs(self, prompts: Sequence[Sequence[int]], samples: int) -> RollOuts:
         lengths = (self.tokens >= 0).sum(-1)

@@ -4,6 +4,7 @@ from markupsafe import Markup
 
 from bridgegarden.diagnostics.advise import Advice
 from bridgegarden.diagnostics.diagnosis import Diagnosis, ModelUsed, StudentDiagnosis
+from bridgegarden.report.acceptance import draft_section
 from bridgegarden.report.charts import responsive
 from bridgegarden.report.diagnosis_figures import (
     bias_chart,
@@ -46,6 +47,7 @@ def diagnosis_page(diagnosis: Diagnosis) -> Page:
             Section(anchor="tokens", title="Token by token", body=texts_section(diagnosis)),
             Section(anchor="origin", title="Where it comes from", body=_origin(diagnosis)),
             Section(anchor="rule", title="Which rule suits", body=_rule(diagnosis)),
+            Section(anchor="draft", title="As a draft model", body=draft_section(diagnosis)),
             words_section(*WORDS),
             _made(diagnosis),
         ),
@@ -62,6 +64,8 @@ WORDS = (
     "soft weight λ",
     "ExAccErr",
     "surprise",
+    "accepted",
+    "tokens a pass",
 )
 """What the page explains."""
 

@@ -63,6 +63,15 @@ GLOSSARY: Mapping[str, str] = MappingProxyType(
             "goes on writing, minus the same for a token that the teacher draws. Positive: that token leads to where "
             "the student fits badly. κ(s), of a place, is the sum over the tokens that could stand there."
         ),
+        "accepted": (
+            "In speculative decoding a small model drafts and the large one takes a drafted token a with probability "
+            "min(1, p(a) / q(a)): on average Σ min(p, q), which is 1 minus the distance (total variation) of the two "
+            "distributions."
+        ),
+        "tokens a pass": (
+            "How many tokens of a text one forward pass of the teacher gives when it checks a draft: those it accepts, "
+            "and one of its own."
+        ),
         "contribution": (
             "What a place adds to exposure bias: kappa of each token that could come next, weighted with how likely "
             "the student is to take it. Summed over all places of the student's texts it is the exposure bias, exactly."
