@@ -45,6 +45,8 @@ class TokenisedRow:
     """The same tokens to learn behind another prompt, where the teacher reads one; None where it reads this."""
     teacher_number: int | None = None
     """Which of several teachers reads it, from 0; None where there is one for all rows."""
+    translated: bool = False
+    """Whether `teacher` is in the tokens of another vocabulary: the same text to learn in other tokens."""
 
     @property
     def learnt(self) -> list[int]:
@@ -60,8 +62,11 @@ class TokenisedRow:
         """The first `max_length` tokens, or the last ones.
 
         What the teacher reads instead is not cut to a length: it keeps its whole prompt, and of the tokens to learn
-        those that are left here.
+        those that are left here. Only tokens of another vocabulary are cut for themselves, to the same number.
         """
+        if self.translated and self.teacher is not None:
+            plain = replace(self, teacher=None, translated=False).truncated(max_length, keep)
+            return replace(plain, teacher=self.teacher.truncated(max_length, keep), translated=True)
         if max_length is None or len(self.input_ids) <= max_length:
             return self
         kept = slice(max_length) if keep == "start" else slice(-max_length, None)

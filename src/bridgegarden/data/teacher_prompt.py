@@ -10,16 +10,36 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from string import Formatter
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bridgegarden.data.chat import Conversation, Message
 from bridgegarden.data.encode import IGNORED, TokenisedRow
 from bridgegarden.errors import ConfigError, DataError, unknown_name
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 TEACHER_IDS, TEACHER_LABELS = "teacher_ids", "teacher_labels"
 """Columns of tokenised rows: what the teacher reads, where it is not what the student reads, and its labels."""
 TEACHER_NUMBER = "teacher_number"
 """Column of tokenised rows: which of several teachers reads the row, from 0; per token in packed rows."""
+
+
+class OtherTokens(Protocol):
+    """A teacher's tokenizer that is not the student's, with its own chat template."""
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The teacher's."""
+        ...
+
+    def check(self, row: TokenisedRow, place: str) -> None:
+        """Make sure that both read the same text to learn in `row`, whose `teacher` is in the teacher's tokens.
+
+        Raises:
+            DataError: they do not; begins with `place`.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +192,7 @@ def as_asked(row: TokenisedRow, asked: TokenisedRow, place: str) -> TokenisedRow
     Raises:
         DataError: the row has no prompt, or a chat template writes the two with other turns.
     """
-    ours, theirs = _stretches(row.labels), _stretches(asked.labels)
+    ours, theirs = learnt_stretches(row.labels), learnt_stretches(asked.labels)
     if not ours:  # the prompt alone fills the row, which is left out as without teacher.prompt
         return TokenisedRow(input_ids=list(asked.input_ids), labels=[IGNORED] * len(asked.input_ids))
     if not theirs or not ours[0][0].stop:
@@ -193,8 +213,8 @@ def as_asked(row: TokenisedRow, asked: TokenisedRow, place: str) -> TokenisedRow
     return TokenisedRow(input_ids=ids, labels=labels)
 
 
-def _stretches(labels: Sequence[int]) -> list[tuple[slice, slice]]:
-    """The stretches that are learnt, each behind the context before it."""
+def learnt_stretches(labels: Sequence[int]) -> list[tuple[slice, slice]]:
+    """Of one row the stretches that are learnt, each behind the context before it: ``(context, stretch)``."""
     found: list[tuple[slice, slice]] = []
     at = 0
     for ignored, group in groupby(labels, key=lambda label: label == IGNORED):

@@ -13,6 +13,7 @@ from bridgegarden.data.teacher_prompt import (
     TEACHER_IDS,
     TEACHER_LABELS,
     TEACHER_NUMBER,
+    OtherTokens,
     TeacherByRow,
     TeacherPrompt,
     as_asked,
@@ -63,8 +64,12 @@ class RowRules:
     """What the teacher reads in place of the row's own prompt: ``teacher_ids`` and ``teacher_labels`` are made, too."""
     teacher_by: TeacherByRow | None = None
     """Which of several teachers reads a row: ``teacher_number`` is made, too; None where there is one."""
+    teacher_tokens: OtherTokens | None = None
+    """The teacher's own tokens where they are not the student's: ``teacher_ids`` and ``teacher_labels`` are in them."""
 
     def __post_init__(self) -> None:
+        if self.teacher_tokens is not None:
+            self._check_translated()
         if self.teacher_prompt is not None and (self.learns_everything or self.formatting is not None):
             raise ConfigError(
                 "teacher.prompt: the teacher reads another prompt, so answers alone can be learnt; leave out "
@@ -73,6 +78,23 @@ class RowRules:
         if self.max_length is not None and self.max_length < 2:
             raise ConfigError(
                 f"max_length must be at least 2 (a token to read and one to learn), got {self.max_length}."
+            )
+
+    def _check_translated(self) -> None:
+        if self.learns_everything or self.formatting is not None:
+            raise ConfigError(
+                "the teacher has another tokenizer and its own chat template, so answers alone can be learnt: leave "
+                "out training.completion_only_loss: false and formatting_func."
+            )
+        if self.keep == "end":
+            raise ConfigError(
+                "training.truncation_mode: 'keep_end' cuts a row at one place in the student's tokens and at another "
+                "in those of a teacher with another tokenizer. Leave it out."
+            )
+        if self.teacher_by is not None:
+            raise ConfigError(
+                "teacher.by: several teachers need the student's tokenizer, and one of them has another. Train from "
+                "one teacher, or from teachers with the student's tokenizer."
             )
 
     @property
@@ -152,7 +174,8 @@ def tokenise_stream(
     stream = _Stream(RowReader(tokenizer, rules, name), rows.features)
     mapped = rows.map(stream.made, with_indices=True).filter(stream.is_kept)
     given = dataset.column_names or next(iter(rows), {})
-    asked = [TEACHER_IDS, TEACHER_LABELS] if rules.teacher_prompt is not None or TEACHER_IDS in given else []
+    told = rules.teacher_prompt is not None or rules.teacher_tokens is not None
+    asked = [TEACHER_IDS, TEACHER_LABELS] if told or TEACHER_IDS in given else []
     numbered = [TEACHER_NUMBER] if rules.teacher_by is not None or TEACHER_NUMBER in given else []
     prepared = mapped.select_columns(["input_ids", "labels", "row", *asked, *numbered])
     if next(iter(prepared), None) is None:
@@ -211,10 +234,29 @@ class RowReader:
         if row.get(FINISH_REASON) == CUT_OFF:
             self._cut_off += 1
             made = self._tokeniser.unended(made)
-        if rules.teacher_prompt is None:
+        if rules.teacher_prompt is None and rules.teacher_tokens is None:
             return made
-        asked = self._asker.row(rules.teacher_prompt.apply(chat, row, place), place)
+        told = chat if rules.teacher_prompt is None else rules.teacher_prompt.apply(chat, row, place)
+        if rules.teacher_tokens is not None:
+            return self._translated(made, told, rules.teacher_tokens, row.get(FINISH_REASON) == CUT_OFF, place)
+        asked = self._asker.row(told, place)
         return replace(made, teacher=as_asked(made, asked, place))
+
+    def _translated(
+        self, made: TokenisedRow, told: Conversation, tokens: OtherTokens, cut_off: bool, place: str
+    ) -> TokenisedRow:
+        """`made`, and beside it the conversation `told` in the teacher's tokens and chat template."""
+        if told.form == "document":
+            raise DataError(
+                f"{place}: is text with no prompt, and a teacher with another tokenizer is asked about answers alone. "
+                "Give prompt and completion, or messages."
+            )
+        asked = self._asker.row(told, place, room=self.rules.max_length)
+        if cut_off:
+            asked = self._asker.unended(asked)
+        both = replace(made, teacher=asked, translated=True)
+        tokens.check(both, place)
+        return both
 
     def report(self) -> None:
         """Say what was noticed of the rows so far."""
@@ -278,18 +320,18 @@ class RowReader:
     @cached_property
     def _asker(self) -> RowTokeniser:
         """What writes the teacher's prompts: apart, because what is noticed of the student's rows is counted."""
-        return RowTokeniser.of(self.tokenizer)
+        tokens = self.rules.teacher_tokens
+        return RowTokeniser.of(self.tokenizer if tokens is None else tokens.tokenizer)
 
     @cached_property
     def _vocabulary(self) -> int:
         return vocabulary_size(self.tokenizer)
 
-    def _given_ids(self, row: Mapping[str, Any], key: str, place: str) -> list[int]:
-        ids = _integers(row[key], key, place)
-        outside = next((index for index in ids if not 0 <= index < self._vocabulary), None)
+    def _given_ids(self, row: Mapping[str, Any], key: str, place: str, size: int | None = None) -> list[int]:
+        ids, size = _integers(row[key], key, place), size or self._vocabulary
+        outside = next((index for index in ids if not 0 <= index < size), None)
         if outside is not None:
-            last = self._vocabulary - 1
-            raise DataError(f"{place}: {key!r} holds {outside}; expected ids of the tokenizer, from 0 to {last}.")
+            raise DataError(f"{place}: {key!r} holds {outside}; expected ids of the tokenizer, from 0 to {size - 1}.")
         return ids
 
     def _given(self, row: Mapping[str, Any], place: str) -> TokenisedRow:
@@ -306,21 +348,31 @@ class RowReader:
             )
         made = TokenisedRow(input_ids=ids, labels=labels)
         if row.get(TEACHER_IDS) is not None:
-            return replace(made, teacher=self._given_teacher(row, made, place))
+            asked, translated = self._given_teacher(row, made, place), self.rules.teacher_tokens is not None
+            return replace(made, teacher=asked, translated=translated)
         if self.rules.teacher_prompt is not None:
             raise DataError(
                 f"{place}: has 'input_ids', so there is no prompt for teacher.prompt to change. Give the text, or the "
                 f"teacher's ids as {TEACHER_IDS!r} and {TEACHER_LABELS!r}."
             )
+        if self.rules.teacher_tokens is not None:
+            raise DataError(
+                f"{place}: has 'input_ids' of the student's tokenizer, and the teacher has another one. Give the text, "
+                f"or the teacher's own ids as {TEACHER_IDS!r} and {TEACHER_LABELS!r}."
+            )
         return made
 
     def _given_teacher(self, row: Mapping[str, Any], made: TokenisedRow, place: str) -> TokenisedRow:
         """What the teacher reads of a row that was tokenised elsewhere: another prompt, the same tokens to learn."""
-        ids = self._given_ids(row, TEACHER_IDS, place)
+        tokens = self.rules.teacher_tokens
+        ids = self._given_ids(row, TEACHER_IDS, place, None if tokens is None else vocabulary_size(tokens.tokenizer))
         if row.get(TEACHER_LABELS) is None:
             raise DataError(f"{place}: has {TEACHER_IDS!r} but no {TEACHER_LABELS!r}; give both.")
         labels = _given_labels(row[TEACHER_LABELS], ids, place, TEACHER_IDS, TEACHER_LABELS)
         theirs = TokenisedRow(input_ids=ids, labels=labels)
+        if tokens is not None:
+            tokens.check(replace(made, teacher=theirs, translated=True), place)
+            return theirs
         if theirs.learnt != made.learnt:
             raise DataError(
                 f"{place}: {TEACHER_LABELS!r} has {theirs.supervised} tokens to learn and 'labels' {made.supervised}, "

@@ -220,10 +220,12 @@ class HybridObjective:
         """
         asked = signal, student, Position(data_ids) if position is None else position, progress
         weight = ask(self.soft_weight, *asked).to(student.log_normaliser.dtype)
+        if signal.hard_only is not None:
+            weight = torch.where(signal.hard_only, 0.0, weight)
         # At either end the other term must not enter: not its value, and not its gradient, which as 0 * inf is NaN.
         # A weight that is no number takes part, to be seen.
         has_soft, has_hard = ~(weight <= 0), ~(weight >= 1)
-        always = isinstance(self.soft_weight, StaticWeight) and self.soft_weight.value > 0
+        always = isinstance(self.soft_weight, StaticWeight) and self.soft_weight.value > 0 and signal.hard_only is None
         if self.position_weight is None:
             counts, share = None, torch.ones_like(weight)
         else:

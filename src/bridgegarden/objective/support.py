@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bridgegarden.errors import ConfigError
@@ -55,6 +55,9 @@ class TeacherSignal:
     label_logp: Float[Tensor, "*batch"] | None = None
     """Log-probability of the token in the data, which no objective needs: minus its mean is the teacher's own loss. NaN
     where it is not known; None where it is known nowhere."""
+    hard_only: Bool[Tensor, "*batch"] | None = None
+    """Where too little is known of the teacher to be learnt, so that the soft weight is zero whatever the rule; None
+    where that is nowhere."""
 
     @classmethod
     def from_logits(
@@ -200,6 +203,7 @@ class TeacherSignal:
             weights=at(self.weights),
             tail_powers={g: power[index] for g, power in self.tail_powers.items()},
             label_logp=at(self.label_logp),
+            hard_only=at(self.hard_only),
         )
 
     def with_labels(self, logits: Float[Tensor, "*batch V"], labels: Int[Tensor, "*batch"]) -> "TeacherSignal":

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bridgegarden.data import end_of_turn_ids
+from bridgegarden.errors import quoted
 from bridgegarden.preflight.memory import MemoryEstimate, estimate_memory
 from bridgegarden.preflight.models import (
     ModelFacts,
@@ -13,6 +15,7 @@ from bridgegarden.preflight.models import (
 )
 from bridgegarden.preflight.quantisation import check_quantised, quantisation, settings_text
 from bridgegarden.preflight.tokenizers import Endings, TokenizerMatch, check_endings, compare_tokenizers
+from bridgegarden.teacher.translated import TokenizerPair
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -52,6 +55,9 @@ class Pair:
     """The tokenizer and chat template to train with, and where a turn ends."""
     others: tuple[ModelFacts, ...] = ()
     """Further teachers, which are mixed with the first; each was checked against the student."""
+    tokens: TokenizerPair | None = None
+    """How the teacher reads the rows where it has another tokenizer; None where it has the student's, or nothing of it
+    is learnt but the data's labels."""
 
     @property
     def teachers(self) -> tuple[ModelFacts, ...]:
@@ -64,9 +70,16 @@ class Pair:
         return self.endings.warnings + self.match.warnings
 
     @property
+    def translates(self) -> bool:
+        """Whether the teacher has another tokenizer, so that what it says is translated."""
+        return self.match.relation == "translated"
+
+    @property
     def summary(self) -> str:
         """One line on tokenizer, chat template and end of turn."""
         count = len(self.endings.tokenizer)
+        if self.translates:
+            return self._translated_summary(count)
         relation = "the student's tokenizer" if self.teacher is None else "the same tokenizer"
         if self.teacher is not None and self.match.relation == "padded":
             relation += f", embeddings padded to {self.teacher.width} (teacher) and {self.student.width} (student) rows"
@@ -74,6 +87,22 @@ class Pair:
         template = "no chat template" if source is None else f"the {source}'s chat template"
         end = self.endings.tokenizer.convert_ids_to_tokens(self.endings.taught)
         return f"{relation}, {count} tokens; {template}, a turn ends with {end!r}"
+
+    def _translated_summary(self, count: int) -> str:
+        assert self.teacher is not None
+        theirs, ours = self.teacher.tokenizer, self.endings.tokenizer
+        end = end_of_turn_ids(theirs, self.teacher.generation_config)[0]
+        sides = []
+        for role, tokenizer, size, stop in (
+            ("teacher", theirs, len(theirs), end),
+            ("student", ours, count, self.endings.taught),
+        ):
+            template = "no chat template" if tokenizer.chat_template is None else "its own chat template"
+            if role == "student" and self.endings.template_from == "recipe":
+                template = "the recipe's chat template"
+            ends = quoted(str(tokenizer.convert_ids_to_tokens(stop)))
+            sides.append(f"{role}: {size:,} tokens, {template}, a turn ends with {ends}")
+        return f"different tokenizers, the teacher's distribution is translated ({'; '.join(sides)})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +133,7 @@ def check_pair(
     max_length: int | None = None,
     chat_template: str | None = None,
     weights: bool = True,
+    translates: bool = False,
 ) -> Pair:
     """Check that `teacher` can teach `student`, from configurations and tokenizers alone.
 
@@ -113,19 +143,23 @@ def check_pair(
         max_length: tokens of a row at most; None if rows are not cut.
         chat_template: a file with the chat template to use; None is the student's, or else the teacher's.
         weights: whether the files of weights have to be there.
+        translates: whether the teacher may have another tokenizer, so that what it says is translated.
 
     Raises:
-        ModelError: a model cannot be used, or not on rows of that length, or their tokenizers differ.
+        ModelError: a model cannot be used, or not on rows of that length, or their tokenizers differ where they must
+            not, or in a way that cannot be translated.
     """
     of_teacher = None if teacher is None else load_facts(teacher, weights=weights)
     of_student = load_facts(student, weights=weights)
     for facts in (of_teacher, of_student):
         check_positions(facts, max_length)
+    match = compare_tokenizers(of_teacher, of_student, translates=translates)
+    translated = match.relation == "translated"
     return Pair(
         teacher=of_teacher,
         student=of_student,
-        match=compare_tokenizers(of_teacher, of_student),
-        endings=check_endings(of_teacher, of_student, chat_template),
+        match=match,
+        endings=check_endings(of_teacher, of_student, chat_template, translated=translated),
     )
 
 
@@ -169,5 +203,6 @@ def preflight(
         match=pair.match,
         endings=pair.endings,
         others=pair.others,
+        tokens=pair.tokens,
         memory=memory,
     )

@@ -31,20 +31,22 @@ PROBES = (
 class TokenizerMatch:
     """Two tokenizers whose ids mean the same."""
 
-    relation: Literal["same", "padded", "unseen"]
-    """``padded``: one model has embedding rows, or tokens at the end, that the other lacks. ``unseen``: the teacher is
-    on a server; its answers show which tokens are its."""
+    relation: Literal["same", "padded", "translated", "unseen"]
+    """``padded``: one model has embedding rows, or tokens at the end, that the other lacks. ``translated``: ids mean
+    something else to the teacher, and what its tokens write is known. ``unseen``: the teacher is on a server; its
+    answers show which tokens are its."""
     vocab_size: int
-    """Ids that both models have and the student's tokenizer uses."""
+    """Ids that both models have and the student's tokenizer uses; all of the student's where they are translated."""
     warnings: tuple[str, ...] = ()
 
 
-def compare_tokenizers(teacher: ModelFacts | None, student: ModelFacts) -> TokenizerMatch:
+def compare_tokenizers(teacher: ModelFacts | None, student: ModelFacts, *, translates: bool = False) -> TokenizerMatch:
     """Compare by content: names, files and classes do not count.
 
     Args:
         teacher: None where it is on a server; the student's tokenizer is then checked alone.
         student: the model that is trained.
+        translates: whether the teacher may have another tokenizer; see :mod:`bridgegarden.teacher.translated`.
 
     Raises:
         ModelError: an id means another token to the teacher than to the student, or a token has no embedding row.
@@ -57,6 +59,9 @@ def compare_tokenizers(teacher: ModelFacts | None, student: ModelFacts) -> Token
     warnings: list[str] = []
     names = [_tokens_by_id(facts.tokenizer) for facts in (teacher, student)]
     _check_width(student, student, len(names[1]), max(names[1]))
+    if translates and fingerprints[0] != fingerprints[1] and _differing(teacher, student, *names):
+        _check_width(teacher, teacher, len(names[0]), max(names[0]))
+        return TokenizerMatch(relation="translated", vocab_size=max(names[1]) + 1)
     _check_width(teacher, student, len(names[1]), max(names[1]))
     if fingerprints[0] != fingerprints[1]:
         warnings += _check_ids(teacher, student, *names)
@@ -69,13 +74,23 @@ def compare_tokenizers(teacher: ModelFacts | None, student: ModelFacts) -> Token
     )
 
 
-def _check_width(facts: ModelFacts, student: ModelFacts, count: int, last: int) -> None:
+def _check_width(facts: ModelFacts, reads: ModelFacts, count: int, last: int) -> None:
+    """Whether the model `facts` has a row for every token of the tokenizer of `reads`."""
     if last >= facts.width:
         raise facts.reference.error(
-            f"its embedding has {facts.width} rows, but the tokenizer of the student ({student.reference.model!r}, "
-            f"{count} tokens) goes up to id {last} ({student.tokenizer.convert_ids_to_tokens(last)!r}). Remove the "
-            "added tokens from that tokenizer, or resize the model's embedding and save it."
+            f"its embedding has {facts.width} rows, but the tokenizer of the {reads.reference.role} "
+            f"({reads.reference.model!r}, {count} tokens) goes up to id {last} "
+            f"({reads.tokenizer.convert_ids_to_tokens(last)!r}). Remove the added tokens from that tokenizer, or "
+            "resize the model's embedding and save it."
         )
+
+
+def _differing(
+    teacher: ModelFacts, student: ModelFacts, teacher_names: dict[int, str], student_names: dict[int, str]
+) -> list[int]:
+    """Ids that mean another token to the teacher than to the student, in a way that matters."""
+    differing = [i for i in sorted(teacher_names.keys() & student_names.keys()) if teacher_names[i] != student_names[i]]
+    return [] if _only_spare_tokens(differing, teacher, student) else differing
 
 
 def _check_ids(
@@ -180,13 +195,16 @@ class Endings:
     warnings: tuple[str, ...] = ()
 
 
-def check_endings(teacher: ModelFacts | None, student: ModelFacts, chat_template: str | None = None) -> Endings:
+def check_endings(
+    teacher: ModelFacts | None, student: ModelFacts, chat_template: str | None = None, *, translated: bool = False
+) -> Endings:
     """Decide on the chat template, the student's if it has one and else the teacher's, and look for contradictions.
 
     Args:
         teacher: of one on a server (None) neither template nor end is known; its answers show how it ends its turns.
         student: its tokenizer gets the template, and is saved with it.
         chat_template: a file with the one to use, in place of both.
+        translated: whether the teacher has another tokenizer, and so reads rows in its own chat template.
 
     Raises:
         ConfigError: the file cannot be read, or holds no chat template.
@@ -197,6 +215,8 @@ def check_endings(teacher: ModelFacts | None, student: ModelFacts, chat_template
         _use_template(tokenizer, chat_template)
     source = None if tokenizer.chat_template is None else "student" if chat_template is None else "recipe"
     warnings: list[str] = []
+    if translated:
+        return _own_endings(student, tokenizer, source)
     if source is None and teacher is not None and teacher.tokenizer.chat_template is not None:
         tokenizer.chat_template, source = teacher.tokenizer.chat_template, "teacher"
         warnings.append(
@@ -214,6 +234,21 @@ def check_endings(teacher: ModelFacts | None, student: ModelFacts, chat_template
     if teacher is not None:
         warnings += _teacher_end_warnings(teacher, tokenizer, stops[0])
     warnings += _end_warnings(student, tokenizer, stops[0])
+    return Endings(tokenizer=tokenizer, template_from=source, taught=stops[0], stops=stops, warnings=tuple(warnings))
+
+
+def _own_endings(
+    student: ModelFacts, tokenizer: "PreTrainedTokenizerBase", source: Literal["student", "recipe"] | None
+) -> Endings:
+    """Those of a student whose teacher has another tokenizer, and with it its own."""
+    stops = end_of_turn_ids(tokenizer, student.generation_config)
+    warnings = _end_warnings(student, tokenizer, stops[0])
+    if source is None:
+        warnings.append(
+            "the student's tokenizer has no chat template, and the teacher's is of other tokens, so the student reads "
+            "rows as plain text, and conversations are refused. Give it one (data.chat_template: FILE), or take an "
+            "instruction-tuned student."
+        )
     return Endings(tokenizer=tokenizer, template_from=source, taught=stops[0], stops=stops, warnings=tuple(warnings))
 
 

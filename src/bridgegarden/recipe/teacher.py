@@ -57,11 +57,29 @@ class QuantizationSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TranslationSection:
+    """How much has to be known where the teacher has another tokenizer than the student; see docs/tokenizers.md."""
+
+    threshold: float = 0.5
+    """Probability that has to be known of a position for soft labels, in [0, 1]; with less it gets the hard label
+    alone."""
+    tolerance: float = 0.02
+    """Largest share of a token's probability that may be missing from it, in [0, 1]. 0 keeps the tokens alone of which
+    nothing can be missing."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if not 0 <= value <= 1:
+                raise ConfigError(f"teacher.translation.{f.name} must be in [0, 1], got {value}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class MemberSection:
     """One of several teachers."""
 
     model: str
-    """Name on the hub, or a folder; all members and the student have one tokenizer."""
+    """Name on the hub, or a folder; all members have one tokenizer, with `by` the student's."""
     revision: str | None = None
     """Branch, tag or commit on the hub; null is the newest."""
     dtype: DType = "auto"
@@ -93,7 +111,8 @@ class TeacherSection:
     """Rounds its weights to a few bits as they are loaded, as in ``{load_in_4bit: true}``; null is not. Needs the
     package ``bitsandbytes``."""
     top_k: int | None = None
-    """Tokens kept per position, >= 1, with the rest as one tail; null keeps the whole vocabulary."""
+    """Tokens kept per position, >= 1, with the rest as one tail; null keeps the whole vocabulary, or 64 in memory where
+    the teacher has another tokenizer than the student."""
     cache: str | None = None
     """Folder of the teacher's signals: ``cache build`` writes it, ``train`` reads it and loads no teacher."""
     server: str | None = None
@@ -111,6 +130,8 @@ class TeacherSection:
     prompt: TeacherPrompt | None = None
     """What the teacher is told and the student is not (a solution, a rubric, a system message); null has both read the
     row's own prompt. The teacher judges the same tokens of the answer; see docs/teachers.md."""
+    translation: TranslationSection | None = None
+    """What is translated where the teacher has another tokenizer than the student; null takes the defaults."""
     mix: Mapping[str, float] | None = None
     """Several teachers at every token: a weight for each name in `of`, positive and summing to 1, as in
     ``{a: 0.7, b: 0.3}``. What is imitated is the mixture of their distributions; see docs/teachers.md."""

@@ -30,6 +30,7 @@ from bridgegarden.run.teachers import (
     CachedModel,
     CachedServer,
     LiveModel,
+    RecipeTeacher,
     ScoringServer,
     cache_folder,
     cache_folders,
@@ -42,7 +43,7 @@ from bridgegarden.terminal import Display
 if TYPE_CHECKING:
     from datasets import Dataset
     from rich.console import Console
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from bridgegarden.teacher.cache.exchange import ExportResult
     from bridgegarden.teacher.cache.info import CheckResult
@@ -78,7 +79,8 @@ def build_recipe_cache(recipe: Recipe, options: CacheOptions) -> "BuildResult | 
     usable_device(recipe.teacher.device, "teacher.device")
     with quiet_libraries(interactive=sys.stderr.isatty()):
         source = teacher_of(recipe, anew=options.replace)
-        pair = recipe_pair(recipe, anew=options.replace)
+        pair = recipe_pair(recipe, anew=options.replace, translates=True)
+        _check_worth(pair)
         if options.limit is not None:
             recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, limit=options.limit))
             source = teacher_of(recipe, anew=options.replace)
@@ -90,8 +92,32 @@ def build_recipe_cache(recipe: Recipe, options: CacheOptions) -> "BuildResult | 
         if isinstance(source, CachedByRow):
             return _build_by_row(source, pair, options, stderr_console())
         assert isinstance(source, LiveModel)  # or one of its kind, with a cache
+        if pair.translates:
+            stderr_console().print(pair.summary, markup=False, soft_wrap=True)
         spec = _announced(source, pair, options, stderr_console())
-        return _fill(source, pair, list(source.rows(pair).by_name.values()), spec, options, stderr_console())
+        return _fill(source, pair, list(rows_read(source, pair).values()), spec, options, stderr_console())
+
+
+def rows_read(source: RecipeTeacher, pair: Pair) -> "dict[str, Dataset]":
+    """The rows of a recipe as they are filed in its cache, by what they are for: where the teacher has another
+    tokenizer, as it reads them."""
+    from bridgegarden.teacher.translated import as_read
+
+    by_name = source.rows(pair).by_name
+    return {name: rows if pair.tokens is None else as_read(rows, name) for name, rows in by_name.items()}
+
+
+def _tokenizer(pair: Pair) -> "PreTrainedTokenizerBase":
+    """In whose tokens a cache is."""
+    return pair.endings.tokenizer if pair.tokens is None else pair.tokens.tokenizer
+
+
+def _check_worth(pair: Pair) -> None:
+    if pair.translates and pair.tokens is None:
+        raise ConfigError(
+            "objective: learns the labels of the data alone, so that nothing of a teacher is kept. Choose another one "
+            "(objective.preset: static), or train without a cache."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,12 +209,13 @@ def check_recipe_cache(source: str, overrides: Sequence[str] = ()) -> "CheckResu
     recipe = load_recipe(source, overrides)
     result = check_cache(cache_folder(recipe))
     with quiet_libraries(interactive=sys.stderr.isatty()):
-        teacher, pair = teacher_of(recipe), recipe_pair(recipe)
+        teacher, pair = teacher_of(recipe), recipe_pair(recipe, translates=True)
+        _check_worth(pair)
         assert isinstance(teacher, CachedModel | CacheAlone)  # the recipe names a cache
         cache = teacher.cache(pair)
-        cache.check_tokenizer(pair.endings.tokenizer, _max_length(recipe))
+        cache.check_tokenizer(_tokenizer(pair), _max_length(recipe))
         cache.check_objective(build_objective(recipe.objective))
-        for name, rows in teacher.rows(pair).by_name.items():
+        for name, rows in rows_read(teacher, pair).items():
             cache.check_rows(rows, name)
     return result
 
@@ -224,10 +251,11 @@ def export_recipe_cache(source: str, path: Path, overrides: Sequence[str] = ()) 
     recipe = load_recipe(source, overrides)
     folder = cache_folder(recipe)
     with quiet_libraries(interactive=sys.stderr.isatty()):
-        teacher, pair = teacher_of(recipe), recipe_pair(recipe)
+        teacher, pair = teacher_of(recipe), recipe_pair(recipe, translates=True)
+        _check_worth(pair)
         assert isinstance(teacher, CachedModel | CacheAlone)  # the recipe names a cache
-        teacher.cache(pair).check_tokenizer(pair.endings.tokenizer, _max_length(recipe))
-        return export_cache(folder, path, list(teacher.rows(pair).by_name.values()))
+        teacher.cache(pair).check_tokenizer(_tokenizer(pair), _max_length(recipe))
+        return export_cache(folder, path, list(rows_read(teacher, pair).values()))
 
 
 def _is_recipe(source: str) -> bool:
@@ -254,7 +282,7 @@ def _spec(recipe: Recipe, source: LiveModel, pair: Pair, options: CacheOptions) 
     exponents = exponents_with_defaults(build_objective(recipe.objective).exponents)
     if there is not None and set(exponents) <= set(there.exponents):
         exponents = there.exponents
-    tokenizer, width = pair.endings.tokenizer, max(facts.width for facts in pair.teachers)
+    tokenizer, width = _tokenizer(pair), max(facts.width for facts in pair.teachers)
     return CacheSpec(
         **source.identity(pair),
         tokenizer=tokenizer_fingerprint(tokenizer),

@@ -85,7 +85,7 @@ def check_run(recipe: Recipe, folder: OutputFolder, arguments: "SFTConfig", cons
     teacher = teacher_of(recipe)
     cached = recipe.teacher.is_cached and recipe.free_running is None
     checked = preflight(
-        recipe_pair(recipe),
+        recipe_pair(recipe, translates=True),
         positions=positions,
         lora=lora,
         use_cpu=arguments.use_cpu,
@@ -163,9 +163,10 @@ def audit(recipe: Recipe) -> str:
         DataError: one of the first rows cannot be used.
         ModelError: the models do not fit together.
     """
-    teacher, pair = teacher_of(recipe), recipe_pair(recipe)
+    teacher, pair = teacher_of(recipe), recipe_pair(recipe, translates=True)
     endings = pair.endings
-    max_length, rules = recipe.training.arguments["max_length"], rules_of(recipe, cut=False)
+    max_length, rules = recipe.training.arguments["max_length"], rules_of(recipe, pair.tokens, cut=False)
+    read_by = endings.tokenizer if pair.tokens is None else pair.tokens.tokenizer
     several = len(recipe.data.sources) > 1
     mix = training_rows(recipe.data, None if several else ROWS)
     head = replace(mix, parts=tuple(part.first(ROWS) for part in mix.parts if len(part.rows)))
@@ -177,7 +178,7 @@ def audit(recipe: Recipe) -> str:
         number = data[0]["row"] - (0 if "row" in part.rows.column_names else before)
         rows.append(f"{part.name}, row {number}: {audit_text(first, endings.tokenizer)}")
         if first.teacher is not None:
-            rows.append(f"as the teacher reads it: {audit_text(first.teacher, endings.tokenizer)}")
+            rows.append(f"as the teacher reads it: {audit_text(first.teacher, read_by)}")
         of = f" of {part.name}" if several else ""
         counts.append(f"first {len(part.rows)} rows{of}: {_counts(data, len(part.rows), max_length, rules.keep)}")
         before += part.total

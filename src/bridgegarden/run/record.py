@@ -18,6 +18,7 @@ from bridgegarden.run.checked import CheckedRun
 from bridgegarden.run.checkpoints import step_of
 from bridgegarden.run.output import OutputFolder
 from bridgegarden.table import Table
+from bridgegarden.teacher.translated import SHARES
 from bridgegarden.terminal import counted, duration
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ TERMS = (
     "teacher_label_loss",
     "student_label_loss",
     "captured_mass",
+    *SHARES,
 )
 """Rows of the table, by the trainer's names."""
 
@@ -164,6 +166,7 @@ def run_record(run: CheckedRun) -> dict[str, Any]:
         },
         "student": {"model": facts.student.reference.model, "commit": facts.student.commit},
         "tokenizers": facts.match.relation,
+        **({} if facts.tokens is None else {"translation": facts.tokens.settings}),
         "chat_template": facts.endings.template_from,
         "chat_template_sha256": chat_template_fingerprint(facts.endings.tokenizer),
         "python": sys.version.split()[0],

@@ -18,7 +18,7 @@ from bridgegarden.data import (
     tokenise,
     vocabulary_size,
 )
-from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS, TEACHER_NUMBER, TeacherByRow
+from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS, TEACHER_NUMBER, OtherTokens, TeacherByRow
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.preflight import Pair
 from bridgegarden.recipe import DataSection, Recipe
@@ -90,8 +90,9 @@ def columns_of(section: DataSection) -> Columns:
     return Columns(prompt=section.prompt, completion=section.completion, messages=section.messages, text=section.text)
 
 
-def rules_of(recipe: Recipe, *, cut: bool = True) -> RowRules:
-    """How the rows of a recipe are read; without `cut` none is cut."""
+def rules_of(recipe: Recipe, tokens: OtherTokens | None = None, *, cut: bool = True) -> RowRules:
+    """How the rows of a recipe are read, by a teacher with another tokenizer in its own `tokens`; without `cut` none is
+    cut."""
     arguments, by = recipe.training.arguments, recipe.teacher.by
     return RowRules(
         columns=columns_of(recipe.data),
@@ -101,6 +102,7 @@ def rules_of(recipe: Recipe, *, cut: bool = True) -> RowRules:
         skip_bad=recipe.data.skip_bad_rows,
         teacher_prompt=recipe.teacher.prompt,
         teacher_by=None if by is None else TeacherByRow(column=by, names=tuple(recipe.teacher.of or ())),
+        teacher_tokens=tokens,
     )
 
 

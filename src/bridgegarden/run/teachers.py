@@ -6,7 +6,7 @@ A new kind is a class here, a value of :data:`~bridgegarden.recipe.teacher.Teach
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 from bridgegarden.data import Mix, RowRules, vocabulary_size
 from bridgegarden.data.teacher_prompt import TEACHER_NUMBER
 from bridgegarden.errors import ConfigError, ModelError
-from bridgegarden.preflight import ModelReference, Pair, check_pair, check_positions, settings_text
+from bridgegarden.preflight import (
+    ModelReference,
+    Pair,
+    check_pair,
+    check_positions,
+    compare_tokenizers,
+    settings_text,
+)
 from bridgegarden.recipe import Recipe, build_objective
 from bridgegarden.run.models import load_mixture, load_model, load_teacher, model_identity, quantised_warning
 from bridgegarden.run.rows import (
@@ -29,6 +36,7 @@ from bridgegarden.run.rows import (
     usable_answers,
     without_rows,
 )
+from bridgegarden.run.translation import kept_tokens, translated, with_tokens
 from bridgegarden.terminal import counted
 
 if TYPE_CHECKING:
@@ -101,14 +109,14 @@ class RecipeTeacher(ABC):
             DataError: a row, or all of them, cannot be used.
             ModelError: the tokenizer cannot write the rows.
         """
-        rules = rules_of(self.recipe)
+        rules = rules_of(self.recipe, pair.tokens)
         train, held_out = training_rows(self.recipe.data), evaluation_rows(self.recipe.data)
         data = RunData(
             train=train.joined(self.tokenised(train, pair, rules)),
             evaluation=None if held_out is None else held_out.joined(self.tokenised(held_out, pair, rules)),
             mix=mix_text(train),
         )
-        for facts in pair.teachers:
+        for facts in pair.teachers if pair.tokens is None else ():  # which are cut as the student's are
             check_positions(facts, data.longest_asked, asked=True)
         return data
 
@@ -141,7 +149,8 @@ class LiveModel(RecipeTeacher):
         assert pair.teacher is not None
         section = self.recipe.teacher
         say(f"loading teacher {section.model}")
-        return LiveTeacher(load_model(pair.teacher), top_k=section.top_k, device=section.device)
+        model = load_model(pair.teacher)
+        return translated(LiveTeacher(model, top_k=kept_tokens(section, pair), device=section.device), pair)
 
     def identity(self, pair: Pair) -> dict[str, Any]:
         """What a cache says of the teacher whose signals it holds."""
@@ -170,7 +179,7 @@ class LiveModel(RecipeTeacher):
 
         assert pair.teacher is not None
         top_k, quantised = self.recipe.teacher.top_k, quantised_warning(pair.teacher)
-        if top_k is None or top_k >= vocabulary_size(pair.endings.tokenizer):
+        if top_k is None or pair.translates or top_k >= vocabulary_size(pair.endings.tokenizer):
             return quantised
         warning = truncation_warning(build_objective(self.recipe.objective), Support(k=top_k), kept_in="memory")
         return quantised if warning is None else (*quantised, warning)
@@ -179,8 +188,8 @@ class LiveModel(RecipeTeacher):
 class CachedModel(LiveModel):
     """A model that has read the rows before: what it said is on disk."""
 
-    def signals(self, pair: Pair, say: Say) -> "TeacherCache":
-        return _told(self.recipe, self.cache(pair), say)
+    def signals(self, pair: Pair, say: Say) -> "Teacher":
+        return translated(_told(self.recipe, self.cache(pair), say), pair)
 
     def warnings(self, pair: Pair) -> tuple[str, ...]:
         assert pair.teacher is not None
@@ -253,7 +262,7 @@ class MixedModels(LiveModel):
         for facts in pair.teachers:
             say(f"loading teacher {facts.reference.model}")
             teachers.append(LiveTeacher(load_model(facts), device=section.device))
-        return MixedTeacher(teachers, self._weights, top_k=section.top_k)
+        return translated(MixedTeacher(teachers, self._weights, top_k=kept_tokens(section, pair)), pair)
 
     def identity(self, pair: Pair) -> dict[str, Any]:
         from bridgegarden.teacher.cache.spec import Mixed, mixture_fingerprint
@@ -310,7 +319,7 @@ class CachedByRow(RecipeTeacher):
         from bridgegarden.teacher.cache import reader
 
         members = zip(self.members.values(), self.pairs(pair), strict=True)
-        return reader.CachesByRow([member.signals(own, say) for member, own in members])
+        return reader.CachesByRow([_told(member.recipe, member.cache(own), say) for member, own in members])
 
     def warnings(self, pair: Pair) -> tuple[str, ...]:
         return tuple(
@@ -457,6 +466,18 @@ def teacher_of(recipe: Recipe, *, anew: bool = False) -> RecipeTeacher:
     raise ConfigError(NOT_FROM_A_SERVER)
 
 
+def signals_of(recipe: Recipe, pair: Pair, say: Say) -> "Teacher":
+    """What the trainer asks: the teacher of `recipe`; or the labels of the data alone, where it has another tokenizer
+    and nothing more is learnt.
+
+    Raises:
+        ConfigError: there is no cache, or it holds something else.
+        ModelError: the weights cannot be loaded, or the cache is another teacher's.
+    """
+    labels_alone = pair.translates and pair.tokens is None
+    return (LabelsAlone(recipe) if labels_alone else teacher_of(recipe)).signals(pair, say)
+
+
 def _scores_rows(recipe: Recipe, anew: bool) -> bool:
     """Whether the server is to score the rows, or wrote them: as the cache says that is there, else as the rows do."""
     from bridgegarden.teacher.cache.manifest import MANIFEST, read_spec
@@ -474,16 +495,17 @@ def student_reference(recipe: Recipe) -> ModelReference:
     )
 
 
-def recipe_pair(recipe: Recipe, *, weights: bool = True, anew: bool = False) -> Pair:
+def recipe_pair(recipe: Recipe, *, weights: bool = True, anew: bool = False, translates: bool = False) -> Pair:
     """Both models of a recipe, checked against each other with no weights loaded.
 
     Args:
         recipe: names them.
         weights: whether their weights have to be there.
         anew: as in :func:`teacher_of`.
+        translates: whether the teacher may have another tokenizer than the student.
 
     Raises:
-        ConfigError: as in :func:`teacher_of`.
+        ConfigError: as in :func:`teacher_of`; or something does not go with a teacher with another tokenizer.
         ModelError: a model cannot be used, or not with the other, or not on rows of the recipe's length.
     """
     check = partial(
@@ -492,11 +514,29 @@ def recipe_pair(recipe: Recipe, *, weights: bool = True, anew: bool = False) -> 
         max_length=recipe.training.arguments["max_length"],
         chat_template=recipe.data.chat_template,
         weights=weights,
+        translates=translates,
     )
     teacher = teacher_of(recipe, anew=anew)
     pair = check(teacher.reference)
-    others = [check(reference).teacher for reference in teacher.further_references]
-    return dataclasses.replace(pair, others=tuple(facts for facts in others if facts is not None))
+    others = [check(reference) for reference in teacher.further_references]
+    _check_one_tokenizer(pair, others)
+    facts = tuple(other.teacher for other in others if other.teacher is not None)
+    return with_tokens(dataclasses.replace(pair, others=facts), recipe)
+
+
+def _check_one_tokenizer(pair: Pair, others: Sequence[Pair]) -> None:
+    """Make sure that all teachers have the first one's tokenizer, where that is not the student's."""
+    for other in others:
+        assert pair.teacher is not None
+        assert other.teacher is not None
+        if other.translates != pair.translates:
+            first, second = (one.teacher.reference.model for one in (pair, other) if one.teacher is not None)
+            raise ConfigError(
+                f"teacher.of: {first!r} and {second!r} have different tokenizers; several teachers need one. Leave one "
+                "of them out."
+            )
+        if pair.translates:
+            compare_tokenizers(other.teacher, pair.teacher)
 
 
 def cache_folder(recipe: Recipe) -> Path:

@@ -37,7 +37,7 @@ from bridgegarden.run.save import (
     save_trained,
     set_generation_stops,
 )
-from bridgegarden.run.teachers import teacher_of
+from bridgegarden.run.teachers import signals_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -238,7 +238,7 @@ def _trainer(run: CheckedRun, console: "Console", callbacks: Sequence[TrainerCal
 
     from bridgegarden.training.trainer import HybridDistillationTrainer
 
-    teacher = teacher_of(run.recipe).signals(run.preflight, lambda line: console.print(Text(line), soft_wrap=True))
+    teacher = signals_of(run.recipe, run.preflight, lambda line: console.print(Text(line), soft_wrap=True))
     console.print(Text(f"loading student {run.recipe.student.model}"), soft_wrap=True)
     student = load_model(run.preflight.student, spread=True)
     # Before training, so that the trainer can save checkpoints.

@@ -1,7 +1,7 @@
 """A data set of any kind to batches: what the models can read of it, and from which row each token came."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import pyarrow as pa
@@ -20,11 +20,14 @@ from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS, TEACHE
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.objective.alignment import IGNORE
 from bridgegarden.teacher.cache.reader import SIGNAL, CachesByRow, TeacherCache
+from bridgegarden.teacher.translated import TokenizerPair, TranslatedCache
 
 ROW = "row"
 """Column with the number of a row in the source data; per token in packed rows."""
 TEACHER = "teacher_inputs"
 """Where the collator puts what the teacher reads, where its prompt is another one: ``input_ids``, ``labels``, ..."""
+CacheOfRows = TeacherCache | CachesByRow | TranslatedCache
+"""A teacher on disk: its signals are read where a batch is made."""
 # Its functions are made when it is imported, where no type checker sees them.
 compute = cast(Any, pyarrow.compute)
 
@@ -150,8 +153,8 @@ def pack_rows(prepared: Dataset, args: SFTConfig) -> Dataset:
         raise ConfigError("training.max_length: packing needs the length of a packed row; got null.")
     if TEACHER_IDS in prepared.column_names:
         raise ConfigError(
-            f"training.packing: rows with {TEACHER_IDS!r}, which the teacher reads behind another prompt, are not "
-            "packed. Set it to false."
+            f"training.packing: rows with {TEACHER_IDS!r}, which the teacher reads behind another prompt or in other "
+            "tokens, are not packed. Set it to false."
         )
     per_token = prepared.map(_row_of_every_token, remove_columns=prepared.column_names)
     return pack_dataset(per_token, args.max_length, args.packing_strategy)
@@ -176,19 +179,24 @@ class RowCollator:
     def __init__(
         self,
         collator: DataCollatorForLanguageModeling,
-        cache: TeacherCache | CachesByRow | None = None,
+        cache: CacheOfRows | None = None,
         reach: Reach | None = None,
+        tokens: TokenizerPair | None = None,
     ) -> None:
         self.collator = collator
         self.cache = cache
         self.reach = reach
+        self.tokens = tokens
+        self._of_teacher = collator if tokens is None else replace(collator, pad_token_id=tokens.pad_id)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collator(examples)
         if TEACHER_IDS in examples[0] and self.cache is None:
-            batch[TEACHER] = self.collator(
+            batch[TEACHER] = self._of_teacher(
                 [{"input_ids": example[TEACHER_IDS], "labels": example[TEACHER_LABELS]} for example in examples]
             )
+            if self.tokens is not None:
+                batch[TEACHER] |= self.tokens.aligned(examples)
         if self.reach is not None:
             self.reach.check_batch(batch)
         if ROW in examples[0]:
@@ -211,9 +219,11 @@ class RowCollator:
         return rows
 
 
-def with_rows(collator: Any, cache: TeacherCache | CachesByRow | None, reach: Reach) -> Any:
+def with_rows(collator: Any, cache: CacheOfRows | None, reach: Reach, tokens: TokenizerPair | None = None) -> Any:
     """TRL's collator, made a :class:`RowCollator`; one of the user's own as it is."""
-    return RowCollator(collator, cache, reach) if isinstance(collator, DataCollatorForLanguageModeling) else collator
+    if not isinstance(collator, DataCollatorForLanguageModeling):
+        return collator
+    return RowCollator(collator, cache, reach, tokens)
 
 
 def copy_ahead(accelerator: Accelerator, *, pinned: bool) -> None:

@@ -20,6 +20,7 @@ from bridgegarden.errors import NonFiniteError
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.fused import FusedLoss
 from bridgegarden.statistics import Estimate, Interval
+from bridgegarden.teacher.translated import SHARES
 from bridgegarden.terminal import counted
 
 _NAMES = ("loss", "soft_loss", "hard_loss", "risk_loss", "soft_weight", "teacher_entropy", "captured_mass")
@@ -61,12 +62,14 @@ class TermSums:
     def __init__(self) -> None:
         self._sums: Tensor | None = None
 
-    def add(self, fused: FusedLoss, tokens: int) -> None:
+    def add(self, fused: FusedLoss, tokens: int, shares: Tensor | None = None) -> None:
         """Add one batch.
 
         Args:
             fused: its loss and terms.
             tokens: how many tokens, supervised or not, the student read.
+            shares: sums over positions of what :data:`~bridgegarden.teacher.translated.SHARES` are the means of, where
+                the teacher's signal was translated: of every batch or of none.
         """
         terms = fused.terms
         columns = (
@@ -91,6 +94,8 @@ class TermSums:
             known.sum(dtype=torch.float64),
         ]
         batch = torch.stack(sums)
+        if shares is not None:
+            batch = torch.cat([batch, shares.to(batch)])
         self._sums = batch if self._sums is None else self._sums + batch
 
     def reset(self) -> Tensor | None:
@@ -104,7 +109,8 @@ class TermSums:
 
     def restore(self, sums: list[float] | None, device: torch.device) -> bool:
         """Go on from what :meth:`tolist` gave; False, and from nothing, where those are other sums than these."""
-        known = sums is None or len(sums) == len(_NAMES) + len(_COUNTS)
+        terms = len(_NAMES) + len(_COUNTS)
+        known = sums is None or len(sums) in (terms, terms + len(SHARES))
         self._sums = None if sums is None or not known else torch.tensor(sums, dtype=torch.float64, device=device)
         return known
 
@@ -114,7 +120,8 @@ def term_means(sums: Tensor) -> dict[str, float]:
 
     ``risk_share`` is the share of positions that had a risk term. Terms nobody measured are left out.
     """
-    values = sums.tolist()
+    terms = len(_NAMES) + len(_COUNTS)
+    values, shares = sums[:terms].tolist(), sums[terms:].tolist()
     count, with_risk, entropy, hits, measured, tokens, *label_losses, labelled = values[len(_NAMES) :]
     means = {name: value / count if count else math.nan for name, value in zip(_NAMES, values, strict=False)}
     means["risk_share"] = with_risk / count if count else math.nan
@@ -123,6 +130,7 @@ def term_means(sums: Tensor) -> dict[str, float]:
         means["mean_token_accuracy"] = hits / measured
     if labelled:
         means["teacher_label_loss"], means["student_label_loss"] = (loss / labelled for loss in label_losses)
+    means |= {name: value / count if count else math.nan for name, value in zip(SHARES, shares, strict=False)}
     means["supervised_tokens"] = count
     means["tokens"] = tokens
     return means

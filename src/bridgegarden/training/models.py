@@ -1,7 +1,7 @@
 """Student and teacher before the first step: each is what training takes it for, and they do not hold each other."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -30,11 +30,11 @@ from bridgegarden.data import vocabulary_size
 from bridgegarden.data.teacher_prompt import TEACHER_IDS
 from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.model_probes import Collate, check_causal_lm, check_packing, position_table
-from bridgegarden.teacher.cache.reader import CachesByRow, TeacherCache
 from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.teacher.mixture import MixedTeacher
 from bridgegarden.teacher.protocol import Teacher
-from bridgegarden.training.batches import Reach, RowCollator
+from bridgegarden.teacher.translated import TranslatedCache, TranslatedModel
+from bridgegarden.training.batches import CacheOfRows, Reach, RowCollator
 
 
 def as_teacher(teacher: Any, student: Any, *, adapters: bool) -> Teacher:
@@ -55,6 +55,8 @@ def as_teacher(teacher: Any, student: Any, *, adapters: bool) -> Teacher:
 
 def models_of(teacher: object) -> tuple[PreTrainedModel, ...]:
     """The models that are asked at every step: none, where what they said is on disk."""
+    if isinstance(teacher, TranslatedModel):
+        return models_of(teacher.teacher)
     if isinstance(teacher, MixedTeacher):
         return teacher.models
     return (teacher.model,) if isinstance(teacher, LiveTeacher) else ()
@@ -90,6 +92,7 @@ def check_models(
     packed_by: Collate | None,
     checkpointing: bool,
     data: Mapping[str, Any],
+    translated: bool = False,
 ) -> Reach:
     """Probe a pair before it is trained, and hold its data against what it can read.
 
@@ -99,6 +102,7 @@ def check_models(
         packed_by: what packs several rows into one row of a batch; None where rows stay alone.
         checkpointing: whether activations are computed anew in the backward.
         data: prepared data sets by name; those that are streamed are left to :meth:`Reach.check_batch`.
+        translated: whether the teachers read tokens of their own in place of the student's.
 
     Raises:
         ConfigError: the student cannot compute activations anew.
@@ -120,9 +124,9 @@ def check_models(
     if packed_by is not None:
         for role, model in probed.items():
             check_packing(model, role, packed_by)
-    reach = _reach(models, probed)
+    reach = _reach({"student": inner}, probed.keys() & {"student"}) if translated else _reach(models, probed.keys())
     if asked:
-        reach = replace(reach, teacher=_reach(asked, {role: one for role, one in probed.items() if role in asked}))
+        reach = replace(reach, teacher=_reach(asked, probed.keys() & asked.keys()))
     for name, dataset in data.items():
         if isinstance(dataset, Dataset) and "input_ids" in dataset.column_names:
             reach.check_rows(dataset, name)
@@ -139,10 +143,10 @@ def _check_adapters(student: nn.Module) -> None:
             )
 
 
-def _reach(models: Mapping[str, PreTrainedModel], probed: Mapping[str, PreTrainedModel]) -> Reach:
+def _reach(models: Mapping[str, PreTrainedModel], probed: Container[str]) -> Reach:
     named = {role: f"the {role}, {architecture(model)}," for role, model in models.items()}
     ids = {role: rows(model.get_input_embeddings().weight) for role, model in models.items()}  # pyright: ignore
-    tables = {role: position_table(model) for role, model in probed.items()}
+    tables = {role: position_table(model) for role, model in models.items() if role in probed}
     known = {role: size for role, size in tables.items() if size is not None}
     least = min(ids, key=lambda role: ids[role])
     shortest = min(known, key=lambda role: known[role], default=None)
@@ -281,7 +285,7 @@ def _check_same(model: PreTrainedModel, accelerator: Accelerator) -> None:
 
 
 def check_cached_teacher(
-    cache: TeacherCache | CachesByRow,
+    cache: CacheOfRows,
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int | None,
@@ -304,7 +308,9 @@ def check_cached_teacher(
         ConfigError: rows are cut to another length; a collator of somebody else's; streamed data.
         DataError: rows that it does not hold.
     """
-    for one in cache.caches:
+    if isinstance(cache, TranslatedCache):
+        cache.check_student(vocab_size, max_length)
+    for one in () if isinstance(cache, TranslatedCache) else cache.caches:
         one.check_tokenizer(tokenizer, max_length)
         whole = min(vocabulary_size(tokenizer), one.spec.teacher_width)
         if one.width < whole:

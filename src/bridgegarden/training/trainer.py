@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 from weakref import WeakSet
@@ -25,8 +26,9 @@ from bridgegarden.objective.fused import FusedLoss, check_kernels, fused_hybrid_
 from bridgegarden.objective.head import LanguageModelHead
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import TrainProgress
-from bridgegarden.teacher.cache.reader import SIGNAL, CachesByRow, TeacherCache
+from bridgegarden.teacher.cache.reader import SIGNAL
 from bridgegarden.teacher.protocol import DataTokens, Teacher
+from bridgegarden.teacher.translated import TokenizerPair, TranslatedSignal, TranslatedTeacher
 from bridgegarden.training.arguments import (
     as_sft_config,
     check_arguments,
@@ -37,7 +39,7 @@ from bridgegarden.training.arguments import (
     row_rules,
     withheld,
 )
-from bridgegarden.training.batches import ROW, TEACHER, Reach, copy_ahead, evened, prepare, with_rows
+from bridgegarden.training.batches import ROW, TEACHER, CacheOfRows, Reach, copy_ahead, evened, prepare, with_rows
 from bridgegarden.training.measured import (
     Cost,
     CostLedger,
@@ -136,9 +138,9 @@ class HybridDistillationTrainer(SFTTrainer):
             check_loaded(model)
         self.objective = objective if objective is not None else HybridObjective()
         self.teacher = as_teacher(teacher, model, adapters=kwargs.get("peft_config") is not None)
-        cache = self.teacher if isinstance(self.teacher, TeacherCache | CachesByRow) else None
-        if cache is not None:
-            cache.check_objective(self.objective)
+        cache = self.teacher if isinstance(self.teacher, CacheOfRows) else None
+        if isinstance(self.teacher, CacheOfRows | TranslatedTeacher):
+            self.teacher.check_objective(self.objective)
         check_on_policy(
             on_policy,
             cached=cache is not None,
@@ -158,7 +160,7 @@ class HybridDistillationTrainer(SFTTrainer):
         self._asked = None
         self._join(cache, on_policy)
 
-    def _join(self, cache: TeacherCache | CachesByRow | None, on_policy: OnPolicy | None) -> None:
+    def _join(self, cache: CacheOfRows | None, on_policy: OnPolicy | None) -> None:
         """Put teacher, student and data together, once TRL's trainer has its model and its data."""
         leave_out_router_loss(self)
         if self._loss_kernels:
@@ -173,7 +175,7 @@ class HybridDistillationTrainer(SFTTrainer):
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self._loss_shifts_labels = True
-        self.data_collator = with_rows(self.data_collator, cache, reach)
+        self.data_collator = with_rows(self.data_collator, cache, reach, self._pair)
         writes = on_policy is not None and on_policy.lmbda > 0
         check_teacher_rows(data, self.data_collator, cached=cache is not None, on_policy=writes)
         self._costs = CostLedger(self.accelerator)
@@ -205,6 +207,7 @@ class HybridDistillationTrainer(SFTTrainer):
             packed_by=cast(Any, self.data_collator) if self.padding_free else None,
             checkpointing=bool(self.args.gradient_checkpointing),
             data=data,
+            translated=self._pair is not None,
         )
         take_hidden_loss(student, asked, self.args)
         check_same_teacher(self.teacher, self.accelerator)
@@ -272,7 +275,7 @@ class HybridDistillationTrainer(SFTTrainer):
             self._costs.add(student_tokens=tokens, teacher_tokens=readers * _token_count(asked))
             if ROW in inputs:
                 self._window_rows.append(inputs[ROW])
-        self._terms[mode].add(results[0], tokens)
+        self._terms[mode].add(results[0], tokens, teacher.sums if isinstance(teacher, TranslatedSignal) else None)
         if mode == "train" and self.state.global_step == 0 and self._writer is None:
             self._first_losses += row_losses(results[0], positions, inputs.get(ROW))
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -402,6 +405,11 @@ class HybridDistillationTrainer(SFTTrainer):
         first = step == 1 and self.args.logging_first_step
         return step % every == 0 or first or step >= self.state.max_steps
 
+    @property
+    def _pair(self) -> TokenizerPair | None:
+        """How a teacher with another tokenizer reads the rows; None where it has the student's."""
+        return self.teacher.pair if isinstance(self.teacher, TranslatedTeacher) else None
+
     def _student(self) -> PreTrainedModel:
         """The causal language model inside adapters."""
         return language_model_in(self.model)
@@ -425,7 +433,7 @@ class HybridDistillationTrainer(SFTTrainer):
             return dataset
         # While TRL's trainer is made, some of it is withheld.
         args = self._asked or args
-        rules = row_rules(args, self._columns, formatting_func)
+        rules = replace(row_rules(args, self._columns, formatting_func), teacher_tokens=self._pair)
         prepared = prepare(dataset, self._tokenizer, rules, args, packing=packing, name=dataset_name)
         self._prepared.add(prepared)
         return prepared

@@ -1,0 +1,111 @@
+"""What a run does where teacher and student have different tokenizers: whether it can, and its teacher then."""
+
+import dataclasses
+from typing import TYPE_CHECKING, cast
+
+from bridgegarden.data import end_of_turn_ids
+from bridgegarden.errors import ConfigError
+from bridgegarden.preflight import Pair
+from bridgegarden.recipe import Recipe, TeacherSection, build_objective
+from bridgegarden.recipe.teacher import TranslationSection
+from bridgegarden.teacher.translated import (
+    TokenizerPair,
+    TranslatedCache,
+    TranslatedModel,
+    check_translated_objective,
+)
+from bridgegarden.teacher.translation.byte_view import ByteView
+from bridgegarden.teacher.translation.translate import Translation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from bridgegarden.teacher.cache.reader import TeacherCache
+    from bridgegarden.teacher.live import LiveTeacher
+    from bridgegarden.teacher.mixture import MixedTeacher
+    from bridgegarden.teacher.protocol import Teacher
+
+TOP_K = 64
+"""Tokens kept of a teacher in memory whose signals are translated, unless the recipe says otherwise: the time that
+takes grows with them."""
+
+
+def with_tokens(pair: Pair, recipe: Recipe) -> Pair:
+    """`pair`, and how its teacher reads the rows of `recipe`, if it has another tokenizer.
+
+    Where the labels of the data are all that is learnt, nothing of the teacher is read.
+
+    Raises:
+        ConfigError: something in the recipe does not go with such a teacher.
+        ModelError: what one of the tokenizers writes is not known.
+    """
+    section = recipe.teacher.translation
+    if not pair.translates:
+        if section is not None:
+            raise ConfigError(
+                "teacher.translation: teacher and student have the same tokenizer, so nothing is translated. Leave it "
+                "out."
+            )
+        return pair
+    objective = build_objective(recipe.objective)
+    if objective.learns_data_alone:
+        return pair
+    _check_recipe(recipe)
+    check_translated_objective(objective)
+    return dataclasses.replace(pair, tokens=tokenizer_pair(pair, section or TranslationSection()))
+
+
+def tokenizer_pair(pair: Pair, section: TranslationSection) -> TokenizerPair:
+    """How the teacher of `pair` reads what its student reads.
+
+    Raises:
+        ModelError: what one of the tokenizers writes is not known.
+    """
+    assert pair.teacher is not None
+    theirs, ours = pair.teacher.tokenizer, pair.endings.tokenizer
+    their_end = end_of_turn_ids(theirs, pair.teacher.generation_config)[0]
+    teacher, student = (
+        ByteView(cast("PreTrainedTokenizerFast", tokenizer), end, name=f"the {role}'s tokenizer")
+        for role, tokenizer, end in (("teacher", theirs, their_end), ("student", ours, pair.endings.taught))
+    )
+    translation = Translation(teacher, student, threshold=section.threshold, tolerance=section.tolerance)
+    return TokenizerPair(theirs, ours, translation)
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    """Refuse what cannot be done yet with two tokenizers."""
+    why = "teacher and student have different tokenizers"
+    if recipe.teacher.by is not None:
+        raise ConfigError(
+            f"teacher.by: {why}, and teachers of single rows need the student's. Train from one teacher, or from "
+            "teachers of the student's family."
+        )
+    if recipe.training.arguments.get("packing"):
+        raise ConfigError(
+            f"training.packing: {why}, and packed rows are in the student's tokens alone. Set it to false."
+        )
+    if recipe.on_policy is not None and recipe.on_policy.lmbda > 0:
+        raise ConfigError(
+            f"on_policy: {why}, and the teacher is asked about the answers of the data alone. Leave on_policy out, or "
+            "take a teacher of the student's family."
+        )
+    if recipe.free_running is not None:
+        raise ConfigError(
+            f"free_running: {why}, so that the losses of one text are not of the same tokens. Leave free_running out."
+        )
+
+
+def kept_tokens(section: TeacherSection, pair: Pair) -> int | None:
+    """How many tokens are kept of a teacher in memory."""
+    return TOP_K if section.top_k is None and pair.tokens is not None else section.top_k
+
+
+def translated(teacher: "TeacherCache | LiveTeacher | MixedTeacher", pair: Pair) -> "Teacher":
+    """`teacher`, in the vocabulary of the student of `pair`."""
+    from bridgegarden.teacher.cache.reader import TeacherCache
+
+    if pair.tokens is None:
+        return teacher
+    if isinstance(teacher, TeacherCache):
+        return TranslatedCache(teacher, pair.tokens)
+    return TranslatedModel(teacher, pair.tokens)

@@ -1,0 +1,158 @@
+"""Recipes whose teacher has another tokenizer: built, trained from, shown, and refused where that makes no sense."""
+
+import json
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from bridgegarden.cli.main import cli
+from bridgegarden.teacher.cache.reader import TeacherCache
+from bridgegarden.teacher.translated import SHARES
+from tests.run.conftest import ROWS
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+from tests.tokenizer_pairs import ones, threes
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A teacher of tokens of three digits, a student of bytes, and a cache that is not built yet."""
+    teacher = tiny_model("llama", len(threes()) + 5, hidden_size=48, seed=1)
+    teacher.get_output_embeddings().weight.data *= 40
+    save_tiny(tmp_path / "teacher", teacher, threes())
+    save_tiny(tmp_path / "student", tiny_model("qwen2", 264, seed=2))
+    for name, rows in (("train", ROWS[:30]), ("eval", ROWS[30:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tree = {
+        "teacher": {"model": str(tmp_path / "teacher"), "cache": str(tmp_path / "cache")},
+        "student": {"model": str(tmp_path / "student")},
+        "data": {
+            **{name: str(tmp_path / f"{name}.jsonl") for name in ("train", "eval")},
+            **{"prompt": "question", "completion": "answer"},
+        },
+        "objective": {"preset": "confidence"},
+        "training": {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 5e-3, "logging_steps": 2},
+        "output": str(tmp_path / "out"),
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    return tmp_path / "recipe.yaml"
+
+
+def test_a_cache_gives_the_training_that_the_live_teacher_gives(recipe, tmp_path):
+    live = run("train", recipe, "--set", "teacher.cache=null", "--set", "teacher.top_k=1000")
+    assert live.exit_code == 0, live.output
+    assert "different tokenizers, the teacher's distribution is translated (teacher: 379 tokens, its own" in live.stderr
+    assert "a turn ends with '<|eot|>'; student: 259 tokens, its own chat template, a turn ends with" in live.stderr
+    (tmp_path / "out").rename(tmp_path / "live")
+    build = run("cache", "build", recipe, "--top-k", "1000", "--bits", "16")
+    assert build.exit_code == 0, build.output
+    assert "different tokenizers, the teacher's distribution is translated" in build.stderr
+    assert run("cache", "check", recipe).exit_code == 0
+    cached = run("train", recipe)
+    assert cached.exit_code == 0, cached.output
+    records = {name: json.loads((tmp_path / name / "run.json").read_text()) for name in ("out", "live")}
+    for term in ("soft_loss", "hard_loss", "soft_weight", *SHARES):
+        theirs = {name: record["evaluation"][term] for name, record in records.items()}
+        assert theirs["out"] == pytest.approx(theirs["live"], rel=2e-3, abs=1e-3), term
+    record = records["out"]
+    assert record["tokenizers"] == "translated"
+    assert record["translation"] == {"threshold": 0.5, "tolerance": 0.02}
+    assert 0.5 < record["training"]["exact_mass"] <= 1
+    for name in SHARES:
+        assert name in cached.stdout
+    assert "hard only 0.0%" in cached.stderr
+    assert records["live"]["data"] == record["data"]
+
+
+def test_the_cache_is_in_the_teachers_own_tokens_and_serves_its_own_family_too(recipe, tmp_path):
+    assert run("cache", "build", recipe).exit_code == 0
+    cache = TeacherCache(tmp_path / "cache")
+    assert cache.width == len(threes())
+    save_tiny(tmp_path / "sibling", tiny_model("llama", len(threes()), seed=3), threes())
+    save_tiny(tmp_path / "other", tiny_model("qwen2", len(ones()), seed=4), ones())
+    for name, relation in (("sibling", "padded"), ("other", "translated")):
+        change = ("--set", f"student.model={tmp_path / name}", "--set", f"output={tmp_path / f'run-{name}'}")
+        assert run("cache", "check", recipe, *change).exit_code == 0
+        again = run("cache", "build", recipe, *change)
+        assert again.exit_code == 0, again.output
+        assert "0 rows added" in again.stdout or "nothing" in again.stdout
+        trained = run("train", recipe, *change)
+        assert trained.exit_code == 0, trained.output
+        assert json.loads((tmp_path / f"run-{name}" / "run.json").read_text())["tokenizers"] == relation
+
+
+def test_a_threshold_decides_what_is_soft_and_is_written_down(recipe, tmp_path):
+    assert run("cache", "build", recipe, "--top-k", "4").exit_code == 0
+    shares = {}
+    for threshold in (0.1, 0.999):
+        done = run("train", recipe, "--set", f"teacher.translation.threshold={threshold}")
+        assert done.exit_code == 0, done.output
+        record = json.loads((tmp_path / "out" / "run.json").read_text())
+        shares[threshold] = record["evaluation"]["hard_only_share"]
+        assert record["translation"]["threshold"] == threshold
+        (tmp_path / "out").rename(tmp_path / f"out-{threshold}")
+    assert shares[0.1] < shares[0.999]
+
+
+def test_labels_of_the_data_alone_need_neither_a_cache_nor_tokens_that_can_be_translated(recipe, tmp_path):
+    hard = ("--set", "objective.preset=hard", "--set", "objective.hard_target=data")
+    done = run("train", recipe, *hard)
+    assert done.exit_code == 0, done.output
+    assert "no teacher is loaded: the hard labels of the data are all that is learnt" in done.stderr
+    refused = run("cache", "build", recipe, *hard)
+    assert refused.exit_code == 2
+    assert "objective: learns the labels of the data alone" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["training.packing=true"], "training.packing: teacher and student have different tokenizers"),
+        (["teacher.cache=null", "on_policy.lmbda=0.5"], "on_policy: teacher and student have different tokenizers"),
+        (["free_running.prompts=2"], "free_running: teacher and student have different tokenizers"),
+        (["objective.temperature=2"], "objective: the teacher has another tokenizer"),
+        (["teacher.translation.threshold=2"], "teacher.translation.threshold must be in [0, 1], got 2"),
+    ],
+)
+def test_what_does_not_go_with_two_tokenizers_is_refused_before_anything_is_loaded(recipe, changes, message):
+    refused = run("train", recipe, *(part for change in changes for part in ("--set", change)))
+    assert refused.exit_code == 2, refused.output
+    assert message in refused.stderr
+    assert "loading" not in refused.stderr
+
+
+def test_with_the_same_tokenizer_there_is_nothing_to_translate(recipe, tmp_path):
+    save_tiny(tmp_path / "teacher", tiny_model("llama", 264, seed=1), tiny_tokenizer())
+    refused = run("train", recipe, "--set", "teacher.cache=null", "--set", "teacher.translation.threshold=0.4")
+    assert refused.exit_code == 2
+    assert "teacher.translation: teacher and student have the same tokenizer" in refused.stderr
+    done = run("train", recipe, "--set", "teacher.cache=null")
+    assert done.exit_code == 0, done.output
+    assert "aligned_share" not in done.stdout
+
+
+def test_the_audit_shows_what_each_of_them_reads(recipe):
+    shown = run("train", recipe, "--audit")
+    assert shown.exit_code == 0, shown.output
+    student, _, teacher = shown.stdout.partition("as the teacher reads it: ")
+    assert "<|im_start|>user" in student
+    assert "<|begin|><|head|>user<|/head|>" in teacher
+
+
+def test_a_mixture_of_one_family_is_translated_and_one_of_two_is_refused(recipe, tmp_path):
+    save_tiny(tmp_path / "second", tiny_model("llama", len(threes()), hidden_size=48, seed=5), threes())
+    tree = yaml.safe_load(recipe.read_text())
+    of = {"a": {"model": str(tmp_path / "teacher")}, "b": {"model": str(tmp_path / "second")}}
+    tree["teacher"] = {"mix": {"a": 0.5, "b": 0.5}, "of": of, "top_k": 20}
+    recipe.write_text(yaml.safe_dump(tree))
+    done = run("train", recipe)
+    assert done.exit_code == 0, done.output
+    assert "aligned_share" in done.stdout
+    other = ("--set", f"teacher.of.b.model={tmp_path / 'student'}", "--set", f"output={tmp_path / 'other'}")
+    refused = run("train", recipe, *other)
+    assert refused.exit_code == 2
+    assert "have different tokenizers; several teachers need one" in refused.stderr
