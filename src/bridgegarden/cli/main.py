@@ -26,6 +26,7 @@ COMMANDS = {
     "generate": "bridgegarden.cli.teacher:generate_command",
     "diagnose": "bridgegarden.cli.diagnose:diagnose_command",
     "evaluate": "bridgegarden.cli.evaluate:evaluate_command",
+    "export": "bridgegarden.cli.export:export_command",
     "judge": "bridgegarden.cli.evaluate:judge_command",
     "compare": "bridgegarden.cli.study:compare_command",
     "lab": "bridgegarden.cli.study:lab_group",

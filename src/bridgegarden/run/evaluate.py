@@ -18,15 +18,14 @@ from bridgegarden.data import (
     place,
     tokenizer_fingerprint,
 )
-from bridgegarden.errors import ConfigError, DataError, Stopped
+from bridgegarden.errors import DataError, Stopped
 from bridgegarden.evaluation.judge import JudgeResult, Pair, judge
 from bridgegarden.evaluation.lm_eval import EvaluationOptions, PreparedTasks, evaluate_model, prepare_tasks
 from bridgegarden.evaluation.results import Evaluation, KeptAnswers
 from bridgegarden.files import write_json, write_text
 from bridgegarden.preflight import ModelFacts, ModelReference, load_facts
-from bridgegarden.recipe import list_recipes, load_recipe
 from bridgegarden.run.models import load_model, usable_device
-from bridgegarden.run.output import OutputFolder, check_writable, write_or_rescue
+from bridgegarden.run.output import check_writable, named_model, write_or_rescue
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import git_commit, now, package_versions
 from bridgegarden.teacher.cache.spec import weights_fingerprint
@@ -93,7 +92,7 @@ def evaluate_target(target: EvaluateTarget, options: EvaluationOptions) -> tuple
     """
     from bridgegarden.terminal import counted, stderr_console
 
-    model_name, folder = _locate(target)
+    model_name, folder = named_model(target.source, target.overrides, "evaluation")
     files = EvaluationFiles((target.output or folder / _label(options.tasks)).expanduser())
     check_writable(files.folder, "output")
     device = usable_device(target.device, "--device")
@@ -143,24 +142,6 @@ def _deciding(facts: ModelFacts, device: str, options: EvaluationOptions) -> dic
         "seed": options.seed,
         "packages": {name: packages.get(name) for name in ("torch", "transformers", "tokenizers", "lm-eval")},
     }
-
-
-def _locate(target: EvaluateTarget) -> tuple[str, Path]:
-    """The model's folder or name, and the folder for results."""
-    path = Path(target.source).expanduser()
-    named_as_file = path.suffix.lower() in (".yaml", ".yml")
-    if path.is_dir() or not (path.is_file() or named_as_file or target.source in list_recipes()):
-        if target.overrides:
-            raise ConfigError(f"--set changes a recipe, and {target.source} is a model.")
-        name = re.sub(r"[^\w.-]+", "-", str(path.resolve().name if path.is_dir() else path)).strip("-")
-        return target.source, Path("runs/evaluation") / name
-    output = OutputFolder(load_recipe(target.source, target.overrides).output)
-    if not output.model.is_dir():
-        raise ConfigError(
-            f"{target.source}: {output.model} does not exist, so this recipe has no trained model yet. Train it "
-            f"(bridgegarden train {target.source}), or give a model to evaluate that."
-        )
-    return str(output.model), output.path / "evaluation"
 
 
 def _label(tasks: Sequence[str]) -> str:

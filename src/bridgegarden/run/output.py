@@ -3,9 +3,10 @@
 import errno
 import fcntl
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -15,7 +16,7 @@ from typing import Any
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.files import partial, write_json, write_text
-from bridgegarden.recipe import Recipe
+from bridgegarden.recipe import Recipe, list_recipes, load_recipe
 from bridgegarden.recipe.values import read_yaml, read_yaml_file
 from bridgegarden.run.checkpoints import SEAL, Fault, checkpoints_in, fault_of
 from bridgegarden.teacher.foreign_values import read_json
@@ -192,6 +193,37 @@ class OutputFolder:
         for path, expected in (*((path, "folder") for path in folders), *((path, "file") for path in files)):
             if path.exists() and path.is_dir() != (expected == "folder"):
                 raise ConfigError(f"output: {path} is no {expected}, as a run needs it; move it away.")
+
+
+def named_model(source: str, overrides: Sequence[str], purpose: str) -> tuple[str, Path]:
+    """The model that RECIPE|MODEL stands for: of a recipe what it trained.
+
+    Args:
+        source: a recipe's file or shipped name; or a model's folder or name on the hub.
+        overrides: changes to the recipe.
+        purpose: what is done with it, by which the folder for results is called.
+
+    Returns:
+        The model's folder or name, and the folder for results: ``OUTPUT/PURPOSE`` of a recipe, else
+        ``runs/PURPOSE/NAME``.
+
+    Raises:
+        ConfigError: no such recipe, it is not trained yet, or a model is to be changed as a recipe is.
+    """
+    path = Path(source).expanduser()
+    named_as_file = path.suffix.lower() in (".yaml", ".yml")
+    if path.is_dir() or not (path.is_file() or named_as_file or source in list_recipes()):
+        if overrides:
+            raise ConfigError(f"--set changes a recipe, and {source} is a model.")
+        name = re.sub(r"[^\w.-]+", "-", str(path.resolve().name if path.is_dir() else path)).strip("-")
+        return source, Path("runs") / purpose / name
+    output = OutputFolder(load_recipe(source, overrides).output)
+    if not output.model.is_dir():
+        raise ConfigError(
+            f"{source}: {output.model} does not exist, so this recipe has no trained model yet. Train it "
+            f"(bridgegarden train {source}), or give a model itself."
+        )
+    return str(output.model), output.path / purpose
 
 
 def _is_record(tree: Any) -> bool:

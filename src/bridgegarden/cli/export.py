@@ -1,0 +1,40 @@
+"""``bridgegarden export``: a trained model for other programs."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bridgegarden.cli.options import SET, taken
+from bridgegarden.terminal import say
+
+
+@click.command("export")
+@click.argument("source", metavar="RECIPE|MODEL")
+@SET
+@click.option("--to", type=click.Choice(["gguf"]), required=True, help="gguf: a file for llama.cpp and Ollama.")
+@click.option(
+    "--quantise",
+    metavar="KIND[,KIND]",
+    default="",
+    help="F32, F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1 or Q4_0.  [default: the type in which the weights were saved]",
+)
+@click.option("--output", metavar="DIR", type=click.Path(path_type=Path), help="Folder for the files.")
+@click.option("--overwrite", is_flag=True, help="Replace files of the same names.")
+def export_command(quantise: str, **options: Any) -> None:
+    """Write a trained model for other programs: of RECIPE its student, or MODEL, a folder or a name on the hub.
+
+    Writes DIR/NAME-KIND.gguf for each KIND, and a Modelfile for Ollama beside it. What llama.cpp would compute or read
+    otherwise is refused. DIR is OUTPUT/export of a recipe, else runs/export/MODEL. Needs the extra:
+    pip install 'bridgegarden[export]'.
+    """
+    from bridgegarden.run.export import ExportTarget, export_model
+
+    kinds = tuple(dict.fromkeys(kind for kind in quantise.split(",") if kind))
+    result = export_model(taken(ExportTarget, options, quantise=kinds))
+    for note in result.notes:
+        say(f"note: {note}", err=True)
+    for file in result.files:
+        say(f"{file.path}  {file.size / 1e6:,.1f} MB")
+    for path in result.beside:
+        say(path)

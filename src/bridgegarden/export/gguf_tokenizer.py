@@ -1,0 +1,279 @@
+r"""A tokenizer as llama.cpp expects it: which of its kinds gives the same ids, and what that kind needs.
+
+llama.cpp has its own code for each way of cutting a text into words, and a file names the one that is meant
+(``tokenizer.ggml.pre``). Which one that is is read off what the tokenizer does, never off its name: a tokenizer that is
+cut otherwise than all of llama.cpp's is refused, since it would be given other ids in silence.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from bridgegarden.errors import quoted
+from bridgegarden.export.gguf_model import Place
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+    from transformers import PreTrainedTokenizerBase
+
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+"""What stands for a space in the words of SentencePiece."""
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3 = rf"{CONTRACTIONS}|{WORDS}|\p{{N}}{{1,3}}|{REST}"
+QWEN2 = rf"{CONTRACTIONS}|{WORDS}|\p{{N}}|{REST}"
+DIGITS = r"\p{N}"
+TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CJK = "[一-龥ࠀ-一가-퟿]+"
+BPE_WORDS: Mapping[tuple[tuple[str, ...], bool], str] = MappingProxyType(
+    {
+        ((GPT2,), False): "gpt-2",
+        ((DIGITS, GPT2), False): "smollm",
+        ((LLAMA3,), True): "llama-bpe",
+        ((LLAMA3,), False): "dbrx",
+        ((QWEN2,), False): "qwen2",
+        ((TEKKEN,), True): "tekken",
+        (("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", CJK, DIGITS), False): "deepseek-coder",
+    }
+)
+"""llama.cpp's ways to cut text into words before merges, by the patterns that are cut at, one after the other, and by
+whether a word of the vocabulary is taken whole whatever the merges."""
+APART = (
+    "llama.cpp does not put letters and the marks that follow them together: a text with accents as characters of "
+    "their own (not in NFC) is read to other ids"
+)
+NEVER = "<> <>"
+"""A merge that no text has, since nothing merges into its left side: llama.cpp wants at least one."""
+ENDS = ("eos", "eot", "eom")
+"""What llama.cpp calls tokens at which it stops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """A tokenizer as llama.cpp has it."""
+
+    model: str
+    """The kind: ``gpt2`` (merges of bytes), ``llama`` (SentencePiece), ``t5`` (whole words)."""
+    tokens: Sequence[str]
+    """One for each row of the embedding."""
+    types: Sequence[int]
+    """``gguf.TokenType`` of each."""
+    pre: str = "default"
+    """How text is cut into words."""
+    scores: Sequence[float] | None = None
+    merges: Sequence[str] | None = None
+    flags: Mapping[str, bool] = field(default_factory=dict)
+    """Further settings of the kind, by their keys."""
+    special: Mapping[str, int] = field(default_factory=dict)
+    """Ids of ``bos``, ``eos``, ..."""
+    begins: bool = False
+    """Whether a text is given the token of its beginning."""
+    chat_template: str | None = None
+    notes: tuple[str, ...] = ()
+    """What a user should know."""
+
+    def write(self, writer: "GGUFWriter") -> None:
+        """All of it."""
+        writer.add_tokenizer_model(self.model)
+        writer.add_tokenizer_pre(self.pre)
+        writer.add_token_list(self.tokens)
+        writer.add_token_types(self.types)
+        if self.scores is not None:
+            writer.add_token_scores(self.scores)
+        if self.merges:
+            writer.add_token_merges(self.merges)
+        for name, token in self.special.items():
+            getattr(writer, f"add_{name}_token_id")(token)
+        writer.add_add_bos_token(self.begins)
+        writer.add_add_eos_token(False)
+        for key, value in self.flags.items():
+            writer.add_bool(f"tokenizer.ggml.{key}", value)
+        if self.chat_template is not None:
+            writer.add_chat_template(self.chat_template)
+
+
+def vocabulary_of(tokenizer: "PreTrainedTokenizerBase", width: int, ends: Sequence[int], error: Place) -> Vocabulary:
+    """`tokenizer` as llama.cpp has it.
+
+    Args:
+        tokenizer: of transformers.
+        width: rows of the embedding; those that no token has are given names of their own.
+        ends: ids at which generation stops.
+        error: makes an error of a message.
+
+    Raises:
+        ModelError: none of llama.cpp's kinds gives the same ids.
+    """
+
+    def refuse(why: str) -> Exception:
+        return error(
+            f"its tokenizer cannot be written as GGUF: {why}, and llama.cpp would give texts other ids. Use --to onnx "
+            "or --to hf."
+        )
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise refuse(f"{type(tokenizer).__name__} is written in Python")
+    tree = json.loads(backend.to_str())
+    if len(tokenizer) > width:
+        raise error(f"its tokenizer has {len(tokenizer)} tokens, and its embedding only {width} rows.")
+    for token in tree["added_tokens"]:
+        if odd := [name for name in ("lstrip", "rstrip", "single_word") if token[name]]:
+            raise refuse(f"its token {quoted(token['content'])} is matched with {', '.join(odd)}")
+    kind = _kind(tree)
+    if kind not in KINDS:
+        raise refuse(f"it is of the kind {kind!r} (covered: {', '.join(KINDS)})")
+    own = KINDS[kind](tree, width, refuse)
+    begins = _begins(tokenizer, refuse)
+    special, notes = _special(tokenizer, ends)
+    template = tokenizer.chat_template
+    if isinstance(template, Mapping):
+        template = template.get("default")
+    notes += own.pop("notes", ())
+    plain = None if template is None else _plain(template)
+    return Vocabulary(**own, special=special, begins=begins, chat_template=plain, notes=notes)
+
+
+def _kind(tree: Mapping[str, Any]) -> str:
+    model = tree["model"]["type"]
+    if model == "BPE":
+        return "BPE of bytes" if "ByteLevel" in json.dumps(tree["decoder"]) else "BPE of characters"
+    return model
+
+
+def _plain(template: str) -> str:
+    """Without the marks of what is learnt, which only transformers knows and which write nothing."""
+    return re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", template)
+
+
+def _tokens(tree: Mapping[str, Any], width: int, written: Mapping[int, str]) -> tuple[list[str], list[int]]:
+    """Every row's token and its type: those of `written`, added ones, and names for rows that have none."""
+    from gguf import TokenType
+
+    tokens, types = dict(written), dict.fromkeys(written, TokenType.NORMAL)
+    for token in tree["added_tokens"]:
+        tokens[token["id"]] = token["content"]
+        types[token["id"]] = TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
+    taken = set(tokens.values())
+    for row in range(width):
+        if row not in tokens:
+            name = f"<unused {row}>"
+            while name in taken:
+                name += ">"
+            tokens[row], types[row] = name, TokenType.UNUSED
+    return [tokens[row] for row in range(width)], [int(types[row]) for row in range(width)]
+
+
+def _bytes(tree: Mapping[str, Any], width: int, refuse: Any) -> dict[str, Any]:
+    """Merges of bytes, as GPT-2 began it."""
+    model = tree["model"]
+    _no_extras(model, refuse)
+    normaliser = tree.get("normalizer")
+    if normaliser is not None and normaliser != {"type": "NFC"}:
+        raise refuse(f"it changes a text before it is cut (normalizer {normaliser['type']})")
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    rules = tuple(_patterns(tree["pre_tokenizer"], refuse))
+    # Without merges every byte is a token of its own, however words are cut.
+    pre = BPE_WORDS.get((rules, bool(model.get("ignore_merges")))) if merges else "gpt-2"
+    if pre is None:
+        raise refuse(f"it cuts words by {quoted(list(rules))}, which is none of llama.cpp's ways")
+    tokens, types = _tokens(tree, width, {row: token for token, row in model["vocab"].items()})
+    notes = (APART,) if normaliser is not None or pre == "tekken" else ()
+    return {"model": "gpt2", "pre": pre, "tokens": tokens, "types": types, "merges": merges or [NEVER], "notes": notes}
+
+
+def _no_extras(model: Mapping[str, Any], refuse: Any) -> None:
+    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(name):
+            raise refuse(f"its merges have {name} {model[name]!r}")
+
+
+def _patterns(tree: Mapping[str, Any] | None, refuse: Any) -> Iterator[str]:
+    """The patterns at which a text is cut, one after the other."""
+    match tree:
+        case None:
+            return
+        case {"type": "Sequence", "pretokenizers": parts}:
+            for part in parts:
+                yield from _patterns(part, refuse)
+        case {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}:
+            yield pattern
+        case {"type": "Digits", "individual_digits": True}:
+            yield DIGITS
+        case {"type": "ByteLevel", "add_prefix_space": False}:
+            if tree["use_regex"]:
+                yield GPT2
+        case _:
+            raise refuse(f"it cuts words by {quoted(dict(tree))}, which is none of llama.cpp's ways")
+
+
+def _whole_words(tree: Mapping[str, Any], width: int, refuse: Any) -> dict[str, Any]:
+    """Words behind spaces and marks behind words, as llama.cpp's T5 finds them where no word goes on in another."""
+    if tree["pre_tokenizer"] != {"type": "Whitespace"} or tree["normalizer"] is not None:
+        raise refuse("it has whole words that are cut otherwise than at spaces and punctuation")
+    model = tree["model"]
+    added = {token["content"] for token in tree["added_tokens"]}
+    written = {}
+    for word, row in model["vocab"].items():
+        if word in added:
+            continue
+        mark = re.fullmatch(r"[!-/:-@\[-^`{-~]", word)
+        if not (mark or re.fullmatch(r"\w+", word)):
+            raise refuse(f"its word {quoted(word)} is more than letters and digits, or one mark")
+        written[row] = word if mark else SPACE + word
+    tokens, types = _tokens(tree, width, written)
+    flags = {"add_space_prefix": True, "remove_extra_whitespaces": True}
+    notes = (
+        "llama.cpp knows no tokenizer of whole words: it reads texts as this one writes them (marks close to the word "
+        "before) to the same ids, but not marks behind a space or words that are no token",
+    )
+    scores = [-1.0] * width  # all alike: there is one way to cut what is made of these words
+    return {"model": "t5", "tokens": tokens, "types": types, "scores": scores, "flags": flags, "notes": notes}
+
+
+KINDS = MappingProxyType({"BPE of bytes": _bytes, "WordLevel": _whole_words})
+
+
+def _begins(tokenizer: "PreTrainedTokenizerBase", refuse: Any) -> bool:
+    """Whether a text is given the token of its beginning; the only one that llama.cpp is told to add."""
+    text = "a"
+    with_special = tokenizer(text).input_ids
+    alone = tokenizer(text, add_special_tokens=False).input_ids
+    if with_special == alone:
+        return False
+    if with_special == [tokenizer.bos_token_id, *alone]:
+        return True
+    raise refuse(f"it adds more to a text than the token of its beginning ({with_special} for {alone})")
+
+
+def _special(tokenizer: Any, ends: Sequence[int]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Ids by llama.cpp's names."""
+    own = tokenizer.eos_token_id
+    # The tokenizer's own first, which is the one that other readers know.
+    ordered = [token for token in (own, *ends) if token is not None]
+    stops = list(dict.fromkeys(token for token in ordered if token in ends or not ends))
+    special: dict[str, int] = dict(zip(ENDS, stops, strict=False))
+    notes = []
+    if over := stops[len(ENDS) :]:
+        notes.append(
+            f"llama.cpp stops at {len(ENDS)} tokens, and the model at {len(stops)}: it goes on after "
+            f"{', '.join(tokenizer.convert_ids_to_tokens(over))}"
+        )
+    first: int = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else next(iter(stops), 0)
+    # Without one of its own llama.cpp takes that of another vocabulary, which this one need not have.
+    special["bos"] = first
+    for name in ("unk", "pad", "sep", "mask"):
+        token = getattr(tokenizer, f"{name}_token_id", None)
+        if token is not None or name in ("sep", "mask"):
+            special[name] = first if token is None else token
+    return special, tuple(notes)

@@ -1,0 +1,162 @@
+"""A trained model as files for other programs (``bridgegarden export``)."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from bridgegarden.errors import ConfigError, ModelError
+from bridgegarden.export.gguf_file import check_kind, gguf_export
+from bridgegarden.export.gguf_model import context_length
+from bridgegarden.export.modelfile import modelfile
+from bridgegarden.files import write_text
+from bridgegarden.preflight import ModelFacts, ModelReference, load_facts, quantisation
+from bridgegarden.run.models import load_model
+from bridgegarden.run.output import check_writable, named_model
+from bridgegarden.run.quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Format = Literal["gguf"]
+NEEDS: dict[str, tuple[str, ...]] = {"gguf": ("gguf",)}
+"""Packages of the extra ``export`` that each format is written with."""
+OF_DTYPE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+"""Types of GGUF in which nothing is lost, by the type in which weights were saved."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportTarget:
+    """What is exported, to what, and where to."""
+
+    source: str
+    """A recipe's file or shipped name, whose trained student is meant; or a model's folder or name on the hub."""
+    to: Format
+    """The format."""
+    overrides: tuple[str, ...] = ()
+    """Changes to the recipe."""
+    quantise: tuple[str, ...] = ()
+    """Types of weights, a file of each; none is the one in which they were saved."""
+    output: Path | None = None
+    """Folder for the files; None is ``OUTPUT/export`` of a recipe, else ``runs/export/NAME``."""
+    overwrite: bool = False
+    """Whether files of the same names are replaced."""
+
+
+class Exported(NamedTuple):
+    """One file, or folder, that was written."""
+
+    path: Path
+    kind: str
+    """Type of its weights."""
+    size: int
+    """Bytes."""
+
+
+class ExportResult(NamedTuple):
+    """All that was written."""
+
+    files: tuple[Exported, ...]
+    beside: tuple[Path, ...]
+    """Small files that go with them."""
+    notes: tuple[str, ...]
+    """What a user should know."""
+
+
+def export_model(target: ExportTarget) -> ExportResult:
+    """Write a trained model for other programs. Each file is there whole or not at all.
+
+    Raises:
+        ConfigError: no such recipe, it is not trained yet, a package is missing, a type of weights cannot be written,
+            or a file is there already.
+        ModelError: the model cannot be loaded, or the other program would compute or read something else.
+    """
+    from bridgegarden.terminal import stderr_console
+
+    _check_installed(target.to)
+    for kind in target.quantise:
+        check_kind(kind)
+    model_name, folder = named_model(target.source, target.overrides, "export")
+    folder = (target.output or folder).expanduser()
+    name = _name(model_name, target)
+    check_writable(folder, "--output")
+    _refuse_adapter(model_name)
+    console = stderr_console()
+    with quiet_libraries(interactive=sys.stderr.isatty()):
+        facts = load_facts(ModelReference(role="model", model=model_name))
+        if (how := quantisation(facts)) is not None:
+            raise ModelError(f"model {model_name!r}: its weights are quantised ({how}). Export it as it was before.")
+        kinds = target.quantise or (OF_DTYPE[str(facts.dtype).removeprefix("torch.")],)
+        paths = {kind: folder / f"{name}-{kind}.gguf" for kind in kinds}
+        _refuse_existing([*paths.values(), *map(_modelfile_of, paths.values())], overwrite=target.overwrite)
+        return _write_gguf(name, facts, paths, console)
+
+
+def _write_gguf(name: str, facts: ModelFacts, paths: dict[str, Path], console: "Console") -> ExportResult:
+    from bridgegarden.terminal import Display
+
+    ends = _ends(facts)
+    console.print(f"loading model {facts.reference.model}", markup=False, soft_wrap=True)
+    export = gguf_export(name, load_model(facts), facts.tokenizer, ends)
+    files, beside = [], []
+    for kind, path in paths.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        words = f"writing {path.name}"
+        with Display(console, words, percent=True) as display:
+            export.write(path, kind, lambda done, total, d=display: d.update(done, total=total))
+        files.append(Exported(path, kind, path.stat().st_size))
+        text = modelfile(path, facts.tokenizer, ends, context_length(facts.config), begins=export.vocabulary.begins)
+        write_text(_modelfile_of(path), text)
+        beside.append(_modelfile_of(path))
+    return ExportResult(tuple(files), tuple(beside), export.notes)
+
+
+def _ends(facts: ModelFacts) -> list[int]:
+    """Ids at which generation stops."""
+    settings: Any = facts.generation_config
+    stops = None if settings is None else settings.eos_token_id
+    if stops is None:
+        stops = facts.tokenizer.eos_token_id
+    return [] if stops is None else list(stops) if isinstance(stops, Sequence) else [stops]
+
+
+def _name(model_name: str, target: ExportTarget) -> str:
+    """What files are called after: the model's own name, or that of the run which trained it."""
+    path = Path(model_name).expanduser()
+    if not path.is_dir():
+        return model_name.rpartition("/")[2]
+    own = path.resolve()
+    return own.parent.name if model_name != target.source and own.name == "model" else own.name
+
+
+def _modelfile_of(gguf: Path) -> Path:
+    return gguf.with_suffix(".Modelfile")
+
+
+def _check_installed(to: Format) -> None:
+    missing = [package for package in NEEDS[to] if find_spec(package) is None]
+    if missing:
+        raise ConfigError(
+            f"--to {to}: needs {', '.join(missing)}. Install the extra: pip install 'bridgegarden[export]'"
+        )
+
+
+def _refuse_adapter(model_name: str) -> None:
+    path = Path(model_name).expanduser()
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        raise ModelError(
+            f"model {model_name!r}: is an adapter, not a whole model. Give the model into which it is merged, which a "
+            "run keeps beside it (OUTPUT/model), or the recipe."
+        )
+
+
+def _refuse_existing(paths: Sequence[Path], *, overwrite: bool) -> None:
+    there = [path for path in paths if path.exists() or path.is_symlink()]
+    if there and not overwrite:
+        raise ConfigError(
+            f"--output: {there[0]} is there already. Give another folder (--output DIR), or --overwrite to replace it."
+        )
+    if folders := [path for path in there if path.is_dir() and path.suffix]:
+        raise ConfigError(f"--output: {folders[0]} is a folder; move it away, or give another folder (--output DIR).")
