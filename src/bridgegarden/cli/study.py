@@ -1,9 +1,9 @@
 """``bridgegarden quickstart``, ``compare`` and ``lab``: many students, trained and held against each other."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -13,10 +13,29 @@ from bridgegarden.terminal import plain_console
 if TYPE_CHECKING:
     from bridgegarden.table import Table
 
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
 WORLD_NAMES = ("dialogue", "arithmetic", "program", "control")
 """Keys of `bridgegarden.exact.tasks.WORLDS`, which is imported only when asked for."""
 OBJECTIVE_NAMES = ("hard", "hard_data", "soft", "static", "confidence", "entropy", "curriculum", "risk_guided")
 """Keys of `bridgegarden.study.arms.OBJECTIVES`, likewise."""
+
+WORKERS = click.option(
+    "--workers", type=click.IntRange(min=1), help="Processes.  [default: one per processor, at most 4]"
+)
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON instead of tables.")
+
+
+def _output(folder: str, what: str) -> Callable[[CommandT], CommandT]:
+    """Where a study of the lab leaves its result."""
+    return click.option(
+        "--output",
+        metavar="DIR",
+        type=click.Path(path_type=Path),
+        default=Path("runs") / folder,
+        show_default=True,
+        help=f"Folder for the result. {what} finished in it are kept.",
+    )
 
 
 @click.command("quickstart")
@@ -28,7 +47,7 @@ OBJECTIVE_NAMES = ("hard", "hard_data", "soft", "static", "confidence", "entropy
     type=click.Path(path_type=Path),
     help="Folder for the result.  [default: runs/quickstart, or runs/quickstart-full]",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per processor, at most 4]")
+@WORKERS
 @click.option("--open", "open_report", is_flag=True, help="Show the report in the browser.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON instead of a table.")
 def quickstart_command(
@@ -103,7 +122,7 @@ def quickstart_command(
 @click.option(
     "--output", metavar="DIR", type=click.Path(path_type=Path), help="Folder for the result.  [default: OUTPUT/compare]"
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON instead of tables.")
+@AS_JSON
 def compare_command(recipe: str, overrides: tuple[str, ...], **options: Any) -> None:
     """Train RECIPE with several objectives at equal budget, and hold quality against cost.
 
@@ -207,16 +226,9 @@ def lab_group() -> None:
     show_default=True,
     help="Also with few answers, a slipping teacher, a large student; and the sweep over λ.",
 )
-@click.option(
-    "--output",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    default=Path("runs") / "lab",
-    show_default=True,
-    help="Folder for the result. Trainings finished in it are kept.",
-)
-@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per processor, at most 4]")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON instead of tables.")
+@_output("lab", "Trainings")
+@WORKERS
+@AS_JSON
 def run_command(
     world: tuple[str, ...],
     objectives: tuple[str, ...],
@@ -250,16 +262,9 @@ def run_command(
 
 @lab_group.command("map")
 @click.option("--quick", is_flag=True, help="Four cells of the 32 with 16 seeds: what the map looks like.")
-@click.option(
-    "--output",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    default=Path("runs") / "map",
-    show_default=True,
-    help="Folder for the result. Cells finished in it are kept.",
-)
-@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per processor, at most 4]")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON instead of tables.")
+@_output("map", "Cells")
+@WORKERS
+@AS_JSON
 def map_command(quick: bool, output: Path, workers: int | None, as_json: bool) -> None:
     """Decide which labels are better where: many students trained at once, measured exactly.
 
@@ -280,16 +285,9 @@ def map_command(quick: bool, output: Path, workers: int | None, as_json: bool) -
 
 @lab_group.command("confirm")
 @click.option("--seeds", type=click.IntRange(min=2), default=24, show_default=True, help="Students of every kind.")
-@click.option(
-    "--output",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    default=Path("runs") / "confirm",
-    show_default=True,
-    help="Folder for the result. Students finished in it are kept.",
-)
-@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per processor, at most 4]")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON instead of tables.")
+@_output("confirm", "Students")
+@WORKERS
+@AS_JSON
 def confirm_command(seeds: int, output: Path, workers: int | None, as_json: bool) -> None:
     """Train tiny transformers in two cells of the map, and hold the same claims against them.
 

@@ -1,10 +1,11 @@
 """What the numbers say: means with intervals, paired differences, costs; in words."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import wraps
 from itertools import combinations
-from typing import Any, Literal, NamedTuple
+from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
 from bridgegarden.compare.result import CompareResult, CompareRun, Measured, Quantity
 from bridgegarden.statistics import (
@@ -27,6 +28,9 @@ QUALITIES: Mapping[Quantity, str] = {"sampled": "right, sampled", "greedy": "rig
 
 LOSSES: Mapping[Quantity, str] = {"teacher_loss": "L_dT", "student_loss": "L_dθ", "exposure_bias": "exposure bias"}
 """Nats a text, and what tables call them."""
+
+Asked = ParamSpec("Asked")
+FoundT = TypeVar("FoundT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,15 +73,24 @@ def mean_of(run: CompareRun, quantity: Quantity) -> float | None:
     return _mean(list(_weighted(values).values())) if values else None
 
 
+def _remembered(
+    function: Callable[Concatenate[CompareResult, Asked], FoundT],
+) -> Callable[Concatenate[CompareResult, Asked], FoundT]:
+    """What was made by resampling is asked for by tables, words and charts alike: once for a result."""
+
+    @wraps(function)
+    def remembering(result: CompareResult, *asked: Asked.args, **named: Asked.kwargs) -> FoundT:
+        place = (function.__name__, *asked, *named.items())
+        if place not in result.memo:
+            result.memo[place] = function(result, *asked, **named)
+        return result.memo[place]
+
+    return remembering
+
+
+@_remembered
 def summary(result: CompareResult, objective: str, quantity: Quantity) -> Mean:
     """`quantity` of `objective` with its interval over seeds and problems."""
-    place = ("summary", objective, quantity)
-    if place not in result.memo:
-        result.memo[place] = _summary(result, objective, quantity)
-    return result.memo[place]
-
-
-def _summary(result: CompareResult, objective: str, quantity: Quantity) -> Mean:
     scores = _scores(result, objective, quantity)
     means = tuple(_mean(list(seed.values())) for seed in scores.values())
     alike = _same_everywhere([run.measured for run in result.runs_of(objective).values()], quantity)
@@ -89,15 +102,9 @@ def _summary(result: CompareResult, objective: str, quantity: Quantity) -> Mean:
     return Mean(value=found.mean, interval=found.interval, by_seed=means, p=found.p)
 
 
+@_remembered
 def difference(result: CompareResult, first: str, second: str, quantity: Quantity) -> PairedDifference | None:
     """`first` minus `second` on the seeds that both have, or None if there are none."""
-    place = ("difference", first, second, quantity)
-    if place not in result.memo:
-        result.memo[place] = _difference(result, first, second, quantity)
-    return result.memo[place]
-
-
-def _difference(result: CompareResult, first: str, second: str, quantity: Quantity) -> PairedDifference | None:
     one, other = (_scores(result, name, quantity) for name in (first, second))
     seeds = [seed for seed in one if seed in other]
     if not seeds:
@@ -116,14 +123,12 @@ def _difference(result: CompareResult, first: str, second: str, quantity: Quanti
     return found
 
 
+@_remembered
 def _spread(result: CompareResult, quantity: Quantity) -> SeedSpread | None:
     """How far trainings are apart, of all objectives on the seeds that all of them have."""
-    place = ("spread", quantity)
-    if place not in result.memo:
-        scores = [_scores(result, name, quantity) for name in result.objectives]
-        seeds = [seed for seed in scores[0] if all(seed in one for one in scores)]
-        result.memo[place] = SeedSpread.over([[_mean(list(one[seed].values())) for seed in seeds] for one in scores])
-    return result.memo[place]
+    scores = [_scores(result, name, quantity) for name in result.objectives]
+    seeds = [seed for seed in scores[0] if all(seed in one for one in scores)]
+    return SeedSpread.over([[_mean(list(one[seed].values())) for seed in seeds] for one in scores])
 
 
 def _same_everywhere(measured: Sequence[Measured | None], quantity: Quantity) -> float | None:
@@ -136,17 +141,15 @@ Claim = tuple[str, str | None, Quantity]
 """What the page may call: that one objective is higher than another in a quantity, or (None) that it is not zero."""
 
 
+@_remembered
 def claims(result: CompareResult) -> dict[Claim, float]:
     """Everything that the page may call, with its p value adjusted for all of it together (Holm).
 
     Every pair in right answers, since the highest is picked by looking; every objective against the baseline in losses;
     and the sign of every exposure bias.
     """
-    place = ("claims",)
-    if place not in result.memo:
-        found = dict(_claims(result))
-        result.memo[place] = dict(zip(found, holm_adjusted(list(found.values())), strict=True))
-    return result.memo[place]
+    found = dict(_claims(result))
+    return dict(zip(found, holm_adjusted(list(found.values())), strict=True))
 
 
 def _claims(result: CompareResult) -> Iterator[tuple[Claim, float]]:

@@ -53,12 +53,39 @@ def error_of(role: str) -> Callable[[Measured], float]:
     return lambda measured: measured.error_by_role[role]
 
 
-def _drift(role: str) -> Quantity:
-    return lambda measured: measured.exposure_bias_by_role[role]
-
-
-def _kl(role: str) -> Quantity:
-    return lambda measured: measured.kl_by_role[role]
+def _decided_at(number: str, role: RoleName, better: str, other: str, side: Literal[-1, 1]) -> dict[str, Claim]:
+    """That labels of one kind are better where tokens have a role: in the error there, and in what it is made of."""
+    where, at = f"{role.capitalize()}s", f"a {role.capitalize()}"
+    read: dict[str, tuple[str, str, Quantity]] = {
+        "": (
+            "are better",
+            f"inference error of {where} (fit on the teacher's answers, and drift caused), nats an answer",
+            error_of(role),
+        ),
+        "-drift": (
+            "cause less drift",
+            f"exposure bias caused at {where}, nats an answer",
+            lambda measured: measured.exposure_bias_by_role[role],
+        ),
+        "-fit": (
+            "fit better",
+            f"mean KL at {at} of the teacher's answers, nats",
+            lambda measured: measured.kl_by_role[role],
+        ),
+    }
+    return {
+        number + part: Claim(
+            text=f"{better} labels {do} than {other} ones at {where}",
+            quantity=quantity,
+            side=side,
+            measure=measure,
+            role=role,
+            references=("soft",),
+            objectives=("hard",),
+            supports=number if part else None,
+        )
+        for part, (do, quantity, measure) in read.items()
+    }
 
 
 def _correlation(predictor: str, positions: Literal["all", "choices"]) -> Quantity:
@@ -99,64 +126,8 @@ CLAIMS: Mapping[str, Claim] = MappingProxyType(
             measure=lambda measured: measured.exposure_bias,
             references=("soft",),
         ),
-        "3a": Claim(
-            text="hard labels are better than soft ones at Bridges",
-            quantity="inference error of Bridges (fit on the teacher's answers, and drift caused), nats an answer",
-            side=-1,
-            measure=error_of("bridge"),
-            role="bridge",
-            references=("soft",),
-            objectives=("hard",),
-        ),
-        "3a-drift": Claim(
-            text="hard labels cause less drift than soft ones at Bridges",
-            quantity="exposure bias caused at Bridges, nats an answer",
-            side=-1,
-            measure=_drift("bridge"),
-            role="bridge",
-            references=("soft",),
-            objectives=("hard",),
-            supports="3a",
-        ),
-        "3a-fit": Claim(
-            text="hard labels fit better than soft ones at Bridges",
-            quantity="mean KL at a Bridge of the teacher's answers, nats",
-            side=-1,
-            measure=_kl("bridge"),
-            role="bridge",
-            references=("soft",),
-            objectives=("hard",),
-            supports="3a",
-        ),
-        "3b": Claim(
-            text="soft labels are better than hard ones at Gardens",
-            quantity="inference error of Gardens (fit on the teacher's answers, and drift caused), nats an answer",
-            side=1,
-            measure=error_of("garden"),
-            role="garden",
-            references=("soft",),
-            objectives=("hard",),
-        ),
-        "3b-drift": Claim(
-            text="soft labels cause less drift than hard ones at Gardens",
-            quantity="exposure bias caused at Gardens, nats an answer",
-            side=1,
-            measure=_drift("garden"),
-            role="garden",
-            references=("soft",),
-            objectives=("hard",),
-            supports="3b",
-        ),
-        "3b-fit": Claim(
-            text="soft labels fit better than hard ones at Gardens",
-            quantity="mean KL at a Garden of the teacher's answers, nats",
-            side=1,
-            measure=_kl("garden"),
-            role="garden",
-            references=("soft",),
-            objectives=("hard",),
-            supports="3b",
-        ),
+        **_decided_at("3a", "bridge", "hard", "soft", -1),
+        **_decided_at("3b", "garden", "soft", "hard", 1),
         "4": Claim(
             text="a hybrid has the lowest total inference loss: lower than labels of any one kind",
             quantity="L_dtheta, nats an answer",

@@ -7,8 +7,8 @@ from types import MappingProxyType
 from typing import Literal
 
 from bridgegarden.errors import ConfigError, lookup
-from bridgegarden.study.arms import LAMBDAS, OBJECTIVES, LlamaSize
-from bridgegarden.study.kept import Plain, StudyResult
+from bridgegarden.study.arms import LAMBDAS, OBJECTIVES, LlamaSize, StoppingSettings
+from bridgegarden.study.kept import StudyResult
 
 RoleName = Literal["bridge", "garden", "forced"]
 """Values of :class:`bridgegarden.exact.process.Role`."""
@@ -95,7 +95,7 @@ class Arm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabSettings(Plain):
+class LabSettings(StoppingSettings):
     """Everything the numbers depend on besides the worlds' own sizes and the versions of the libraries."""
 
     worlds: tuple[str, ...]
@@ -111,19 +111,10 @@ class LabSettings(Plain):
     """Whether the other regimes and the further constant soft weights are trained too."""
 
     steps: int = 450
-    """Optimiser steps of a training, at most."""
-
     batch: int = 16
-    """Answers per step."""
-
     learning_rate: float = 5e-3
-    """Peak of AdamW's rate: a linear rise over the first 5 % of the steps, then a cosine to zero."""
-
     evaluate_every: int = 25
-    """Steps between two looks at the validation loss. The student with the lowest is kept."""
-
     patience: int = 4
-    """Looks without a lower validation loss after which a training ends."""
 
     validation_problems: int = 32
     """Problems that decide when to stop."""

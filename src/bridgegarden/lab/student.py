@@ -6,7 +6,7 @@ Everything is exact for each test problem and averaged over them; one example an
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,45 +27,19 @@ from bridgegarden.lab.worlds import LabData, TestProblem
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import CurriculumWeight
 from bridgegarden.statistics import spearman
-from bridgegarden.study.arms import LlamaSize
-from bridgegarden.study.students import TrainingSettings, Untrained, build_tokenizer, distil, new_llama
-
-
-class StoppingSettings(TrainingSettings, Protocol):
-    """How a student is trained, and when that ends."""
-
-    @property
-    def evaluate_every(self) -> int:
-        """Steps between two looks at the validation loss. The student with the lowest is kept."""
-        ...
-
-    @property
-    def patience(self) -> int:
-        """Looks without a lower validation loss after which a training ends."""
-        ...
+from bridgegarden.study.arms import LlamaSize, StoppingSettings
+from bridgegarden.study.students import Distilled, Untrained, build_tokenizer, distil, new_llama
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedStudent:
+class TrainedStudent(Distilled):
     """A student as it was when its validation loss was lowest, and what it cost."""
-
-    model: PreTrainedModel
-    """In evaluation mode."""
 
     kept_step: int
     """Optimiser steps after which it was kept."""
 
-    steps: int
-    """Optimiser steps until training ended."""
-
     validation: tuple[tuple[int, float], ...]
     """Step and validation loss of every look, in nats a token of its own objective."""
-
-    seconds: float
-    """Wall time of the training."""
-
-    cpu_seconds: float
-    """Processor time of the training."""
 
 
 def train_student(
@@ -102,14 +76,7 @@ def train_student(
         logging_strategy="no",
     )
     trained.model.load_state_dict(best.weights)
-    return TrainedStudent(
-        model=trained.model,
-        kept_step=best.step,
-        steps=trained.state.global_step,
-        validation=tuple(best.losses),
-        seconds=trained.seconds,
-        cpu_seconds=trained.cpu_seconds,
-    )
+    return TrainedStudent(**vars(trained), kept_step=best.step, validation=tuple(best.losses))
 
 
 def _settled(objective: HybridObjective, steps: int) -> float:

@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple
 
 from bridgegarden.errors import ConfigError, lookup
 from bridgegarden.statistics import Estimate, Interval
-from bridgegarden.study.arms import OBJECTIVES, LlamaSize
-from bridgegarden.study.kept import Plain, StudyResult
+from bridgegarden.study.arms import OBJECTIVES, LlamaSize, TrainingSettings
+from bridgegarden.study.kept import StudyResult
 from bridgegarden.terminal import listed
 
 TEACHER_SIZE = LlamaSize(hidden=128, layers=3, heads=4, feed_forward=384)
@@ -22,7 +22,7 @@ DEFAULT_OBJECTIVES = ("hard", "soft", "static", "confidence", "entropy")
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuickstartSettings(Plain):
+class QuickstartSettings(TrainingSettings):
     """Everything the numbers depend on besides the packaged teacher and the versions of the libraries."""
 
     objectives: tuple[str, ...] = DEFAULT_OBJECTIVES
@@ -32,13 +32,8 @@ class QuickstartSettings(Plain):
     """One training per objective and seed. A seed decides the student's first weights, the data and its order."""
 
     steps: int = 800
-    """Optimiser steps of each training."""
-
     batch: int = 32
-    """Answers per step."""
-
     learning_rate: float = 5e-3
-    """Peak of AdamW's rate: a linear rise over the first 5 % of the steps, then a cosine to zero."""
 
     train_problems: int = 2_000
     """Distinct training problems, each with one answer."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bridgegarden.errors import ConfigError, unknown_name
 from bridgegarden.recipe import ObjectiveSection
+from bridgegarden.study.kept import Plain
 
 if TYPE_CHECKING:
     from bridgegarden.objective.hybrid import HybridObjective
@@ -31,6 +32,28 @@ class LlamaSize:
 
     feed_forward: int
     """Width inside the feed-forward blocks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(Plain):
+    """How a tiny student is trained."""
+
+    steps: int
+    """Optimiser steps of a training, at most."""
+    batch: int
+    """Answers a step."""
+    learning_rate: float
+    """Peak of AdamW's rate: a linear rise over the first 5 % of the steps, then a cosine to zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoppingSettings(TrainingSettings):
+    """The same, and when a training ends before its last step."""
+
+    evaluate_every: int
+    """Steps between two looks at the validation loss. The student with the lowest is kept."""
+    patience: int
+    """Looks without a lower validation loss after which a training ends."""
 
 
 @dataclass(frozen=True, kw_only=True)

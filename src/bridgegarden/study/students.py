@@ -4,7 +4,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -26,7 +26,7 @@ from trl.trainer.sft_config import SFTConfig
 
 from bridgegarden.exact.world import ASSISTANT, END, PAD, SPECIAL_TOKENS, UNKNOWN, USER, World
 from bridgegarden.objective.hybrid import HybridObjective
-from bridgegarden.study.arms import LlamaSize
+from bridgegarden.study.arms import LlamaSize, TrainingSettings
 from bridgegarden.teacher.protocol import Teacher
 from bridgegarden.training.trainer import HybridDistillationTrainer
 
@@ -97,25 +97,6 @@ class Untrained:
     """Of the weights, and of the order in which rows are read."""
 
 
-class TrainingSettings(Protocol):
-    """How a student is trained."""
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps, at most."""
-        ...
-
-    @property
-    def batch(self) -> int:
-        """Answers a step."""
-        ...
-
-    @property
-    def learning_rate(self) -> float:
-        """Peak of AdamW's rate: a linear rise over the first 5 % of the steps, then a cosine to zero."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Distilled:
     """A student after its training, and what that cost."""
@@ -131,6 +112,11 @@ class Distilled:
 
     cpu_seconds: float
     """Processor time of the training alone."""
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps until it ended."""
+        return self.state.global_step
 
     @property
     def tokens(self) -> int:

@@ -30,8 +30,8 @@ from bridgegarden.lab.map.report import (
 )
 from bridgegarden.report.page import Page, Section
 from bridgegarden.statistics import Estimate
-from bridgegarden.study.arms import LlamaSize
-from bridgegarden.study.kept import Plain, StudyFolder, StudyResult, to_tree
+from bridgegarden.study.arms import LlamaSize, StoppingSettings
+from bridgegarden.study.kept import StudyFolder, StudyResult, to_tree
 from bridgegarden.study.run import Job, Tell, steps_told, study
 from bridgegarden.table import Cell as Written
 from bridgegarden.table import Column, Table, mean_cell
@@ -63,7 +63,7 @@ MEASURING = 200
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConfirmSettings(Plain):
+class ConfirmSettings(StoppingSettings):
     """Everything that the numbers depend on besides the worlds and the libraries' versions."""
 
     arms: tuple[str, ...] = ("hard", "soft", "static", "confidence", "entropy", "risk_guided", "sharpened")
@@ -71,15 +71,10 @@ class ConfirmSettings(Plain):
     seeds: int = 24
     """Students of every arm and cell: first weights, world, problems, answers and their order are a seed's."""
     steps: int = 1000
-    """Of a training, at most."""
     batch: int = 16
-    """Answers a step."""
     learning_rate: float = 1e-2
-    """Peak of AdamW's rate, of all arms."""
     evaluate_every: int = 50
-    """Steps between two looks at the held-out loss; the student with the lowest is kept."""
     patience: int = 6
-    """Looks without a lower one after which a training ends."""
     wordings: int = 3
     """Of the world."""
     validation_problems: int = 48

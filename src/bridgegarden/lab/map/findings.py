@@ -76,6 +76,20 @@ KAPPA = {
 NATS, SHARE, CORRELATION = 0.05, 0.05, 0.1
 """Smallest effects of interest: of a loss over an answer of seven tokens, of right answers, of a rank correlation."""
 
+
+def _right(
+    name: str,
+    text: str,
+    against: Against = "more right",
+    *,
+    measure: str = "right, greedy",
+    arms: tuple[str, ...] = HYBRIDS,
+) -> MapClaim:
+    """That a hybrid is right more often."""
+    text = f"a hybrid {text}"
+    return MapClaim(name=name, text=text, measure=measure, sign=1, smallest=SHARE, against=against, arms=arms)
+
+
 CLAIMS = (
     MapClaim(
         name="1",
@@ -132,61 +146,19 @@ CLAIMS = (
         for letter, predictor in zip("ab", PREDICTORS, strict=True)
         for number, reading in enumerate(READINGS, 1)
     ),
-    MapClaim(
-        name="right",
-        text="a hybrid is right more often than the better pure kind, greedy",
-        measure="right, greedy",
-        sign=1,
-        smallest=SHARE,
-        against="more right",
-    ),
-    MapClaim(
-        name="right, sampled",
-        text="a hybrid is right more often than the better pure kind, sampled",
-        measure="right, sampled",
-        sign=1,
-        smallest=SHARE,
-        against="more right",
-    ),
-    MapClaim(
-        name="right, equally varied",
-        text="a hybrid is right more often than the better pure kind, each at the temperature of half the variety",
+    _right("right", "is right more often than the better pure kind, greedy"),
+    _right("right, sampled", "is right more often than the better pure kind, sampled", measure="right, sampled"),
+    _right(
+        "right, equally varied",
+        "is right more often than the better pure kind, each at the temperature of half the variety",
         measure="right, equally varied",
-        sign=1,
-        smallest=SHARE,
-        against="more right",
     ),
-    MapClaim(
-        name="sharpened",
-        text="a hybrid is right more often than soft labels of a sharpened teacher, greedy",
-        measure="right, greedy",
-        sign=1,
-        smallest=SHARE,
-        against="sharpened",
-    ),
-    MapClaim(
-        name="soft with risk",
-        text="a hybrid is right more often than soft labels with the risk term, greedy",
-        measure="right, greedy",
-        sign=1,
-        smallest=SHARE,
-        against="soft_risk",
-    ),
-    MapClaim(
-        name="on-policy",
-        text="a hybrid is right more often than soft labels on the student's own texts, greedy",
-        measure="right, greedy",
-        sign=1,
-        smallest=SHARE,
-        against="on_policy",
-    ),
-    MapClaim(
-        name="oracle",
-        text="a hybrid that knows its Bridges is right more often than the better pure kind, greedy",
-        measure="right, greedy",
-        sign=1,
-        smallest=SHARE,
-        against="more right",
+    _right("sharpened", "is right more often than soft labels of a sharpened teacher, greedy", "sharpened"),
+    _right("soft with risk", "is right more often than soft labels with the risk term, greedy", "soft_risk"),
+    _right("on-policy", "is right more often than soft labels on the student's own texts, greedy", "on_policy"),
+    _right(
+        "oracle",
+        "that knows its Bridges is right more often than the better pure kind, greedy",
         arms=("by_role", "by_kappa"),
     ),
 )
