@@ -49,7 +49,8 @@ from bridgegarden.plan import Machine, Plan, machine_of, plan_recipe
 from bridgegarden.preflight import ModelFacts
 from bridgegarden.recipe import Recipe, build_lora_config, build_objective, build_sft_config, load_recipe
 from bridgegarden.run.cache import CacheOptions, build_recipe_cache
-from bridgegarden.run.teachers import recipe_pair, teacher_of
+from bridgegarden.run.pair import recipe_pair
+from bridgegarden.run.teachers import teacher_of
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.training.trainer import HybridDistillationTrainer

@@ -7,7 +7,7 @@ from datasets import Dataset, IterableDataset
 
 from bridgegarden.data import Columns, RowRules, load_rows, tokenise, tokenise_row, tokenise_stream
 from bridgegarden.data.chat import conversation
-from bridgegarden.data.tokenise import RowReader
+from bridgegarden.data.row_reader import RowReader
 from bridgegarden.errors import ConfigError, DataError
 
 PAIRS = [{"prompt": "Two plus two is", "completion": " four"}, {"prompt": "The capital is", "completion": " Paris."}]

@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from bridgegarden.recipe import load_recipe
-from bridgegarden.run.teachers import recipe_pair, teacher_of
+from bridgegarden.run.pair import recipe_pair
+from bridgegarden.run.teachers import teacher_of
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.shard import documents_of
 from tests.run.served import run

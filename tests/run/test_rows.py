@@ -10,9 +10,10 @@ from bridgegarden.cli.main import cli
 from bridgegarden.errors import DataError
 from bridgegarden.recipe import load_recipe
 from bridgegarden.run.checked import audit
-from bridgegarden.run.diagnose import PromptSource, read_prompts
+from bridgegarden.run.pair import recipe_pair
+from bridgegarden.run.prompts import PromptSource, read_prompts
 from bridgegarden.run.rows import RunData
-from bridgegarden.run.teachers import recipe_pair, teacher_of
+from bridgegarden.run.teachers import teacher_of
 from tests.tiny import tiny_tokenizer
 
 OWN_SHAPE = [

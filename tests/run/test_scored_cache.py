@@ -13,7 +13,8 @@ import yaml
 
 from bridgegarden.recipe import load_recipe
 from bridgegarden.run.cache import CacheOptions, build_recipe_cache
-from bridgegarden.run.teachers import recipe_pair, teacher_of
+from bridgegarden.run.pair import recipe_pair
+from bridgegarden.run.teachers import teacher_of
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.shard import documents_of
 from bridgegarden.teacher.cache.spec import SMALLEST_TAIL

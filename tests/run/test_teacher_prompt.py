@@ -9,7 +9,8 @@ from click.testing import CliRunner
 
 from bridgegarden.cli.main import cli
 from bridgegarden.recipe import load_recipe
-from bridgegarden.run.teachers import recipe_pair, teacher_of
+from bridgegarden.run.pair import recipe_pair
+from bridgegarden.run.teachers import teacher_of
 from bridgegarden.teacher.cache.ray_engine import _asked, _table
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.shard import documents_of

@@ -38,8 +38,8 @@ def train_command(recipe: str, overrides: tuple[str, ...], dry_run: bool, audit:
 
     resolved = load_recipe(recipe, overrides)
     if dry_run:
+        from bridgegarden.run.cache_folder import cache_warnings
         from bridgegarden.run.rehearsal import check_settings
-        from bridgegarden.run.teachers import cache_warnings
 
         check_settings(resolved)
         for warning in cache_warnings(resolved):

@@ -14,7 +14,8 @@ from bridgegarden.errors import ConfigError
 from bridgegarden.preflight import Endings, ModelFacts
 from bridgegarden.preflight.flops import ForwardFlops, StepFlops, forward_flops
 from bridgegarden.recipe import Recipe, build_lora_config
-from bridgegarden.run.teachers import recipe_pair, student_reference, teacher_of
+from bridgegarden.run.pair import recipe_pair, student_reference
+from bridgegarden.run.teachers import teacher_of
 from bridgegarden.study.arms import ComparedRow
 from bridgegarden.teacher.cache.shard import Document, documents_of
 from bridgegarden.teacher.cache.spec import weights_fingerprint

@@ -245,7 +245,7 @@ def fill_cache(jobs: Sequence[CompareJob], console: "Console") -> None:
 
 def cache_cost(pair: Pair, jobs: Sequence[CompareJob]) -> CacheCost | None:
     """What asking the teacher once about all rows took; None if no training reads its cache."""
-    from bridgegarden.run.teachers import cache_folder
+    from bridgegarden.run.cache_folder import cache_folder
     from bridgegarden.teacher.cache.manifest import BuildTime, finished_shards
 
     cached = [job for job in jobs if job.recipe.teacher.is_cached]
@@ -358,7 +358,7 @@ def check_student(recipe: Recipe, seed: int) -> None:
         ModelError: there is none.
     """
     from bridgegarden.preflight import load_facts
-    from bridgegarden.run.teachers import student_reference
+    from bridgegarden.run.pair import student_reference
 
     load_facts(student_reference(seeded(recipe, seed)))
 

@@ -24,8 +24,8 @@ from bridgegarden.evaluation.lm_eval import evaluate_model, prepare_tasks
 from bridgegarden.evaluation.results import SHARES, Evaluation
 from bridgegarden.preflight import ModelFacts, ModelReference, load_facts
 from bridgegarden.recipe import Recipe, TrainingSection
-from bridgegarden.run.diagnose import Prompts, PromptSource, read_prompts
 from bridgegarden.run.models import load_model, placed
+from bridgegarden.run.prompts import Prompts, PromptSource, read_prompts
 from bridgegarden.run.record import TrainSummary
 from bridgegarden.run.train import train
 from bridgegarden.study.arms import ComparedRow

@@ -11,9 +11,10 @@ from bridgegarden.data.encode import (
     vocabulary_size,
 )
 from bridgegarden.data.json_rows import RowsAsWritten
+from bridgegarden.data.row_reader import RowRules
 from bridgegarden.data.rows import Mix, Source, load_mix, load_rows, place
 from bridgegarden.data.teacher_prompt import TeacherByRow, TeacherPrompt
-from bridgegarden.data.tokenise import RowRules, tokenise, tokenise_stream
+from bridgegarden.data.tokenise import tokenise, tokenise_stream
 
 __all__ = [
     "Columns",

@@ -16,8 +16,9 @@ from bridgegarden.plan.work import Rows, Schedule, Work, cache_work, training_wo
 from bridgegarden.preflight import ModelFacts, Pair
 from bridgegarden.recipe import Recipe, build_lora_config, build_objective, build_sft_config
 from bridgegarden.recipe.training import LoraSection
+from bridgegarden.run.pair import recipe_pair
 from bridgegarden.run.quiet import quiet_libraries
-from bridgegarden.run.teachers import CachedByRow, recipe_pair, teacher_of
+from bridgegarden.run.teachers import CachedByRow, teacher_of
 
 if TYPE_CHECKING:
     import torch

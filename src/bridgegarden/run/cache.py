@@ -14,8 +14,10 @@ from bridgegarden.data import chat_template_fingerprint, tokenizer_fingerprint, 
 from bridgegarden.errors import ConfigError
 from bridgegarden.preflight import ModelFacts, Pair, check_quantised
 from bridgegarden.recipe import Recipe, build_objective, load_recipe
+from bridgegarden.run.cache_folder import cache_folder, cache_folders, cache_warnings
 from bridgegarden.run.models import quantised_warning, usable_device
 from bridgegarden.run.output import check_writable
+from bridgegarden.run.pair import recipe_pair
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.served_cache import (
     CacheOptions,
@@ -32,10 +34,6 @@ from bridgegarden.run.teachers import (
     LiveModel,
     RecipeTeacher,
     ScoringServer,
-    cache_folder,
-    cache_folders,
-    cache_warnings,
-    recipe_pair,
     teacher_of,
 )
 from bridgegarden.terminal import Display

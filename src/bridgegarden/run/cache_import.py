@@ -19,11 +19,13 @@ from bridgegarden.data.json_rows import RowsAsWritten
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.preflight import Pair
 from bridgegarden.recipe import Recipe
+from bridgegarden.run.cache_folder import cache_folder
 from bridgegarden.run.output import check_writable
+from bridgegarden.run.pair import recipe_pair
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.rows import RunData
 from bridgegarden.run.served_cache import spec_of_lists
-from bridgegarden.run.teachers import cache_folder, recipe_pair, teacher_of
+from bridgegarden.run.teachers import teacher_of
 from bridgegarden.terminal import counted
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from bridgegarden.errors import ConfigError, quoted
 from bridgegarden.preflight import Preflight, preflight
 from bridgegarden.recipe import Recipe, build_lora_config, build_objective, build_sft_config, describe_objective
 from bridgegarden.run.output import OutputFolder
+from bridgegarden.run.pair import recipe_pair
 from bridgegarden.run.rows import RunData, mix_text, rules_of, training_rows
-from bridgegarden.run.teachers import recipe_pair, teacher_of
+from bridgegarden.run.teachers import teacher_of
 
 if TYPE_CHECKING:
     from datasets import Dataset

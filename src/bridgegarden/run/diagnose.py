@@ -3,27 +3,27 @@
 import platform
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 from rich.text import Text
 
 from bridgegarden.causal_lm_policy import CausalLMPolicy
-from bridgegarden.data import Columns, Source, end_of_turn_ids, load_mix, place, prompt
+from bridgegarden.data import Columns, Source, end_of_turn_ids
 from bridgegarden.data.audit import TokenTexts
-from bridgegarden.data.encode import IGNORED, RowTokeniser
 from bridgegarden.diagnostics.diagnose import diagnose
-from bridgegarden.diagnostics.diagnosis import Diagnosis, DiagnosisSettings, ModelUsed, PromptsUsed
-from bridgegarden.errors import ConfigError, DataError
+from bridgegarden.diagnostics.diagnosis import Diagnosis, DiagnosisSettings, ModelUsed
+from bridgegarden.errors import ConfigError
 from bridgegarden.files import write_json
 from bridgegarden.preflight import ModelFacts, ModelReference, check_endings, compare_tokenizers, load_facts
-from bridgegarden.recipe import DataSection, Recipe, list_recipes, load_recipe
+from bridgegarden.recipe import Recipe, list_recipes, load_recipe
 from bridgegarden.report.diagnosis import diagnosis_page
 from bridgegarden.run.models import load_model, placed, usable_device
 from bridgegarden.run.output import OutputFolder, check_writable, write_or_rescue
+from bridgegarden.run.prompts import Prompts, PromptSource, read_prompts
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import now, package_versions
 from bridgegarden.run.rows import columns_of
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 EVERY = 10.0
 """Seconds between lines where there is no terminal."""
 NAMED = re.compile(r"([\w .+-]+)=(.+)")
-DEFAULT_LIMIT = 64
-"""Prompts, unless another number is asked for."""
-TEXT = ".txt"
-"""A file of this kind has a prompt on every line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,38 +66,6 @@ class DiagnoseRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptSource:
-    """Where prompts are."""
-
-    sources: tuple[Source, ...]
-    """Files, folders or data sets on the hub."""
-    kind: str
-    """What to call them in messages."""
-    columns: Columns
-    """Which columns to read."""
-    seed: int = 0
-    """Decides which rows of sources with weights are drawn."""
-    skip_bad: bool | None = None
-    """Whether what is no JSON is left out; None where nothing says so."""
-
-    @classmethod
-    def of_recipe(cls, data: DataSection) -> "PromptSource":
-        """The evaluation rows, or the training rows where there are none."""
-        return cls(
-            sources=data.eval_sources or data.sources,
-            kind="train" if data.eval is None else "eval",
-            columns=columns_of(data),
-            seed=data.seed or 0,
-            skip_bad=data.skip_bad_rows,
-        )
-
-    @property
-    def shown(self) -> str:
-        """The sources, for a person."""
-        return ", ".join(source.path for source in self.sources)
-
-
-@dataclass(frozen=True, kw_only=True)
 class DiagnoseInputs:
     """What a request comes to."""
 
@@ -115,16 +79,6 @@ class DiagnoseInputs:
     """Folder for the result."""
     notes: tuple[str, ...]
     """What was decided, for a person."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prompts:
-    """What the models write from."""
-
-    ids: tuple[tuple[int, ...], ...]
-    """Token ids, each prompt once."""
-    used: PromptsUsed
-    """The same in numbers."""
 
 
 class DiagnosisFiles(NamedTuple):
@@ -413,82 +367,6 @@ def _named(pairs: Sequence[tuple[str, ModelReference]]) -> dict[str, ModelRefere
             )
         students[name] = reference
     return students
-
-
-def read_prompts(
-    source: PromptSource,
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    room: int | None,
-    vocab_size: int,
-    limit: int | None = None,
-) -> Prompts:
-    """The first prompts of `source`. Repeated ones are taken once: they would not be independent.
-
-    Args:
-        source: a text file has a prompt a line; anything else rows as for training, of which an answer is not read.
-        tokenizer: of all models.
-        room: most tokens of a prompt; longer ones are left out. None is no limit.
-        vocab_size: of which ids may be.
-        limit: most prompts.
-
-    Raises:
-        DataError: a row has no prompt, or fewer than two prompts are left.
-        ModelError: the tokenizer has no chat template and needs one.
-    """
-    tokeniser = RowTokeniser.of(tokenizer)
-    found: dict[tuple[int, ...], None] = {}
-    left_out: list[str] = []
-    rows, columns = _rows(source)
-    for where, row in rows:
-        ids = _ids(row, columns, tokeniser, where)
-        if not ids or max(ids) >= vocab_size:
-            raise DataError(f"{where}: {'an id outside the shared vocabulary' if ids else 'the prompt has no tokens'}.")
-        if room is not None and len(ids) > room:
-            left_out.append(f"{where}: {len(ids)} tokens, where {room} fit")
-            continue
-        found[ids] = None
-        if len(found) == (limit or DEFAULT_LIMIT):
-            break
-    _check_enough(source.shown, len(found), left_out)
-    used = PromptsUsed(source=source.shown, used=len(found), left_out=tuple(left_out), tokens=sum(map(len, found)))
-    return Prompts(ids=tuple(found), used=used)
-
-
-def _check_enough(name: str, count: int, left_out: list[str]) -> None:
-    if count >= 2:
-        return
-    long = (
-        f" {len(left_out)} are too long ({left_out[0]}): lower --max-new-tokens, or shorten them." if left_out else ""
-    )
-    raise DataError(
-        f"{name}: {counted(count, 'prompt')} to write from; an error needs at least 2 different ones, "
-        f"and 20 or more tell something.{long}"
-    )
-
-
-def _rows(source: PromptSource) -> tuple[Iterator[tuple[str, Mapping[str, Any]]], Columns]:
-    """Each row with where it is, and which columns of it to read."""
-    path = Path(source.sources[0].path).expanduser()
-    if len(source.sources) == 1 and path.suffix.lower() == TEXT and path.is_file():
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}).") from error
-        # A line is what a user says: it gets the chat template's turn, where there is one.
-        said = enumerate(line for line in lines if line.strip())
-        name = place(source.kind, str(path))
-        return ((f"{name}, line {n}", {"prompt": line}) for n, line in said), Columns(prompt="prompt")
-    mix = load_mix(source.sources, kind=source.kind, seed=source.seed, skip_bad=source.skip_bad)
-    return ((mix.place(n), row) for n, row in enumerate(mix)), source.columns
-
-
-def _ids(row: Mapping[str, Any], columns: Columns, tokeniser: RowTokeniser, where: str) -> tuple[int, ...]:
-    if isinstance(row.get("input_ids"), list):
-        labels = row.get("labels") or [IGNORED] * len(row["input_ids"])
-        first = next((at for at, label in enumerate(labels) if label != IGNORED), len(labels))
-        return tuple(row["input_ids"][:first])
-    return tuple(tokeniser.prompt(prompt(row, columns, place=where), where))
 
 
 class DiagnoseDisplay(Display):

@@ -19,6 +19,7 @@ from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.preflight import ModelFacts, ModelReference, Pair, check_pair, check_quantised
 from bridgegarden.recipe import Recipe
 from bridgegarden.run.models import load_teacher
+from bridgegarden.run.pair import student_reference
 from bridgegarden.run.rows import (
     Answers,
     AnswerSettings,
@@ -30,7 +31,7 @@ from bridgegarden.run.rows import (
     read_answers,
     training_rows,
 )
-from bridgegarden.run.teachers import RecipeTeacher, student_reference
+from bridgegarden.run.teachers import RecipeTeacher
 from bridgegarden.teacher.server_connection import ApiName, api_key
 from bridgegarden.teacher.server_requests import Requests, Server
 from bridgegarden.terminal import Display, counted

@@ -6,10 +6,9 @@ A new kind is a class here, a value of :data:`~bridgegarden.recipe.teacher.Teach
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridgegarden.data import Mix, RowRules, vocabulary_size
@@ -18,12 +17,11 @@ from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.preflight import (
     ModelReference,
     Pair,
-    check_pair,
     check_positions,
-    compare_tokenizers,
     settings_text,
 )
 from bridgegarden.recipe import Recipe, build_objective
+from bridgegarden.run.cache_folder import Say, announced, cache_folder, cache_warnings, check_prompt
 from bridgegarden.run.models import load_mixture, load_model, load_teacher, model_identity, quantised_warning
 from bridgegarden.run.rows import (
     RunData,
@@ -36,8 +34,7 @@ from bridgegarden.run.rows import (
     usable_answers,
     without_rows,
 )
-from bridgegarden.run.translation import kept_tokens, translated, with_tokens
-from bridgegarden.terminal import counted
+from bridgegarden.run.translation import kept_tokens, translated
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -47,7 +44,6 @@ if TYPE_CHECKING:
     from bridgegarden.teacher.mixture import Mixture
     from bridgegarden.teacher.protocol import Teacher
 
-Say = Callable[[str], None]
 """Tells a person a line."""
 NOT_FROM_A_SERVER = (
     "teacher.server: training asks no server; it reads what one has said from a cache. Let it score the rows "
@@ -189,7 +185,7 @@ class CachedModel(LiveModel):
     """A model that has read the rows before: what it said is on disk."""
 
     def signals(self, pair: Pair, say: Say) -> "Teacher":
-        return translated(_told(self.recipe, self.cache(pair), say), pair)
+        return translated(announced(self.recipe, self.cache(pair), say), pair)
 
     def warnings(self, pair: Pair) -> tuple[str, ...]:
         assert pair.teacher is not None
@@ -211,7 +207,7 @@ class CachedModel(LiveModel):
         advice = replace_command(cache.folder, cache.spec)
         if differences:
             raise self.error(f"the cache {cache.folder} is another teacher's: {differences}. {advice}")
-        _check_prompt(self.recipe, cache)
+        check_prompt(self.recipe, cache)
         top_k = self.recipe.teacher.top_k
         if top_k is not None and top_k != cache.spec.support.k:
             raise ConfigError(
@@ -319,7 +315,7 @@ class CachedByRow(RecipeTeacher):
         from bridgegarden.teacher.cache import reader
 
         members = zip(self.members.values(), self.pairs(pair), strict=True)
-        return reader.CachesByRow([_told(member.recipe, member.cache(own), say) for member, own in members])
+        return reader.CachesByRow([announced(member.recipe, member.cache(own), say) for member, own in members])
 
     def warnings(self, pair: Pair) -> tuple[str, ...]:
         return tuple(
@@ -361,7 +357,7 @@ class CacheAlone(RecipeTeacher):
         return cache_warnings(self.recipe)
 
     def signals(self, pair: Pair, say: Say) -> "TeacherCache":
-        return _told(self.recipe, self.cache(pair), say)
+        return announced(self.recipe, self.cache(pair), say)
 
     def cache(self, pair: Pair) -> "TeacherCache":
         """The recipe's cache, if it holds what the teacher said that the recipe names.
@@ -396,7 +392,7 @@ class RecordedTeacher(CacheAlone):
                 f"has logits for {pair.student.width:,} tokens, and the cache {cache.folder} is about "
                 f"{cache.spec.vocab_size:,}. Take a student with the teacher's tokenizer."
             )
-        _check_prompt(self.recipe, cache)
+        check_prompt(self.recipe, cache)
 
 
 class CachedServer(CacheAlone):
@@ -485,122 +481,3 @@ def _scores_rows(recipe: Recipe, anew: bool) -> bool:
     folder = cache_folder(recipe)
     served = read_spec(folder).served if not anew and (folder / MANIFEST).exists() else None
     return not hold_logprobs(recipe.data) if served is None else served.source == "scored"
-
-
-def student_reference(recipe: Recipe) -> ModelReference:
-    """The student of a recipe."""
-    student, eos_token = recipe.student, recipe.training.arguments.get("eos_token")
-    return ModelReference(
-        role="student", model=student.model, revision=student.revision, dtype=student.dtype, eos_token=eos_token
-    )
-
-
-def recipe_pair(recipe: Recipe, *, weights: bool = True, anew: bool = False, translates: bool = False) -> Pair:
-    """Both models of a recipe, checked against each other with no weights loaded.
-
-    Args:
-        recipe: names them.
-        weights: whether their weights have to be there.
-        anew: as in :func:`teacher_of`.
-        translates: whether the teacher may have another tokenizer than the student.
-
-    Raises:
-        ConfigError: as in :func:`teacher_of`; or something does not go with a teacher with another tokenizer.
-        ModelError: a model cannot be used, or not with the other, or not on rows of the recipe's length.
-    """
-    check = partial(
-        check_pair,
-        student=student_reference(recipe),
-        max_length=recipe.training.arguments["max_length"],
-        chat_template=recipe.data.chat_template,
-        weights=weights,
-        translates=translates,
-    )
-    teacher = teacher_of(recipe, anew=anew)
-    pair = check(teacher.reference)
-    others = [check(reference) for reference in teacher.further_references]
-    _check_one_tokenizer(pair, others)
-    facts = tuple(other.teacher for other in others if other.teacher is not None)
-    return with_tokens(dataclasses.replace(pair, others=facts), recipe)
-
-
-def _check_one_tokenizer(pair: Pair, others: Sequence[Pair]) -> None:
-    """Make sure that all teachers have the first one's tokenizer, where that is not the student's."""
-    for other in others:
-        assert pair.teacher is not None
-        assert other.teacher is not None
-        if other.translates != pair.translates:
-            first, second = (one.teacher.reference.model for one in (pair, other) if one.teacher is not None)
-            raise ConfigError(
-                f"teacher.of: {first!r} and {second!r} have different tokenizers; several teachers need one. Leave one "
-                "of them out."
-            )
-        if pair.translates:
-            compare_tokenizers(other.teacher, pair.teacher)
-
-
-def cache_folder(recipe: Recipe) -> Path:
-    """Where the recipe's cache is.
-
-    Raises:
-        ConfigError: it names none.
-    """
-    if recipe.teacher.by is not None:
-        raise ConfigError(
-            "teacher.by: the recipe has a cache for each teacher ("
-            + ", ".join(f"{name}: {member.cache}" for name, member in (recipe.teacher.of or {}).items())
-            + "); give the folder of one of them in place of the recipe."
-        )
-    if recipe.teacher.cache is None:
-        raise ConfigError("teacher.cache: the recipe names no folder for it; add one, or --set teacher.cache=FOLDER.")
-    return Path(recipe.teacher.cache).expanduser()
-
-
-def cache_folders(recipe: Recipe) -> tuple[Path, ...]:
-    """Where the recipe's cache is, or that of each of its teachers.
-
-    Raises:
-        ConfigError: it names none.
-    """
-    section = recipe.teacher
-    if section.by is None:
-        return (cache_folder(recipe),)
-    members = [section.member(name) for name in section.of or {}]
-    return tuple(cache_folder(dataclasses.replace(recipe, teacher=member)) for member in members)
-
-
-def cache_warnings(recipe: Recipe) -> tuple[str, ...]:
-    """What the objective of a recipe loses in its cache, with what to do; nothing is said of a cache that is not there.
-
-    Raises:
-        ConfigError: it is of another version.
-        DataError: a shard of it is missing or damaged.
-    """
-    from bridgegarden.teacher.cache.fidelity import cache_warning
-    from bridgegarden.teacher.cache.manifest import MANIFEST
-
-    if recipe.teacher.cache is None or not recipe.teacher.is_cached or not (cache_folder(recipe) / MANIFEST).exists():
-        return ()
-    warning = cache_warning(cache_folder(recipe), build_objective(recipe.objective))
-    return () if warning is None else (warning,)
-
-
-def _check_prompt(recipe: Recipe, cache: "TeacherCache") -> None:
-    """Make sure that the teacher was told what the recipe has it told."""
-    from bridgegarden.teacher.cache.manifest import replace_command
-
-    differences = cache.spec.differences(dataclasses.replace(cache.spec, prompt=recipe.teacher.prompt))
-    if differences:
-        raise ConfigError(
-            f"teacher.prompt: the cache {cache.folder} was built with another: {differences}. "
-            f"{replace_command(cache.folder, cache.spec)}"
-        )
-
-
-def _told(recipe: Recipe, cache: "TeacherCache", say: Say) -> "TeacherCache":
-    from bridgegarden.teacher.cache.info import teacher_loss
-
-    loss = teacher_loss(cache.folder)
-    own = "" if loss is None else f"; its own loss on them is {loss}"
-    say(f"reading teacher {recipe.teacher.name} from {cache.folder} ({counted(len(cache), 'row')}){own}")
-    return cache
