@@ -85,6 +85,56 @@ def test_the_cache_is_in_the_teachers_own_tokens_and_serves_its_own_family_too(r
         assert json.loads((tmp_path / f"run-{name}" / "run.json").read_text())["tokenizers"] == relation
 
 
+def test_the_shares_for_any_student_are_those_that_its_training_logs(recipe, tmp_path):
+    assert run("cache", "build", recipe, "--top-k", "8").exit_code == 0
+    save_tiny(tmp_path / "other", tiny_model("qwen2", len(ones()), seed=4), ones())
+    save_tiny(tmp_path / "sibling", tiny_model("llama", len(threes()), seed=3), threes())
+    told = run("cache", "info", recipe, "--student", tmp_path / "other", "--json")
+    assert told.exit_code == 0, told.output
+    known = json.loads(told.stdout)["student"]
+    # An epoch on rows that no step changes: what is logged of it is the mean over all of them.
+    change = ("--set", f"student.model={tmp_path / 'other'}", "--set", "training.per_device_train_batch_size=30")
+    trained = run("train", recipe, *change, "--set", "training.max_steps=1", "--set", "training.logging_steps=1")
+    assert trained.exit_code == 0, trained.output
+    logged = json.loads((tmp_path / "out" / "run.json").read_text())["training"]
+    assert known["shares"] == pytest.approx({name: logged[name] for name in SHARES}, abs=1e-6)
+    assert (known["rows"], known["threshold"]) == (30, 0.5)
+    text = run("cache", "info", recipe, "--student", tmp_path / "other").stdout
+    assert f"for a student  {tmp_path / 'other'}: {known['positions']} tokens of the first 30 training rows" in text
+    assert f"{known['shares']['hard_only_share']:.1%} hard labels only" in text
+    same = run("cache", "info", recipe, "--student", tmp_path / "sibling")
+    assert "it has the teacher's tokenizer, so that nothing is translated" in same.stdout
+    refused = run("cache", "info", tmp_path / "cache", "--student", tmp_path / "other")
+    assert refused.exit_code == 2
+    assert "--student needs the rows, which a cache does not hold. Give the recipe" in refused.stderr
+
+
+def test_how_much_the_tokenizers_decide_is_said_before_anything_is_loaded(recipe):
+    """Of a teacher of letters and a student of bytes: all of it, wherever a token has one letter."""
+    done = run("cache", "build", recipe)
+    assert done.exit_code == 0, done.output
+    said = done.stderr.partition("loading teacher")[0]
+    answers = [row["answer"] for row in ROWS[:16]]
+    assert (
+        f"of the student's {sum(len(text) + 1 for text in answers)} tokens in the answers of the first 16 rows" in said
+    )
+    assert "the teacher's token decides which of the student's comes" in said
+
+
+def test_a_plan_counts_what_the_teacher_reads_and_the_size_of_its_own_cache(recipe):
+    told = {}
+    for name, change in (("translated", "output=x"), ("live", "teacher.cache=null")):
+        done = run("plan", recipe, "--set", change, "--json")
+        assert done.exit_code == 0, done.output
+        told[name] = json.loads(done.stdout)
+    assert told["live"]["flops"]["teacher"] > 0
+    assert run("cache", "build", recipe).exit_code == 0
+    built = json.loads(run("cache", "info", recipe, "--json").stdout)
+    assert told["translated"]["cache"]["positions"] == built["positions"]
+    assert told["translated"]["cache"]["bytes"] == pytest.approx(built["bytes"], rel=0.5)
+    assert "The teacher has another tokenizer and reads rows of" in run("plan", recipe).stdout
+
+
 def test_a_threshold_decides_what_is_soft_and_is_written_down(recipe, tmp_path):
     assert run("cache", "build", recipe, "--top-k", "4").exit_code == 0
     shares = {}

@@ -146,18 +146,29 @@ def check_command(source: str, overrides: tuple[str, ...]) -> None:
 @SET
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with charts, too.")
-def info_command(source: str, overrides: tuple[str, ...], as_json: bool, html: Path | None) -> None:
+@click.option(
+    "--student",
+    metavar="MODEL",
+    help="Of a RECIPE, also say how much MODEL, which has another tokenizer, can be taught from the cache.",
+)
+def info_command(
+    source: str, overrides: tuple[str, ...], as_json: bool, html: Path | None, student: str | None
+) -> None:
     """Show what a cache holds: captured mass, bytes, entropies, how many positions are Bridge-like.
 
     Of a RECIPE, also say what its objective loses by what is not kept.
     """
-    from bridgegarden.run.cache import find_cache
+    from bridgegarden.run.cache import find_cache, shares_for
     from bridgegarden.run.cache_report import write_cache_report
     from bridgegarden.teacher.cache.info import cache_info
 
     folder, warnings = find_cache(source, overrides)
+    known = None if student is None else shares_for(source, overrides, student)
     info = cache_info(folder) if html is None else write_cache_report(folder, html)
-    say(json.dumps(info.to_dict(), indent=2) if as_json else info)
+    if as_json:
+        say(json.dumps(info.to_dict() | ({} if known is None else {"student": known.to_dict()}), indent=2))
+    else:
+        say(info if known is None else f"{info}\n{known}")
     for warning in warnings:
         say(f"warning: {warning}", err=True)
 

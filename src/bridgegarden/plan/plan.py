@@ -19,6 +19,7 @@ from bridgegarden.recipe.training import LoraSection
 from bridgegarden.run.pair import recipe_pair
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.teachers import CachedByRow, teacher_of
+from bridgegarden.run.translation import kept_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -86,6 +87,8 @@ class Plan:
     """Settings that need less, where it does not fit; each planned again."""
     teacher_longest: int | None = None
     """Tokens of the longest row as the teacher reads it; None where it reads the rows' own prompts."""
+    translated: bool = False
+    """Whether it reads them in other tokens than the student."""
 
     @property
     def fullest(self) -> Moment:
@@ -148,7 +151,7 @@ def plan_recipe(recipe: Recipe, machine: Machine, name: str = "recipe") -> Plan:
             "none of them in training: --set teacher.cache=FOLDER"
         )
     with quiet_libraries(interactive=sys.stderr.isatty()):
-        pair = recipe_pair(recipe, weights=False)
+        pair = recipe_pair(recipe, weights=False, translates=True)
         data = teacher_of(recipe).rows(pair)
         return _plan(recipe, machine, name, pair, data)
 
@@ -163,10 +166,11 @@ def _plan(
     teacher, student = pair.teacher, pair.student
     arguments = _arguments(recipe)
     packing = bool(arguments.packing)
+    reads_otherwise = recipe.teacher.prompt is not None or pair.tokens is not None
     single = Rows.of(data.train)
     rows = single.packed(arguments.max_length) if packing else single
     asked = teacher if recipe.teacher.reads_batches else None
-    setup = _setup(recipe, machine, arguments, rows, teacher, student)
+    setup = _setup(recipe, machine, arguments, rows, pair)
     planner = MemoryPlanner(machine)
     schedule = Schedule.of(arguments, rows.count, machine.processes)
     moments = planner.moments(setup)
@@ -178,7 +182,7 @@ def _plan(
         gradient_checkpointing=setup.gradient_checkpointing,
         lora=setup.lora,
         on_policy=recipe.on_policy,
-        read=None if recipe.teacher.prompt is None else Rows.of(data.train, teacher=True),
+        read=Rows.of(data.train, teacher=True) if reads_otherwise else None,
     )
     read = [Rows.of(part, teacher=True) for part in data.by_name.values()]
     plan = Plan(
@@ -191,7 +195,8 @@ def _plan(
         work=work,
         moments=moments,
         cache=None if recipe.on_policy is not None else _cache(recipe, pair, read, _asked(recipe, pair, data, read)),
-        teacher_longest=None if recipe.teacher.prompt is None else max(int(part.lengths[-1]) for part in read),
+        teacher_longest=max(int(part.lengths[-1]) for part in read) if reads_otherwise else None,
+        translated=pair.tokens is not None,
         uses_cache=recipe.teacher.is_cached,
         advice=(),
     )
@@ -214,9 +219,9 @@ def _setup(
     machine: Machine,
     arguments: Any,
     rows: Rows,
-    teacher: ModelFacts | None,
-    student: ModelFacts,
+    pair: Pair,
 ) -> Setup:
+    teacher, student = pair.teacher, pair.student
     asked = teacher if recipe.teacher.reads_batches else None
     on_policy = recipe.on_policy if recipe.on_policy is not None and recipe.on_policy.lmbda > 0 else None
     extra = 0 if on_policy is None else on_policy.max_new_tokens
@@ -224,7 +229,7 @@ def _setup(
         student=student,
         teacher=asked,
         loaded=None if recipe.teacher.is_elsewhere else teacher if _watches(recipe) else asked,
-        top_k=recipe.teacher.top_k,
+        top_k=kept_tokens(recipe.teacher, pair),
         batch=rows.largest_batch(arguments.per_device_train_batch_size, extra=extra),
         lora=None if recipe.student.lora is None else build_lora_config(recipe.student.lora),
         gradient_checkpointing=bool(recipe.training.arguments.get("gradient_checkpointing")),
@@ -283,7 +288,7 @@ def _cache(
             revision=None,
             weights=None,
             max_length=None,
-            vocab_size=min(vocabulary_size(pair.endings.tokenizer), width),
+            vocab_size=min(vocabulary_size(pair.read_by), width),
             teacher_width=width,
             support=Support(k=recipe.teacher.top_k or DEFAULT_TOP_K),
             exponents=exponents_with_defaults(build_objective(recipe.objective).exponents),

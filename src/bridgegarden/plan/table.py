@@ -99,8 +99,9 @@ def _closing(plan: Plan) -> list[str]:
         "Evaluation, loading and saving come on top.",
     ]
     if plan.teacher_longest is not None:
+        what = "has another tokenizer and reads" if plan.translated else "reads another prompt (teacher.prompt),"
         lines.append(
-            f"The teacher reads another prompt (teacher.prompt), rows of {plan.teacher_longest:,} tokens at most; its "
+            f"The teacher {what} rows of {plan.teacher_longest:,} tokens at most; its "
             "operations are counted so, its memory by the student's rows."
         )
     loaded = plan.setup.loaded

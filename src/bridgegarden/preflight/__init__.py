@@ -19,6 +19,7 @@ from bridgegarden.teacher.translated import TokenizerPair
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = [
     "Endings",
@@ -73,6 +74,11 @@ class Pair:
     def translates(self) -> bool:
         """Whether the teacher has another tokenizer, so that what it says is translated."""
         return self.match.relation == "translated"
+
+    @property
+    def read_by(self) -> "PreTrainedTokenizerBase":
+        """In whose tokens the teacher reads the rows."""
+        return self.endings.tokenizer if self.tokens is None else self.tokens.tokenizer
 
     @property
     def summary(self) -> str:

@@ -36,13 +36,15 @@ from bridgegarden.run.teachers import (
     ScoringServer,
     teacher_of,
 )
+from bridgegarden.run.translation import tell_decided
 from bridgegarden.terminal import Display
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from rich.console import Console
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
+    from bridgegarden.run.known_shares import KnownShares
     from bridgegarden.teacher.cache.exchange import ExportResult
     from bridgegarden.teacher.cache.info import CheckResult
     from bridgegarden.teacher.cache.spec import CacheSpec, Support
@@ -100,14 +102,12 @@ def rows_read(source: RecipeTeacher, pair: Pair) -> "dict[str, Dataset]":
     """The rows of a recipe as they are filed in its cache, by what they are for: where the teacher has another
     tokenizer, as it reads them."""
     from bridgegarden.teacher.translated import as_read
+    from bridgegarden.terminal import stderr_console
 
-    by_name = source.rows(pair).by_name
+    data = source.rows(pair)
+    tell_decided(stderr_console(), pair, data.train)
+    by_name = data.by_name
     return {name: rows if pair.tokens is None else as_read(rows, name) for name, rows in by_name.items()}
-
-
-def _tokenizer(pair: Pair) -> "PreTrainedTokenizerBase":
-    """In whose tokens a cache is."""
-    return pair.endings.tokenizer if pair.tokens is None else pair.tokens.tokenizer
 
 
 def _check_worth(pair: Pair) -> None:
@@ -211,7 +211,7 @@ def check_recipe_cache(source: str, overrides: Sequence[str] = ()) -> "CheckResu
         _check_worth(pair)
         assert isinstance(teacher, CachedModel | CacheAlone)  # the recipe names a cache
         cache = teacher.cache(pair)
-        cache.check_tokenizer(_tokenizer(pair), _max_length(recipe))
+        cache.check_tokenizer(pair.read_by, _max_length(recipe))
         cache.check_objective(build_objective(recipe.objective))
         for name, rows in rows_read(teacher, pair).items():
             cache.check_rows(rows, name)
@@ -229,6 +229,23 @@ def find_cache(source: str, overrides: Sequence[str] = ()) -> tuple[Path, tuple[
         return Path(os.path.expanduser(source)), ()
     recipe = load_recipe(source, overrides, training=False)
     return cache_folder(recipe), cache_warnings(recipe)
+
+
+def shares_for(source: str, overrides: Sequence[str], student: str) -> "KnownShares":
+    """How much the model `student` could be taught from the cache of the recipe `source`.
+
+    Raises:
+        ConfigError: `source` is a folder; and as :func:`~bridgegarden.run.known_shares.known_shares`.
+    """
+    from bridgegarden.run.known_shares import known_shares
+    from bridgegarden.terminal import stderr_console
+
+    if not _is_recipe(source):
+        raise ConfigError(
+            "cache info: --student needs the rows, which a cache does not hold. Give the recipe in place of the folder "
+            f"{source}."
+        )
+    return known_shares(load_recipe(source, overrides), student, stderr_console())
 
 
 def export_recipe_cache(source: str, path: Path, overrides: Sequence[str] = ()) -> "ExportResult":
@@ -252,7 +269,7 @@ def export_recipe_cache(source: str, path: Path, overrides: Sequence[str] = ()) 
         teacher, pair = teacher_of(recipe), recipe_pair(recipe, translates=True)
         _check_worth(pair)
         assert isinstance(teacher, CachedModel | CacheAlone)  # the recipe names a cache
-        teacher.cache(pair).check_tokenizer(_tokenizer(pair), _max_length(recipe))
+        teacher.cache(pair).check_tokenizer(pair.read_by, _max_length(recipe))
         return export_cache(folder, path, list(rows_read(teacher, pair).values()))
 
 
@@ -280,7 +297,7 @@ def _spec(recipe: Recipe, source: LiveModel, pair: Pair, options: CacheOptions) 
     exponents = exponents_with_defaults(build_objective(recipe.objective).exponents)
     if there is not None and set(exponents) <= set(there.exponents):
         exponents = there.exponents
-    tokenizer, width = _tokenizer(pair), max(facts.width for facts in pair.teachers)
+    tokenizer, width = pair.read_by, max(facts.width for facts in pair.teachers)
     return CacheSpec(
         **source.identity(pair),
         tokenizer=tokenizer_fingerprint(tokenizer),

@@ -13,6 +13,7 @@ from bridgegarden.run.output import OutputFolder
 from bridgegarden.run.pair import recipe_pair
 from bridgegarden.run.rows import RunData, mix_text, rules_of, training_rows
 from bridgegarden.run.teachers import teacher_of
+from bridgegarden.run.translation import tell_decided
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -96,6 +97,7 @@ def check_run(recipe: Recipe, folder: OutputFolder, arguments: "SFTConfig", cons
     _check_with_student(arguments, checked)
     report(console, checked, teacher.warnings(checked))
     data = teacher.rows(checked)
+    tell_decided(console, checked, data.train)
     if data.mix is not None:
         console.print(data.mix, markup=False, soft_wrap=True)
     return CheckedRun(recipe=recipe, folder=folder, arguments=arguments, lora=lora, preflight=checked, data=data)
@@ -167,7 +169,6 @@ def audit(recipe: Recipe) -> str:
     teacher, pair = teacher_of(recipe), recipe_pair(recipe, translates=True)
     endings = pair.endings
     max_length, rules = recipe.training.arguments["max_length"], rules_of(recipe, pair.tokens, cut=False)
-    read_by = endings.tokenizer if pair.tokens is None else pair.tokens.tokenizer
     several = len(recipe.data.sources) > 1
     mix = training_rows(recipe.data, None if several else ROWS)
     head = replace(mix, parts=tuple(part.first(ROWS) for part in mix.parts if len(part.rows)))
@@ -179,7 +180,7 @@ def audit(recipe: Recipe) -> str:
         number = data[0]["row"] - (0 if "row" in part.rows.column_names else before)
         rows.append(f"{part.name}, row {number}: {audit_text(first, endings.tokenizer)}")
         if first.teacher is not None:
-            rows.append(f"as the teacher reads it: {audit_text(first.teacher, read_by)}")
+            rows.append(f"as the teacher reads it: {audit_text(first.teacher, pair.read_by)}")
         of = f" of {part.name}" if several else ""
         counts.append(f"first {len(part.rows)} rows{of}: {_counts(data, len(part.rows), max_length, rules.keep)}")
         before += part.total

@@ -16,8 +16,11 @@ from bridgegarden.teacher.translated import (
 )
 from bridgegarden.teacher.translation.byte_view import ByteView
 from bridgegarden.teacher.translation.translate import Translation
+from bridgegarden.terminal import counted
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+    from rich.console import Console
     from transformers import PreTrainedTokenizerFast
 
     from bridgegarden.teacher.cache.reader import TeacherCache
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from bridgegarden.teacher.mixture import MixedTeacher
     from bridgegarden.teacher.protocol import Teacher
 
+ROWS = 16
+"""From the first, of which is said how much of them is known."""
 TOP_K = 64
 """Tokens kept of a teacher in memory whose signals are translated, unless the recipe says otherwise: the time that
 takes grows with them."""
@@ -93,6 +98,18 @@ def _check_recipe(recipe: Recipe) -> None:
         raise ConfigError(
             f"free_running: {why}, so that the losses of one text are not of the same tokens. Leave free_running out."
         )
+
+
+def tell_decided(console: "Console", pair: Pair, rows: "Dataset") -> None:
+    """Say how much of the first `rows` two different tokenizers let be known, before any weight is loaded."""
+    if pair.tokens is None:
+        return
+    head = [dict(row) for row in rows.select(range(min(ROWS, len(rows))))]
+    stretches = pair.tokens.of_batch(head)
+    decided = pair.tokens.decided(stretches)
+    tokens, rows_read = counted(decided.positions, "token"), counted(len(head), "row")
+    of = f"of the student's {tokens} in the answers of the first {rows_read}"
+    console.print(f"{of}, {decided}", markup=False, soft_wrap=True)
 
 
 def kept_tokens(section: TeacherSection, pair: Pair) -> int | None:

@@ -6,7 +6,7 @@ their stretches of it are held against each other by their bytes (:mod:`bridgega
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.teacher.mixture import MixedTeacher
 from bridgegarden.teacher.translation.align import align
 from bridgegarden.teacher.translation.byte_view import END_BYTES, ByteView
+from bridgegarden.teacher.translation.first_token import FirstTokens
 from bridgegarden.teacher.translation.translate import ALIGNED, CONDITIONAL, HARD_ONLY, Translated, Translation
 
 if TYPE_CHECKING:
@@ -152,6 +153,22 @@ class TokenizerPair:
         """`signal` at all of the teacher's tokens of `pairs`, at all of the student's."""
         return self.translation(signal, [pair[0] for pair in pairs], [pair[1] for pair in pairs], place)
 
+    def decided(self, pairs: Sequence[Paired]) -> "Decided":
+        """How much the teacher's own tokens of some stretches say of the student's; no distribution is needed."""
+        teacher, student = self.translation.teacher, self.translation.student
+        first, counts = FirstTokens(teacher, student), dict.fromkeys(("aligned", "proved", "tried", "positions"), 0)
+        for theirs, ours in pairs:
+            held = align(teacher, student, theirs, ours)
+            counts["positions"] += len(ours)
+            for token, inside in zip(held.token.tolist(), held.inside.tolist(), strict=True):
+                if token < 0:
+                    continue
+                found = first.after((theirs[token],), inside)
+                counts["aligned"] += inside == 0
+                if found.token >= 0:
+                    counts["proved" if found.proved else "tried"] += 1
+        return Decided(**counts)
+
     def aligned(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """What a teacher in memory needs beside its own batch of `examples`."""
         pairs = self.of_batch(examples)
@@ -186,6 +203,28 @@ def _behind(opening: bytes, view: ByteView, ids: list[int]) -> int | None:
         size += len(view.tokens[ids[count]])
         count += 1
     return count if size == len(opening) else None
+
+
+class Decided(NamedTuple):
+    """Of the student's positions in some answers, at how many the teacher's token of the text says which comes."""
+
+    aligned: int
+    """Where both begin a token."""
+    proved: int
+    """Where it is sure which of the student's tokens begins, whatever comes behind."""
+    tried: int
+    """Where that was tried with each longer token."""
+    positions: int
+    """All of the student's."""
+
+    def __str__(self) -> str:
+        """For a person."""
+        of = max(self.positions, 1)
+        known = (self.proved + self.tried) / of
+        return (
+            f"{self.aligned / of:.0%} begin where one of the teacher's does, and at {known:.0%} the teacher's token "
+            f"decides which of the student's comes (proved at {self.proved / of:.0%})"
+        )
 
 
 @dataclass(frozen=True)
