@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from bridgegarden.cli.main import cli
 from bridgegarden.errors import ConfigError
 from bridgegarden.recipe import Recipe, build_objective, describe_recipe, list_recipes, load_recipe, read_recipe_text
+from bridgegarden.teacher.translated import check_translated_objective
 from docs.write_recipe_reference import PAGE, reference, sections
 
 PAIRS = [
@@ -22,6 +23,10 @@ PAIRS = [
 ]
 
 
+FAMILIES = ["qwen2.5-7b-llama3.2-1b", "llama3.1-8b-qwen2.5-1.5b", "gpt-oss-20b-qwen3-1.7b"]
+"""Pairs with different tokenizers."""
+
+
 @pytest.fixture
 def no_network(monkeypatch):
     def refuse(*args, **kwargs):
@@ -31,8 +36,8 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-def test_every_pair_of_the_paper_has_a_recipe():
-    assert sorted(PAIRS) == list(list_recipes())
+def test_every_pair_of_the_paper_has_a_recipe_and_so_have_pairs_of_two_families():
+    assert sorted([*PAIRS, *FAMILIES]) == list(list_recipes())
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -43,9 +48,10 @@ def test_a_shipped_recipe_loads_and_dry_runs_without_network(name, no_network):
 
 
 @pytest.mark.parametrize("name", list_recipes())
-def test_a_shipped_recipe_names_a_larger_teacher_of_the_same_family_and_writes_below_runs(name):
+def test_a_shipped_recipe_names_a_teacher_of_its_own_or_another_family_and_writes_below_runs(name):
     recipe = load_recipe(name)
-    assert recipe.teacher.model.split("/")[0] == recipe.student.model.split("/")[0]
+    same = recipe.teacher.model.split("/")[0] == recipe.student.model.split("/")[0]
+    assert same == (name in PAIRS)
     assert recipe.teacher.model != recipe.student.model
     assert str(recipe.output) == f"runs/{name}"
 
@@ -54,6 +60,15 @@ def test_a_shipped_recipe_names_a_larger_teacher_of_the_same_family_and_writes_b
 def test_a_shipped_recipe_uses_hard_and_soft_labels(name):
     objective = build_objective(load_recipe(name).objective)
     assert objective.risk_alpha > 0 or type(objective.soft_weight).__name__ == "EntropyWeight"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_objective_of_a_pair_of_two_families_can_be_computed_from_translated_signals(name):
+    recipe = load_recipe(name)
+    check_translated_objective(build_objective(recipe.objective))
+    assert recipe.teacher.top_k == 64
+    assert "another tokenizer" in describe_recipe(name)
+    assert not recipe.training.arguments.get("packing")
 
 
 @pytest.mark.parametrize("name", list_recipes())

@@ -204,6 +204,13 @@ def test_an_answer_that_goes_on_for_one_of_them_alone_is_refused():
         pair.check(row, "row 7")
 
 
+def test_a_teachers_template_that_prints_the_date_is_warned_of(caplog):
+    dated = threes().__class__(tokenizer_object=threes().backend_tokenizer, eos_token="<|eot|>")
+    dated.chat_template = "{{ '<|begin|>' + strftime_now('%d %b %Y') }}" + str(threes().chat_template)
+    read(pair_of(dated, ones()), ones())
+    assert caplog.text.count("the teacher's chat template prints today's date, so the token ids") == 1
+
+
 def test_settings_that_two_tokenizers_rule_out_are_refused():
     pair = pair_of(threes(), ones())
     with pytest.raises(ConfigError, match=r"^training.truncation_mode: 'keep_end' cuts a row at one place"):

@@ -229,20 +229,26 @@ class RowReader:
     @cached_property
     def _tokeniser(self) -> RowTokeniser:
         tokeniser = RowTokeniser.of(self.tokenizer)
-        if tokeniser.format is not None and tokeniser.format.prints_the_date:
-            logger.warning(
-                "%s: the chat template prints today's date, so the token ids, and what is cached for them, hold for a "
-                "day.",
-                self.name,
-            )
+        self._warn_of_the_date(tokeniser, "the chat template")
         self._format = tokeniser.format
         return tokeniser
+
+    def _warn_of_the_date(self, tokeniser: RowTokeniser, what: str) -> None:
+        if tokeniser.format is not None and tokeniser.format.prints_the_date:
+            logger.warning(
+                "%s: %s prints today's date, so the token ids, and what is cached for them, hold for a day.",
+                *(self.name, what),
+            )
 
     @cached_property
     def _asker(self) -> RowTokeniser:
         """What writes the teacher's prompts: apart, because what is noticed of the student's rows is counted."""
         tokens = self.rules.teacher_tokens
-        return RowTokeniser.of(self.tokenizer if tokens is None else tokens.tokenizer)
+        if tokens is None:
+            return RowTokeniser.of(self.tokenizer)
+        tokeniser = RowTokeniser.of(tokens.tokenizer)
+        self._warn_of_the_date(tokeniser, "the teacher's chat template")
+        return tokeniser
 
     @cached_property
     def _vocabulary(self) -> int:

@@ -32,7 +32,6 @@ from bridgegarden.run.teachers import (
     CachedModel,
     CachedServer,
     LiveModel,
-    RecipeTeacher,
     ScoringServer,
     teacher_of,
 )
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from bridgegarden.run.known_shares import KnownShares
+    from bridgegarden.run.rows import RunData
     from bridgegarden.teacher.cache.exchange import ExportResult
     from bridgegarden.teacher.cache.info import CheckResult
     from bridgegarden.teacher.cache.spec import CacheSpec, Support
@@ -95,17 +95,16 @@ def build_recipe_cache(recipe: Recipe, options: CacheOptions) -> "BuildResult | 
         if pair.translates:
             stderr_console().print(pair.summary, markup=False, soft_wrap=True)
         spec = _announced(source, pair, options, stderr_console())
-        return _fill(source, pair, list(rows_read(source, pair).values()), spec, options, stderr_console())
+        data = source.rows(pair)
+        tell_decided(stderr_console(), pair, data.train)
+        return _fill(source, pair, list(filed_rows(data, pair).values()), spec, options, stderr_console())
 
 
-def rows_read(source: RecipeTeacher, pair: Pair) -> "dict[str, Dataset]":
+def filed_rows(data: "RunData", pair: Pair) -> "dict[str, Dataset]":
     """The rows of a recipe as they are filed in its cache, by what they are for: where the teacher has another
     tokenizer, as it reads them."""
     from bridgegarden.teacher.translated import as_read
-    from bridgegarden.terminal import stderr_console
 
-    data = source.rows(pair)
-    tell_decided(stderr_console(), pair, data.train)
     by_name = data.by_name
     return {name: rows if pair.tokens is None else as_read(rows, name) for name, rows in by_name.items()}
 
@@ -213,7 +212,7 @@ def check_recipe_cache(source: str, overrides: Sequence[str] = ()) -> "CheckResu
         cache = teacher.cache(pair)
         cache.check_tokenizer(pair.read_by, _max_length(recipe))
         cache.check_objective(build_objective(recipe.objective))
-        for name, rows in rows_read(teacher, pair).items():
+        for name, rows in filed_rows(teacher.rows(pair), pair).items():
             cache.check_rows(rows, name)
     return result
 
@@ -270,7 +269,7 @@ def export_recipe_cache(source: str, path: Path, overrides: Sequence[str] = ()) 
         _check_worth(pair)
         assert isinstance(teacher, CachedModel | CacheAlone)  # the recipe names a cache
         teacher.cache(pair).check_tokenizer(pair.read_by, _max_length(recipe))
-        return export_cache(folder, path, list(rows_read(teacher, pair).values()))
+        return export_cache(folder, path, list(filed_rows(teacher.rows(pair), pair).values()))
 
 
 def _is_recipe(source: str) -> bool:
