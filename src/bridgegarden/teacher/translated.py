@@ -37,9 +37,9 @@ SHARES = (
 )
 """What is logged of translated signals, a mean over positions each; see
 :class:`~bridgegarden.teacher.translation.translate.Shares`."""
-STRETCHES, STUDENT_LABELS, OWN_TEXTS = "stretches", "student_labels", "own_texts"
+STRETCHES, STUDENT_LABELS = "stretches", "student_labels"
 """Beside what a teacher in memory reads: ``(S, 2)`` its tokens and the student's of each stretch; ``(M,)`` the
-student's; whether the texts are the student's own, so that its tokens are no labels."""
+student's."""
 ANSWER = "yes"
 PROBE = Conversation(
     form="chat", messages=({"role": "user", "content": "no"}, {"role": "assistant", "content": ANSWER}), learn_from=1
@@ -63,8 +63,7 @@ class TokenizerPair:
             translation: from the one to the other.
         """
         self.tokenizer, self.translation = tokenizer, translation
-        theirs, self._opening_ids = _opening(tokenizer, translation.teacher)
-        self._openings = theirs, _opening(student, translation.student)[0]
+        self._openings = _opening(tokenizer, translation.teacher), _opening(student, translation.student)
 
     @property
     def settings(self) -> dict[str, float]:
@@ -154,29 +153,6 @@ class TokenizerPair:
         """`signal` at all of the teacher's tokens of `pairs`, at all of the student's."""
         return self.translation(signal, [pair[0] for pair in pairs], [pair[1] for pair in pairs], place)
 
-    def answered(self, read: Sequence[int], labels: Sequence[int], answer: Sequence[int]) -> dict[str, list[int]]:
-        """What the teacher reads in place of a row that it has read, with an answer of the student's.
-
-        Bytes that it cannot write, or a row of which it had no answer to read, leave it none: it says nothing then.
-
-        Args:
-            read: the teacher's ids of the row.
-            labels: the same where they are learnt.
-            answer: the student's tokens.
-        """
-        first = next((at for at, label in enumerate(labels) if label != IGNORED), None)
-        written = self.translation.student.join(answer)
-        if first is None:
-            return {TEACHER_IDS: list(read), TEACHER_LABELS: [IGNORED] * len(read)}
-        lead: list[int] = []
-        if written.startswith(self._openings[1]):  # in the teacher's words, where it has any
-            written, lead = written[len(self._openings[1]) :], self._opening_ids
-        found = self.translation.teacher.encode(written)
-        if found is None:  # words, which begin with a space
-            found = self.translation.teacher.encode(b" " + written) or []
-        ids = [*lead, *found]
-        return {TEACHER_IDS: [*read[:first], *ids], TEACHER_LABELS: [IGNORED] * first + ids}
-
     def decided(self, pairs: Sequence[Paired]) -> "Decided":
         """How much the teacher's own tokens of some stretches say of the student's; no distribution is needed."""
         teacher, student = self.translation.teacher, self.translation.student
@@ -209,15 +185,13 @@ def _filled(stretches: list[list[int]], count: int) -> list[list[int]]:
     return stretches + [[]] * (count - len(stretches))
 
 
-def _opening(tokenizer: "PreTrainedTokenizerBase", view: ByteView) -> tuple[bytes, list[int]]:
-    """What the chat template has the assistant write before its words, and its tokens, special ones too."""
+def _opening(tokenizer: "PreTrainedTokenizerBase", view: ByteView) -> bytes:
+    """What the chat template has the assistant write before its words."""
     if tokenizer.chat_template is None:
-        return b"", []
+        return b""
     row = RowTokeniser.of(tokenizer).row(PROBE, view.name)
-    learnt = [label for label in row.labels if label != IGNORED]
-    begins = [at for at in range(len(learnt)) if view.join(learnt[at:]).lstrip(b" ").startswith(ANSWER.encode())]
-    lead = learnt[: max(begins, default=0)]
-    return view.join(lead), lead
+    written = view.join([label for label in row.labels if label != IGNORED])
+    return written[: max(written.find(ANSWER.encode()), 0)].strip(b" ")
 
 
 def _behind(opening: bytes, view: ByteView, ids: list[int]) -> int | None:
@@ -440,7 +414,7 @@ class TranslatedModel(TranslatedTeacher):
         made them."""
         assert vocab_size == self.width
         assert not exponents
-        own = {name: value for name, value in inputs.items() if name not in (STRETCHES, STUDENT_LABELS, OWN_TEXTS)}
+        own = {name: value for name, value in inputs.items() if name not in (STRETCHES, STUDENT_LABELS)}
         size = min(self.teacher.width, len(self.pair.translation.teacher))
         source = self.teacher.at(positions, own, vocab_size=size, exponents=())
         parts = [
@@ -454,10 +428,7 @@ class TranslatedModel(TranslatedTeacher):
             pairs.append((theirs[at[0] : ends[0]], ours[at[1] : ends[1]]))
             at = ends
         translated = self.pair.translate(_joined(parts), pairs, "a batch")
-        found = from_parts(as_parts(translated), positions.row.device, vocab_size)
-        if OWN_TEXTS not in inputs:
-            return found
-        return replace(found, signal=replace(found.signal, untaught=found.signal.hard_only))
+        return from_parts(as_parts(translated), positions.row.device, vocab_size)
 
 
 def _on_cpu(signal: TeacherSignal) -> TeacherSignal:

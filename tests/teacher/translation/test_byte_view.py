@@ -61,7 +61,17 @@ def test_bytes_are_encoded_as_the_tokenizer_encodes_the_text(cut: str | None):
     rng = random.Random(0)
     for _ in range(200):
         text = "".join(rng.choice([*LETTERS, "é", "1", "2", " "]) for _ in range(rng.randrange(12)))
-        assert found.encode(text.encode()) == tokenizer.encode(text, add_special_tokens=False)
+        expected = tokenizer.encode(text, add_special_tokens=False)
+        assert found.encode(text.encode()) == expected
+        assert found.first_of(text.encode()) == (expected[0] if expected else None)
+
+
+@pytest.mark.parametrize("cut", [None, r"\d"])
+def test_the_first_token_is_that_of_the_whole_encoding_also_of_bytes_that_are_no_text(cut: str | None):
+    found = ByteView(merged("a b", "b c", "Ã ©", cut=cut))
+    for text in ("é".encode()[:1] + b"ab", "aé".encode()[:2], b"ab" + END_BYTES, END_BYTES, "éa".encode()):
+        assert found.first_of(text) == (found.encode(text) or [None])[0]
+    assert found.first_of(b"") is None
 
 
 def test_tokens_with_a_common_beginning_are_found():

@@ -14,6 +14,7 @@ from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.objective.support import TeacherSignal
 from bridgegarden.teacher.translation.align import align
 from bridgegarden.teacher.translation.byte_view import ByteView
+from bridgegarden.teacher.translation.first_token import WIDEST
 from bridgegarden.teacher.translation.translate import (
     ALIGNED,
     CONDITIONAL,
@@ -112,21 +113,59 @@ def translated(
     return pair(texts.signal(text, top_k), [texts.ids[text]], [ids(student, text)])
 
 
-def test_a_token_that_goes_on_in_the_student_is_left_to_the_tail_but_for_what_the_text_says():
-    """``the`` may become ``there``; the teacher's next token says whether it does."""
+def test_a_token_that_goes_on_in_the_student_is_left_to_the_tail_unless_the_text_goes_on_with_it():
+    """``the`` may become ``there``; the teacher's next token says how much of it does."""
     teacher = view("t h", "th e", "r e")
     student = view("t h", "th e", "r e", "the re")
     texts = Texts(teacher, {b"the": 0.5, b"there": 0.3, b"cat": 0.2})
+    there, the, c = (student.encode(text)[0] for text in (b"there", b"the", b"c"))
+    pair = Translation(teacher, student, threshold=0, tolerance=0)
+    for text in (b"the", b"there"):
+        found = pair(texts.signal(text), [texts.ids[text]], [ids(student, text)])
+        assert cells(found, 0) == pytest.approx({the: 0.5, there: 0.3, c: 0.2})
+        assert found.signal.label_logp[0].exp() == pytest.approx(texts.prob[text])
+    found = pair(texts.signal(b"cat"), [texts.ids[b"cat"]], [ids(student, b"cat")])
+    assert cells(found, 0) == pytest.approx({c: 0.2})
+    assert found.signal.log_tail[0].exp() == pytest.approx(0.8)
+    assert found.signal.argmax[0] == c
+
+
+def test_what_is_too_little_to_be_followed_is_left_open():
+    """``x`` behind ``the`` has 0.02 of everything: more than a thousandth of the tolerance, and less than a tenth."""
+    teacher = view("t h", "th e", "r e")
+    student = view("t h", "th e", "r e", "the re")
+    texts = Texts(teacher, {b"the": 0.5, b"there": 0.28, b"thex": 0.02, b"cat": 0.2})
+    given = texts.signal(b"the"), [texts.ids[b"the"]], [ids(student, b"the")]
+    the = student.encode(b"the")[0]
+    assert cells(Translation(teacher, student)(*given), 0)[the] == pytest.approx(0.52)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bridgegarden.teacher.translation.translate.LEAST", 0.1)
+        less = Translation(teacher, student, tolerance=1)(*given)
+    assert cells(less, 0)[the] == pytest.approx(0.5)
+    assert less.signal.log_tail[0].exp() == pytest.approx(0.02)
+
+
+def test_a_token_with_which_very_many_begin_is_open_to_those_alone_that_the_teacher_writes_so():
+    """A space begins every word, and this teacher writes all but one of them as one token, space included."""
+    pairs = [f"{a}{b}" for a in "abcdefghijkl" for b in "abcdefghijkl"]
+    merges = [f"{p[0]} {p[1]}" for p in pairs] + [f"Ġ {p}" for p in pairs]
+    teacher, student = view(*merges[:-1], cut=r" ?[a-z]+|\d"), view(*merges, cut=r" ?[a-z]+|\d")
+    assert len(pairs) > WIDEST
+    texts = Texts(teacher, {b" aa": 0.4, b" bc": 0.3, b" ": 0.2, b" ll": 0.1})
     found = Translation(teacher, student, threshold=0, tolerance=0)(
-        texts.signal(b"there"), [texts.ids[b"there"]], [ids(student, b"there")]
+        texts.signal(b" aa"), [texts.ids[b" aa"]], [ids(student, b" aa")]
     )
-    there, the = (student.encode(text)[0] for text in (b"there", b"the"))
-    mass = cells(found, 0)
-    assert mass[there] == pytest.approx(0.3)
-    assert the not in mass
-    assert found.signal.log_tail[0].exp() == pytest.approx(0.5)
-    assert found.signal.argmax[0] == there
-    assert found.signal.label_logp[0].exp() == pytest.approx(0.3)
+    assert cells(found, 0) == pytest.approx({student.encode(text)[0]: texts.prob[text] for text in (b" aa", b" bc")})
+
+
+def test_forgotten_paths_are_made_anew(monkeypatch: pytest.MonkeyPatch):
+    texts, student = drawn(view(*FEW), 3, strings(4)), view(*MANY)
+    pair, text = Translation(texts.view, student, threshold=0), b"abca"
+    given = texts.signal(text), [texts.ids[text]], [ids(student, text)]
+    before = pair(*given)
+    monkeypatch.setattr("bridgegarden.teacher.translation.decisions.HELD", 0)
+    assert torch.equal(pair(*given).signal.logp, before.signal.logp)
+    assert torch.equal(pair(*given).signal.ids, before.signal.ids)
 
 
 def test_where_the_tail_outweighs_every_cell_the_hard_label_is_the_texts_own():
@@ -260,28 +299,38 @@ def test_the_texts_token_is_known_though_it_is_not_among_the_likeliest():
     assert found.unknown[0] == pytest.approx(0.3)
 
 
+def joined(signals: Sequence[TeacherSignal], size: int) -> TeacherSignal:
+    fields = ("logp", "entropy", "argmax", "max_logp", "label_logp")
+    together = {name: torch.cat([getattr(signal, name) for signal in signals]) for name in fields}
+    return TeacherSignal(ids=None, log_tail=None, vocab_size=size, **together)
+
+
 def test_several_stretches_are_translated_as_each_alone():
-    texts, student = drawn(view(*FEW), 3, strings(4)), view(*OTHER)
-    pair = Translation(texts.view, student)
-    chosen = [b"abca", b"", b"cab"]
-    signals = [texts.signal(text) for text in chosen]
-    both = TeacherSignal(
-        ids=None,
-        logp=torch.cat([signal.logp for signal in signals]),
-        log_tail=None,
-        **{
-            name: torch.cat([getattr(signal, name) for signal in signals])
-            for name in ("entropy", "argmax", "max_logp", "label_logp")
-        },
-        vocab_size=len(texts.view),
-    )
-    together = pair(both, [texts.ids[text] for text in chosen], [ids(student, text) for text in chosen])
-    alone = [pair(s, [texts.ids[t]], [ids(student, t)]) for s, t in zip(signals, chosen, strict=True)]
+    texts, student = drawn(view(*FEW), 3, strings(4)), view(*MANY)
+    pair = Translation(texts.view, student, threshold=0)
+    chosen = [(b"abca", 5), (b"", 1), (b"aab", 1), (b"cab", 5)]
+    signals = [texts.signal(text)[:stop] for text, stop in chosen]
+    theirs = [texts.ids[text][:stop] for text, stop in chosen]
+    ours = [student.encode(texts.view.join(written)) or [] for written in theirs]
+    together = pair(joined(signals, len(texts.view)), theirs, ours)
     place = 0
-    for found in alone:
+    for signal, teacher_ids, student_ids in zip(signals, theirs, ours, strict=True):
+        found = pair(signal, [teacher_ids], [student_ids])
         for at in range(len(found.kind)):
+            assert found.kind[at] == together.kind[place]
             assert cells(together, place) == pytest.approx(cells(found, at), abs=1e-12)
             place += 1
+    assert place == len(together.kind)
+
+
+def test_a_stretch_that_is_cut_off_does_not_go_on_in_the_next():
+    """``a`` may become ``ab``, and the next stretch begins with a ``b`` of which the teacher is sure."""
+    teacher, student = view(), view("a b")
+    first, second = Texts(teacher, {b"a": 0.4, b"ab": 0.4, b"c": 0.2}), Texts(teacher, {b"b": 1.0})
+    signal = joined([first.signal(b"a")[:1], second.signal(b"b")], len(teacher))
+    theirs, ours = [first.ids[b"a"][:1], second.ids[b"b"]], [student.encode(b"a") or [], ids(student, b"b")]
+    found = Translation(teacher, student, threshold=0)(signal, theirs, ours)
+    assert cells(found, 0) == pytest.approx({teacher.tokens.index(b"c"): 0.2})
 
 
 def test_a_translation_is_the_same_in_another_process():

@@ -68,6 +68,8 @@ class ByteView:
                 self.tokens[index] = self._written(text)
         self.tokens = [b"" if END_BYTES in t and i != self.end else t for i, t in enumerate(self.tokens)]
         self.cuts_first = self.kind == "bytes" and _cuts(facts["pre_tokenizer"])
+        self._merged: dict[str, int] = {}
+        """First token of each piece that was merged."""
         self._facts = json.dumps([facts["model"], facts["pre_tokenizer"], facts["normalizer"], self.end])
         self._verify(tokenizer, added)
 
@@ -136,6 +138,25 @@ class ByteView:
                 return None
             ids += found
         return ids if self.join(ids) == text else None
+
+    def first_of(self, text: bytes) -> int | None:
+        """The first token of `encode(text)`; of what is cut into pieces, the first piece alone is merged."""
+        if not (self.cuts_first and self._has_every_byte) or text.startswith(END_BYTES):
+            found = self.encode(text)
+            return found[0] if found else None
+        part, whole = next(iter(_characters(text.removesuffix(END_BYTES))), (b"", False))
+        if not whole:
+            found = self._encode_part(part, whole)
+        else:
+            piece = self.backend.pre_tokenizer.pre_tokenize_str(part.decode())[0][0]
+            if piece not in self._merged:
+                self._merged[piece] = self.backend.model.tokenize(piece)[0].id
+            found = [self._merged[piece]]
+        return found[0] if found and text.startswith(self.tokens[found[0]]) else None
+
+    @cached_property
+    def _has_every_byte(self) -> bool:
+        return all(bytes([byte]) in self._written_by for byte in range(255))
 
     def _encode_part(self, part: bytes, whole: bool) -> list[int] | None:
         model = self.backend.model

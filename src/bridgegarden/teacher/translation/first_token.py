@@ -19,7 +19,7 @@ from typing import NamedTuple
 from bridgegarden.teacher.translation.byte_view import END_BYTES, ByteView
 
 WIDEST = 128
-"""Longer student tokens that are looked at one by one; beyond, the teacher's token is open to them all."""
+"""Longer student tokens that are looked at one by one in the middle of a token; beyond, it is open to them all."""
 PROVABLE = 1000
 """Tokens of a vocabulary for which every continuation is tried."""
 
@@ -32,7 +32,7 @@ class FirstToken(NamedTuple):
     proved: bool
     """Whether that holds for every continuation, or was tried with each longer token alone."""
     reach: tuple[tuple[int, int], ...]
-    """Where it is open, the tokens that may come: places in the student's order, from and to."""
+    """Where it is open, the tokens that may come: runs of places in the student's order, from and to."""
 
     def reaches(self, place: int) -> bool:
         """Whether the token at `place` may be the one."""
@@ -44,7 +44,7 @@ class FirstTokens:
 
     def __init__(self, teacher: ByteView, student: ByteView) -> None:
         self.teacher, self.student = teacher, student
-        self._known: dict[tuple[tuple[int, ...], int], FirstToken] = {}
+        self._by_teacher: dict[int, list[int] | None] = {}
         self._follow: dict[tuple[int, int, int], bool] = {}
         merges_alone = not any(view.cuts_first or view.kind != "bytes" for view in (teacher, student))
         self.provable = merges_alone and max(len(teacher), len(student)) <= PROVABLE
@@ -52,44 +52,41 @@ class FirstTokens:
 
     def after(self, path: Sequence[int], inside: int) -> FirstToken:
         """The student's first token, `inside` bytes into the teacher's tokens `path` (within the first of them)."""
-        key = (tuple(path), inside)
-        found = self._known.get(key)
-        if found is None:
-            found = self._known[key] = self._decide(*key)
-        return found
-
-    def _decide(self, path: tuple[int, ...], inside: int) -> FirstToken:
         student = self.student
         written = self.teacher.join(path)
         before, text = written[:inside], written[inside:]
         if not text:
             return FirstToken(-1, False, ())
-        alone = student.encode(text)
-        shorter = {alone[0]} if alone else set()
+        alone = student.first_of(text)
+        shorter = set() if alone is None else {alone}
         low, high = student.beginning_with(text)
         while low < high and len(student.tokens[student.order[low]]) == len(text):
             low += 1
-        if high - low > WIDEST and not self.provable:
-            return FirstToken(-1, False, (*self._places(shorter), (low, high)))
+        if high - low > WIDEST and before and not self.provable:
+            return FirstToken(-1, False, _runs([*(student.ranks[token] for token in shorter), *range(low, high)]))
         longer = {student.order[place] for place in range(low, high)}
         certain = not longer and len(set(student.prefixes_of(text))) == 1
         if self.provable:
             shorter |= {token for token in student.prefixes_of(text) if self._can_begin(token, text)}
             longer = {t for t in longer if self._covers(self.teacher, path[-1], student.tokens[t][len(text) :])}
         else:
-            longer = {token for token in longer if self._leads_to(path, before + student.tokens[token])}
+            longer = {token for token in longer if self._leads_to(path, before, token)}
         if len(shorter) == 1 and not longer:
             return FirstToken(shorter.pop(), certain or self.provable or text == END_BYTES, ())
-        return FirstToken(-1, False, self._places(shorter | longer))
+        return FirstToken(-1, False, _runs([student.ranks[token] for token in shorter | longer]))
 
-    def _places(self, tokens: set[int]) -> tuple[tuple[int, int], ...]:
-        places = sorted(self.student.ranks[token] for token in tokens)
-        return tuple((place, place + 1) for place in places)
+    def _leads_to(self, path: Sequence[int], before: bytes, token: int) -> bool:
+        """Whether the teacher's encoding of `before` and the student's `token` begins with `path`.
 
-    def _leads_to(self, path: tuple[int, ...], text: bytes) -> bool:
-        """Whether the teacher's encoding of `text` begins with `path`; so it is said, too, where it has none."""
-        found = self.teacher.encode(text)
-        return found is None or tuple(found[: len(path)]) == path
+        So it is said, too, where it has none.
+        """
+        if before:
+            found = self.teacher.encode(before + self.student.tokens[token])
+        else:
+            if token not in self._by_teacher:
+                self._by_teacher[token] = self.teacher.encode(self.student.tokens[token])
+            found = self._by_teacher[token]
+        return found is None or found[: len(path)] == list(path)
 
     def _can_begin(self, token: int, text: bytes) -> bool:
         """Whether the student's encoding of some continuation of `text` begins with `token`."""
@@ -120,3 +117,14 @@ class FirstTokens:
         if key not in self._follow:
             self._follow[key] = view.encode(view.tokens[left] + view.tokens[right]) == [left, right]
         return self._follow[key]
+
+
+def _runs(places: list[int]) -> tuple[tuple[int, int], ...]:
+    """Places as runs, from and to, in order."""
+    found: list[list[int]] = []
+    for place in sorted(set(places)):
+        if found and found[-1][1] == place:
+            found[-1][1] += 1
+        else:
+            found.append([place, place + 1])
+    return tuple((low, high) for low, high in found)

@@ -10,9 +10,9 @@ The truth is the first token of the student's encoding of what the teacher goes 
 tokens so far and, in the middle of one of them, that it is written over this place. Over the teacher's own texts this
 is unbiased; at a single place in the middle of a token it knows of the token that is being written.
 
-The text's own token is followed further: while it is open, the teacher's distribution at its next token of the text
-says how the mass of that path is parted (the chain rule). Its mass is that of the student's token, not of its bytes:
-texts in which a longer token would have been written are no part of it.
+While the text's own token is open, the teacher's distribution at its next token of the text says how the mass of that
+path is parted (:mod:`.follow`). A cell's mass is that of the student's token, not of its bytes: texts in which a longer
+token would have been written are no part of it.
 """
 
 import math
@@ -29,14 +29,14 @@ from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.objective.support import ABSENT_LOG_MASS, TeacherSignal
 from bridgegarden.teacher.translation.align import align
 from bridgegarden.teacher.translation.byte_view import ByteView
-from bridgegarden.teacher.translation.first_token import FirstToken, FirstTokens
+from bridgegarden.teacher.translation.decisions import Decisions, Floats, Ints
+from bridgegarden.teacher.translation.first_token import FirstTokens
+from bridgegarden.teacher.translation.follow import Said, Walk
 
 ALIGNED, CONDITIONAL, HARD_ONLY = 0, 1, 2
 """Kinds of positions: both tokens begin there; the teacher is inside a token; too little is known."""
-STEPS = 16
-"""Teacher tokens that the text's own student token is followed for."""
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+LEAST = 0.001
+"""Share of `tolerance` below which a mass is not followed behind the text's own tokens: it is left open."""
 
 
 class Shares(NamedTuple):
@@ -80,64 +80,35 @@ class Translated:
         return Shares(aligned, conditional, hard, exact, known - exact, max(0.0, 1 - known - unknown), unknown)
 
 
-class _Said(NamedTuple):
-    """A teacher's signal with the text's own token always among its slots."""
-
-    ids: Ints
-    """``(N, K)``, -1 where a slot is empty."""
-    prob: Floats
-    """``(N, K)``."""
-    unknown: Floats
-    """``(N,)``."""
-
-
 class _Cells(NamedTuple):
-    """One line per position and student token, in the order of positions."""
+    """One line per position and student token, in order of both."""
 
     position: Ints
-    token: Ints
+    place: Ints
+    """Of the token, in the student's order."""
     mass: Floats
     proved: NDArray[np.bool_]
+    missing: Floats
+    """Open mass that may belong to it, too."""
+
+    def where(self, chosen: NDArray[np.bool_]) -> "_Cells":
+        """Some of them."""
+        return _Cells(
+            self.position[chosen], self.place[chosen], self.mass[chosen], self.proved[chosen], self.missing[chosen]
+        )
 
 
-class _Entries:
-    """Decisions for every token of the teacher and every place inside it, as arrays; made when first asked for."""
+class _Slots(NamedTuple):
+    """Masses and what was decided of them: many a position, in no order."""
 
-    def __init__(self, first: FirstTokens) -> None:
-        teacher = first.teacher
-        self.first = first
-        self.lengths = np.array([len(written) for written in teacher.tokens], dtype=np.int64)
-        self.start = np.cumsum(self.lengths + 1) - self.lengths - 1
-        size = int((self.lengths + 1).sum())
-        self.prefix = np.empty(size, dtype=np.int64)
-        """Number of what the token writes up to the place: equal where two tokens write the same."""
-        numbers: dict[bytes, int] = {}
-        at = 0
-        for written in teacher.tokens:
-            for stop in range(len(written) + 1):
-                self.prefix[at] = numbers.setdefault(written[:stop], len(numbers))
-                at += 1
-        self.made = np.zeros(size, dtype=bool)
-        self.cell = np.full(size, -1, dtype=np.int64)
-        self.proved = np.zeros(size, dtype=bool)
-        self.reach_at = np.zeros(size, dtype=np.int64)
-        self.reach_count = np.zeros(size, dtype=np.int64)
-        self._reach: list[tuple[int, int]] = []
-        self.reach = np.zeros((0, 2), dtype=np.int64)
+    position: Ints
+    number: Ints
+    """Of the decision."""
+    mass: Floats
 
-    def make(self, wanted: Ints) -> None:
-        """See that every entry of `wanted` is there."""
-        missing = np.unique(wanted[~self.made[wanted]])
-        if not len(missing):
-            return
-        tokens = np.searchsorted(self.start, missing, side="right") - 1
-        for entry, token in zip(missing.tolist(), tokens.tolist(), strict=True):
-            found = self.first.after((token,), entry - int(self.start[token]))
-            self.cell[entry], self.proved[entry] = found.token, found.proved
-            self.reach_at[entry], self.reach_count[entry] = len(self._reach), len(found.reach)
-            self._reach += found.reach
-        self.made[missing] = True
-        self.reach = np.array(self._reach, dtype=np.int64).reshape(-1, 2)
+    def where(self, chosen: NDArray[np.bool_]) -> "_Slots":
+        """Some of them."""
+        return _Slots(self.position[chosen], self.number[chosen], self.mass[chosen])
 
 
 class Translation:
@@ -162,8 +133,9 @@ class Translation:
                 raise ConfigError(f"translation: {name} must be between 0 and 1, got {value}.")
         self.teacher, self.student, self.threshold, self.tolerance = teacher, student, threshold, tolerance
         self.same = teacher.same_as(student)
-        self._entries = None if self.same else _Entries(FirstTokens(teacher, student))
+        self._decisions = None if self.same else Decisions(FirstTokens(teacher, student))
         self._ranks = np.array(student.ranks, dtype=np.int64)
+        self._order = np.array(student.order, dtype=np.int64)
 
     def __call__(
         self,
@@ -204,7 +176,7 @@ class Translation:
             align(self.teacher, self.student, theirs, ours, f"{place}, stretch {index + 1}")
             for index, (theirs, ours) in enumerate(zip(teacher_ids, student_ids, strict=True))
         ]
-        if self._entries is None and [list(s) for s in teacher_ids] == [list(s) for s in student_ids]:
+        if self._decisions is None and [list(s) for s in teacher_ids] == [list(s) for s in student_ids]:
             return _untouched(signal)
         sizes = np.array([len(stretch) for stretch in teacher_ids], dtype=np.int64)
         begins = np.cumsum(sizes) - sizes
@@ -212,7 +184,7 @@ class Translation:
         end = [np.full(len(a.token), b + n) for a, b, n in zip(aligned, begins, sizes, strict=True)]
         work = _Work(
             self,
-            self._entries or _Entries(FirstTokens(self.teacher, self.student)),
+            self._decisions or Decisions(FirstTokens(self.teacher, self.student)),
             _said(signal, np.array([i for s in teacher_ids for i in s], dtype=np.int64)),
             np.array([i for s in teacher_ids for i in s], dtype=np.int64),
             np.array([i for s in student_ids for i in s], dtype=np.int64),
@@ -230,7 +202,7 @@ def _untouched(signal: TeacherSignal) -> Translated:
     return Translated(signal, kind, known, known, unknown)
 
 
-def _said(signal: TeacherSignal, labels: Ints) -> _Said:
+def _said(signal: TeacherSignal, labels: Ints) -> Said:
     logp = signal.logp.double().numpy()
     ids = np.broadcast_to(np.arange(logp.shape[1]), logp.shape) if signal.ids is None else signal.ids.numpy()
     prob = np.where(ids >= 0, np.exp(logp), 0.0)
@@ -242,7 +214,7 @@ def _said(signal: TeacherSignal, labels: Ints) -> _Said:
             ids = np.concatenate([ids, np.where(lacks, labels, -1)[:, None]], 1)
             prob = np.concatenate([prob, np.where(lacks, of_label, 0.0)[:, None]], 1)
             unknown = np.where(lacks, np.maximum(unknown - of_label, 0.0), unknown)
-    return _Said(ids.astype(np.int64), prob, unknown)
+    return Said(ids.astype(np.int64), prob, unknown)
 
 
 @dataclass
@@ -250,8 +222,8 @@ class _Work:
     """One translation: N teacher positions with K slots, M student positions."""
 
     pair: Translation
-    entries: _Entries
-    said: _Said
+    decisions: Decisions
+    said: Said
     labels: Ints
     """``(N,)`` the teacher's tokens of the text."""
     targets: Ints
@@ -264,43 +236,36 @@ class _Work:
     """``(M,)`` teacher position where its stretch ends."""
 
     def translate(self, dtype: torch.dtype) -> Translated:
+        self.decisions.trim()
         prob, entry, unknown = self._conditioned()
-        live = prob > 0
-        self.entries.make(entry[live])
-        cell = np.where(live, self.entries.cell[entry], -1)
-        positions, tokens, mass, proved = self._summed(prob, cell, entry)
-        short, contact = self._missing(prob, entry, live & (cell < 0), positions, tokens)
-        own, lacks = self._followed(prob, entry, unknown)
-        target = tokens == self.targets[positions]
-        # The text's own path is open, and known better than that: what it lacks is told by `lacks`.
-        has = own[positions] + lacks[positions] > 0
-        path = np.where(target & has, self._own_mass(prob, entry)[positions], 0.0)
-        mass = mass + np.where(target, own[positions], 0.0)
-        short = np.maximum(short - path, 0.0) + np.where(target & has, lacks[positions], 0.0)
-        contact = contact - (target & has) + (target & (lacks[positions] > 0))
-        short = np.where(contact > 0, short, 0.0)
-        kept = (mass > 0) & (short <= self.pair.tolerance * mass)
-        proved &= kept & (contact == 0) & (~target | (own[positions] == 0) | self.entries.first.provable)
+        position, slot = np.nonzero(prob)
+        number = self.decisions.at(entry[position, slot])
+        slots = _Slots(position, number, prob[position, slot])
+        slots = self._followed(slots, slot)
+        is_open = self.decisions.cell(slots.number) < 0
+        opened = slots.where(is_open)
+        cells = self._summed(slots.where(~is_open), opened)
+        kept = cells.missing <= self.pair.tolerance * cells.mass
         # Added up from what is not in a cell: one minus the rest has no digits left where the teacher is sure.
-        dropped = np.bincount(positions, weights=mass * ~kept, minlength=len(prob))
-        rest = unknown + np.where(cell < 0, prob, 0.0).sum(1) - own + dropped
-        cells = _Cells(positions[kept], tokens[kept], mass[kept], proved[kept])
-        return self._packed(cells, np.maximum(rest, 0.0), unknown, dtype)
+        count = len(prob)
+        rest = unknown + np.bincount(opened.position, weights=opened.mass, minlength=count)
+        rest += np.bincount(cells.position, weights=cells.mass * ~kept, minlength=count)
+        return self._packed(cells.where(kept), rest, unknown, dtype)
 
     def _conditioned(self) -> tuple[Floats, Ints, Floats]:
         """Masses ``(M, K)`` given the teacher's token is written over the place, entries, and what is unknown."""
-        entries, nowhere = self.entries, self.token < 0
+        decisions, nowhere = self.decisions, self.token < 0
         if not len(self.labels):
             empty = np.zeros((len(self.token), 1))
             return empty, empty.astype(np.int64), np.ones(len(self.token))
         at = np.maximum(self.token, 0)
         ids, prob = self.said.ids[at], self.said.prob[at]
         inside = self.inside[:, None]
-        begins = entries.start[np.maximum(ids, 0)]
-        fits = (ids >= 0) & ((inside == 0) | (entries.lengths[np.maximum(ids, 0)] > inside))
+        begins = decisions.start[np.maximum(ids, 0)]
+        fits = (ids >= 0) & ((inside == 0) | (decisions.lengths[np.maximum(ids, 0)] > inside))
         entry = np.where(fits, begins + inside, 0)
-        written = entries.prefix[entries.start[self.labels[at]] + self.inside]
-        fits &= entries.prefix[entry] == written[:, None]
+        written = decisions.prefix[decisions.start[self.labels[at]] + self.inside]
+        fits &= decisions.prefix[entry] == written[:, None]
         prob = np.where(fits & ~nowhere[:, None], prob, 0.0)
         unknown = self.said.unknown[at]
         whole = np.where(self.inside > 0, prob.sum(1) + unknown, 1.0)
@@ -308,102 +273,50 @@ class _Work:
         whole = np.where(lost, 1.0, whole)
         return prob / whole[:, None], entry, np.where(lost, 1.0, unknown / whole)
 
-    def _summed(self, prob: Floats, cell: Ints, entry: Ints) -> tuple[Ints, Ints, Floats, NDArray[np.bool_]]:
-        """One line per position and student token, in order of both: the text's own always, with 0 if nothing else."""
-        size, count = len(self.pair.student), len(self.token)
-        row, slot = np.nonzero(cell >= 0)
-        keys = np.concatenate([row * size + cell[row, slot], np.arange(count) * size + self.targets])
-        mass = np.concatenate([prob[row, slot], np.zeros(count)])
-        doubt = np.concatenate([~self.entries.proved[entry[row, slot]], np.zeros(count, dtype=bool)])
-        found, which = np.unique(keys, return_inverse=True)
-        summed = np.bincount(which, weights=mass, minlength=len(found)).astype(np.float64)
-        proved = np.bincount(which, weights=doubt, minlength=len(found)) == 0
-        return found // size, found % size, summed, proved
+    def _followed(self, slots: _Slots, slot: Ints) -> _Slots:
+        """The text's own token, where it is open, parted by what the teacher says behind it."""
+        at = self.token[slots.position]
+        own = (self.said.ids[at, slot] == self.labels[at]) & (self.decisions.cell(slots.number) < 0)
+        walk = Walk(
+            slots.position[own],
+            at[own],
+            slots.mass[own],
+            [
+                self.decisions.path(token, inside)
+                for token, inside in zip(
+                    self.labels[at[own]].tolist(), self.inside[slots.position[own]].tolist(), strict=True
+                )
+            ],
+        )
+        least = LEAST * self.pair.tolerance
+        parts = [slots.where(~own), *walk.follow(self.decisions, self.said, self.labels, self.end, least)]
+        position, number, mass = zip(*parts, strict=True)
+        return _Slots(np.concatenate(position), np.concatenate(number), np.concatenate(mass))
 
-    def _missing(
-        self, prob: Floats, entry: Ints, is_open: NDArray[np.bool_], positions: Ints, tokens: Ints
-    ) -> tuple[Floats, Ints]:
-        """For each cell, how much open mass may belong to it, and of how many tokens."""
-        row, slot = np.nonzero(is_open)
-        which, weight = entry[row, slot], prob[row, slot]
-        counts = self.entries.reach_count[which]
-        stride = len(self.pair.student) + 2
-        ragged = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        reach = self.entries.reach[np.repeat(self.entries.reach_at[which], counts) + ragged]
-        keys = reach + np.repeat(row * stride, counts)[:, None]
-        places = self.pair._ranks[tokens] + positions * stride
-        weights = np.repeat(weight, counts)
-        number, mass = np.zeros(len(places), dtype=np.int64), np.zeros(len(places))
-        for side, sign in ((0, 1), (1, -1)):
-            order = np.argsort(keys[:, side], kind="stable")
-            before = np.searchsorted(keys[order, side], places, side="right")
-            number += sign * before
-            mass += sign * np.concatenate([[0.0], np.cumsum(weights[order])])[before]
-        return np.maximum(mass, 0.0), number
-
-    def _own_slot(self, entry: Ints) -> tuple[Ints, NDArray[np.bool_]]:
-        at = np.maximum(self.token, 0)
-        if not len(self.labels):
-            return np.zeros(len(at), dtype=np.int64), np.zeros(len(at), dtype=bool)
-        same = self.said.ids[at] == self.labels[at][:, None]
-        return same.argmax(1), same.any(1) & (self.token >= 0)
-
-    def _own_mass(self, prob: Floats, entry: Ints) -> Floats:
-        slot, there = self._own_slot(entry)
-        return np.where(there, prob[np.arange(len(prob)), slot], 0.0)
-
-    def _followed(self, prob: Floats, entry: Ints, unknown: Floats) -> tuple[Floats, Floats]:
-        """Mass of the text's own student token behind the teacher's own open token, and what may be missing of it."""
-        own, lacks = np.zeros(len(prob)), np.zeros(len(prob))
-        slot, there = self._own_slot(entry)
-        mass = self._own_mass(prob, entry)
-        which = entry[np.arange(len(prob)), slot]
-        place = self.pair._ranks[self.targets]
-        for at in np.nonzero(there & (mass > 0) & (self.entries.cell[which] < 0))[0].tolist():
-            first = int(self.token[at])
-            path = (int(self.labels[first]),)
-            found = self.entries.first.after(path, int(self.inside[at]))
-            if found.reaches(int(place[at])):
-                own[at], lacks[at] = self._follow(at, path, found, float(mass[at]), int(place[at]))
-        return own, lacks
-
-    def _follow(
-        self, at: int, path: tuple[int, ...], found: FirstToken, mass: float, place: int
-    ) -> tuple[float, float]:
-        """Walk on from `path`, whose mass is `mass`."""
-        own = lacks = 0.0
-        inside, target = int(self.inside[at]), int(self.targets[at])
-        position = int(self.token[at]) + 1
-        for step in range(STEPS):
-            if found.token >= 0:
-                return (own + mass, lacks) if found.token == target else (own, lacks)
-            if not found.reaches(place):
-                return own, lacks
-            if step == STEPS - 1 or position >= self.end[at]:
-                break
-            ids, prob = self.said.ids[position], self.said.prob[position]
-            goes_on, lacks = 0.0, lacks + mass * float(self.said.unknown[position])
-            for token, share in zip(ids.tolist(), prob.tolist(), strict=True):
-                if token < 0 or share <= 0:
-                    continue
-                if token == self.labels[position]:
-                    goes_on = share
-                    continue
-                other = self.entries.first.after((*path, token), inside)
-                if other.token == target:
-                    own += mass * share
-                elif other.token < 0 and other.reaches(place):
-                    lacks += mass * share
-            path = (*path, int(self.labels[position]))
-            mass, position = mass * goes_on, position + 1
-            if mass <= 0:
-                return own, lacks
-            found = self.entries.first.after(path, inside)
-        return own, lacks + mass
+    def _summed(self, slots: _Slots, opened: _Slots) -> _Cells:
+        """Mass of each student token of each position, and the open mass that may belong to it, too."""
+        stride = self.decisions.stride
+        keys = slots.position * stride + self.pair._ranks[self.decisions.cell(slots.number)]
+        order = np.argsort(keys)
+        ordered = keys[order]
+        first = np.nonzero(np.diff(ordered, prepend=-1))[0]
+        found = ordered[first]
+        mass = np.add.reduceat(slots.mass[order], first) if len(first) else np.zeros(0)
+        proved = self.decisions.proved(slots.number[order])
+        proved = np.logical_and.reduceat(proved, first) if len(first) else np.zeros(0, dtype=bool)
+        # Few cells lie between the first and the last that an open token reaches; each of these is looked up.
+        hull = self.decisions.hull(opened.number) + (opened.position * stride)[:, None]
+        low, high = np.searchsorted(found, hull.T)
+        counts = high - low
+        which = np.repeat(np.arange(len(counts)), counts)
+        cell = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts) + low[which]
+        met = self.decisions.reaches(opened.number[which], found[cell] % stride)
+        missing = np.bincount(cell[met], weights=opened.mass[which[met]], minlength=len(found)).astype(np.float64)
+        return _Cells(found // stride, found % stride, mass, proved & (missing == 0), missing)
 
     def _packed(self, cells: "_Cells", rest: Floats, unknown: Floats, dtype: torch.dtype) -> Translated:
         """Cells as slots, heaviest first."""
-        positions, tokens, mass, proved = cells
+        positions, tokens, mass, proved = cells.position, self.pair._order[cells.place], cells.mass, cells.proved
         count = len(self.token)
         known = np.bincount(positions, weights=mass, minlength=count)
         exact = np.bincount(positions, weights=mass * proved, minlength=count)
@@ -414,7 +327,8 @@ class _Work:
         positions = np.concatenate([positions, hard])
         tokens = np.concatenate([tokens, self.targets[hard]])
         mass = np.concatenate([mass, np.ones(len(hard))])
-        order = np.lexsort((-mass, positions))
+        # Heaviest first, in one sort: a mass is at most 1, and so at most half of a step from position to position.
+        order = np.argsort(positions - 0.5 * mass)
         positions, tokens, mass = positions[order], tokens[order], mass[order]
         sizes = np.bincount(positions, minlength=count)
         slot = np.arange(len(positions)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
