@@ -389,6 +389,50 @@ def test_a_hit_is_a_token_of_the_data_that_is_the_students_likeliest(top_k):
     assert 0 < got.sum() < len(got)
 
 
+def overlap(pair: Pair) -> torch.Tensor:
+    """Sum of min(p, q) over tokens and the padding, by its definition."""
+    q, p = (
+        head.logits(pair.positions.of(hidden)).detach().softmax(-1)
+        for head, hidden in ((pair.head, pair.hidden), (pair.teacher_head, pair.teacher_hidden))
+    )
+    size = pair.vocab_size
+    padding = torch.minimum(p[:, size:].sum(-1), q[:, size:].sum(-1))
+    return torch.minimum(p[:, :size], q[:, :size]).sum(-1) + padding
+
+
+@pytest.mark.parametrize("widths", [(12, 12), (13, 14), (12, 15)])
+def test_acceptance_is_exact_for_the_whole_vocabulary_and_between_its_bounds_for_a_part(widths):
+    pair = Pair(*widths)
+    exact = overlap(pair)
+    measured = {"objective": HybridObjective(), "measure_student": True}
+    whole = pair.fast(**measured).acceptance
+    torch.testing.assert_close(whole.most, exact, rtol=1e-9, atol=1e-9)
+    if widths == (12, 12):
+        torch.testing.assert_close(whole.least, exact, rtol=1e-9, atol=1e-9)
+    gaps = []
+    for top_k in (1, 2, 4, 8, 11):
+        found = pair.fast(**measured, top_k=top_k).acceptance
+        assert (found.least <= exact + 1e-12).all()
+        assert (found.most >= exact - 1e-12).all()
+        gaps.append((found.most - found.least).mean().item())
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[0] > 0.1, "most is left open by one token"
+    if widths == (12, 12):
+        # What is left is one token: the tail is no longer several tokens in one cell.
+        torch.testing.assert_close(found.most, exact, rtol=1e-9, atol=1e-9)
+    assert pair.fast(HybridObjective()).acceptance is None
+
+
+def test_a_sampled_signal_says_nothing_of_acceptance():
+    pair = Pair()
+    logits = pair.teacher_head.logits(pair.positions.of(pair.teacher_hidden))
+    drawn = TeacherSignal.from_samples(logits, 5, generator=torch.Generator().manual_seed(0))
+    found = pair.fast(HybridObjective(), teacher=drawn, measure_student=True)
+    assert torch.isfinite(found.loss)
+    assert found.acceptance.most.isnan().all()
+    assert found.acceptance.least.isnan().all()
+
+
 def test_evaluation_computes_the_same_terms_and_no_gradient():
     pair = Pair()
     objective = HybridObjective.preset("risk_guided")

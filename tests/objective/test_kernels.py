@@ -191,6 +191,8 @@ def test_every_objective_is_that_of_float64(name):
     for field in ("student_entropy", "student_label_logp", "captured_mass", "teacher_entropy"):
         torch.testing.assert_close(getattr(found, field).double(), getattr(truth, field).double(), rtol=1e-4, atol=1e-5)
     assert torch.equal(found.student_hit, truth.student_hit)
+    for bound, true in zip(found.acceptance, truth.acceptance, strict=True):
+        torch.testing.assert_close(bound.double(), true.double(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [{"softcap": 2.0}, {"scale": 0.3}, {"bias": True}, {"softcap": 3.0, "bias": True}])

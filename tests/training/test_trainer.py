@@ -129,11 +129,18 @@ def test_the_log_has_what_trl_logs_and_means_the_same(make_trainer):
     ]:
         targets = batch["labels"][:, 1:]
         with torch.no_grad():
-            logits = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+            read = {name: batch[name] for name in ("input_ids", "attention_mask")}
+            logits, given = (model(**read).logits[:, :-1] for model in (trainer.model, trainer.teacher.model))
         supervised = targets != -100
         accuracy = (logits.argmax(-1) == targets)[supervised].float().mean().item()
         entropy = torch.distributions.Categorical(logits=logits).entropy()[supervised].mean().item()
         found = measured or {name.removeprefix("eval_"): value for name, value in metrics.items()}
+        q, p = (one.softmax(-1)[supervised] for one in (logits, given))
+        both = torch.minimum(p[:, :VOCABULARY], q[:, :VOCABULARY]).sum(-1)
+        padding = torch.minimum(p[:, VOCABULARY:].sum(-1), q[:, VOCABULARY:].sum(-1))
+        assert found["acceptance_least"] == pytest.approx(both.mean().item(), rel=1e-5)
+        assert found["acceptance"] == pytest.approx((both + padding).mean().item(), rel=1e-5)
+        assert 0.01 < found["acceptance"] < 0.99
         assert found["mean_token_accuracy"] == pytest.approx(accuracy, rel=1e-5)
         assert found["entropy"] == found["student_entropy"] == pytest.approx(entropy, rel=1e-5)
 

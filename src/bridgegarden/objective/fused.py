@@ -25,7 +25,7 @@ from bridgegarden.objective.head import (
 )
 from bridgegarden.objective.hybrid import HybridLoss, HybridObjective, dense_student_support
 from bridgegarden.objective.soft_weight import TrainProgress
-from bridgegarden.objective.support import StudentSupport, TeacherSignal
+from bridgegarden.objective.support import Bounds, StudentSupport, TeacherSignal, acceptance_bounds
 
 
 @runtime_checkable
@@ -83,6 +83,9 @@ class FusedLoss:
     """Nats: the student's."""
     student_hit: Bool[Tensor, "N"] | None
     """Whether the token in the data is the student's likeliest; None unless asked for."""
+    acceptance: Bounds | None
+    """Between what the share of the student's tokens lies that the teacher would accept, ``(N,)`` each, NaN where the
+    signal does not say; None unless asked for."""
 
 
 def fused_hybrid_loss(
@@ -115,8 +118,9 @@ def fused_hybrid_loss(
         num_items: what the sum is divided by.
         progress: for rules that change as training goes on.
         chunk_tokens: positions at a time. The result does not depend on it.
-        measure_student: also measure the student's exact entropy and whether its likeliest token is the one in the data
-            (two more passes over each chunk's logits).
+        measure_student: also measure the student's exact entropy, whether its likeliest token is the one in the data,
+            and how much of what it draws the teacher would accept (two more passes over each chunk's logits, and three
+            over the support).
         kernels: read and write each chunk's logits by Triton's kernels (:mod:`bridgegarden.objective.kernels`): on a
             CUDA GPU, for a teacher signal that has ids.
 
@@ -143,7 +147,7 @@ def fused_hybrid_loss(
     )
     loss, *records = _FusedHybridLoss.apply(hidden, head.weight, head.bias, walk)
     terms, measured = records[: len(fields(HybridLoss))], records[len(fields(HybridLoss)) :]
-    entropy, hit = measured[4:] if measure_student else (None, None)
+    entropy, hit, *bounds = measured[4:] if measure_student else (None, None)
     return FusedLoss(
         loss,
         HybridLoss(*terms),
@@ -153,6 +157,7 @@ def fused_hybrid_loss(
         teacher_label_logp=measured[2],
         student_label_logp=measured[3],
         student_hit=hit,
+        acceptance=Bounds(*bounds) if measure_student else None,
     )
 
 
@@ -308,7 +313,8 @@ def _by_autograd(piece: _Piece, walk: _Walk) -> _Found:
     label_logit = own_logits.gather(1, walk.data_ids[piece.rows].unsqueeze(1)).squeeze(1)
     measured = ()
     if walk.measure_student:
-        measured = (_entropy(own_logits, log_normaliser), label_logit >= own_logits.amax(1))
+        hit = label_logit >= own_logits.amax(1)
+        measured = _entropy(own_logits, log_normaliser), hit, *_acceptance(piece, student)
     return _Found(terms, label_logit - log_normaliser, measured)
 
 
@@ -334,12 +340,16 @@ def _by_kernels(piece: _Piece, walk: _Walk) -> _Found:
     measured = ()
     if walk.measure_student:
         entropy, hit = swept.measured(log_normaliser, label_logit)
-        measured = entropy[:count], hit[:count]
+        measured = entropy[:count], hit[:count], *_acceptance(piece, student)
     if gradients is not None:
         loss = terms.total.sum() / walk.num_items
         kept, d_logits = swept.gradient(loss, keep_logits=head.softcap is not None)
         gradients.add(piece.seen, head.pull_back(kept, d_logits))
     return _Found(terms, (label_logit - log_normaliser)[:count], measured)
+
+
+def _acceptance(piece: _Piece, student: StudentSupport) -> Bounds:
+    return acceptance_bounds(piece.signal[: piece.count], student[: piece.count].detach())
 
 
 def _student_support(logits: Tensor, signal: TeacherSignal, walk: _Walk, seen: slice) -> StudentSupport:

@@ -8,6 +8,7 @@ would be zero exactly when the teacher is sure.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -300,6 +301,35 @@ def shared_cells(
     elif teacher.shape[-1] > other.shape[-1]:
         other = torch.cat([other, torch.full_like(other[..., :1], ABSENT_LOG_MASS)], -1)
     return teacher, other
+
+
+class Bounds(NamedTuple):
+    """What a number lies between, at each position."""
+
+    least: Float[Tensor, "*batch"]
+    most: Float[Tensor, "*batch"]
+
+
+def acceptance_bounds(signal: TeacherSignal, student: StudentSupport) -> Bounds:
+    r"""Between what the teacher's acceptance of the student's next token lies; exact where nothing is left out.
+
+    .. math:: \sum_{k} \min(p_k, q_k) \; \le \; \sum_a \min(p_a, q_a) = 1 - TV(p, q)
+              \; \le \; \sum_{k} \min(p_k, q_k) + \min(p_{tail}, q_{tail})
+
+    over the kept tokens k: what both have in the tail may be on the same tokens, or on none. Merging tokens into a cell
+    never brings two distributions farther apart, so the upper bound is what their cells overlap.
+
+    Returns:
+        ``(*batch,)`` in [0, 1], without gradient; NaN for a sampled signal, which says nothing of it.
+    """
+    with torch.no_grad():
+        if signal.weights is not None:
+            unknown = torch.full_like(signal.entropy, torch.nan)
+            return Bounds(unknown, unknown)
+        shared = torch.minimum(*shared_cells(signal, student)).exp_()
+        kept = signal.logp.shape[-1]
+        least = shared[..., :kept].sum(-1)
+        return Bounds(least, least if shared.shape[-1] == kept else least + shared[..., kept])
 
 
 def _with_tail(cells: Tensor, tail: Tensor | None) -> Tensor:

@@ -71,6 +71,7 @@ RESERVED: Mapping[str, str] = MappingProxyType(
 MEASURED = (
     *("loss", "soft_loss", "hard_loss", "risk_loss", "soft_weight", "teacher_entropy", "student_entropy", "entropy"),
     *("teacher_label_loss", "student_label_loss"),
+    *("acceptance", "acceptance_least"),
     *("mean_token_accuracy", "captured_mass", "risk_share", "supervised_tokens", "num_tokens"),
 )
 """What an evaluation measures, by the names that ``metric_for_best_model`` takes with or without ``eval_``."""

@@ -37,6 +37,8 @@ TERMS = (
     "student_label_loss",
     "captured_mass",
     *SHARES,
+    "acceptance",
+    "acceptance_least",
 )
 """Rows of the table, by the trainer's names."""
 

@@ -28,6 +28,7 @@ _NAMES = ("loss", "soft_loss", "hard_loss", "risk_loss", "soft_weight", "teacher
 _COUNTS = (
     *("positions", "with_risk", "student_entropy", "student_hits", "measured", "tokens"),
     *("teacher_label_loss", "student_label_loss", "labelled"),
+    *("acceptance_least", "acceptance", "compared"),
 )
 """What is counted behind them."""
 Phase = Literal["generation", "teacher", "step"]
@@ -93,6 +94,7 @@ class TermSums:
             -torch.where(known, fused.student_label_logp, 0.0).sum(dtype=torch.float64),
             known.sum(dtype=torch.float64),
         ]
+        sums += [torch.zeros_like(count)] * 3 if fused.acceptance is None else _where_known(*fused.acceptance)
         batch = torch.stack(sums)
         if shares is not None:
             batch = torch.cat([batch, shares.to(batch)])
@@ -115,14 +117,21 @@ class TermSums:
         return known
 
 
+def _where_known(*columns: Tensor) -> list[Tensor]:
+    """The sum of each column where it is a number, and how many of the last are."""
+    sums = [torch.where(column.isnan(), 0.0, column).sum(dtype=torch.float64) for column in columns]
+    return [*sums, (~columns[-1].isnan()).sum(dtype=torch.float64)]
+
+
 def term_means(sums: Tensor) -> dict[str, float]:
-    """Means by name, from (possibly gathered) sums; nats, except the two shares.
+    """Means by name, from (possibly gathered) sums; nats, except shares.
 
     ``risk_share`` is the share of positions that had a risk term. Terms nobody measured are left out.
     """
     terms = len(_NAMES) + len(_COUNTS)
     values, shares = sums[:terms].tolist(), sums[terms:].tolist()
-    count, with_risk, entropy, hits, measured, tokens, *label_losses, labelled = values[len(_NAMES) :]
+    count, with_risk, entropy, hits, measured, tokens, *rest = values[len(_NAMES) :]
+    *label_losses, labelled, least, accepted, compared = rest
     means = {name: value / count if count else math.nan for name, value in zip(_NAMES, values, strict=False)}
     means["risk_share"] = with_risk / count if count else math.nan
     if measured:
@@ -131,6 +140,8 @@ def term_means(sums: Tensor) -> dict[str, float]:
     if labelled:
         means["teacher_label_loss"], means["student_label_loss"] = (loss / labelled for loss in label_losses)
     means |= {name: value / count if count else math.nan for name, value in zip(SHARES, shares, strict=False)}
+    if compared:
+        means["acceptance"], means["acceptance_least"] = accepted / compared, least / compared
     means["supervised_tokens"] = count
     means["tokens"] = tokens
     return means

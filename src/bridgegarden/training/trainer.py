@@ -88,8 +88,10 @@ class HybridDistillationTrainer(SFTTrainer):
     ``tokens_per_second``. Evaluation logs the same with the prefix ``eval_``. What training has cost so far is logged
     as ``teacher_tokens``, ``student_tokens`` and ``generated_tokens``; :attr:`cost` has all of it. Names that TRL's
     trainer logs have its meaning: ``entropy`` (the student's), ``mean_token_accuracy`` (share of the supervised tokens
-    of the data that are the student's likeliest) and ``num_tokens`` (read in training so far). In training, what is
-    measured of the student is that of the steps that are logged.
+    of the data that are the student's likeliest) and ``num_tokens`` (read in training so far). ``acceptance`` is the
+    share of the tokens that the student would draw which the teacher would accept (1 - TV), exact where the teacher
+    gives all tokens, else at most that, and at least ``acceptance_least``. In training, what is measured of the student
+    is that of the steps that are logged.
     """
 
     _tag_names = ["bridgegarden", "distillation"]
