@@ -24,7 +24,8 @@ from bridgegarden.teacher.cache.spec import CacheSpec, Served, Support
 from bridgegarden.teacher.scoring import Journal, ScoringEngine, scored_signals
 from bridgegarden.teacher.scoring_api import Vllm
 from bridgegarden.teacher.scoring_check import Example
-from bridgegarden.teacher.server_requests import Requests, Server
+from bridgegarden.teacher.server_connection import Reply
+from bridgegarden.teacher.server_requests import Line, Requests, Server
 
 VOCABULARY = 151_936
 ROWS_A_SECOND = 50
@@ -107,23 +108,35 @@ def measure(rows: int, tokens: int, asked: int, k: int) -> None:
 
 
 def parts(url: str, api: Vllm, document: Document, spec: CacheSpec, times: int = 100) -> None:
-    """Print what of a row's time is reading JSON, and what is ours, by doing each alone."""
+    """Print what of a row's time is HTTP and what is ours, by doing each alone."""
     request = Request(url, b"{}", {"Content-Type": "application/json"})
     body = build_opener(ProxyHandler({})).open(request).read().decode()
-    positions = list(range(int((document.labels != -100).argmax()), len(document.ids)))
-    layout, tree = RecordFormat(spec), json.loads(body)
+    ids, layout = document.ids.tolist(), RecordFormat(spec)
+    read = api.reader(ids, (np.flatnonzero(document.labels[1:] != -100) + 1).tolist(), spec.support.k)
+    reply = Reply(body, held_key=False)
 
-    def kept() -> None:
-        scores = api._scores(tree, document.ids.tolist(), positions, spec.support.k)
-        layout.encode(scored_signals(scores, spec))
+    async def fetch(line: Line, _: int) -> int:
+        return await line.ask("completions", {"prompt": ids}, lambda reply: len(reply.text))
+
+    def ask() -> None:
+        for _ in Requests(api.server).outcomes(range(times), fetch):
+            pass
 
     took = []
-    for work in (lambda: json.loads(body), kept):
+    for work, repeats in (
+        (ask, 1),
+        (lambda: read(reply), times),
+        (lambda: layout.encode(scored_signals(read(reply), spec)), times),
+        (lambda: json.loads(body), times),
+    ):
         began = time.process_time()
-        for _ in range(times):
+        for _ in range(repeats):
             work()
         took.append(1000 * (time.process_time() - began) / times)
-    print(f"  of that, alone: {took[0]:.2f} ms to read {len(body):,} characters of JSON, {took[1]:.2f} ms of our own")
+    print(
+        f"  of that, alone: {took[0]:.2f} ms of HTTP, {took[1]:.2f} ms to read {len(body):,} characters, "
+        f"{took[2] - took[1]:.2f} ms to keep what they say; json.loads of all of them would be {took[3]:.2f} ms"
+    )
 
 
 def main() -> None:

@@ -162,7 +162,6 @@ def test_labels_of_the_data_alone_need_neither_a_cache_nor_tokens_that_can_be_tr
     ("changes", "message"),
     [
         (["training.packing=true"], "training.packing: teacher and student have different tokenizers"),
-        (["teacher.cache=null", "on_policy.lmbda=0.5"], "on_policy: teacher and student have different tokenizers"),
         (["free_running.prompts=2"], "free_running: teacher and student have different tokenizers"),
         (["objective.temperature=2"], "objective: the teacher has another tokenizer"),
         (["teacher.translation.threshold=2"], "teacher.translation.threshold must be in [0, 1], got 2"),
@@ -173,6 +172,16 @@ def test_what_does_not_go_with_two_tokenizers_is_refused_before_anything_is_load
     assert refused.exit_code == 2, refused.output
     assert message in refused.stderr
     assert "loading" not in refused.stderr
+
+
+def test_the_student_answers_batches_itself(recipe, tmp_path):
+    change = ("teacher.cache=null", "on_policy.lmbda=1", "on_policy.max_new_tokens=8", "data.eval=null")
+    done = run("train", recipe, *(part for one in change for part in ("--set", one)))
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["cost"]["generated_tokens"] > 0
+    assert record["training"]["loss"] > 0
+    assert record["training"]["exact_mass"] > 0.5
 
 
 def test_with_the_same_tokenizer_there_is_nothing_to_translate(recipe, tmp_path):

@@ -1,5 +1,6 @@
 """What is kept of scores, and what is refused as none."""
 
+import json
 import math
 
 import numpy as np
@@ -8,8 +9,10 @@ import pytest
 from bridgegarden.teacher.answers import kept_position
 from bridgegarden.teacher.cache.spec import CacheSpec, Served, Support
 from bridgegarden.teacher.foreign_values import Unfit
+from bridgegarden.teacher.scores import Row, Scores, read_vllm_rows
 from bridgegarden.teacher.scoring import scored_signals
-from bridgegarden.teacher.scoring_api import Row, Scores, Vllm
+from bridgegarden.teacher.scoring_api import Vllm
+from bridgegarden.teacher.server_connection import BadReply, Reply
 from bridgegarden.teacher.server_requests import Server
 
 K, VOCABULARY = 5, 50
@@ -34,7 +37,7 @@ def spec():
 
 
 def scores(rows):
-    return Scores.of(rows, K, lambda number: f"token {number}")
+    return Scores.of(rows, K, range(len(rows)))
 
 
 def made_up(seed, sharp):
@@ -122,3 +125,69 @@ def test_vllm_s_ranks_are_in_the_order_of_its_log_probabilities():
 def test_what_vllm_lists_must_hold_the_token_that_stands_there():
     with pytest.raises(Unfit, match="token 1: 3 stands there and is not listed"):
         vllm((1, -0.1, 1), (2, -3.0, 2))
+
+
+def reply_of(seed, k=5):
+    """vLLM's words about a text of 12 tokens, of which some are among the likeliest, and its ids."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, 60, 12).tolist()
+    entries = [None]
+    for label in ids[1:]:
+        logp = np.log(rng.dirichlet(np.ones(60)))
+        order = np.argsort(-logp)[:k].tolist()
+        listed = [label, *(index for index in order if index != label)]
+        entries.append(
+            {
+                str(i): {"logprob": float(logp[i]), "rank": int((logp > logp[i]).sum()) + 1, "decoded_token": "\u00e9"}
+                for i in listed
+            }
+        )
+    return ids, {"id": "x", "choices": [{"index": 0, "text": "x", "prompt_logprobs": entries}], "usage": {"n": 1}}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_usual_reply_of_vllm_is_read_as_any_other_is(seed):
+    ids, tree = reply_of(seed)
+    rows = read_vllm_rows(json.dumps(tree), ids, range(4, 12))
+    slowly = Vllm(Server(base_url="http://localhost/v1", model="big"), {})._scores(tree, ids, range(4, 12), 5)
+    assert rows is not None
+    for one, other in zip(vars(Scores.of(rows, 5, range(4, 12))).values(), vars(slowly).values(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def entry_of(tree, at=6):
+    return tree["choices"][0]["prompt_logprobs"][at]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda tree, ids: entry_of(tree).pop(str(ids[6])), "token 6: .* stands there and is not listed"),
+        (lambda tree, ids: entry_of(tree).update({"<word>": {"logprob": -9.0}}), "token 6: '<word>' is named as text"),
+        (lambda tree, ids: entry_of(tree)[str(ids[6])].update(logprob="x"), "expected numbers"),
+        (lambda tree, ids: entry_of(tree)[str(ids[6])].update(logprob=None), "expected log-probabilities"),
+        (lambda tree, ids: entry_of(tree)[str(ids[6])].update(logprob=float("nan")), "expected log-probabilities"),
+        (lambda tree, ids: entry_of(tree)[str(ids[6])].pop("logprob"), "an entry of another shape"),
+        (lambda tree, ids: tree["choices"][0]["prompt_logprobs"].pop(3), "11 entries, and 12 were expected"),
+        (lambda tree, ids: tree["choices"][0]["prompt_logprobs"].__setitem__(6, None), "token 6: expected an object"),
+        (lambda tree, ids: tree["choices"][0].pop("prompt_logprobs"), "it holds no prompt_logprobs"),
+        (lambda tree, ids: tree["choices"].clear(), "choices: expected one, got none"),
+        (lambda tree, ids: tree.update(error="no"), "replied with an error .no."),
+    ],
+)
+def test_of_an_unusual_one_it_is_said_what_is_wrong(spoil, words):
+    ids, tree = reply_of(0)
+    spoil(tree, ids)
+    read = Vllm(Server(base_url="http://localhost/v1", model="big"), {}).reader(ids, range(4, 12), 5)
+    with pytest.raises(BadReply, match=words):
+        read(Reply(json.dumps(tree), held_key=False))
+
+
+def test_what_is_of_no_concern_may_be_no_number_and_half_a_character():
+    ids, tree = reply_of(0)
+    expected = Vllm(Server(base_url="http://localhost/v1", model="big"), {})._scores(tree, ids, range(4, 12), 5)
+    tree["odd"] = [float("nan"), 10**400]
+    entry_of(tree)[str(ids[6])]["decoded_token"] = "\ud800"
+    read = Vllm(Server(base_url="http://localhost/v1", model="big"), {}).reader(ids, range(4, 12), 5)
+    for text in (json.dumps(tree), json.dumps(tree, ensure_ascii=False)):
+        np.testing.assert_array_equal(read(Reply(text, held_key=False)).logps, expected.logps)

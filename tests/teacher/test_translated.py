@@ -248,3 +248,31 @@ def test_a_batch_in_which_nothing_is_learnt_has_no_positions():
 def test_rows_of_the_students_tokens_alone_are_no_rows_of_the_teacher():
     with pytest.raises(DataError, match="train data: rows are in the student's tokens alone"):
         as_read(Dataset.from_list([{"input_ids": [1], "labels": [1]}]), "train")
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_an_answer_of_the_students_is_read_in_the_teachers_tokens_and_opening(name):
+    """The answers of the data, as if the student had written them: what is read then is what was read before."""
+    teacher, student = (make() for make in PAIRS[name])
+    pair = pair_of(teacher, student)
+    for row in read(pair, student):
+        answer = [label for label in row["labels"] if label != IGNORED]
+        made = pair.answered(row["teacher_ids"], row["teacher_labels"], answer)
+        assert made == {"teacher_ids": row["teacher_ids"], "teacher_labels": row["teacher_labels"]}
+
+
+def test_of_an_answer_cut_in_the_middle_of_a_character_the_teacher_reads_the_bytes():
+    pair = pair_of(threes(), tiny_tokenizer())
+    row = read(pair, tiny_tokenizer())[1]
+    answer = [label for label in row["labels"] if label != IGNORED][:7]  # "Im Caf" and half of the next letter
+    made = pair.answered(row["teacher_ids"], row["teacher_labels"], answer)
+    theirs = [label for label in made["teacher_labels"] if label != IGNORED]
+    assert pair.translation.teacher.join(theirs) == "Im Café".encode()[:7]
+
+
+def test_an_answer_that_the_teacher_cannot_write_leaves_it_nothing_to_say():
+    pair = pair_of(words(), ones())
+    made = pair.answered([5, 6, 7], [IGNORED, IGNORED, 7], ones()("xyz §")["input_ids"])
+    assert made == {"teacher_ids": [5, 6], "teacher_labels": [IGNORED, IGNORED]}
+    cut = pair.answered([5, 6], [IGNORED, IGNORED], ones()("x")["input_ids"])
+    assert cut == {"teacher_ids": [5, 6], "teacher_labels": [IGNORED, IGNORED]}

@@ -53,41 +53,53 @@ def rendered(tokenizer, question):
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def by_definition(pupil, other):
-    """Mean over all bytes of all answers, the end among them, of the forward KL from the teacher's next byte; float64.
-
-    The teacher's next byte, inside the token that it writes, is that of its tokens that begin with what is written of
-    it, renormalised. Its special tokens are in the tail.
-    """
-    told, total, count = bytes_of(threes()), torch.zeros((), dtype=torch.float64), 0
+def texts():
+    """Of each row what the teacher is asked and what it answers, then the student's, in each one's tokens."""
+    found = []
     byte = {written: index for index, written in enumerate(bytes_of(tiny_tokenizer())) if written}
     for row in ROWS:
         theirs = [*threes()(row["answer"], add_special_tokens=False)["input_ids"], threes().eos_token_id]
-        asked, prompt = rendered(threes(), row["question"]), rendered(tiny_tokenizer(), row["question"])
+        ours = [byte[bytes([value])] for value in row["answer"].encode()] + [byte[END]]
+        found.append((rendered(threes(), row["question"]), theirs, rendered(tiny_tokenizer(), row["question"]), ours))
+    return found
+
+
+def by_definition(pupil, other, texts):
+    """Mean over all bytes of all answers, the end among them, of the forward KL from the teacher's next byte; float64.
+
+    The teacher's next byte, inside the token that it writes, is that of its tokens that begin with what is written of
+    it, renormalised. Its special tokens are in the tail. What the student writes that is no byte is not learnt.
+    """
+    told, total, count = bytes_of(threes()), torch.zeros((), dtype=torch.float64), 0
+    written = bytes_of(tiny_tokenizer())
+    byte = {one: index for index, one in enumerate(written) if one}
+    for asked, theirs, prompt, ours in texts:
         said = other(torch.tensor([asked + theirs])).logits[0].detach().softmax(-1)
-        text = row["answer"].encode() + END
-        assert b"".join(told[i] for i in theirs) == text
-        ours = [byte[text[at : at + 1]] for at in range(len(text))]
+        assert b"".join(told[i] for i in theirs) == b"".join(written[i] for i in ours)
         logq = pupil(torch.tensor([prompt + ours])).logits[0].log_softmax(-1)
         begins = [len(b"".join(told[i] for i in theirs[:n])) for n in range(len(theirs))]
-        for at in range(len(text)):
+        text = b"".join(told[i] for i in theirs)
+        for place in range(len(ours)):
+            count += 1
+            at = len(b"".join(written[i] for i in ours[:place]))
+            if not written[ours[place]]:
+                continue
             number = max(n for n, begin in enumerate(begins) if begin <= at)
             inside = text[begins[number] : at]
             p = said[len(asked) - 1 + number]
-            fits = [i for i, w in enumerate(told) if w.startswith(inside) and (len(w) > len(inside))]
             mass = {}
-            for i in fits:
-                following = byte[told[i][len(inside) : len(inside) + 1]]
-                mass[following] = mass.get(following, 0.0) + float(p[i])
+            for i, w in enumerate(told):
+                if w.startswith(inside) and len(w) > len(inside):
+                    following = byte[w[len(inside) : len(inside) + 1]]
+                    mass[following] = mass.get(following, 0.0) + float(p[i])
             whole = sum(mass.values()) if inside else 1.0
             cells = list(mass)
             known = torch.tensor([mass[i] / whole for i in cells], dtype=torch.float64)
-            q = logq[len(prompt) - 1 + at]
+            q = logq[len(prompt) - 1 + place]
             rest = 1.0 - float(known.sum())
             total = total + (known * (known.log() - q[cells])).sum()
             if rest > 1e-9:
                 total = total + rest * (math.log(rest) - torch.log1p(-q[cells].exp().sum()))
-            count += 1
     return total / count
 
 
@@ -130,7 +142,7 @@ def test_loss_and_gradient_are_those_of_the_definition(make_trainer, tmp_path, s
     )
     loss, gradient = loss_and_gradient(trainer)
     exact = student().double()
-    want = by_definition(exact, teacher().double())
+    want = by_definition(exact, teacher().double(), texts())
     want.backward()
     # A cached log-probability has 16 bits.
     tolerance = {"rtol": 2e-3, "atol": 1e-5} if source == "cached" else {"rtol": 1e-4, "atol": 1e-6}
@@ -227,10 +239,71 @@ def test_what_cannot_be_done_with_two_tokenizers_is_refused(make_trainer, tmp_pa
     rows, live = read(pair, tiny_tokenizer()), TranslatedModel(LiveTeacher(teacher(), top_k=8), pair)
     with pytest.raises(ConfigError, match=r"^training.packing: rows with 'teacher_ids'"):
         make_trainer(SOFT, teacher=live, train=rows, packing=True, max_length=256)
-    with pytest.raises(ConfigError, match=r"^on_policy: rows have 'teacher_ids'"):
-        make_trainer(SOFT, teacher=live, train=rows, on_policy=OnPolicy(lmbda=0.5), max_length=256)
     with pytest.raises(ConfigError, match=r"^objective: the teacher has another tokenizer"):
         make_trainer(HybridObjective(temperature=2.0), teacher=live, train=rows, max_length=256)
     drawn = TranslatedCache(built(tmp_path / "drawn", pair, k=8, kind="sampled"), pair)
     with pytest.raises(ConfigError, match="holds draws, which cannot be translated"):
         make_trainer(SOFT, teacher=drawn, train=rows, max_length=256)
+
+
+def own_texts(trainer):
+    """A batch that the student has answered, and each of its texts as :func:`texts` gives them."""
+    rows = [trainer.train_dataset[i] for i in range(len(trainer.train_dataset))]
+    (batch,) = trainer._writer.answer([trainer.data_collator(rows)], 0, trainer._costs)
+    found = []
+    for index in range(len(rows)):
+        parts = []
+        for side in (batch["teacher_inputs"], batch):
+            length = int(side["attention_mask"][index].sum())
+            ids, labels = (side[name][index, :length].tolist() for name in ("input_ids", "labels"))
+            first = next(at for at, label in enumerate(labels) if label != -100)
+            assert labels[first:] == ids[first:]
+            parts += [ids[:first], ids[first:]]
+        found.append(tuple(parts))
+    return batch, found
+
+
+def test_what_the_student_writes_is_read_by_the_teacher_in_its_own_tokens_and_learnt_as_defined(make_trainer):
+    pair = pair_of(threes(), tiny_tokenizer(), threshold=0.0)
+    trainer = make_trainer(
+        SOFT,
+        student=student(),
+        teacher=TranslatedModel(LiveTeacher(teacher()), pair),
+        train=read(pair, tiny_tokenizer()),
+        on_policy=OnPolicy(lmbda=1.0, max_new_tokens=24),
+        max_length=256,
+        shuffle_dataset=False,
+    )
+    batch, found = own_texts(trainer)
+    assert [(asked, prompt) for asked, _, prompt, _ in found] == [(a, p) for a, _, p, _ in texts()]
+    assert [ours for *_, ours in found] != [ours for *_, ours in texts()]
+    # Not only bytes: special tokens and the byte that no text has are written, too, and teach nothing.
+    written = bytes_of(tiny_tokenizer())
+    assert any(written[i] == b"" for *_, ours in found for i in ours)
+    loss = trainer.compute_loss(trainer.model, batch)
+    exact = student().double()
+    want = by_definition(exact, teacher().double(), found)
+    torch.testing.assert_close(loss.double(), want.detach(), rtol=1e-4, atol=1e-6)
+    trainer.model.zero_grad()
+    loss.backward()
+    want.backward()
+    for name, parameter in trainer.model.named_parameters():
+        exact_gradient = exact.get_parameter(name).grad
+        torch.testing.assert_close(parameter.grad.double(), exact_gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_of_its_own_text_the_student_learns_nothing_where_too_little_is_known(make_trainer):
+    pair = pair_of(threes(), tiny_tokenizer(), threshold=1.0, tolerance=0.0)
+    trainer = make_trainer(
+        HybridObjective(risk_alpha=0.1),
+        student=student(),
+        teacher=TranslatedModel(LiveTeacher(teacher(), top_k=2), pair),
+        train=read(pair, tiny_tokenizer()),
+        on_policy=OnPolicy(lmbda=1.0, max_new_tokens=24),
+        max_length=256,
+    )
+    trainer.train()
+    first = trainer.state.log_history[0]
+    assert first["hard_only_share"] == 1.0
+    assert first["loss"] == 0.0
+    assert first["generated_tokens"] > 0

@@ -231,6 +231,9 @@ class HybridObjective:
         else:
             share = ask(self.position_weight, *asked).to(weight.dtype)
             counts = ~(share <= 0)
+        if signal.untaught is not None:
+            counts = ~signal.untaught if counts is None else counts & ~signal.untaught
+        if counts is not None:
             has_soft, has_hard, always = has_soft & counts, has_hard & counts, False
         soft = self._soft(signal, student, None if always else has_soft, asked)
         hard = student.log_normaliser - without_gradient_unless(has_hard, student.target_logit)

@@ -59,6 +59,9 @@ class TeacherSignal:
     hard_only: Bool[Tensor, "*batch"] | None = None
     """Where too little is known of the teacher to be learnt, so that the soft weight is zero whatever the rule; None
     where that is nowhere."""
+    untaught: Bool[Tensor, "*batch"] | None = None
+    """Where nothing is learnt at all: as `hard_only`, in a text of the student's own, of which its token is no label;
+    None where that is nowhere."""
 
     @classmethod
     def from_logits(
@@ -205,6 +208,7 @@ class TeacherSignal:
             tail_powers={g: power[index] for g, power in self.tail_powers.items()},
             label_logp=at(self.label_logp),
             hard_only=at(self.hard_only),
+            untaught=at(self.untaught),
         )
 
     def with_labels(self, logits: Float[Tensor, "*batch V"], labels: Int[Tensor, "*batch"]) -> "TeacherSignal":

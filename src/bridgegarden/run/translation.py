@@ -89,11 +89,6 @@ def _check_recipe(recipe: Recipe) -> None:
         raise ConfigError(
             f"training.packing: {why}, and packed rows are in the student's tokens alone. Set it to false."
         )
-    if recipe.on_policy is not None and recipe.on_policy.lmbda > 0:
-        raise ConfigError(
-            f"on_policy: {why}, and the teacher is asked about the answers of the data alone. Leave on_policy out, or "
-            "take a teacher of the student's family."
-        )
     if recipe.free_running is not None:
         raise ConfigError(
             f"free_running: {why}, so that the losses of one text are not of the same tokens. Leave free_running out."

@@ -23,7 +23,8 @@ from bridgegarden.teacher.cache.shard import Document, Entry
 from bridgegarden.teacher.cache.spec import CacheSpec
 from bridgegarden.teacher.foreign_values import Unfit
 from bridgegarden.teacher.generate import GIVE_UP_AFTER
-from bridgegarden.teacher.scoring_api import Api, Scores, found_api
+from bridgegarden.teacher.scores import Scores
+from bridgegarden.teacher.scoring_api import Api, found_api
 from bridgegarden.teacher.scoring_check import Example, ScoringReport, Weights, self_test
 from bridgegarden.teacher.server_connection import ApiName
 from bridgegarden.teacher.server_logprobs import SMALLEST_TAIL

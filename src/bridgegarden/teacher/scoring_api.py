@@ -11,15 +11,15 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise, takewhile
-from typing import Any, ClassVar, NamedTuple
+from itertools import takewhile
+from typing import Any, ClassVar
 
-import numpy as np
+import msgspec
 
 from bridgegarden.data import Conversation
 from bridgegarden.errors import ConfigError
 from bridgegarden.teacher.foreign_values import EXCESS, LARGEST_ID, Unfit, items, mapping, short, shown, whole
+from bridgegarden.teacher.scores import Row, Scores, not_listed, read_vllm_rows, vllm_row
 from bridgegarden.teacher.server_connection import ApiName, BadReply, Reply, error_text
 from bridgegarden.teacher.server_logprobs import AS_ID
 from bridgegarden.teacher.server_requests import Line, Refused, Server
@@ -28,59 +28,6 @@ WIDER = 16
 """By how much more tokens llama.cpp is asked for at a position where the data's token is not among the likeliest."""
 UNSHAPED = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 """All of the distribution, whatever the server would do unasked."""
-
-
-class Row(NamedTuple):
-    """What a server lists at one position."""
-
-    ids: list[int]
-    logps: list[float]
-    """In nats, as the server orders them."""
-    label_logp: float
-    """Of the token that stands there."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What the teacher expected at N positions of a text, likeliest first."""
-
-    ids: np.ndarray
-    """``(N, K)`` int64."""
-    logps: np.ndarray
-    """``(N, K)`` float64, nats."""
-    label_logps: np.ndarray
-    """``(N,)`` float64, nats: of the tokens that stand there."""
-
-    @classmethod
-    def of(cls, rows: Sequence[Row], k: int, place: Callable[[int], str]) -> "Scores":
-        """The `k` likeliest tokens of each row.
-
-        Args:
-            rows: as a server lists them: `k` tokens, or one more where the one that stands there is none of them.
-            k: how many were asked for.
-            place: what to call the n-th row.
-
-        Raises:
-            Unfit: these are not log-probabilities of so many different tokens.
-        """
-        for number, row in enumerate(rows):
-            if not k <= len(row.ids) <= k + 1:
-                raise Unfit(f"{place(number)}: {len(row.ids)} tokens are listed, and {k} were asked for")
-        try:
-            # A slot that is empty comes last.
-            ids = np.array([row.ids if len(row.ids) > k else [*row.ids, -1] for row in rows], np.int64)
-            given = [row.logps if len(row.logps) > k else [*row.logps, -np.inf] for row in rows]
-            logps = np.array(given, np.float64)
-            labels = np.array([row.label_logp for row in rows], np.float64)
-        except (TypeError, ValueError, OverflowError):
-            raise Unfit("token ids and log-probabilities: expected numbers") from None
-        missing = np.isnan(logps).any(1)
-        if missing.any():  # a null reads as one, and sorting would put it behind what is empty
-            raise Unfit(f"{place(int(missing.argmax()))}: expected log-probabilities, got what is no number")
-        order = np.argsort(-logps, axis=1, kind="stable")[:, :k]
-        ids, logps = np.take_along_axis(ids, order, 1), np.take_along_axis(logps, order, 1)
-        _check(ids, logps, labels, place)
-        return cls(ids, np.minimum(logps, 0.0), np.minimum(labels, 0.0))
 
 
 class Api(ABC):
@@ -151,16 +98,24 @@ class Vllm(Api):
 
     async def score(self, line: Line, ids: Sequence[int], positions: Sequence[int], k: int) -> Scores:
         asked = self._content(ids) | {"max_tokens": 1, "temperature": 1.0, "prompt_logprobs": k}
-        read = _read(lambda tree: self._scores(tree, ids, positions, k))
-        return await line.ask(f"{self.prefix}completions", asked, read)
+        return await line.ask(f"{self.prefix}completions", asked, self.reader(ids, positions, k))
+
+    def reader(self, ids: Sequence[int], positions: Sequence[int], k: int) -> Callable[[Reply], Scores]:
+        """Reads the reply; see :meth:`score`."""
+
+        def usual(text: str) -> Scores | None:
+            rows = read_vllm_rows(text, ids, positions)
+            return None if rows is None else Scores.of(rows, k, positions)
+
+        return _read(lambda tree: self._scores(tree, ids, positions, k), usual)
 
     def _scores(self, tree: Mapping[str, Any], ids: Sequence[int], positions: Sequence[int], k: int) -> Scores:
         given = _first(tree, "choices").get("prompt_logprobs")
         if given is None:
             raise Unfit("it holds no prompt_logprobs, so this server does not score tokens that are there already")
         given = _as_many(given, len(ids), "prompt_logprobs")
-        rows = [_vllm_row(given[at], ids[at], at) for at in positions]
-        return Scores.of(rows, k, _places(positions))
+        rows = [vllm_row(given[at], ids[at], at) for at in positions]
+        return Scores.of(rows, k, positions)
 
     async def written(self, line: Line, ids: Sequence[int], most: int) -> list[tuple[int, float]]:
         asked = {"max_tokens": most, "temperature": 0.0, "logprobs": 1}
@@ -215,7 +170,7 @@ class Sglang(Api):
             if own[1] != ids[at]:
                 raise Unfit(f"token {at} is {shown(own[1])} there, and {ids[at]} was sent: it scores other ids")
             rows.append(Row([_id(entry[1]) for entry in top], [entry[0] for entry in top], own[0]))
-        return Scores.of(rows, k, _places(positions))
+        return Scores.of(rows, k, positions)
 
     async def written(self, line: Line, ids: Sequence[int], most: int) -> list[tuple[int, float]]:
         def read(tree: Mapping[str, Any]) -> list[tuple[int, float]]:
@@ -261,7 +216,7 @@ class LlamaCpp(Api):
     async def score(self, line: Line, ids: Sequence[int], positions: Sequence[int], k: int) -> Scores:
         rows = [await self._row(line, ids[:at], ids[at], k) for at in positions]
         try:
-            return Scores.of(rows, k, _places(positions))
+            return Scores.of(rows, k, positions)
         except Unfit as error:
             raise Refused(_unfit(error)) from None
 
@@ -339,9 +294,9 @@ class Trl(Api):
             tokens = [_id(index) for index in items(listed[at - first], f"token {at}")]
             values = _as_many(logps[at - first], len(tokens), f"token {at}")
             if ids[at] not in tokens:
-                raise Unfit(_not_listed(at, ids[at]))
+                raise Unfit(not_listed(at, ids[at]))
             rows.append(Row(tokens, list(values), values[tokens.index(ids[at])]))
-        return Scores.of(rows, k, _places(positions))
+        return Scores.of(rows, k, positions)
 
 
 APIS: Mapping[ApiName, type[Api]] = {api.name: api for api in (Vllm, Sglang, LlamaCpp, Trl)}
@@ -395,20 +350,24 @@ def _about(reply: Reply) -> Mapping[str, Any]:
     return tree if isinstance(tree, dict) and not reply.held_key else {}
 
 
-def _read(read: Callable[[Mapping[str, Any]], Any]) -> Callable[[Reply], Any]:
-    """`read` of a reply's object; what does not fit is a bad reply."""
+def _read(
+    read: Callable[[Mapping[str, Any]], Any], usual: Callable[[str], Any] = lambda text: None
+) -> Callable[[Reply], Any]:
+    """`read` of a reply's object; what does not fit is a bad reply.
+
+    Args:
+        read: the object.
+        usual: reads a reply's text of the usual form, and makes None of any other.
+    """
 
     def checked(reply: Reply) -> Any:
         if reply.held_key:
             raise BadReply("the reply holds our API key, so it is not kept.")
         try:
-            tree = json.loads(reply.text)
-        except (ValueError, RecursionError) as error:
-            cause = short(str(error))
-            text = f"the reply is not whole JSON ({len(reply.text)} characters: {cause})."
-            raise BadReply(text, try_again=True) from None
-        try:
-            tree = mapping(tree, "the reply")
+            found = usual(reply.text)
+            if found is not None:
+                return found
+            tree = mapping(_tree(reply.text), "the reply")
             if tree.get("error") is not None:
                 raise BadReply(f"the server replied with an error ({error_text(reply.text)}).", try_again=True)
             return read(tree)
@@ -418,6 +377,19 @@ def _read(read: Callable[[Mapping[str, Any]], Any]) -> Callable[[Reply], Any]:
             raise BadReply(_unfit(f"an entry of another shape: {type(error).__name__}")) from None
 
     return checked
+
+
+def _tree(text: str) -> Any:
+    """What JSON says."""
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        pass  # stricter than Python's about numbers that are none and halves of characters, which may be of no concern
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        cause = short(str(error))
+        raise BadReply(f"the reply is not whole JSON ({len(text)} characters: {cause}).", try_again=True) from None
 
 
 def _unfit(error: object) -> str:
@@ -454,48 +426,6 @@ def _after(length: int) -> Callable[[Mapping[str, Any]], tuple[list[int], list[f
     return read
 
 
-def _vllm_row(entry: Any, label: int, at: int) -> Row:
-    """One entry of ``prompt_logprobs``: ids to log-probability and rank, the token that stands there first."""
-    listed = mapping(entry, f"token {at}")
-    own = listed.get(str(label))
-    try:
-        ids = list(map(int, listed))
-    except ValueError:
-        name = next(name for name in listed if not name.isdecimal())
-        raise Unfit(
-            f"token {at}: {shown(name)} is named as text, and ids are needed; ask a vLLM whose prompt_logprobs are "
-            "keyed by id"
-        ) from None
-    if own is None:
-        raise Unfit(_not_listed(at, label))
-    logps = [value["logprob"] for value in listed.values()]
-    # Behind the token that stands there they come in order.
-    if sorted(logps[1:], reverse=True) != logps[1:]:
-        ranks = [value.get("rank") or 0 for value in listed.values()]
-        pairs = pairwise(sorted(zip(ranks, logps, strict=True)))
-        if any(low[1] < high[1] - EXCESS for low, high in pairs if low[0] < high[0]):
-            raise Unfit(f"token {at}: the ranks are not in the order of the log-probabilities")
-    return Row(ids, logps, own["logprob"])
-
-
-def _check(ids: np.ndarray, logps: np.ndarray, labels: np.ndarray, place: Callable[[int], str]) -> None:
-    def refuse(bad: np.ndarray, words: Callable[[int], str]) -> None:
-        if bad.any():
-            number = int(bad.argmax())
-            raise Unfit(f"{place(number)}: {words(number)}")
-
-    values = np.concatenate([logps, labels[:, None]], axis=1)
-    wrong = ~(values <= EXCESS)
-    refuse(np.asarray(wrong.any(1)), lambda n: f"expected log-probabilities (<= 0), got {values[n][wrong[n]][0]}")
-    masses = np.exp(logps).sum(1)
-    refuse(
-        np.asarray(masses > 1 + EXCESS),
-        lambda n: f"expected probabilities that add up to 1 at most, got {masses[n]:.4g}",
-    )
-    in_order = np.sort(ids, axis=1)
-    refuse((in_order[:, 1:] == in_order[:, :-1]).any(1), lambda n: "a token is listed twice")
-
-
 def _first(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     entries = items(tree.get(name), name)
     if not entries:
@@ -510,17 +440,6 @@ def _as_many(given: Any, count: int, what: str) -> Sequence[Any]:
             f"{what}: {len(found)} entries, and {count} were expected: the server reads other tokens than it is sent"
         )
     return found
-
-
-def _places(positions: Sequence[int]) -> Callable[[int], str]:
-    return lambda number: f"token {positions[number]}"
-
-
-def _not_listed(at: int, label: int) -> str:
-    return (
-        f"token {at}: {label} stands there and is not listed, so what is listed belongs to another position or another "
-        "vocabulary"
-    )
 
 
 def _id(value: Any) -> int:

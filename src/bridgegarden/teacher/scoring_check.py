@@ -16,7 +16,8 @@ import numpy as np
 from bridgegarden.data import Conversation
 from bridgegarden.errors import ModelError
 from bridgegarden.teacher.foreign_values import shown
-from bridgegarden.teacher.scoring_api import Api, Scores
+from bridgegarden.teacher.scores import Scores
+from bridgegarden.teacher.scoring_api import Api
 from bridgegarden.teacher.server_requests import Line, Refused, Requests
 
 if TYPE_CHECKING:

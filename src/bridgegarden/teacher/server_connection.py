@@ -16,10 +16,12 @@ import urllib.request
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from io import BytesIO
 from typing import Any, Literal, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
-import httpx2
+import aiohttp
+from yarl import URL
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.teacher.foreign_values import Unfit, mapping, name, short, shown, text
@@ -34,11 +36,17 @@ LONGEST_PAUSE = 600.0
 """Seconds that a server's Retry-After is obeyed at most."""
 LARGEST_REPLY = 1 << 26
 """Bytes."""
+READ_AHEAD = 1 << 20
+"""Bytes of a reply that are taken from the socket before they are asked for."""
 KEY_VARIABLE = "OPENAI_API_KEY"
 SHORTEST_KEY = 8
 """Characters. A shorter word may stand in an answer by chance, so that nobody could say whether it is the key."""
 MASK = "***"
 """What stands where the key was."""
+ESCAPES = "\\%&"
+"""What begins the spelling of a character by JSON, addresses or HTML."""
+MOST_ESCAPES = 0.005
+"""Of the characters of a text, where each is looked at alone."""
 ENDINGS: Mapping[str, Literal["stop", "length"]] = {
     "stop": "stop",
     "eos": "stop",
@@ -81,8 +89,10 @@ def check_url(url: str, place: str) -> None:
         parts = urlsplit(url)
         host = (parts.hostname or "").encode("idna")  # as it is looked up
         usable = parts.scheme in ("http", "https") and bool(host) and parts.port != 0
-        httpx2.URL(url)
-    except (ValueError, httpx2.InvalidURL):
+        URL(url)
+        if re.fullmatch(rb"[0-9.]+", host):
+            ipaddress.IPv4Address(host.decode())
+    except ValueError:
         usable = False
     if not usable or any(not "!" <= character <= "~" for character in url):
         raise ConfigError(
@@ -124,42 +134,48 @@ class Connection:
         parts = urlsplit(self.base_url)
         self._tls = ssl.create_default_context()
         self._proxy = _proxy(parts.hostname or "") if parts.scheme == "https" else None
+        # For each request: the headers of a session go to the proxy as well.
+        self._headers = {
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            "User-Agent": "bridgegarden",
+            **self._secret.headers,
+        }
 
-    def client(self) -> httpx2.AsyncClient:
+    def client(self) -> aiohttp.ClientSession:
         """What requests go through; keeps connections for the next ones. An asynchronous context manager."""
-        return httpx2.AsyncClient(
-            headers={
-                "Content-Type": "application/json",
-                "Accept": "application/json",
-                "Accept-Encoding": "identity",
-                "User-Agent": "bridgegarden",
-                **self._secret.headers,
-            },
-            verify=self._tls,
-            proxy=self._proxy,
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=self._tls, limit=0),
+            cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,  # it would take a key from ~/.netrc, and ask plain HTTP through a proxy that reads ours
-            timeout=None,
-            limits=httpx2.Limits(max_connections=None),
+            timeout=aiohttp.ClientTimeout(),
+            read_bufsize=READ_AHEAD,
         )
 
-    async def ask(self, client: httpx2.AsyncClient, path: str, content: Mapping[str, Any] | None) -> Reply:
+    async def ask(self, client: aiohttp.ClientSession, path: str, content: Mapping[str, Any] | None) -> Reply:
         """What the server replies to `content`, or without any to a GET. Redirects are not followed.
 
         Raises:
             BadReply: it refuses, or the reply does not come.
             ConfigError: it refuses the key, or sends us elsewhere: it would do so with any request.
         """
-        method, sent = ("GET", None) if content is None else ("POST", json.dumps(content).encode())
+        method, sent = ("GET", None) if content is None else ("POST", BytesIO(json.dumps(content).encode()))
+        address = URL(f"{self.base_url}/{path}", encoded=True)
         try:
-            async with asyncio.timeout(self.timeout):
-                async with client.stream(method, f"{self.base_url}/{path}", content=sent) as response:
-                    text = (await _body(response)).decode("utf-8-sig", "surrogateescape")
+            async with (
+                asyncio.timeout(self.timeout),
+                client.request(
+                    method, address, data=sent, headers=self._headers, proxy=self._proxy, allow_redirects=False
+                ) as response,
+            ):
+                text = (await _body(response)).decode("utf-8-sig", "surrogateescape")
         except TimeoutError:
             raise BadReply(f"no reply within {self.timeout:g} s.", try_again=True) from None
-        except (httpx2.HTTPError, OSError) as error:
+        except (aiohttp.ClientError, OSError) as error:
             raise BadReply(self._broken(error), try_again=True) from None
         masked = self._secret.masked(text)
-        if not 200 <= response.status_code < 300:
+        if not 200 <= response.status < 300:
             self._refused(response, masked, path)
         return Reply(masked, held_key=masked != text)
 
@@ -167,8 +183,8 @@ class Connection:
         """Whether our key stands in `text`."""
         return self._secret.masked(text) != text
 
-    def _refused(self, response: httpx2.Response, text: str, path: str) -> NoReturn:
-        said, status = error_text(text), response.status_code
+    def _refused(self, response: aiohttp.ClientResponse, text: str, path: str) -> NoReturn:
+        said, status = error_text(text), response.status
         if status == 401:
             how = "it refuses the API key" if self._secret else f"it wants an API key, and {KEY_VARIABLE} is not set"
             raise ConfigError(f"{self.base_url}: {how} (HTTP 401: {said}). See --api-key-env.")
@@ -185,11 +201,13 @@ class Connection:
         )
 
     def _broken(self, error: BaseException) -> str:
-        refused = "the proxy of https_proxy refuses: HTTP " if isinstance(error, httpx2.ProxyError) else ""
+        if isinstance(error, aiohttp.ClientHttpProxyError):
+            said = short(self._secret.masked(f"{error.status} {error.message}"))
+            return f"the connection failed (the proxy of https_proxy refuses: HTTP {said})."
         while (inner := error.__cause__ or error.__context__) is not None:  # those around it say less
             error = inner.exceptions[0] if isinstance(inner, ExceptionGroup) else inner
         # It may quote what the server sent.
-        return f"the connection failed ({refused}{short(self._secret.masked(str(error))) or type(error).__name__})."
+        return f"the connection failed ({short(self._secret.masked(str(error))) or type(error).__name__})."
 
 
 class BadReply(Exception):
@@ -259,7 +277,9 @@ class Secret:
                 f"asks for none, unset {KEY_VARIABLE}."
             )
         self._key = key
-        self._pattern = None if key is None else re.compile("".join(map(_spellings, key)))
+        spellings = list(map(_spellings, key or ""))
+        self._pattern = re.compile("".join(f"(?:{'|'.join(forms)})" for forms in spellings))
+        self._spelt = re.compile("|".join(sorted({form for forms in spellings for form in forms[1:]})))
 
     def __bool__(self) -> bool:
         return self._key is not None
@@ -274,10 +294,26 @@ class Secret:
 
         To be called before anything is cut off: of a half there is no telling what it was.
         """
-        return text if self._pattern is None else self._pattern.sub(MASK, text)
+        # Looked for by faster means first: replies are long, and hardly ever hold it.
+        if self._key is None or not (self._key in text or self._is_spelt(text)):
+            return text
+        return self._pattern.sub(MASK, text)
+
+    def _is_spelt(self, text: str) -> bool:
+        """Whether any character of the key may stand in `text` in another way than as itself; true of one that holds so
+        many spellings that trying each takes longer than looking for the key."""
+        if sum(map(text.count, ESCAPES)) > len(text) * MOST_ESCAPES:
+            return True
+        for first in ESCAPES:
+            at = text.find(first)
+            while at >= 0:
+                if self._spelt.match(text, at):
+                    return True
+                at = text.find(first, at + 1)
+        return False
 
 
-def _proxy(host: str) -> httpx2.Proxy | None:
+def _proxy(host: str) -> URL | None:
     """The proxy that the environment names for an HTTPS server, ``no_proxy`` and this very machine excepted.
 
     Our key is not for it: that is sent inside TLS.
@@ -289,10 +325,11 @@ def _proxy(host: str) -> httpx2.Proxy | None:
     if not named or _is_loopback(host) or urllib.request.proxy_bypass(host):
         return None
     try:
-        proxy = httpx2.Proxy(named if "://" in named else f"http://{named}")
-    except (ValueError, httpx2.InvalidURL):
-        proxy = None
-    if proxy is None or proxy.url.scheme != "http" or not proxy.url.host:
+        proxy = URL(named if "://" in named else f"http://{named}")
+        usable = proxy.scheme == "http" and bool(proxy.host) and proxy.port is not None
+    except ValueError:
+        usable = False
+    if not usable:
         raise ConfigError(
             "https_proxy: expected the address of an HTTP proxy, such as http://proxy:3128. Mend it, or name the "
             "server's host in no_proxy."
@@ -307,10 +344,10 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-async def _body(response: httpx2.Response) -> bytes:
+async def _body(response: aiohttp.ClientResponse) -> bytes:
     """All of it, unless it never ends."""
     whole = bytearray()
-    async for part in response.aiter_bytes():
+    async for part in response.content.iter_any():
         whole += part
         if len(whole) > LARGEST_REPLY:
             raise BadReply(f"the reply is longer than {LARGEST_REPLY} bytes.")
@@ -341,13 +378,13 @@ def _seconds(retry_after: str | None) -> float | None:
     return min(max(seconds, 0.0), LONGEST_PAUSE) if seconds == seconds else None
 
 
-def _spellings(character: str) -> str:
-    """A pattern for one character of a key."""
+def _spellings(character: str) -> list[str]:
+    """Patterns for one character of a key, as itself first."""
     code = ord(character)
     forms = [re.escape(character), rf"\\\\*u(?i:{code:04x})", f"%(?i:{code:02x})", f"&#(?i:x0*{code:x}|0*{code});"]
     if not character.isalnum():
         forms.append(rf"\\\\*{re.escape(character)}")
-    return f"(?:{'|'.join(forms)})"
+    return forms
 
 
 def _object(body: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from bridgegarden.errors import ConfigError
 from bridgegarden.teacher.server_connection import BadReply, Connection, Reply, check_url
 
 if TYPE_CHECKING:
-    import httpx2
+    import aiohttp
 
 T = TypeVar("T")
 J = TypeVar("J")
@@ -75,7 +75,7 @@ class Line:
     """How one worker asks: a request after the other, each tried again as long as that may help."""
 
     def __init__(
-        self, number: int, client: "httpx2.AsyncClient", connection: Connection, server: Server, traffic: "_Traffic"
+        self, number: int, client: "aiohttp.ClientSession", connection: Connection, server: Server, traffic: "_Traffic"
     ) -> None:
         self.number = number
         """Of the worker, from 0: no two that are at work have the same."""

@@ -37,9 +37,9 @@ SHARES = (
 )
 """What is logged of translated signals, a mean over positions each; see
 :class:`~bridgegarden.teacher.translation.translate.Shares`."""
-STRETCHES, STUDENT_LABELS = "stretches", "student_labels"
+STRETCHES, STUDENT_LABELS, OWN_TEXTS = "stretches", "student_labels", "own_texts"
 """Beside what a teacher in memory reads: ``(S, 2)`` its tokens and the student's of each stretch; ``(M,)`` the
-student's."""
+student's; whether the texts are the student's own, so that its tokens are no labels."""
 ANSWER = "yes"
 PROBE = Conversation(
     form="chat", messages=({"role": "user", "content": "no"}, {"role": "assistant", "content": ANSWER}), learn_from=1
@@ -63,7 +63,8 @@ class TokenizerPair:
             translation: from the one to the other.
         """
         self.tokenizer, self.translation = tokenizer, translation
-        self._openings = _opening(tokenizer, translation.teacher), _opening(student, translation.student)
+        theirs, self._opening_ids = _opening(tokenizer, translation.teacher)
+        self._openings = theirs, _opening(student, translation.student)[0]
 
     @property
     def settings(self) -> dict[str, float]:
@@ -153,6 +154,29 @@ class TokenizerPair:
         """`signal` at all of the teacher's tokens of `pairs`, at all of the student's."""
         return self.translation(signal, [pair[0] for pair in pairs], [pair[1] for pair in pairs], place)
 
+    def answered(self, read: Sequence[int], labels: Sequence[int], answer: Sequence[int]) -> dict[str, list[int]]:
+        """What the teacher reads in place of a row that it has read, with an answer of the student's.
+
+        Bytes that it cannot write, or a row of which it had no answer to read, leave it none: it says nothing then.
+
+        Args:
+            read: the teacher's ids of the row.
+            labels: the same where they are learnt.
+            answer: the student's tokens.
+        """
+        first = next((at for at, label in enumerate(labels) if label != IGNORED), None)
+        written = self.translation.student.join(answer)
+        if first is None:
+            return {TEACHER_IDS: list(read), TEACHER_LABELS: [IGNORED] * len(read)}
+        lead: list[int] = []
+        if written.startswith(self._openings[1]):  # in the teacher's words, where it has any
+            written, lead = written[len(self._openings[1]) :], self._opening_ids
+        found = self.translation.teacher.encode(written)
+        if found is None:  # words, which begin with a space
+            found = self.translation.teacher.encode(b" " + written) or []
+        ids = [*lead, *found]
+        return {TEACHER_IDS: [*read[:first], *ids], TEACHER_LABELS: [IGNORED] * first + ids}
+
     def decided(self, pairs: Sequence[Paired]) -> "Decided":
         """How much the teacher's own tokens of some stretches say of the student's; no distribution is needed."""
         teacher, student = self.translation.teacher, self.translation.student
@@ -185,13 +209,15 @@ def _filled(stretches: list[list[int]], count: int) -> list[list[int]]:
     return stretches + [[]] * (count - len(stretches))
 
 
-def _opening(tokenizer: "PreTrainedTokenizerBase", view: ByteView) -> bytes:
-    """What the chat template has the assistant write before its words."""
+def _opening(tokenizer: "PreTrainedTokenizerBase", view: ByteView) -> tuple[bytes, list[int]]:
+    """What the chat template has the assistant write before its words, and its tokens, special ones too."""
     if tokenizer.chat_template is None:
-        return b""
+        return b"", []
     row = RowTokeniser.of(tokenizer).row(PROBE, view.name)
-    written = view.join([label for label in row.labels if label != IGNORED])
-    return written[: max(written.find(ANSWER.encode()), 0)].strip(b" ")
+    learnt = [label for label in row.labels if label != IGNORED]
+    begins = [at for at in range(len(learnt)) if view.join(learnt[at:]).lstrip(b" ").startswith(ANSWER.encode())]
+    lead = learnt[: max(begins, default=0)]
+    return view.join(lead), lead
 
 
 def _behind(opening: bytes, view: ByteView, ids: list[int]) -> int | None:
@@ -414,7 +440,7 @@ class TranslatedModel(TranslatedTeacher):
         made them."""
         assert vocab_size == self.width
         assert not exponents
-        own = {name: value for name, value in inputs.items() if name not in (STRETCHES, STUDENT_LABELS)}
+        own = {name: value for name, value in inputs.items() if name not in (STRETCHES, STUDENT_LABELS, OWN_TEXTS)}
         size = min(self.teacher.width, len(self.pair.translation.teacher))
         source = self.teacher.at(positions, own, vocab_size=size, exponents=())
         parts = [
@@ -428,7 +454,10 @@ class TranslatedModel(TranslatedTeacher):
             pairs.append((theirs[at[0] : ends[0]], ours[at[1] : ends[1]]))
             at = ends
         translated = self.pair.translate(_joined(parts), pairs, "a batch")
-        return from_parts(as_parts(translated), positions.row.device, vocab_size)
+        found = from_parts(as_parts(translated), positions.row.device, vocab_size)
+        if OWN_TEXTS not in inputs:
+            return found
+        return replace(found, signal=replace(found.signal, untaught=found.signal.hard_only))
 
 
 def _on_cpu(signal: TeacherSignal) -> TeacherSignal:

@@ -11,10 +11,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bridgegarden.causal_lm_policy import CausalLMPolicy
 from bridgegarden.data import end_of_turn_ids
+from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS
 from bridgegarden.diagnostics.rollout import draw, tempered
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.objective.alignment import IGNORE
-from bridgegarden.training.batches import ROW, RowCollator
+from bridgegarden.teacher.translated import OWN_TEXTS, TokenizerPair
+from bridgegarden.training.batches import ROW, TEACHER, RowCollator
 from bridgegarden.training.measured import CostLedger
 from bridgegarden.training.on_policy import OnPolicy, stream_seed
 
@@ -50,17 +52,19 @@ class StudentWriter:
         accelerator: Accelerator,
         vocab_size: int,
         seed: int,
+        tokens: TokenizerPair | None = None,
     ) -> None:
         """
         Args:
             models: the student, without the wrapping of adapters or of DDP, on its device; then the teacher that will
-                read the answers, if it is a model.
+                read the answers, if it is a model with the same tokenizer.
             on_policy: how much, and how, the student writes.
             tokenizer: of both.
             collator: what makes batches.
             accelerator: of the trainer.
             vocab_size: token ids that student and teacher share; no other is ever drawn.
             seed: of training.
+            tokens: how a teacher with another tokenizer reads the answers; None where it has the student's.
 
         Raises:
             ConfigError: a collator of somebody else's, or a student whose weights are split over processes.
@@ -77,6 +81,7 @@ class StudentWriter:
         ends = [token for token in dict.fromkeys(ends) if token < vocab_size]
         self._policy = CausalLMPolicy(models[0], end_ids=ends, vocab_size=vocab_size)
         self._on_policy, self._collator, self._accelerator, self._seed = on_policy, collator, accelerator, seed
+        self._tokens = tokens
         windows = [getattr(model.config.get_text_config(), "max_position_embeddings", None) for model in models]
         self._window: int | None = min((window for window in windows if window is not None), default=None)
 
@@ -145,13 +150,18 @@ class StudentWriter:
         for example, prompt, answer in zip(asked, heads, answers, strict=True):
             example["input_ids"] = prompt + answer.tokens
             example["labels"] = [IGNORE] * len(prompt) + answer.tokens
+            if self._tokens is not None:
+                example |= self._tokens.answered(example[TEACHER_IDS], example[TEACHER_LABELS], answer.tokens)
         ledger.add(
             answers=len(answers),
             ended_answers=sum(answer.ended for answer in answers),
             prompt_tokens=sum(map(len, heads)),
             generated_tokens=sum(len(answer.tokens) for answer in answers),
         )
-        return self._collator(examples)
+        made = self._collator(examples)
+        if self._tokens is not None:
+            made[TEACHER][OWN_TEXTS] = torch.tensor(True)
+        return made
 
 
 def _examples(batch: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[list[int]]]:
@@ -173,6 +183,17 @@ def _examples(batch: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[list
             )
         length = int(batch["attention_mask"][index].sum())
         example = {"input_ids": ids[index, :length].tolist(), "labels": labels[index, :length].tolist()}
+        if TEACHER in batch:
+            example |= _as_teacher_reads(batch[TEACHER], index)
         examples.append(example if number is None else example | {ROW: number})
         prompts.append(example["input_ids"][:first])
     return examples, prompts
+
+
+def _as_teacher_reads(batch: Mapping[str, Any], index: int) -> dict[str, list[int]]:
+    """A row of what a teacher reads otherwise, without padding."""
+    length = int(batch["attention_mask"][index].sum())
+    return {
+        TEACHER_IDS: batch["input_ids"][index, :length].tolist(),
+        TEACHER_LABELS: batch["labels"][index, :length].tolist(),
+    }

@@ -179,7 +179,8 @@ class HybridDistillationTrainer(SFTTrainer):
         self._loss_shifts_labels = True
         self.data_collator = with_rows(self.data_collator, cache, reach, self._pair)
         writes = on_policy is not None and on_policy.lmbda > 0
-        check_teacher_rows(data, self.data_collator, cached=cache is not None, on_policy=writes)
+        own_prompts = writes and self._pair is None
+        check_teacher_rows(data, self.data_collator, cached=cache is not None, on_policy=own_prompts)
         self._costs = CostLedger(self.accelerator)
         self._writer = None if on_policy is None else self._student_writer(on_policy)
         if cache is not None:
@@ -218,13 +219,14 @@ class HybridDistillationTrainer(SFTTrainer):
     def _student_writer(self, on_policy: OnPolicy) -> StudentWriter:
         """What has the student answer batches itself."""
         return StudentWriter(
-            [self._student(), *models_of(self.teacher)],
+            [self._student(), *(models_of(self.teacher) if self._pair is None else ())],
             on_policy,
             tokenizer=self._tokenizer,
             collator=self.data_collator,
             accelerator=self.accelerator,
             vocab_size=self.vocab_size,
             seed=self.args.seed,
+            tokens=self._pair,
         )
 
     def compute_loss(
