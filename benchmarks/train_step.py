@@ -56,7 +56,8 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
 from bridgegarden.data import chat_template_fingerprint, tokenizer_fingerprint
-from bridgegarden.objective.hybrid import PRESETS, HybridObjective
+from bridgegarden.objective.hybrid import HybridObjective
+from bridgegarden.objective.methods import PRESETS
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.spec import DEFAULT_EXPONENTS, CacheSpec, Support
 from bridgegarden.teacher.cache.writer import OneTeacher, build_cache

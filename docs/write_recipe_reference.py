@@ -11,7 +11,8 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from bridgegarden.objective.divergences import DIVERGENCES
-from bridgegarden.objective.hybrid import PRESETS, HybridObjective
+from bridgegarden.objective.hybrid import HybridObjective
+from bridgegarden.objective.methods import PRESETS
 from bridgegarden.objective.position_weight import POSITION_WEIGHTS
 from bridgegarden.objective.soft_weight import SOFT_WEIGHTS
 from bridgegarden.recipe import Recipe, describe_objective

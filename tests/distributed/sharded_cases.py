@@ -20,10 +20,11 @@ from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.divergences import DIVERGENCES, alpha_beta
 from bridgegarden.objective.fused import TeacherSource, fused_hybrid_loss
 from bridgegarden.objective.head import selected_logits
-from bridgegarden.objective.hybrid import PRESETS, HybridObjective
+from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import EntropyWeight, TrainProgress
 from bridgegarden.objective.support import TeacherSignal
 from bridgegarden.teacher.live import LiveTeacher
+from tests.objective.presets import MECHANISMS
 from tests.tiny import VOCABULARY, Family, tiny_model
 
 Layout = Literal["root", "head alone", "norm and head"]
@@ -83,7 +84,7 @@ def cases() -> dict[str, ShardedCase]:
                 f"{where}: teacher sharded": replace(base, teacher="sharded"),
             }
     for family, layout in (("llama", "norm and head"), ("qwen2", "root")):
-        for preset in PRESETS:
+        for preset in MECHANISMS:
             objective = HybridObjective.preset(preset)
             found[f"{family}, {layout}: {preset}"] = ShardedCase(objective=objective, family=family, layout=layout)
     base = ShardedCase(objective=STATIC, layout="norm and head")

@@ -19,11 +19,12 @@ from torch.utils.data import SequentialSampler
 from trl.trainer.sft_config import SFTConfig
 
 from bridgegarden.objective.divergences import jensen_shannon, reverse_kl, total_variation
-from bridgegarden.objective.hybrid import PRESETS, HybridObjective
+from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.recipe import load_recipe
 from bridgegarden.run.train import train as run_train
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.training.trainer import HybridDistillationTrainer
+from tests.objective.presets import MECHANISMS
 from tests.teacher.cache.conftest import build
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
@@ -65,7 +66,7 @@ def cases(sharding: Sharding) -> dict[str, TrainerCase]:
         "cached": TrainerCase(cached=True),
     }
     if sharding == "ddp":
-        found |= {preset: TrainerCase(objective=HybridObjective.preset(preset)) for preset in PRESETS}
+        found |= {preset: TrainerCase(objective=HybridObjective.preset(preset)) for preset in MECHANISMS}
         for divergence in (reverse_kl, jensen_shannon, total_variation):
             found[divergence.__name__] = TrainerCase(objective=HybridObjective(divergence=divergence))
     return {f"{sharding}: {name}": case for name, case in found.items()}

@@ -15,13 +15,14 @@ from bridgegarden.diagnostics.rollout import Sampling
 from bridgegarden.objective.divergences import DIVERGENCES, alpha_beta
 from bridgegarden.objective.fused import ProjectedTeacher, fused_hybrid_loss
 from bridgegarden.objective.head import LanguageModelHead
-from bridgegarden.objective.hybrid import PRESETS, HybridObjective
+from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import TrainProgress
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.spec import DEFAULT_EXPONENTS, CacheSpec, Support
 from bridgegarden.teacher.cache.writer import OneTeacher, build_cache
 from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.training.trainer import HybridDistillationTrainer
+from tests.objective.presets import MECHANISMS
 from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
 from tests.training.conftest import token_rows
 
@@ -83,7 +84,7 @@ def test_every_divergence_agrees_with_float64_on_the_cpu(divergence, top_k):
     assert max(errors(objective, "cuda", torch.float32, top_k)) < 1e-3
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", MECHANISMS)
 def test_bfloat16_on_a_gpu_is_no_further_off_than_on_a_cpu(preset):
     objective = HybridObjective.preset(preset)
     on_cpu = errors(objective, "cpu", torch.bfloat16)
@@ -91,7 +92,7 @@ def test_bfloat16_on_a_gpu_is_no_further_off_than_on_a_cpu(preset):
         assert ours < 1.5 * theirs + 2e-3
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", MECHANISMS)
 def test_the_kernels_in_bfloat16_are_no_further_off_than_pytorch_on_a_cpu(preset):
     objective = HybridObjective.preset(preset)
     on_cpu = errors(objective, "cpu", torch.bfloat16, 16)
@@ -99,7 +100,7 @@ def test_the_kernels_in_bfloat16_are_no_further_off_than_pytorch_on_a_cpu(preset
         assert ours < 1.5 * theirs + 2e-3
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", MECHANISMS)
 @pytest.mark.parametrize(("top_k", "kernels"), [(None, False), (16, False), (16, True)])
 def test_nothing_in_the_walk_over_chunks_waits_for_the_gpu(preset, top_k, kernels):
     objective = HybridObjective.preset(preset)
@@ -107,8 +108,9 @@ def test_nothing_in_the_walk_over_chunks_waits_for_the_gpu(preset, top_k, kernel
     hidden, weight, teacher_hidden, teacher_weight = (
         torch.randn(rows, D, generator=generator, device="cuda") for rows in (N, V, N, V)
     )
-    teacher = ProjectedTeacher(teacher_hidden, LanguageModelHead(weight=teacher_weight), top_k, V, objective.exponents)
     data = torch.randint(0, V, (N,), generator=generator, device="cuda")
+    projection = LanguageModelHead(weight=teacher_weight)
+    teacher = ProjectedTeacher(teacher_hidden, projection, top_k, V, objective.exponents, labels=data)
     successor = torch.ones(N, dtype=torch.bool, device="cuda")
     head = LanguageModelHead(weight=weight.requires_grad_())
 

@@ -13,10 +13,13 @@ from bridgegarden.objective.divergences import (
     adaptive_kl,
     alpha_beta,
     forward_kl,
+    head_tail_kl,
     jensen_shannon,
+    lk_hybrid,
     reverse_kl,
     skewed_forward_kl,
     skewed_reverse_kl,
+    token_wise_kl,
     total_variation,
 )
 
@@ -35,7 +38,10 @@ F_DIVERGENCES = (
     "skewed_forward_kl",
     "skewed_reverse_kl",
     "total_variation",
+    "token_wise_kl",
 )
+HELD_FAST = ("head_tail_kl", "token_wise_kl", "lk_hybrid")
+"""By definition their gradient is not that of their value: a factor is held fast."""
 
 
 def random_pair(cells: int = 6, batch: int = 5, seed: int = 0, dtype: torch.dtype = torch.float64):
@@ -76,10 +82,38 @@ def by_definition(name: str, p: list[float], q: list[float]) -> float:
         sure_p, sure_q = math.exp(-0.5 * entropy(p)), math.exp(-0.5 * entropy(q))
         w = sure_p / (sure_p + sure_q)
         return w * kl(p, q) + (1 - w) * kl(q, p)
+    if name in HELD_FAST:
+        weights = held_fast(name, p, q)
+        return with_weights(name, p, q, weights)
     alpha, beta = (0.2, 0.7) if name == "alpha_beta_0.2_0.7" else (2.0, -1.0)
     s = alpha + beta
     terms = (a**alpha * b**beta - alpha / s * a**s - beta / s * b**s for a, b in zip(p, q, strict=True))
     return -sum(terms) / (alpha * beta)
+
+
+def held_fast(name: str, p: list[float], q: list[float]) -> list[float]:
+    """The factors of a method, from its paper's definition."""
+    if name == "token_wise_kl":
+        return [1 / (1 + math.exp(-(math.log(a) - math.log(b)))) for a, b in zip(p, q, strict=True)]
+    if name == "lk_hybrid":
+        return [math.exp(-3 * sum(min(a, b) for a, b in zip(p, q, strict=True)))]
+    # Cells from the teacher's likeliest down; the first is always in the head, and then what half of the mass holds.
+    down, mass, head, tail = sorted(range(len(p)), key=lambda c: -p[c]), 0.0, 0.0, 0.0
+    for place, cell in enumerate(down):
+        mass += p[cell]
+        gap = abs(p[cell] - q[cell])
+        head, tail = (head + gap, tail) if place == 0 or mass <= 0.5 else (head, tail + gap)
+    return [head / (head + tail)]
+
+
+def with_weights(name: str, p: list[float], q: list[float], weights: list[float]) -> float:
+    """A method's value, given its factors."""
+    if name == "token_wise_kl":
+        return sum(
+            w * a * math.log(a / b) + (1 - w) * b * math.log(b / a) for w, a, b in zip(weights, p, q, strict=True)
+        )
+    other = kl(q, p) if name == "head_tail_kl" else 0.5 * sum(abs(a - b) for a, b in zip(p, q, strict=True))
+    return weights[0] * kl(p, q) + (1 - weights[0]) * other
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -90,7 +124,49 @@ def test_value_is_the_sum_written_in_the_definition(name):
     torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", HELD_FAST)
+def test_the_gradient_is_that_of_the_value_with_its_factors_held_fast(name):
+    """By differences of the definition, cell by cell of the student's logits."""
+    teacher, student = random_pair(cells=5, batch=4)
+    logits = student.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(ALL[name](teacher, logits.log_softmax(-1)).sum(), logits)
+    for row in range(4):
+        p = teacher[row].exp().tolist()
+        weights = held_fast(name, p, student[row].exp().tolist())
+        for cell in range(5):
+            ends = []
+            for step in (1e-6, -1e-6):
+                moved = student[row].clone()
+                moved[cell] += step
+                ends.append(with_weights(name, p, moved.softmax(-1).tolist(), weights))
+            assert gradient[row, cell].item() == pytest.approx((ends[0] - ends[1]) / 2e-6, abs=1e-7)
+
+
+def test_token_wise_kl_has_the_value_of_the_symmetric_kl_and_another_gradient():
+    teacher, student = random_pair()
+    logits = student.clone().requires_grad_()
+    value = token_wise_kl(teacher, logits.log_softmax(-1))
+    both = forward_kl(teacher, logits.log_softmax(-1)) + reverse_kl(teacher, logits.log_softmax(-1))
+    torch.testing.assert_close(value, both)
+    ours, theirs = (torch.autograd.grad(one.sum(), logits)[0] for one in (value, both))
+    assert (ours - theirs).abs().max() > 0.01
+
+
+def test_lk_hybrid_without_eta_is_the_forward_kl_and_with_much_of_it_the_total_variation():
+    pair = random_pair()
+    torch.testing.assert_close(lk_hybrid(*pair, eta=0.0), forward_kl(*pair))
+    torch.testing.assert_close(lk_hybrid(*pair, eta=1e4), total_variation(*pair))
+
+
+def test_head_tail_kl_is_forward_where_all_that_differs_is_in_the_head_and_reverse_where_it_is_in_the_tail():
+    teacher = torch.tensor([[0.4, 0.3, 0.2, 0.1]], dtype=torch.float64).log()
+    head = torch.tensor([[0.3, 0.4, 0.2, 0.1]], dtype=torch.float64).log()
+    tail = torch.tensor([[0.4, 0.3, 0.1, 0.2]], dtype=torch.float64).log()
+    torch.testing.assert_close(head_tail_kl(teacher, head, mu=0.7 + 1e-9), forward_kl(teacher, head))
+    torch.testing.assert_close(head_tail_kl(teacher, tail, mu=0.7 + 1e-9), reverse_kl(teacher, tail))
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name not in HELD_FAST])
 def test_gradient_passes_gradcheck(name):
     logits = [x.clone().requires_grad_() for x in random_pair(cells=4, batch=2)]
     assert torch.autograd.gradcheck(

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bridgegarden.objective.alignment import SupervisedPositions
+from bridgegarden.objective.alignment import Places, Position, SupervisedPositions
 from bridgegarden.objective.divergences import DIVERGENCES, alpha_beta, entropy, forward_kl
 from bridgegarden.objective.fused import ProjectedTeacher, fused_hybrid_loss
 from bridgegarden.objective.head import LanguageModelHead, selected_logits
-from bridgegarden.objective.hybrid import PRESETS, HybridObjective, hybrid_loss_from_logits
+from bridgegarden.objective.hybrid import HybridObjective, hybrid_loss_from_logits
+from bridgegarden.objective.methods import PRESETS
 from bridgegarden.objective.mixed_divergence import MixedDivergence
 from bridgegarden.objective.soft_weight import (
     ConfidenceWeight,
@@ -71,7 +72,12 @@ class Pair:
     def fast(self, objective: HybridObjective, *, teacher=None, top_k: int | None = None, chunk: int = 3, **options):
         positions = self.positions
         source = teacher or ProjectedTeacher(
-            positions.of(self.teacher_hidden), self.teacher_head, top_k, self.vocab_size, objective.exponents
+            positions.of(self.teacher_hidden),
+            self.teacher_head,
+            top_k,
+            self.vocab_size,
+            objective.exponents,
+            labels=positions.target,
         )
         options = {"num_items": len(positions), "progress": PROGRESS, "chunk_tokens": chunk, **options}
         return fused_hybrid_loss(
@@ -267,6 +273,7 @@ def test_top_k_agrees_with_the_route_over_selected_logits(preset, chunk):
     positions = pair.positions
     logits = pair.teacher_head.logits(positions.of(pair.teacher_hidden))
     signal = TeacherSignal.from_logits(logits, k=4, vocab_size=pair.vocab_size, exponents=objective.exponents)
+    signal = signal.with_labels(logits, positions.target)
     fast = pair.fast(objective, top_k=4, chunk=chunk)
     assert signal.ids is not None
     target = objective.hard_ids(signal, positions.target)
@@ -279,7 +286,8 @@ def test_top_k_agrees_with_the_route_over_selected_logits(preset, chunk):
         chosen.logits, chosen.log_rest, at_target.logits[:, 0], chosen.log_normaliser, tempered.log_rest
     )
     following = torch.cat([chosen.log_normaliser[1:], chosen.log_normaliser[-1:]])
-    terms = objective(signal, student, positions.target, following, positions.has_successor, PROGRESS)
+    place = Position(positions.target, Places(positions.has_successor))
+    terms = objective(signal, student, positions.target, following, positions.has_successor, PROGRESS, place)
     torch.testing.assert_close(fast.loss, terms.mean())
     for ours, theirs in zip(
         torch.autograd.grad(fast.loss, pair.inputs), torch.autograd.grad(terms.mean(), pair.inputs), strict=True
@@ -612,8 +620,9 @@ def test_nothing_in_the_walk_over_chunks_waits_for_the_device(preset, top_k, by_
     )
     objective = HybridObjective.preset(preset)
     head = LanguageModelHead(weight=weight.requires_grad_())
-    teacher = ProjectedTeacher(teacher_hidden, LanguageModelHead(weight=teacher_weight), top_k, 13, objective.exponents)
     data, successor = torch.randint(0, 13, (9,), generator=generator), torch.ones(9, dtype=torch.bool)
+    projection = LanguageModelHead(weight=teacher_weight)
+    teacher = ProjectedTeacher(teacher_hidden, projection, top_k, 13, objective.exponents, labels=data)
     with WaitsForTheDevice():
         fused_hybrid_loss(
             hidden.requires_grad_(),

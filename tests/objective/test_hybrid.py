@@ -9,13 +9,13 @@ import torch
 from bridgegarden.errors import ConfigError
 from bridgegarden.objective.divergences import DIVERGENCES, alpha_beta, forward_kl, jensen_shannon, reverse_kl
 from bridgegarden.objective.hybrid import (
-    PRESETS,
     RISK_WEIGHTS,
     HybridObjective,
     hybrid_loss_from_logits,
     risk_penalty,
     value_gap,
 )
+from bridgegarden.objective.methods import PRESETS
 from bridgegarden.objective.soft_weight import (
     ConfidenceWeight,
     CurriculumWeight,
@@ -177,7 +177,11 @@ def test_planted_token_is_learned_at_the_position_before_it_and_nowhere_else(pla
         assert (gradient[0, place, :4] > 0).all()
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+HELD_FAST = ("head_tail_kl", "token_wise_kl", "lk_hybrid", "dft")
+"""Whose gradient is by definition not that of the value; test_divergences.py and test_position_weight.py have it."""
+
+
+@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset not in HELD_FAST])
 def test_gradient_passes_gradcheck_for_every_preset(preset):
     student, teacher, labels = batch(rows=2, length=4, width=4)
     objective = HybridObjective.preset(preset)
@@ -293,6 +297,12 @@ def test_fully_masked_row_adds_nothing():
     torch.testing.assert_close(both.mean(), without.mean())
 
 
+FROM_THE_STUDENTS_SIDE = {
+    *("reverse_kl", "adaptive_kl", "head_tail_kl", "token_wise_kl", "entropy_gated", "early_positions"),
+}
+"""Infinite where the teacher has no mass and the student has some."""
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_impossible_teacher_tokens_keep_loss_and_gradient_finite(preset):
     student, teacher, labels = batch()
@@ -300,6 +310,9 @@ def test_impossible_teacher_tokens_keep_loss_and_gradient_finite(preset):
     teacher[..., 2:] = -math.inf
     labels = labels.clamp(max=1)
     loss = hybrid_loss_from_logits(student, teacher, labels, HybridObjective.preset(preset), PROGRESS).mean()
+    if preset in FROM_THE_STUDENTS_SIDE:
+        assert loss == math.inf
+        return
     assert torch.isfinite(loss)
     assert torch.isfinite(torch.autograd.grad(loss, student)[0]).all()
 

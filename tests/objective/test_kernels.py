@@ -11,7 +11,7 @@ import torch
 from bridgegarden.errors import ConfigError
 from bridgegarden.objective.fused import FusedLoss, ProjectedTeacher, check_kernels, fused_hybrid_loss
 from bridgegarden.objective.head import LanguageModelHead, select_support
-from bridgegarden.objective.hybrid import PRESETS, HybridObjective
+from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import TrainProgress
 from bridgegarden.objective.support import StudentSupport, TeacherSignal
 
@@ -152,7 +152,7 @@ class Pair:
 
     def loss(self, objective: HybridObjective, *, by_kernels: bool, measure: bool = False) -> FusedLoss:
         exponents = objective.exponents
-        teacher = ProjectedTeacher(self.teacher.hidden, self.teacher.head, 16, V, exponents)
+        teacher = ProjectedTeacher(self.teacher.hidden, self.teacher.head, 16, V, exponents, labels=self.data)
         return fused_hybrid_loss(
             self.hidden,
             self.head,
@@ -173,7 +173,7 @@ class Pair:
 
 
 OBJECTIVES = {
-    **{name: HybridObjective.preset(name) for name in PRESETS},
+    **{name: HybridObjective.preset(name) for name in MECHANISMS},
     "warm": HybridObjective.preset("risk_guided", temperature=2.0, hard_target="data"),
 }
 
@@ -299,6 +299,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from bridgegarden.objective import kernels
+from tests.objective.presets import MECHANISMS
 
 FLOATS, OTHERS = "*fp32", {"stride": "i32", "width": "i32", "count": "i32", "inverse_temperature": "fp32"}
 OTHERS |= {"ids": "*i64", "target_ids": "*i64"}

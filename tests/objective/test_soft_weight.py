@@ -1,6 +1,7 @@
 """Rules for the soft weight against their definitions."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -8,13 +9,16 @@ import torch
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.objective.alignment import Position
-from bridgegarden.objective.hybrid import HybridObjective, hybrid_loss_from_logits
+from bridgegarden.objective.head import select_support
+from bridgegarden.objective.hybrid import HybridObjective, dense_student_support, hybrid_loss_from_logits
 from bridgegarden.objective.mixed_divergence import MixedDivergence
 from bridgegarden.objective.soft_weight import (
     SOFT_WEIGHTS,
     ConfidenceWeight,
     CurriculumWeight,
     EntropyWeight,
+    HighEntropy,
+    LabelCorrection,
     SoftWeight,
     StaticWeight,
     TrainProgress,
@@ -94,10 +98,64 @@ def test_curriculum_without_progress_says_what_it_needs():
         CurriculumWeight()(TeacherSignal.from_logits(LOGITS))
 
 
+def test_high_entropy_is_one_above_the_threshold_and_zero_below():
+    entropies = [-sum(p * math.log(p) for p in row) for row in P.tolist()]
+    assert min(entropies) < 0.8 < max(entropies)
+    assert HighEntropy()(TeacherSignal.from_logits(LOGITS, k=3)).tolist() == [float(h > 0.8) for h in entropies]
+
+
+def corrected(p: list[float], label: int, tau: float) -> list[float]:
+    """A teacher's distribution, corrected towards the label as in minifinetuning."""
+    best = p.index(max(p))
+    if best == label:
+        mixin = (min(p[label] + tau, 1.0) - p[label]) / (1 - p[label])
+    else:
+        mixin = (p[best] - p[label] + tau) / (1 + p[best] - p[label])
+    return [(1 - mixin) * a + mixin * (token == label) for token, a in enumerate(p)]
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.2, 0.7, 1.0])
+@pytest.mark.parametrize("k", [None, 3])
+def test_label_correction_trains_on_the_corrected_teacher_up_to_a_constant(tau, k):
+    """Cross-entropy against the corrected distribution, by its gradient; with labels that are kept and that are not."""
+    labels = torch.tensor([0, 3, 5, 7, 11, *P.argmax(-1)[5:].tolist()])
+    student = torch.randn(9, V, generator=torch.Generator().manual_seed(5), dtype=torch.float64, requires_grad=True)
+    signal = TeacherSignal.from_logits(LOGITS, k=k).with_labels(LOGITS, labels)
+    objective = HybridObjective.preset("label_corrected", soft_weight=LabelCorrection(tau))
+    dense = dense_student_support(student, V, labels)
+    view = dense if signal.ids is None else select_support(student, signal.ids, labels, 1.0)
+    loss = objective(signal, view, labels)
+    targets = [corrected(row, label, tau) for row, label in zip(P.tolist(), labels.tolist(), strict=True)]
+    for target, label, row in zip(targets, labels.tolist(), P.tolist(), strict=True):
+        others = [a for token, a in enumerate(target) if token != label]
+        right = row.index(max(row)) == label
+        assert right or target[label] == pytest.approx(max(others) + tau)
+    expected = student.softmax(-1) - torch.tensor(targets, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(loss.total.sum(), student)
+    if k is None:
+        torch.testing.assert_close(gradient, expected.detach())
+    else:
+        # The tail is one cell: within it the student keeps its own proportions, but for the label's.
+        torch.testing.assert_close(gradient.gather(1, signal.ids)[5:], expected.detach().gather(1, signal.ids)[5:])
+    for weight, row, label in zip(loss.soft_weight.tolist(), P.tolist(), labels.tolist(), strict=True):
+        mixed = corrected(row, label, tau)
+        assert weight == pytest.approx((1 - mixed[label]) / (1 - row[label]), abs=1e-12)
+
+
+def test_label_correction_says_what_it_lacks_where_the_teacher_does_not_know_the_label():
+    token = Position(torch.zeros(9, dtype=torch.long))
+    with pytest.raises(ConfigError, match=r"log-probability of the token in the data.*with_labels\(\)"):
+        LabelCorrection()(TeacherSignal.from_logits(LOGITS, k=2), None, token)
+    partly = replace(TeacherSignal.from_logits(LOGITS, k=2), label_logp=torch.full((9,), math.nan).double())
+    kept = (partly.ids == 0).any(-1)
+    assert LabelCorrection()(partly, None, token).isnan().tolist() == (~kept).tolist()
+
+
 @pytest.mark.parametrize("name", SOFT_WEIGHTS)
 def test_every_rule_stays_within_zero_and_one_without_gradient(name):
     rule = SOFT_WEIGHTS[name]()
-    weight = rule(TeacherSignal.from_logits(LOGITS), progress=MIDWAY)
+    position = Position(torch.arange(9))
+    weight = rule(TeacherSignal.from_logits(LOGITS), position=position, progress=MIDWAY)
     assert isinstance(rule, SoftWeight)
     assert ((weight >= 0) & (weight <= 1)).all()
     assert not weight.requires_grad
@@ -108,6 +166,8 @@ def test_every_rule_stays_within_zero_and_one_without_gradient(name):
     [
         (lambda: StaticWeight(1.5), r"soft_weight.value must be in \[0, 1\], got 1.5"),
         (lambda: EntropyWeight(gamma=1.0), r"gamma must be in \(0, 1\), got 1.0"),
+        (lambda: HighEntropy(-0.1), r"soft_weight.threshold must be >= 0, got -0.1"),
+        (lambda: LabelCorrection(1.1), r"soft_weight.threshold must be in \[0, 1\], got 1.1"),
         (lambda: CurriculumWeight(maximum=-0.1), r"maximum must be in \[0, 1\], got -0.1"),
         (lambda: CurriculumWeight(warmup_ratio=2.0), r"warmup_ratio must be in \[0, 1\], got 2.0"),
     ],

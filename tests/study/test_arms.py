@@ -3,9 +3,10 @@ import pytest
 from bridgegarden.errors import ConfigError
 from bridgegarden.objective.divergences import DIVERGENCES as ALL_DIVERGENCES
 from bridgegarden.objective.divergences import forward_kl, jensen_shannon, reverse_kl
+from bridgegarden.objective.methods import PRESETS
 from bridgegarden.objective.soft_weight import ConfidenceWeight, StaticWeight
 from bridgegarden.recipe import ObjectiveSection, build_objective
-from bridgegarden.study.arms import DEFAULT, DIVERGENCES, compared_rows, known_rows
+from bridgegarden.study.arms import ALL, DEFAULT, all_rows, compared_rows, divergences, known_rows, named_rows
 
 BASE = ObjectiveSection()
 
@@ -30,7 +31,26 @@ def test_every_known_name_gives_an_objective_and_a_label_of_its_own():
 
 
 def test_every_divergence_but_the_forward_kl_is_a_row():
-    assert set(DIVERGENCES) == set(ALL_DIVERGENCES) - {"forward_kl"}
+    assert set(divergences()) - {"entropy_gated"} == set(ALL_DIVERGENCES) - {"forward_kl"}
+
+
+def test_all_is_every_method_once_on_fixed_rows_and_those_of_the_students_own_texts_there_too():
+    names = named_rows((ALL,))
+    assert names == all_rows()
+    assert set(PRESETS) < set(names)
+    on_policy = [row.name for row in compared_rows(names, BASE) if row.on_policy]
+    written = ["entropy_gated", "early_positions", "late_positions"]
+    assert on_policy == ["gkd", "on_policy:reverse_kl", "on_policy_hybrid", *(f"on_policy:{name}" for name in written)]
+    assert named_rows(("soft", "gkd")) == ("soft", "gkd")
+    with pytest.raises(ConfigError, match="'all' is every method; name nothing beside it"):
+        named_rows(("soft", ALL))
+
+
+def test_labels_of_the_data_alone_ask_no_teacher():
+    asked = {
+        row.name: row.asks_teacher for row in compared_rows(["sft", "dft", "label_corrected", "hard", "gkd"], BASE)
+    }
+    assert asked == {"sft": False, "dft": False, "label_corrected": True, "hard": True, "gkd": True}
 
 
 def test_sft_learns_the_token_of_the_data_and_hard_the_teachers_likeliest():
@@ -76,6 +96,7 @@ def test_the_recipes_temperature_holds_for_all_and_its_objective_is_a_row():
         (("hybrid:forward_kl",), "unknown name"),
         (("sft", "seqkd"), "Name one"),
         (("on_policy:sft",), "cannot be put on the student's own texts"),
+        (("on_policy:dft",), "cannot be put on the student's own texts"),
         (("on_policy:gkd",), "cannot be put on the student's own texts"),
     ],
 )

@@ -11,11 +11,12 @@ from torch.utils.data import SequentialSampler
 from bridgegarden.errors import ConfigError, DataError, ModelError
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.divergences import DIVERGENCES, alpha_beta
-from bridgegarden.objective.hybrid import PRESETS, HybridObjective
+from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import EntropyWeight
 from bridgegarden.teacher.cache.reader import SIGNAL, TeacherCache
 from bridgegarden.teacher.cache.spec import Support
 from bridgegarden.teacher.live import LiveTeacher
+from tests.objective.presets import MECHANISMS
 from tests.teacher.cache.conftest import build, cache_rows, cache_spec, teacher
 from tests.tiny import VOCABULARY, tiny_model
 from tests.training.conftest import token_rows
@@ -170,7 +171,7 @@ def test_a_cache_about_fewer_ids_than_the_tokenizer_has_is_refused(make_trainer,
 
 @pytest.mark.parametrize(("bits", "tolerance"), [(8, 2e-2), (16, 2e-4)])
 @pytest.mark.parametrize("kind", ["top", "whole"])
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", MECHANISMS)
 def test_every_preset_is_what_it_is_with_the_live_teacher(both, preset, kind, bits, tolerance):
     assert_alike(*both(HybridObjective.preset(preset), kind=kind, bits=bits), tolerance)
 

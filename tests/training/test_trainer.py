@@ -15,10 +15,11 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from bridgegarden.errors import ConfigError, NonFiniteError
-from bridgegarden.objective.hybrid import PRESETS, HybridObjective, hybrid_loss_from_logits
+from bridgegarden.objective.hybrid import HybridObjective, hybrid_loss_from_logits
 from bridgegarden.objective.soft_weight import TrainProgress
 from bridgegarden.recipe.training import MEASURED
 from bridgegarden.teacher.live import LiveTeacher
+from tests.objective.presets import MECHANISMS
 from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
 from tests.training.conftest import token_rows
 
@@ -33,7 +34,7 @@ def in_order(trainer):
     return trainer
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", MECHANISMS)
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_loss_and_gradient_are_those_of_the_slow_path(make_trainer, preset, family):
     objective = HybridObjective.preset(preset)

@@ -84,7 +84,7 @@ def quickstart_command(
     metavar="NAME[,NAME]",
     default="sft,hard,soft,static,confidence,entropy,curriculum,risk_guided",
     show_default=True,
-    help="What is compared; see docs/compare.md for all names.",
+    help="What is compared, or `all`; see docs/compare.md for the names.",
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Trainings of each objective.")
 @click.option(
@@ -135,9 +135,9 @@ def compare_command(recipe: str, overrides: tuple[str, ...], **options: Any) -> 
     from bridgegarden.compare.result import CompareSettings
     from bridgegarden.compare.run import compare
     from bridgegarden.evaluation.lm_eval import EvaluationOptions
-    from bridgegarden.study.arms import default_baseline
+    from bridgegarden.study.arms import default_baseline, named_rows
 
-    objectives = _names(options["objectives"])
+    objectives = named_rows(_names(options["objectives"]))
     evaluation = None
     if options["tasks"] != "none":
         evaluation = EvaluationOptions(

@@ -2,19 +2,21 @@ r"""Divergences between a teacher's and a student's next-token distribution.
 
 Every function takes log-probabilities over the same ``C`` cells (single tokens, or kept tokens and one tail cell) and
 returns one number of nats per position: unmasked, unreduced. ``p`` is the teacher, ``q`` the student. A cell that both
-sides leave empty (``-inf``) contributes nothing to value or gradient. All are f-divergences except
-:func:`adaptive_kl` and :func:`alpha_beta`, so merging cells can only lower them (the data-processing inequality).
+sides leave empty (``-inf``) contributes nothing to value or gradient. All are f-divergences except :func:`adaptive_kl`,
+:func:`head_tail_kl`, :func:`lk_hybrid` and :func:`alpha_beta`, so merging cells can only lower them (the
+data-processing inequality).
 """
 
 import math
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from bridgegarden.objective.registry import Registry
 
 LogProbs: TypeAlias = Float[Tensor, "*batch C"]
 PerPosition: TypeAlias = Float[Tensor, "*batch"]
@@ -134,6 +136,82 @@ def adaptive_kl(teacher_logp: LogProbs, student_logp: LogProbs, mu: float = 0.5)
     return weight * forward_kl(teacher_logp, student_logp) + (1 - weight) * reverse_kl(teacher_logp, student_logp)
 
 
+def head_tail_kl(teacher_logp: LogProbs, student_logp: LogProbs, mu: float = 0.5) -> PerPosition:
+    r"""Forward and reverse KL, mixed by where the two differ: in the teacher's likely cells or in the rest.
+
+    .. math:: \frac{g_h \, KL(p \| q) + g_t \, KL(q \| p)}{g_h + g_t}, \qquad
+              g_h = \sum_{c \in head} |p_c - q_c|, \quad g_t = \sum_{c \notin head} |p_c - q_c|
+
+    The head is the teacher's likeliest cell and, down from it, the cells up to which :math:`\sum p \le \mu`. No
+    gradient flows through :math:`g_h, g_t`. A tail cell counts as one cell, so a small support may differ from the
+    vocabulary.
+
+    Args:
+        teacher_logp: ``(*batch, C)`` nats.
+        student_logp: ``(*batch, C)`` nats.
+        mu: in [0, 1].
+
+    References:
+        Wu et al., 2025, arXiv:2404.02657 (AKL), equations 14-16, with the head of its release.
+    """
+    teacher_logp, student_logp = _at_least_float32(teacher_logp, student_logp)
+    with torch.no_grad():
+        p, order = teacher_logp.exp().sort(dim=-1, descending=True, stable=True)
+        gap = (p - student_logp.exp().gather(-1, order)).abs()
+        in_head = p.cumsum(-1) <= mu
+        in_head[..., 0] = True
+        head = torch.where(in_head, gap, 0.0).sum(-1)
+        both = gap.sum(-1)
+        share = torch.where(both > 0, head / both, 0.5)
+    return share * forward_kl(teacher_logp, student_logp) + (1 - share) * reverse_kl(teacher_logp, student_logp)
+
+
+def token_wise_kl(teacher_logp: LogProbs, student_logp: LogProbs) -> PerPosition:
+    r"""Forward and reverse KL, mixed cell by cell: forward where the student gives too little, reverse where too much.
+
+    .. math:: \sum_c \alpha_c \, p_c \log \frac{p_c}{q_c} + (1 - \alpha_c) \, q_c \log \frac{q_c}{p_c}, \qquad
+              \alpha_c = \sigma\!\left(\log \frac{p_c}{q_c}\right)
+
+    No gradient flows through :math:`\alpha_c = p_c / (p_c + q_c)`, and that is all there is to it: each cell's *value*
+    is :math:`(p^2 - q^2) / (p + q) \, \log(p / q) = (p - q) \log(p / q)`, that of the symmetric sum
+    :math:`KL(p \| q) + KL(q \| p)`, of which this has another gradient.
+
+    Shapes as in :func:`forward_kl`. Infinite where one side alone is 0.
+
+    References:
+        Jung et al., 2025, arXiv:2505.16297 (ToDi), equations 8-10.
+    """
+    teacher_logp, student_logp = _at_least_float32(teacher_logp, student_logp)
+    empty = (teacher_logp == -math.inf) & (student_logp == -math.inf)
+    log_p, log_q = teacher_logp.masked_fill(empty, 0.0), student_logp.masked_fill(empty, 0.0)
+    with torch.no_grad():
+        alpha = torch.sigmoid(log_p - log_q)
+    up, down = alpha * _log_ratio_terms(log_p, log_q), (1 - alpha) * _log_ratio_terms(log_q, log_p)
+    return (up + down).masked_fill(empty, 0.0).sum(-1)
+
+
+def lk_hybrid(teacher_logp: LogProbs, student_logp: LogProbs, eta: float = 3.0) -> PerPosition:
+    r"""For draft models: forward KL while few of its tokens would be accepted, total variation when many are.
+
+    .. math:: \lambda \, KL(p \| q) + (1 - \lambda) \, TV(p, q), \qquad
+              \lambda = e^{-\eta \alpha}, \quad \alpha = \sum_c \min(p_c, q_c) = 1 - TV(p, q)
+
+    :math:`\alpha` is how often speculative decoding accepts a token that the student proposes here. No gradient flows
+    through :math:`\lambda`.
+
+    Args:
+        teacher_logp: ``(*batch, C)`` nats.
+        student_logp: ``(*batch, C)`` nats.
+        eta: >= 0; 0 is the forward KL, large values the total variation.
+
+    References:
+        Samarin et al., 2026, arXiv:2602.23881 (LK losses), sections 4.2 and 4.4, with :math:`\alpha` at each position.
+    """
+    distance = total_variation(teacher_logp, student_logp)
+    weight = torch.exp(-eta * (1 - distance.detach()))
+    return weight * forward_kl(teacher_logp, student_logp) + (1 - weight) * distance
+
+
 def alpha_beta(teacher_logp: LogProbs, student_logp: LogProbs, alpha: float, beta: float) -> PerPosition:
     r"""Alpha-beta divergence.
 
@@ -212,6 +290,13 @@ def _log_ratio(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p - log_q).masked_fill_(log_p == -math.inf, 0.0)
 
 
+def _log_ratio_terms(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """``a log(a / b)`` cell by cell; 0 where a is 0."""
+    nothing = log_a == -math.inf
+    ratio = log_a.masked_fill(nothing, 0.0) - log_b.masked_fill(nothing, 0.0)
+    return log_a.masked_fill(nothing, 0.0).exp() * ratio.masked_fill(nothing, 0.0)
+
+
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.einsum("...c,...c->...", a, b)
 
@@ -262,7 +347,8 @@ def _at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in tensors)
 
 
-DIVERGENCES: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
+DIVERGENCES: Registry[Callable[..., Tensor]] = Registry(
+    "bridgegarden.divergences",
     {
         function.__name__: function
         for function in (
@@ -273,8 +359,13 @@ DIVERGENCES: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
             skewed_reverse_kl,
             total_variation,
             adaptive_kl,
+            head_tail_kl,
+            token_wise_kl,
+            lk_hybrid,
             alpha_beta,
         )
-    }
+    },
+    is_entry=callable,
+    expected="a function of teacher and student log-probabilities",
 )
 """Every divergence by the name a recipe gives it; `alpha_beta` needs its two exponents bound to be a Divergence."""

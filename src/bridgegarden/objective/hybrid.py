@@ -9,9 +9,8 @@ readable path over whole logits; the fast path is :func:`bridgegarden.objective.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,11 +20,10 @@ from torch import Tensor
 from bridgegarden.errors import ConfigError, check_temperature, lookup
 from bridgegarden.objective.alignment import IGNORE, Places, Position, next_token_labels
 from bridgegarden.objective.divergences import Divergence, forward_kl, without_gradient_unless
+from bridgegarden.objective.methods import METHODS
 from bridgegarden.objective.mixed_divergence import MixedDivergence
 from bridgegarden.objective.position_weight import WITHOUT_TEACHER
 from bridgegarden.objective.soft_weight import (
-    ConfidenceWeight,
-    CurriculumWeight,
     EntropyWeight,
     SoftWeight,
     StaticWeight,
@@ -147,12 +145,12 @@ class HybridObjective:
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "HybridObjective":
-        """One of :data:`PRESETS`, with any field replaced by `overrides`.
+        """One of :data:`~bridgegarden.objective.methods.METHODS`, with any field replaced by `overrides`.
 
         Raises:
             ConfigError: unknown preset.
         """
-        return cls(**{**lookup(PRESETS, name, field="objective.preset"), **overrides})
+        return cls(**{**lookup(METHODS, name, field="objective.preset").fields, **overrides})
 
     @property
     def exponents(self) -> tuple[float, ...]:
@@ -342,20 +340,3 @@ def dense_student_support(
 
 def _name(divergence: Divergence | MixedDivergence) -> str:
     return getattr(divergence, "__name__", repr(divergence))
-
-
-PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "hard": {"soft_weight": StaticWeight(0.0)},
-        "soft": {"soft_weight": StaticWeight(1.0)},
-        "static": {"soft_weight": StaticWeight(0.5)},
-        "confidence": {"soft_weight": ConfidenceWeight()},
-        "entropy": {"soft_weight": EntropyWeight()},
-        "curriculum": {"soft_weight": CurriculumWeight()},
-        "risk_guided": {"soft_weight": StaticWeight(0.5), "risk_alpha": 0.1},
-        "sharpened": {"soft_weight": StaticWeight(1.0), "sharpening": 2.0},
-        "soft_risk": {"soft_weight": StaticWeight(1.0), "risk_alpha": 0.1, "risk_weight": "own"},
-    }
-)
-"""The fields in which each differs from the default objective. The paper's methods, and two baselines that have what a
-hybrid has without mixing: soft labels of a surer teacher, and soft labels with the risk term."""

@@ -5,9 +5,7 @@ can be used here, too. A weight of 0 leaves a position out, with its gradient. T
 supervised positions whatever their weights.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
@@ -15,7 +13,8 @@ from torch import Tensor
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.objective.alignment import Position
-from bridgegarden.objective.soft_weight import SOFT_WEIGHTS, SoftWeight, StaticWeight, TrainProgress, needs
+from bridgegarden.objective.registry import Registry
+from bridgegarden.objective.soft_weight import SOFT_WEIGHTS, SoftWeight, StaticWeight, TrainProgress, is_rule, needs
 from bridgegarden.objective.support import StudentSupport, TeacherSignal
 
 
@@ -113,12 +112,15 @@ class TargetProbability:
 WITHOUT_TEACHER = (StaticWeight, EarlyPositions, LatePositions, TargetProbability)
 """Rules to which it does not matter what the teacher says."""
 
-POSITION_WEIGHTS: Mapping[str, type[SoftWeight]] = MappingProxyType(
+POSITION_WEIGHTS: Registry[type[SoftWeight]] = Registry(
+    "bridgegarden.position_weights",
     {
-        **SOFT_WEIGHTS,
         "early_positions": EarlyPositions,
         "late_positions": LatePositions,
         "target_probability": TargetProbability,
-    }
+    },
+    is_entry=is_rule,
+    expected="a frozen dataclass that can be called",
+    base=SOFT_WEIGHTS,
 )
 """Every rule by the name a recipe gives it."""

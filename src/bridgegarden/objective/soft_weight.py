@@ -9,10 +9,10 @@ mix two divergences (:mod:`bridgegarden.objective.mixed_divergence`); :func:`ask
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from types import BuiltinFunctionType, FunctionType, MappingProxyType, MethodType
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.objective.alignment import Position
+from bridgegarden.objective.registry import Registry
 from bridgegarden.objective.support import StudentSupport, TeacherSignal
 
 T = TypeVar("T")
@@ -213,17 +214,90 @@ class CurriculumWeight:
         return torch.full_like(signal.entropy, share * self.maximum)
 
 
+@dataclass(frozen=True)
+class HighEntropy:
+    r"""Soft where the teacher is spread, and nowhere else: :math:`\lambda_t = 1` where :math:`H(p_t) > \tau`, else 0.
+
+    As the rule of a mixed divergence it is the gate of Jin et al., 2026, arXiv:2603.07079 (EOPD), equation 9.
+    """
+
+    threshold: float = 0.8
+    r""":math:`\tau` in nats, >= 0; the paper's is 0.8."""
+
+    def __post_init__(self) -> None:
+        if not self.threshold >= 0:
+            raise ConfigError(f"objective.soft_weight.threshold must be >= 0, got {self.threshold}.")
+
+    def __call__(
+        self,
+        signal: TeacherSignal,
+        student: StudentSupport | None = None,
+        position: Position | None = None,
+        progress: TrainProgress | None = None,
+    ) -> Float[Tensor, "*batch"]:
+        return (signal.entropy > self.threshold).to(signal.entropy.dtype)
+
+
+@dataclass(frozen=True)
+class LabelCorrection:
+    r"""As hard as it takes to make the token in the data the teacher's likeliest, by a margin.
+
+    .. math:: \lambda_t = 1 - m_t, \qquad m_t = \begin{cases}
+              \frac{p(\hat a) - p(y) + \tau}{1 + p(\hat a) - p(y)} & \hat a \ne y \\
+              \min\left(\frac{\tau}{1 - p(y)}, 1\right) & \hat a = y \end{cases}
+
+    y is the token in the data, :math:`\hat a` the teacher's likeliest. With hard labels from the data, forward KL and
+    temperature 1 this trains, up to a constant, on the corrected teacher :math:`(1 - m_t) \, p_t + m_t \, \delta_y`: of
+    a teacher that is wrong it takes as much as puts y ahead of every other token by :math:`\tau`.
+
+    References:
+        Belcak et al., 2025, arXiv:2506.15702 (minifinetuning), section 3, with its threshold for all tokens.
+    """
+
+    threshold: float = 0.2
+    r""":math:`\tau` in [0, 1], the margin in probability."""
+
+    def __post_init__(self) -> None:
+        _check_unit_interval("threshold", self.threshold)
+
+    def __call__(
+        self,
+        signal: TeacherSignal,
+        student: StudentSupport | None = None,
+        position: Position | None = None,
+        progress: TrainProgress | None = None,
+    ) -> Float[Tensor, "*batch"]:
+        token = needs(position, self, "the token in the data").token
+        label, highest = signal.logp_of(token).exp(), signal.max_logp.exp()
+        ahead = (highest - label).clamp(min=0)
+        wrong = (ahead + self.threshold) / (1 + ahead)
+        right = torch.where(label >= 1 - self.threshold, 1.0, self.threshold / (1 - label))
+        # A number that is not known is none of the two.
+        return (1 - torch.where(signal.argmax == token, right, wrong)) + 0 * label
+
+
 def _check_unit_interval(name: str, value: float) -> None:
     if not 0.0 <= value <= 1.0:
         raise ConfigError(f"objective.soft_weight.{name} must be in [0, 1], got {value}.")
 
 
-SOFT_WEIGHTS: Mapping[str, type[SoftWeight]] = MappingProxyType(
+def is_rule(entry: object) -> bool:
+    """Whether `entry` is a class whose instances can be rules."""
+    # Asked of the class itself, every class could be called.
+    return isinstance(entry, type) and any("__call__" in vars(base) for base in entry.__mro__)
+
+
+SOFT_WEIGHTS: Registry[type[SoftWeight]] = Registry(
+    "bridgegarden.soft_weights",
     {
         "static": StaticWeight,
         "confidence": ConfidenceWeight,
         "entropy": EntropyWeight,
         "curriculum": CurriculumWeight,
-    }
+        "high_entropy": HighEntropy,
+        "label_correction": LabelCorrection,
+    },
+    is_entry=is_rule,
+    expected="a frozen dataclass that can be called",
 )
 """Every rule by the name a recipe gives it."""

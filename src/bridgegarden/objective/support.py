@@ -218,6 +218,25 @@ class TeacherSignal:
         of_label, highest = logits.gather(-1, ids).to(self.max_logp.dtype).unbind(-1)
         return replace(self, label_logp=self.max_logp + of_label - highest)
 
+    def logp_of(self, tokens: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """Log-probability of `tokens`: as kept, or else that of the token in the data, if these are such.
+
+        NaN where it is neither kept nor known.
+
+        Raises:
+            ConfigError: not every token is kept, and of tokens in the data nothing is known.
+        """
+        if self.ids is None:
+            return self.logp.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        if self.label_logp is None:
+            raise ConfigError(
+                "teacher signal: a rule asks for the log-probability of the token in the data, which this teacher does "
+                "not give beside the kept tokens. Keep the whole vocabulary, or make the signal with_labels()."
+            )
+        found = (self.ids == tokens.unsqueeze(-1)) & (self.logp > -math.inf)
+        kept = self.logp.masked_fill(~found, -math.inf).amax(-1)
+        return torch.where(found.any(-1), kept, self.label_logp.to(kept.dtype))
+
     def _tail_power(self, exponent: float) -> Tensor:
         if exponent not in self.tail_powers:
             raise ConfigError(

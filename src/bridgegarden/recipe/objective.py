@@ -24,6 +24,8 @@ OPTION_RANGES: Mapping[tuple[str, str], tuple[float, float]] = MappingProxyType(
         ("alpha_beta", "alpha"): (-32.0, 32.0),
         ("alpha_beta", "beta"): (-32.0, 32.0),
         ("adaptive_kl", "mu"): (0.0, float("inf")),
+        ("head_tail_kl", "mu"): (0.0, 1.0),
+        ("lk_hybrid", "eta"): (0.0, float("inf")),
     }
 )
 """Divergence options that are not free, with both ends included."""
@@ -34,8 +36,7 @@ class ObjectiveSection:
     """What is minimised: a preset, then any field that differs from it. Null is the preset's value."""
 
     preset: str | None = None
-    """``hard``, ``soft``, ``static``, ``confidence``, ``entropy``, ``curriculum``, ``risk_guided``,
-    ``sharpened`` or ``soft_risk``."""
+    """The name of a method, of :mod:`bridgegarden.objective.methods` or of an installed package; docs/methods.md."""
     divergence: str | Mapping[str, Any] | None = None
     """The soft loss, by its name in :mod:`bridgegarden.objective.divergences`; or two of them that a rule mixes at each
     position, such as ``{first: reverse_kl, second: forward_kl, rule: confidence, how: mix}``."""

@@ -1,7 +1,8 @@
 """What students differ in: how much they can hold, and the objectives that are compared with each other, by name.
 
-The lab and the quickstart train with `OBJECTIVES`; a comparison on a recipe knows these, and more: other divergences,
-and texts that the student writes itself (`compared_rows`).
+The lab and the quickstart train with `OBJECTIVES`; a comparison on a recipe knows every method
+(`bridgegarden.objective.methods`), and more: hybrids of other divergences, and texts that the student writes itself
+(`compared_rows`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,11 +11,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from bridgegarden.errors import ConfigError, unknown_name
-from bridgegarden.recipe import ObjectiveSection
+from bridgegarden.recipe import ObjectiveSection, build_objective
 from bridgegarden.study.kept import Plain
 
 if TYPE_CHECKING:
     from bridgegarden.objective.hybrid import HybridObjective
+    from bridgegarden.objective.methods import Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,27 +123,6 @@ DATA_ROWS = ("sft", "seqkd")
 """Rows whose labels are the data's own: the teacher is not asked."""
 
 
-PRESETS = {
-    **{name: objective.label for name, objective in OBJECTIVES.items() if name != "hard_data"},
-    "hard": "hard",
-    "sharpened": "sharpened soft",
-    "soft_risk": "soft with risk",
-}
-"""Presets and their labels: data's own labels have names of their own here. Hybrids mix in the teacher's likeliest
-token."""
-
-DIVERGENCES: dict[str, tuple[str, dict[str, float]]] = {
-    "reverse_kl": ("reverse KL", {}),
-    "jensen_shannon": ("Jensen-Shannon", {}),
-    "skewed_forward_kl": ("skewed forward KL", {}),
-    "skewed_reverse_kl": ("skewed reverse KL", {}),
-    "total_variation": ("total variation", {}),
-    "adaptive_kl": ("adaptive KL", {}),
-    "alpha_beta": ("alpha-beta (0.2, 0.7)", {"alpha": 0.2, "beta": 0.7}),
-}
-"""Soft losses beside the forward KL, which is `soft`: label and options. Alpha and beta are ABKD's usual ones."""
-
-
 ALIASES = {
     "gkd": ("on_policy:jensen_shannon", "GKD", 1.0),
     "gkd_half": ("on_policy:jensen_shannon", "GKD, half on-policy", 0.5),
@@ -152,6 +133,9 @@ ALIASES = {
 
 DEFAULT = ("sft", "hard", "soft", "static", "confidence", "entropy", "curriculum", "risk_guided")
 """Without ``--objectives``: what trains from a teacher that is asked once."""
+
+ALL = "all"
+"""In the place of names: :func:`all_rows`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +159,7 @@ class ComparedRow:
     @property
     def asks_teacher(self) -> bool:
         """Whether the teacher's distribution is part of the loss."""
-        return self.name not in DATA_ROWS
+        return not build_objective(self.objective).learns_data_alone
 
     @property
     def reads_cache(self) -> bool:
@@ -188,10 +172,41 @@ class ComparedRow:
         return self.name.replace(":", "-")
 
 
+def methods() -> "Mapping[str, Method]":
+    """Every method by the name of its row."""
+    from bridgegarden.objective.methods import METHODS
+
+    return METHODS
+
+
+def divergences() -> dict[str, "Method"]:
+    """The methods that are soft labels with another divergence than the forward KL, and nothing else."""
+    return {name: m for name, m in methods().items() if m.fields.keys() == {"divergence", "soft_weight"}}
+
+
 def known_rows() -> tuple[str, ...]:
     """Every name, in the order of the tables; ``on_policy:`` goes before any of the teacher's rows."""
-    hybrids = [HYBRID + name for name in DIVERGENCES]
-    return (*DATA_ROWS, *PRESETS, *DIVERGENCES, *hybrids, *ALIASES, "recipe")
+    hybrids = [HYBRID + name for name in divergences()]
+    return (*DATA_ROWS, *methods(), *hybrids, *ALIASES, "recipe")
+
+
+def all_rows() -> tuple[str, ...]:
+    """Every method: on fixed data, and, where its paper has the student write, on the student's texts, too."""
+    written = [ON_POLICY + name for name, method in methods().items() if method.on_policy]
+    return ("sft", *methods(), "gkd", ON_POLICY + "reverse_kl", "on_policy_hybrid", *written)
+
+
+def named_rows(names: tuple[str, ...]) -> tuple[str, ...]:
+    """`names`, or every method where they are :data:`ALL`.
+
+    Raises:
+        ConfigError: there is a name beside it.
+    """
+    if ALL not in names:
+        return names
+    if len(names) > 1:
+        raise ConfigError("--objectives: 'all' is every method; name nothing beside it.")
+    return all_rows()
 
 
 def compared_rows(names: Sequence[str], base: ObjectiveSection) -> tuple[ComparedRow, ...]:
@@ -223,12 +238,12 @@ def _row(name: str, base: ObjectiveSection) -> ComparedRow:
         return replace(_row(target, base), name=name, label=label, lmbda=lmbda)
     if name.startswith(ON_POLICY):
         inner = name.removeprefix(ON_POLICY)
-        if inner in DATA_ROWS or inner in ALIASES or inner.startswith(ON_POLICY):
+        row = None if inner in ALIASES or inner.startswith(ON_POLICY) else _row(inner, base)
+        if row is None or build_objective(row.objective).learns_data_tokens:
+            fit = [known for known, method in methods().items() if method.fields.get("hard_target") != "data"]
             raise ConfigError(
-                f"--objectives: {name!r}: {inner} cannot be put on the student's own texts; what can: "
-                f"{', '.join((*PRESETS, *DIVERGENCES))}."
+                f"--objectives: {name!r}: {inner} cannot be put on the student's own texts; what can: {', '.join(fit)}."
             )
-        row = _row(inner, base)
         return replace(row, name=name, label=f"on-policy {row.label}", lmbda=1.0)
     label, fields = _off_policy(name)
     section = base if fields is None else ObjectiveSection(temperature=base.temperature, **fields)
@@ -241,16 +256,12 @@ def _off_policy(name: str) -> tuple[str, dict[str, Any] | None]:
         return "the recipe's", None
     if name in DATA_ROWS:
         return {"sft": "SFT", "seqkd": "SeqKD"}[name], {"preset": "hard", "hard_target": "data"}
-    if name in PRESETS:
-        return PRESETS[name], {"preset": name}
-    divergence = name.removeprefix(HYBRID)
-    if divergence not in DIVERGENCES:
-        raise unknown_name(name, [*known_rows(), *(ON_POLICY + row for row in PRESETS)], field="--objectives")
-    label, options = DIVERGENCES[divergence]
-    fields = {"divergence": divergence, "divergence_options": options or None}
-    if name.startswith(HYBRID):
-        return f"hybrid {label}", {"preset": "static", **fields}
-    return label, {"preset": "soft", **fields}
+    if name in methods():
+        return methods()[name].label, {"preset": name}
+    method = divergences().get(name.removeprefix(HYBRID)) if name.startswith(HYBRID) else None
+    if method is None:
+        raise unknown_name(name, [*known_rows(), *(ON_POLICY + row for row in methods())], field="--objectives")
+    return f"hybrid {method.label}", {"preset": name.removeprefix(HYBRID), "soft_weight": 0.5}
 
 
 def default_baseline(objectives: tuple[str, ...]) -> str:

@@ -50,6 +50,8 @@ class Arm:
     def __post_init__(self) -> None:
         if self.objective.divergence is not forward_kl or self.objective.temperature != 1.0:
             raise ConfigError("lab: students are trained together with the forward KL at temperature 1 alone.")
+        if self.objective.position_weight is not None:
+            raise ConfigError("lab: students are trained together with every position weighing the same.")
 
 
 class Weights(NamedTuple):

@@ -136,7 +136,8 @@ def measured_loss(objective: HybridObjective) -> str | None:
         return None
     if name == "alpha_beta":
         return ALPHA_BETAS[min(ALPHA_BETAS, key=lambda at: math.dist(at, (options["alpha"], options["beta"])))]
-    return ENDS.get((name, options.get("beta", options.get("skew"))), name)
+    found = ENDS.get((name, options.get("beta", options.get("skew"))), name)
+    return found if any(row.loss == found for row in fidelity()) else None
 
 
 def _parts(objective: HybridObjective) -> tuple[Any, Mapping[str, float]]:

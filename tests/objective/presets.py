@@ -1,0 +1,11 @@
+"""Presets for tests that take long: one of everything that an objective can do. Divergences have tests of their own."""
+
+from bridgegarden.objective.methods import PRESETS
+from bridgegarden.objective.mixed_divergence import MixedDivergence
+
+
+def _is_a_divergence_alone(fields) -> bool:
+    return fields.keys() == {"divergence", "soft_weight"} and not isinstance(fields["divergence"], MixedDivergence)
+
+
+MECHANISMS = tuple(name for name, fields in PRESETS.items() if not _is_a_divergence_alone(fields))
