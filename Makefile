@@ -27,6 +27,7 @@ floor:
 docs:
 	python docs/write_cli_reference.py
 	python docs/write_recipe_reference.py
+	python docs/write_methods.py
 
 # The site, into site/: no network, and every warning is an error.
 site:

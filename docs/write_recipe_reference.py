@@ -78,7 +78,7 @@ def docstrings(section: type) -> dict[str, str]:
 
 
 def _objectives() -> str:
-    presets = [f"| `{name}` | {describe_objective(HybridObjective.preset(name))} |" for name in PRESETS]
+    presets = [f"| `{name}` | {_words(describe_objective(HybridObjective.preset(name)))} |" for name in PRESETS]
     divergences = [
         f"| `{name}` | {_options(function)} | {_words(_first(inspect.getdoc(function)))} |"
         for name, function in DIVERGENCES.items()

@@ -1,0 +1,155 @@
+"""Write ``docs/methods.md`` from the table of methods: ``make docs``."""
+
+from pathlib import Path
+
+from bridgegarden.objective.methods import METHODS
+
+PAGE = Path(__file__).with_name("methods.md")
+OWN = Path(__file__).parents[1] / "examples" / "own_method"
+
+FORMULA = (
+    "l = w \\, \\Big[ \\lambda \\, T^2 D(p \\| q) + (1 - \\lambda) "
+    "\\Big( -\\log q(a^*) + \\tfrac{\\alpha}{4} \\Delta^2 \\Big) \\Big],"
+)
+HOW: dict[str, str] = {
+    "hard": "$-\\log q(a^*)$ at the teacher's likeliest token (at the token in the data: `hard_target: data`)",
+    "soft": "$KL(p \\| q)$",
+    "static": "$\\lambda = \\frac12$",
+    "confidence": "$\\lambda_t = 1 - \\max_a p_t(a)$",
+    "entropy": "$\\lambda_t = H(p_t) / \\log V$",
+    "curriculum": "$\\lambda$ grows from 0 to 1 over the first fifth of training",
+    "risk_guided": "$\\lambda = \\frac12$, and $\\frac{\\alpha}{4} \\Delta^2$ beside the hard label, $\\alpha = 0.1$",
+    "sharpened": "$KL(p^2 / \\sum p^2 \\| q)$",
+    "soft_risk": "$KL(p \\| q) + \\frac{\\alpha}{4} \\Delta^2$",
+    "reverse_kl": "$KL(q \\| p)$",
+    "jensen_shannon": "$\\frac12 KL(p \\| m) + \\frac12 KL(q \\| m)$, $m = \\frac12 (p + q)$",
+    "skewed_forward_kl": "$KL(p \\| 0.1 p + 0.9 q)$",
+    "skewed_reverse_kl": "$KL(q \\| 0.9 p + 0.1 q)$",
+    "total_variation": "$\\frac12 \\sum |p - q|$",
+    "adaptive_kl": "forward and reverse KL, the surer side's more",
+    "head_tail_kl": "forward and reverse KL by where the two differ, in the teacher's head (half of its mass) or tail",
+    "alpha_beta": "alpha-beta divergence, $\\alpha = 0.2$, $\\beta = 0.7$",
+    "token_wise_kl": "forward and reverse KL token by token, by $\\sigma(\\log p / q)$ held fast",
+    "lk_hybrid": "$\\lambda KL(p \\| q) + (1 - \\lambda) TV$, $\\lambda = e^{-3 \\alpha}$, $\\alpha$ the acceptance",
+    "entropy_gated": "$KL(q \\| p)$, and $KL(p \\| q)$ added where $H(p_t) > 0.8$",
+    "early_positions": "$KL(q \\| p)$ on the first 30 % of each answer",
+    "late_positions": "$w_t KL(p \\| q)$, $w_t$ from 0.25 to 1 along each answer",
+    "label_corrected": "$KL(p' \\| q)$, $p'$ the teacher moved towards the token in the data until it leads by 0.2",
+    "dft": "$-q \\log q$ of the token in the data, the factor held fast",
+}
+
+
+def page() -> str:
+    """The whole page."""
+    return f"""# Methods
+
+Written by `make docs` from the table of methods. Every one is a preset of one objective,
+
+$${FORMULA}$$
+
+p the teacher, q the student: `objective: {{preset: NAME}}` in a recipe, `HybridObjective.preset(NAME)` in Python, and
+`bridgegarden compare my.yaml --objectives NAME,NAME`, or `--objectives all`. Any field can be changed beside the
+preset; [recipe.md](recipe.md#objective) has the fields that each stands for.
+
+| preset | paper | what is minimised |
+|---|---|---|
+{_rows()}
+
+*Held fast* means that no gradient flows through a factor. † is a method whose paper has the student write the texts
+that it is trained on: `on_policy: {{lmbda: 1.0}}` in a recipe, `on_policy:NAME` in a comparison.
+
+## Where ours is not the paper's
+
+* All divergences are over the support's cells: with a top-k teacher the kept tokens and one tail, never a renormalised
+  top-k.
+* `entropy_gated`: the paper takes the reverse KL of the sampled token by a clipped policy gradient and the forward KL
+  over 16 tokens; here both are whole. The threshold is its.
+* `early_positions` is the paper's observation that the first 30 % teach as much as all. Its own weight grows with the
+  discrepancy of all earlier tokens of the answer; that is not known while a chunk of positions is finished, so it is
+  not here.
+* `late_positions` has the release's schedule. There every answer weighs the same and the divergence is clipped token by
+  token; here every position does, and nothing is clipped.
+* `head_tail_kl` has the head of the authors' release: the likeliest token, and then those that end within half of the
+  mass.
+* `token_wise_kl`: its *value* is that of $KL(p \\| q) + KL(q \\| p)$ exactly; it differs in its gradient alone.
+* `lk_hybrid` takes the acceptance at each position; some releases take the batch's.
+* `label_corrected`: the teacher's probabilities at temperature 1 decide how much is moved. With a top-k teacher it
+  needs the log-probability of the data's token, which live teachers and caches have.
+* Weights of positions below 1 make the loss smaller: it is divided by the number of supervised positions, whatever
+  their weights.
+
+Not here: token importance (arXiv:2604.14084) ranks the positions of a batch by the student's entropy and its
+divergence from the teacher, both scaled by the batch's extremes, and keeps the best share. A rule here is local to a
+position, so that nothing depends on how a batch is cut. The paper has no product of the teacher's confidence and the
+student's uncertainty.
+
+## Rules
+
+A rule is asked with `(signal, student, position, progress)` and gives one number for each position: the soft weight,
+the weight of the position (`objective.position_weight`), or how much of a second divergence
+(`objective.divergence: {{first, second, rule, how}}`). [recipe.md](recipe.md#objective) lists them.
+
+```yaml
+objective:
+  divergence: {{first: reverse_kl, second: forward_kl, rule: {{rule: high_entropy, threshold: 1.2}}, how: add}}
+  soft_weight: 0.8
+  position_weight: {{rule: early_positions, share: 0.5}}
+```
+
+* `signal`: the teacher's kept tokens with exact log-probabilities, the rest's mass, its entropy and its likeliest
+  token.
+* `student`: its logits at the same tokens and at the hard target, its log-normaliser, and what is left. Its
+  distribution over the support's cells is `shared_cells(signal, student)`; its entropy over them is that of the whole
+  vocabulary only where the teacher is kept whole.
+* `position`: the token in the data, and the position's `index` and the `length` of its answer.
+* `progress`: steps done and planned; None outside training.
+
+Gradients are off while a rule is asked; one whose definition has a gradient turns them on itself
+(`torch.enable_grad()`). Rules with the two arguments `(signal, progress)` work as before.
+
+## A method of your own
+
+One file, and one line that registers it. In another package (`examples/own_method`):
+
+```python
+{OWN.joinpath("own_method.py").read_text(encoding="utf-8").strip()}
+```
+
+```toml
+{OWN.joinpath("pyproject.toml").read_text(encoding="utf-8").strip()}
+```
+
+Once it is installed (`pip install ./examples/own_method`), its names are known wherever ours are:
+
+```python
+from bridgegarden import HybridObjective
+
+objective = HybridObjective.preset("agreement", hard_target="data")
+```
+
+The entry point groups are `bridgegarden.methods` (a `Method`), `bridgegarden.soft_weights` and
+`bridgegarden.position_weights` (a frozen dataclass that can be called; its fields are the rule's options) and
+`bridgegarden.divergences` (a function of teacher and student log-probabilities; keyword arguments with defaults are
+options). An entry point that cannot be loaded, is something else, or takes a name that is taken is an error that names
+it, when a name that is not ours is looked up or all are listed. In this repository the line goes into `METHODS` of
+`objective/methods.py`.
+"""
+
+
+def _rows() -> str:
+    rows = []
+    for name, method in METHODS.own.items():
+        links = [f"[{number}](https://arxiv.org/abs/{number})" for number in method.papers]
+        papers = ", ".join(links) or "none: a baseline"
+        mark = " †" if method.on_policy else ""
+        rows.append(f"| `{name}`{mark} | {papers} | {_escaped(HOW[name])} |")
+    return "\n".join(rows)
+
+
+def _escaped(text: str) -> str:
+    """A bar would end the cell of a table."""
+    return text.replace("\\|", "\\Vert").replace("|p - q|", "\\vert p - q \\vert")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
