@@ -14,6 +14,7 @@ from typing import NamedTuple
 OPERATORS: dict[type[ast.AST], tuple[str, ...]] = {
     **{ast.Add: ("-",), ast.Sub: ("+",), ast.Mult: ("/",), ast.Div: ("*",), ast.FloorDiv: ("*",), ast.Mod: ("*",)},
     **{ast.Pow: ("*",), ast.LShift: (">>",), ast.RShift: ("<<",), ast.BitAnd: ("|",), ast.BitOr: ("&",)},
+    ast.BitXor: ("&",),
     **{ast.MatMult: ("*",), ast.Eq: ("!=",), ast.NotEq: ("==",), ast.Is: ("is not",), ast.IsNot: ("is",)},
     **{ast.Lt: ("<=", ">="), ast.LtE: ("<", ">"), ast.Gt: (">=", "<="), ast.GtE: (">", "<")},
     **{ast.In: ("not in",), ast.NotIn: ("in",), ast.And: ("or",), ast.Or: ("and",)},

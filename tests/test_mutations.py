@@ -22,6 +22,7 @@ def lines_of(text: str) -> list[str]:
         ("a is not b", {"a is b"}),
         ("(a) == (b)", {"(a) != (b)"}),
         ("é + b * c", {"é - b * c", "é + b / c"}),
+        ("a ^ b", {"a & b"}),
         ("a and not b", {"a or not b", "a and (b)"}),
         ("a = 3", {"a = 4"}),
         ("a = (0.0, 0.5, True)", {"a = (1.0, 0.5, True)", "a = (0.0, 1.0, True)", "a = (0.0, 0.5, False)"}),

@@ -184,7 +184,7 @@ def add_hidden_loss(model: PreTrainedModel, decode: Decode = last_hidden) -> Non
         with gathered_for_loss(_projection(self)):
             return hidden_loss(hidden, head_of(self))
 
-    forward.takes_hidden_loss = True  # pyright: ignore[reportAttributeAccessIssue]
+    forward.takes_hidden_loss = True  # pyright: ignore[reportAttributeAccessIssue]  a mark on the function
     forward.inside = patched or type(model).forward  # pyright: ignore[reportAttributeAccessIssue]
     model.forward = types.MethodType(forward, model)
 

@@ -1,10 +1,7 @@
 """Tiny runs of the whole study: real worlds, real trainer, exact measurement."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -145,19 +142,6 @@ def test_a_training_with_other_settings_is_not_taken_for_the_same(tmp_path):
     }
     assert len(keys) == 6
     assert job(tmp_path).key == job(tmp_path, settings=replace(TINY, objectives=("soft",), seeds=(7,), sweep=True)).key
-
-
-def test_the_key_is_the_same_in_another_process():
-    """A key that held anything of this process (an address, a hash of a string) would make every resume start over."""
-    code = (
-        "from bridgegarden.lab.run import LabFolder, LabJob;"
-        "from bridgegarden.lab.result import Arm, LabSettings; from pathlib import Path;"
-        "arm = Arm(regime='small', objective='confidence'); settings = LabSettings(worlds=('control',));"
-        "print(LabJob(world='control', arm=arm, seed=2, settings=settings, folder=LabFolder(Path('x'))).key)"
-    )
-    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    here = job(Path("x"), objective="confidence", seed=2, settings=LabSettings(worlds=("control",))).key
-    assert there.strip() == here
 
 
 @pytest.mark.parametrize("broken", ["", "{}", '{"key": 3', "[]", '{"key": "KEY", "result": {}}'])

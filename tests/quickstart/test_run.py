@@ -238,17 +238,3 @@ def test_a_signal_ends_every_process_and_leaves_the_mark(tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} <= {"INCOMPLETE", "caches", "runs", "students"}
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
-
-
-def test_the_key_of_a_finished_training_is_the_same_in_another_process():
-    """A key that held anything of this process (an address, a hash of a string) would make every resume start over."""
-    code = (
-        "from bridgegarden.quickstart.run import QuickstartFolder, QuickstartJob, plan; from pathlib import Path;"
-        "settings = plan(full=True, seed=0); folder = QuickstartFolder(Path('x'));"
-        "print(QuickstartJob(objective='risk_guided', seed=1, settings=settings, folder=folder).key)"
-    )
-    keys = {
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        for _ in range(2)
-    }
-    assert len(keys) == 1

@@ -4,11 +4,14 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 SET = click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change a setting of the recipe.")
 
@@ -53,7 +56,7 @@ def patience_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def taken(kind: type[T], options: dict[str, Any], **more: Any) -> T:
     """A `kind`, a dataclass, of those of `options` that are its fields, which are taken out of them, and of `more`."""
-    names = [field.name for field in fields(kind) if field.name in options]  # pyright: ignore[reportArgumentType]
+    names = [field.name for field in fields(kind) if field.name in options]
     return kind(**{name: options.pop(name) for name in names}, **more)
 
 

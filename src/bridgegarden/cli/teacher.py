@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
 from bridgegarden.cli.options import SET, patience_options, taken
 from bridgegarden.errors import stopped_by_sigterm
 from bridgegarden.terminal import say
+
+BITS: dict[str, Literal[8, 16]] = {"8": 8, "16": 16}
+"""As `bridgegarden.teacher.cache.spec.Bits` has them, which is imported only when asked for."""
 
 
 @click.command("generate")
@@ -96,7 +99,7 @@ def cache_group() -> None:
 @click.option("--top-k", type=click.IntRange(1), help="Tokens kept a position.  [default: teacher.top_k, or 64]")
 @click.option("--mass", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Stop at this probability.")
 @click.option("--samples", type=click.IntRange(1), help="Keep draws instead: only for the forward KL.")
-@click.option("--bits", type=click.Choice(["8", "16"]), help="Of a log-probability.  [default: 8]")
+@click.option("--bits", type=click.Choice(list(BITS)), help="Of a log-probability.  [default: 8]")
 @click.option("--limit", type=click.IntRange(1), help="At most so many training rows.  [default: data.limit]")
 @click.option("--shard", "part", type=Part(), default="1/1", help="Build a part, to be merged.  [default: all]")
 @click.option("--batch-tokens", type=click.IntRange(1), default=4096, show_default=True, help="A teacher's batch.")
@@ -124,7 +127,7 @@ def build_command(recipe: str, overrides: tuple[str, ...], bits: str | None, **o
         from bridgegarden.recipe import load_recipe
         from bridgegarden.run.cache import CacheOptions, build_recipe_cache
 
-        wanted = CacheOptions(bits=None if bits is None else int(bits), **options)
+        wanted = CacheOptions(bits=None if bits is None else BITS[bits], **options)
         say(build_recipe_cache(load_recipe(recipe, overrides), wanted))
 
 
@@ -204,7 +207,7 @@ def export_command(source: str, output: Path, overrides: tuple[str, ...]) -> Non
 @click.option("--column", metavar="NAME", help="Axolotl's logprobs_field.  [default: the names it has there]")
 @click.option("--shift", type=int, default=0, show_default=True, help="Tokens to add to the place of each list.")
 @click.option("--top-k", type=click.IntRange(1), help="Tokens kept a position.  [default: all that are listed]")
-@click.option("--bits", type=click.Choice(["8", "16"]), default="8", show_default=True, help="Of a log-probability.")
+@click.option("--bits", type=click.Choice(list(BITS)), default="8", show_default=True, help="Of a log-probability.")
 @click.option("--replace", is_flag=True, help="Remove the cache that is there first.")
 @click.option("--skip-unusable", is_flag=True, help="Leave out rows that give no signal.")
 def import_command(recipe: str, path: Path, overrides: tuple[str, ...], bits: str, **options: Any) -> None:
@@ -217,8 +220,7 @@ def import_command(recipe: str, path: Path, overrides: tuple[str, ...], bits: st
     from bridgegarden.recipe import load_recipe
     from bridgegarden.run.cache_import import ImportOptions, import_recipe_cache
 
-    bits_a_number: Any = int(bits)
-    say(import_recipe_cache(load_recipe(recipe, overrides), path, ImportOptions(bits=bits_a_number, **options)))
+    say(import_recipe_cache(load_recipe(recipe, overrides), path, ImportOptions(bits=BITS[bits], **options)))
 
 
 @cache_group.command("push")

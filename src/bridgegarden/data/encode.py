@@ -291,7 +291,7 @@ def _beginning(encode: Callable[[str], list[int]], text: str, room: int | None) 
 
 def _encode(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     # verbose=False: a row longer than the model's window is truncated later, by the user's own setting.
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # pyright: ignore[reportReturnType]
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def _prompt_ids(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
@@ -299,7 +299,7 @@ def _prompt_ids(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
 
     One that was rendered by a chat template begins with them already.
     """
-    ids: list[int] = tokenizer(prompt, verbose=False)["input_ids"]  # pyright: ignore[reportAssignmentType]
+    ids: list[int] = tokenizer(prompt, verbose=False)["input_ids"]
     plain = _encode(prompt, tokenizer)
     surplus = len(ids) - len(plain)
     for lead in range(surplus + 1):

@@ -247,7 +247,7 @@ def main() -> None:
         answers.flush()
 
     limits = read()
-    sys.stdin, sys.stdout, sys.stderr = io.StringIO(), Discard(), Discard()  # type: ignore[assignment]
+    sys.stdin, sys.stdout, sys.stderr = io.StringIO(), Discard(), Discard()
     try:
         for module in MODULES.split():
             importlib.import_module(module)

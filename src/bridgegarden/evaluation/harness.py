@@ -152,7 +152,7 @@ def run_tasks(
             # Not `simple_evaluate`: it also seeds everything and spends seconds on describing the machine.
             results = evaluate(
                 lm=lm,
-                task_dict=_merged(loaded),  # pyright: ignore[reportArgumentType]
+                task_dict=_merged(loaded),
                 limit=request.limit,
                 apply_chat_template=request.chat,
                 fewshot_as_multiturn=True,

@@ -68,7 +68,7 @@ def our_bars() -> Iterator[None]:
     from lm_eval.models import huggingface
 
     theirs = task.tqdm, model.tqdm, huggingface.tqdm
-    task.tqdm, model.tqdm, huggingface.tqdm = _unseen, Bar, Bar  # pyright: ignore
+    task.tqdm, model.tqdm, huggingface.tqdm = _unseen, Bar, Bar
     try:
         yield
     finally:

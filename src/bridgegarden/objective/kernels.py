@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, no_type_check
 
 import torch
-import triton  # pyright: ignore[reportMissingImports]
+import triton  # pyright: ignore[reportMissingImports]  comes with PyTorch for CUDA
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from jaxtyping import Float, Int
 from torch import Tensor

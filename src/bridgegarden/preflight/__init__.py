@@ -15,11 +15,12 @@ from bridgegarden.preflight.models import (
 )
 from bridgegarden.preflight.quantisation import check_quantised, quantisation, settings_text
 from bridgegarden.preflight.tokenizers import Endings, TokenizerMatch, check_endings, compare_tokenizers
-from bridgegarden.teacher.translated import TokenizerPair
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedTokenizerBase
+
+    from bridgegarden.teacher.translated import TokenizerPair
 
 __all__ = [
     "Endings",
@@ -56,7 +57,7 @@ class Pair:
     """The tokenizer and chat template to train with, and where a turn ends."""
     others: tuple[ModelFacts, ...] = ()
     """Further teachers, which are mixed with the first; each was checked against the student."""
-    tokens: TokenizerPair | None = None
+    tokens: "TokenizerPair | None" = None
     """How the teacher reads the rows where it has another tokenizer; None where it has the student's, or nothing of it
     is learnt but the data's labels."""
 

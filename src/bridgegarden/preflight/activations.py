@@ -239,7 +239,7 @@ def _step(model: "PreTrainedModel", batch: Batch, autocast: torch.dtype | None) 
         with nullcontext() if autocast is None else torch.autocast("cpu", autocast):
             hidden = _supervised(hidden_states(model, inputs), batch)
             windows["at_loss"], windows["forward"] = tracker.now, tracker.mark()
-            loss = _Loss.apply(hidden, model.get_output_embeddings().weight)  # pyright: ignore
+            loss = _Loss.apply(hidden, model.get_output_embeddings().weight)  # pyright: ignore  causal models have them
         tracker.mark()
         loss.backward()
         windows["backward_end"] = tracker.mark()

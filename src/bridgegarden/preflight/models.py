@@ -304,7 +304,7 @@ def _check_location(reference: ModelReference) -> None:
 def _check_architecture(reference: ModelReference, config: "PretrainedConfig") -> None:
     from transformers import AutoModelForCausalLM
 
-    if type(config) in AutoModelForCausalLM._model_mapping:  # pyright: ignore[reportAttributeAccessIssue]
+    if type(config) in AutoModelForCausalLM._model_mapping:
         return
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         raise reference.error(_REMOTE_CODE)

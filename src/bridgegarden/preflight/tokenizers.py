@@ -165,7 +165,7 @@ def _cut_differently(teacher: "PreTrainedTokenizerBase", student: "PreTrainedTok
 
 
 def _cutting(*tokenizers: "PreTrainedTokenizerBase") -> dict[str, tuple[object, ...]]:
-    states = [json.loads(t.backend_tokenizer.to_str()) for t in tokenizers]  # pyright: ignore
+    states = [json.loads(t.backend_tokenizer.to_str()) for t in tokenizers]  # pyright: ignore  read off the tokenizer by name
     merges = tuple(_canonical_merges(state["model"].get("merges")) for state in states)
     whole = {name: tuple(state.get(name) for state in states) for name in ("normalizer", "pre_tokenizer")}
     return {"merges": merges, "normaliser": whole["normalizer"], "pre-tokeniser": whole["pre_tokenizer"]}

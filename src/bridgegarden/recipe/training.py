@@ -299,7 +299,7 @@ def build_lora_config(section: "LoraSection") -> "LoraConfig":
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=section.r,
-        lora_alpha=section.lora_alpha,  # type: ignore[arg-type]
+        lora_alpha=section.lora_alpha,  # pyright: ignore[reportArgumentType]  PEFT divides by r, whatever it is
         lora_dropout=section.lora_dropout,
         target_modules=modules if isinstance(modules, str) else list(modules),
     )

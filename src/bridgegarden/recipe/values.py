@@ -151,7 +151,7 @@ def section_from(cls: type[T], tree: Any, place: str) -> T:
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{place or 'recipe'}: expected a mapping (key: value), got {_shown(tree)}.")
     hints = get_type_hints(cls)
-    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    known = {f.name: f for f in fields(cls)}  # pyright: ignore[reportArgumentType]  callers give dataclasses
     for key in tree:
         if key not in known:
             raise unknown_name(key, known, field=place or "recipe", kind="key")

@@ -306,7 +306,7 @@ def _spec(recipe: Recipe, source: LiveModel, pair: Pair, options: CacheOptions) 
         teacher_width=width,
         support=_support(recipe, options, there),
         exponents=exponents,
-        bits=options.bits or (DEFAULT_BITS if there is None else there.bits),  # pyright: ignore[reportArgumentType]
+        bits=options.bits or (DEFAULT_BITS if there is None else there.bits),
         prompt=recipe.teacher.prompt,
     )
 

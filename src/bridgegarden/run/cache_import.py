@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from bridgegarden.teacher.cache.captures import Alignment, CaptureReader, Lists, Unfit
     from bridgegarden.teacher.cache.forward import AnswersEngine
     from bridgegarden.teacher.cache.shard import Document
-    from bridgegarden.teacher.cache.spec import CacheSpec
+    from bridgegarden.teacher.cache.spec import Bits, CacheSpec
     from bridgegarden.teacher.cache.writer import BuildResult
 
 LOOKED_AT = 20_000
@@ -56,7 +56,7 @@ class ImportOptions:
     """Tokens by which the file's lists are about a later token than its format says."""
     top_k: int | None = None
     """Tokens kept a position; None is as many as are listed."""
-    bits: Literal[8, 16] = 8
+    bits: "Bits" = 8
     """Bits of a log-probability."""
     replace: bool = False
     """Remove the cache that is there first."""

@@ -24,7 +24,7 @@ from bridgegarden.evaluation.lm_eval import EvaluationOptions, PreparedTasks, ev
 from bridgegarden.evaluation.results import Evaluation, KeptAnswers
 from bridgegarden.files import write_json, write_text
 from bridgegarden.preflight import ModelFacts, ModelReference, load_facts
-from bridgegarden.run.models import load_model, usable_device
+from bridgegarden.run.models import load_model, placed, usable_device
 from bridgegarden.run.output import check_writable, named_model, write_or_rescue
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import git_commit, now, package_versions
@@ -101,8 +101,7 @@ def evaluate_target(target: EvaluateTarget, options: EvaluationOptions) -> tuple
         facts = load_facts(ModelReference(role="model", model=model_name, dtype=target.dtype))
         prepared = prepare_tasks(options)
         console.print(f"loading model {model_name}", markup=False, soft_wrap=True)
-        model = load_model(facts)
-        model.to(device)  # pyright: ignore[reportArgumentType]
+        model = placed(load_model(facts), device)
         with KeptAnswers(files.answers, _deciding(facts, device, options)) as kept:
             if kept.found:
                 console.print(f"going on with {counted(kept.found, 'answer')} of an earlier run", soft_wrap=True)

@@ -98,7 +98,7 @@ def server_of(recipe: Recipe, base_url: str | None, model: str | None, **setting
     name = model or recipe.teacher.model
     if not name:
         raise ConfigError("the model's name on the server is missing; set teacher.model, or give --model.")
-    return Server(base_url=address, model=name, **settings)  # pyright: ignore[reportArgumentType]
+    return Server(base_url=address, model=name, **settings)  # pyright: ignore[reportArgumentType]  as options have them
 
 
 def _engine(recipe: Recipe, options: GenerateOptions, console: "Console") -> Engine:

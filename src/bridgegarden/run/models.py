@@ -111,7 +111,7 @@ def placed(model: "PreTrainedModel", device: "torch.device | str") -> "PreTraine
     """`model` on `device`; or where it is, if it was loaded with a device map."""
     from bridgegarden.causal_lm import is_split
 
-    return model if is_split(model) else model.to(device)  # pyright: ignore[reportArgumentType]
+    return model if is_split(model) else model.to(device)  # pyright: ignore[reportArgumentType]  wrapped by transformers
 
 
 def check_device_map(recipe: Recipe, processes: int) -> None:

@@ -203,7 +203,7 @@ def hub_errors(what: str, remedy: str) -> Iterator[None]:
         ConfigError: `what` did not work, why, and `remedy`.
     """
     # That of whichever HTTP library this version is built on.
-    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]  imported there to be caught
 
     try:
         yield

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
 
-    from bridgegarden.teacher.cache.spec import CacheSpec, Served
+    from bridgegarden.teacher.cache.spec import Bits, CacheSpec, Served
     from bridgegarden.teacher.cache.writer import BuildResult
     from bridgegarden.teacher.scoring import Unscored
     from bridgegarden.teacher.scoring_check import Example
@@ -65,7 +65,7 @@ class CacheOptions:
     """Keep only the likeliest tokens that together have this probability."""
     samples: int | None = None
     """Keep so many draws instead."""
-    bits: int | None = None
+    bits: "Bits | None" = None
     """Bits of a log-probability: 8 (None, in a new cache) or 16."""
     limit: int | None = None
     """At most so many training rows, from the start; None is the recipe's ``data.limit``."""
@@ -182,7 +182,7 @@ def _served_spec(
     return spec_of_lists(recipe, pair, k, options.bits or (DEFAULT_BITS if there is None else there.bits), served)
 
 
-def spec_of_lists(recipe: Recipe, pair: Pair, k: int, bits: int, served: "Served") -> "CacheSpec":
+def spec_of_lists(recipe: Recipe, pair: Pair, k: int, bits: "Bits", served: "Served") -> "CacheSpec":
     """What a cache means of which only the `k` likeliest tokens are known, and not who said so but by name."""
     from bridgegarden.teacher.cache.spec import CacheSpec, Support
 
@@ -199,7 +199,7 @@ def spec_of_lists(recipe: Recipe, pair: Pair, k: int, bits: int, served: "Served
         teacher_width=vocab_size,
         support=Support(k=k),
         exponents=(),
-        bits=bits,  # pyright: ignore[reportArgumentType]
+        bits=bits,
         served=served,
     )
 

@@ -8,14 +8,6 @@ from bridgegarden.errors import ConfigError
 from bridgegarden.preflight import Pair
 from bridgegarden.recipe import Recipe, TeacherSection, build_objective
 from bridgegarden.recipe.teacher import TranslationSection
-from bridgegarden.teacher.translated import (
-    TokenizerPair,
-    TranslatedCache,
-    TranslatedModel,
-    check_translated_objective,
-)
-from bridgegarden.teacher.translation.byte_view import ByteView
-from bridgegarden.teacher.translation.translate import Translation
 from bridgegarden.terminal import counted
 
 if TYPE_CHECKING:
@@ -27,6 +19,7 @@ if TYPE_CHECKING:
     from bridgegarden.teacher.live import LiveTeacher
     from bridgegarden.teacher.mixture import MixedTeacher
     from bridgegarden.teacher.protocol import Teacher
+    from bridgegarden.teacher.translated import TokenizerPair
 
 ROWS = 16
 """From the first, of which is said how much of them is known."""
@@ -44,6 +37,8 @@ def with_tokens(pair: Pair, recipe: Recipe) -> Pair:
         ConfigError: something in the recipe does not go with such a teacher.
         ModelError: what one of the tokenizers writes is not known.
     """
+    from bridgegarden.teacher.translated import check_translated_objective
+
     section = recipe.teacher.translation
     if not pair.translates:
         if section is not None:
@@ -60,12 +55,16 @@ def with_tokens(pair: Pair, recipe: Recipe) -> Pair:
     return dataclasses.replace(pair, tokens=tokenizer_pair(pair, section or TranslationSection()))
 
 
-def tokenizer_pair(pair: Pair, section: TranslationSection) -> TokenizerPair:
+def tokenizer_pair(pair: Pair, section: TranslationSection) -> "TokenizerPair":
     """How the teacher of `pair` reads what its student reads.
 
     Raises:
         ModelError: what one of the tokenizers writes is not known.
     """
+    from bridgegarden.teacher.translated import TokenizerPair
+    from bridgegarden.teacher.translation.byte_view import ByteView
+    from bridgegarden.teacher.translation.translate import Translation
+
     assert pair.teacher is not None
     theirs, ours = pair.teacher.tokenizer, pair.endings.tokenizer
     their_end = end_of_turn_ids(theirs, pair.teacher.generation_config)[0]
@@ -115,6 +114,7 @@ def kept_tokens(section: TeacherSection, pair: Pair) -> int | None:
 def translated(teacher: "TeacherCache | LiveTeacher | MixedTeacher", pair: Pair) -> "Teacher":
     """`teacher`, in the vocabulary of the student of `pair`."""
     from bridgegarden.teacher.cache.reader import TeacherCache
+    from bridgegarden.teacher.translated import TranslatedCache, TranslatedModel
 
     if pair.tokens is None:
         return teacher

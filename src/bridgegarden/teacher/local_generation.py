@@ -108,7 +108,7 @@ class LocalEngine:
         )
         try:
             with torch.no_grad():
-                out = self._model.generate(  # pyright: ignore[reportCallIssue]
+                out = self._model.generate(  # pyright: ignore[reportCallIssue]  a method that transformers mixes in
                     inputs, attention_mask=mask, generation_config=settings, logits_processor=processors
                 )
         finally:

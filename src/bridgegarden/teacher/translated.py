@@ -20,8 +20,6 @@ from bridgegarden.objective.head import chunks, default_chunk_tokens
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.support import TeacherSignal
 from bridgegarden.teacher.cache.reader import SIGNAL, TeacherCache, teacher_signal
-from bridgegarden.teacher.live import LiveTeacher
-from bridgegarden.teacher.mixture import MixedTeacher
 from bridgegarden.teacher.translation.align import align
 from bridgegarden.teacher.translation.byte_view import END_BYTES, ByteView
 from bridgegarden.teacher.translation.first_token import FirstTokens
@@ -30,6 +28,9 @@ from bridgegarden.teacher.translation.translate import ALIGNED, CONDITIONAL, HAR
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+    from bridgegarden.teacher.live import LiveTeacher
+    from bridgegarden.teacher.mixture import MixedTeacher
 
 SHARES = (
     *("aligned_share", "conditional_share", "hard_only_share"),
@@ -426,7 +427,7 @@ class TranslatedCache(TranslatedTeacher):
 class TranslatedModel(TranslatedTeacher):
     """A teacher in memory, which reads every row in its own tokens; what it says is translated at every step."""
 
-    teacher: LiveTeacher | MixedTeacher
+    teacher: "LiveTeacher | MixedTeacher"
 
     def at(
         self,

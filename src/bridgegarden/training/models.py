@@ -145,7 +145,7 @@ def _check_adapters(student: nn.Module) -> None:
 
 def _reach(models: Mapping[str, PreTrainedModel], probed: Container[str]) -> Reach:
     named = {role: f"the {role}, {architecture(model)}," for role, model in models.items()}
-    ids = {role: rows(model.get_input_embeddings().weight) for role, model in models.items()}  # pyright: ignore
+    ids = {role: rows(model.get_input_embeddings().weight) for role, model in models.items()}  # pyright: ignore  an embedding's
     tables = {role: position_table(model) for role, model in models.items() if role in probed}
     known = {role: size for role, size in tables.items() if size is not None}
     least = min(ids, key=lambda role: ids[role])

@@ -172,10 +172,7 @@ def _is_python(code: str) -> bool:
 
 def _of_mbpp(row: dict[str, Any]) -> dict[str, Any]:
     test = "\n".join(row["test_list"])
-    called = {node.func.id for node in ast.walk(ast.parse(test)) if _is_call_by_name(node)}  # pyright: ignore
+    calls = (node.func for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Call))
+    called = {function.id for function in calls if isinstance(function, ast.Name)}
     names = sorted(called - set(vars(builtins)))
     return {"prompt": "", "context": MBPP_IMPORTS, "test": test, "names": names, "solution": row["code"]}
-
-
-def _is_call_by_name(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name)

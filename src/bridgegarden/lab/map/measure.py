@@ -6,6 +6,7 @@ one problem at a time. Losses in nats an answer.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
 from itertools import product
 from typing import NamedTuple
 
@@ -296,7 +297,7 @@ def visits(world: ChainWorld, problems: Problems, policy: Steps) -> Steps:
 def _charged(at: Steps, price: Steps, name: str) -> Tensor:
     """``(S, O)``: the sum of `price` over the contexts that texts come by, mean over problems."""
     pairs = zip(getattr(at, name), getattr(price, name), strict=True)
-    return sum((where * what).sum((-1, -2)).mean(-1) for where, what in pairs)  # pyright: ignore[reportReturnType]
+    return reduce(torch.add, ((where * what).sum((-1, -2)).mean(-1) for where, what in pairs))
 
 
 def _kappa(teacher: Tensor, price: Tensor) -> Tensor:

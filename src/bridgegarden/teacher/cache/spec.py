@@ -20,7 +20,9 @@ from bridgegarden.teacher.server_logprobs import SMALLEST_TAIL
 DEFAULT_EXPONENTS = (0.1, 0.5, 2.0)
 """Tail power sums that are kept whatever the objective: for the power entropy's default gamma, for temperature 2 and
 for the sharpened target of the preset."""
-DEFAULT_BITS = 8
+Bits = Literal[8, 16]
+"""Of a log-probability on disk."""
+DEFAULT_BITS: Bits = 8
 MOST_TOKENS = 1 << 24
 """Entries of a vocabulary that the code of sorted ids can tell apart."""
 MOST_SLOTS = 1_000_000
@@ -171,7 +173,7 @@ class CacheSpec:
     """Which tokens are kept."""
     exponents: tuple[float, ...]
     """Tail power sums that are kept, ascending."""
-    bits: Literal[8, 16] = DEFAULT_BITS
+    bits: Bits = DEFAULT_BITS
     """Bits of a log-probability."""
     gguf_file: str | None = None
     """The file that its weights were read from; None for safetensors."""
