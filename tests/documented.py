@@ -139,7 +139,7 @@ def check_shell(text: str) -> None:
 def check_command(words: list[str]) -> None:
     """What comes after ``bridgegarden``: every command, option, choice and key of a recipe in it."""
     command: click.Command = cli
-    context = click.Context(cli, info_name="bridgegarden")
+    context = click.Context(cli, info_name="bridgegarden", **cli.context_settings)
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):
         below = command.get_command(context, words[0])
         assert below is not None, f"no command {words[0]!r} below {context.command_path!r}"

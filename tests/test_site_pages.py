@@ -65,3 +65,31 @@ def test_other_numbers_of_the_guide_stand_on_the_page_that_it_names():
             assert numbers
             for number in numbers:
                 assert number in there, f"{number} is not in {page}"
+
+
+def test_the_options_that_are_said_to_be_trl_s_are(monkeypatch):
+    from dataclasses import fields
+
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    from trl.experimental.gold.gold_config import GOLDConfig
+
+    from bridgegarden.recipe.from_trl import _known
+
+    known = {*_known("gkd"), *_known("distillation"), *(one.name for one in fields(GOLDConfig))}
+    section = (DOCS / "coming_from.md").read_text(encoding="utf-8").split("## TRL")[1].split("\n## ")[0]
+    rows = [line.split(" | ")[0] for line in section.splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)} - {"SFTConfig"}
+    assert len(named) > 15
+    assert named <= known
+
+
+def test_the_keys_that_stand_for_them_are_a_recipe_s():
+    from bridgegarden.recipe import Recipe
+    from docs.write_recipe_reference import sections
+
+    keys = {f"{path}.{name}".lstrip(".") for path, kind in sections("", Recipe) for name in kind.__dataclass_fields__}
+    text = (DOCS / "coming_from.md").read_text(encoding="utf-8")
+    cells = [cell for line in text.splitlines() if line.startswith("| `") for cell in line.split(" | ")[1:2]]
+    named = set(re.findall(r"`((?:teacher|student|data|objective|on_policy)\.\w+)", " ".join(cells)))
+    assert len(named) > 10
+    assert named <= keys

@@ -131,3 +131,28 @@ def show_command(name: str) -> None:
     from bridgegarden.recipe import read_recipe_text
 
     click.echo(read_recipe_text(name), nl=False)
+
+
+@recipes_group.command("from-trl")
+@click.argument("config")
+@click.option(
+    "--trainer",
+    type=click.Choice(["gkd", "distillation", "sft"]),
+    help="Whose configuration CONFIG is.  [default: by its options]",
+)
+@click.option("--teacher", metavar="MODEL", help="Name or folder of a teacher, if CONFIG names none.")
+def from_trl_command(config: str, trainer: Any, teacher: str | None) -> None:
+    """Print the recipe that does what CONFIG does in TRL: the YAML that `trl --config` takes.
+
+    Of GKDTrainer, of `trl distillation`, or of `trl sft` with a teacher beside it. What TRL does where CONFIG says
+    nothing is written out; every option that has no place in a recipe is named with the reason, on stderr and in a
+    comment.
+
+    For example: bridgegarden recipes from-trl gkd.yaml > my.yaml
+    """
+    from bridgegarden.recipe.from_trl import recipe_from_trl
+
+    converted = recipe_from_trl(config, trainer=trainer, teacher=teacher)
+    for note in converted.notes:
+        say(note, err=True)
+    say(converted.to_yaml().rstrip("\n"))
