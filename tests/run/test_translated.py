@@ -61,6 +61,7 @@ def test_a_cache_gives_the_training_that_the_live_teacher_gives(recipe, tmp_path
     record = records["out"]
     assert record["tokenizers"] == "translated"
     assert record["translation"] == {"threshold": 0.5, "tolerance": 0.02}
+    assert "two, threshold 0.5, tolerance 0.02" in (tmp_path / "out" / "model" / "README.md").read_text()
     assert 0.5 < record["training"]["exact_mass"] <= 1
     for name in SHARES:
         assert name in cached.stdout

@@ -14,6 +14,7 @@ from bridgegarden.teacher.cache.writer import OneTeacher, build_cache
 from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.teacher.translated import SHARES, TranslatedCache, TranslatedModel, as_read
 from bridgegarden.teacher.translation.byte_view import LETTERS
+from bridgegarden.training.batches import evened
 from bridgegarden.training.on_policy import OnPolicy
 from tests.teacher.test_translated import pair_of, read
 from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
@@ -307,3 +308,52 @@ def test_of_its_own_text_the_student_learns_nothing_where_too_little_is_known(ma
     assert first["hard_only_share"] == 1.0
     assert first["loss"] == 0.0
     assert first["generated_tokens"] > 0
+
+
+def test_rows_that_even_processes_out_and_a_streams_rows_are_read_too(make_trainer, tmp_path):
+    pair = pair_of(threes(), tiny_tokenizer())
+    cache = TranslatedCache(built(tmp_path / "cache", pair, k=8), pair)
+    rows = read(pair, tiny_tokenizer())
+    blank = evened(rows.select(range(3)), 5)
+    parts = cache.collate([blank[4]])
+    assert {len(part) for part in parts.values()} == {0}
+    whole = cache.collate([blank[index] for index in range(5)])
+    torch.testing.assert_close(whole, cache.collate([rows[index] for index in range(3)]), equal_nan=True)
+    losses = []
+    for data in (rows, _as_text().to_iterable_dataset()):
+        live = TranslatedModel(LiveTeacher(teacher(), top_k=8), pair)
+        trainer = make_trainer(SOFT, student=student(), teacher=live, train=data, max_length=256, max_steps=1)
+        trainer.train()
+        losses.append(trainer.state.log_history[0])
+    assert losses[0]["loss"] == pytest.approx(losses[1]["loss"], rel=1e-5)
+    assert losses[0]["aligned_share"] == losses[1]["aligned_share"]
+
+
+def test_workers_of_the_data_loader_translate_and_a_resumed_run_goes_on_with_what_is_known(make_trainer, tmp_path):
+    pair = pair_of(threes(), tiny_tokenizer())
+    cache = TranslatedCache(built(tmp_path / "cache", pair, k=8), pair)
+    rows = read(pair, tiny_tokenizer())
+    settings = {"max_length": 256, "max_steps": 4, "logging_steps": 4, "per_device_train_batch_size": 2}
+    history = []
+    for workers in (0, 1):
+        trainer = make_trainer(
+            SOFT,
+            student=student(),
+            teacher=cache,
+            train=rows,
+            dataloader_num_workers=workers,
+            output_dir=str(tmp_path / f"workers-{workers}"),
+            save_strategy="steps",
+            save_steps=3,
+            **settings,
+        )
+        trainer.train()
+        history.append(trainer.state.log_history[0])
+    names = ("loss", *SHARES)
+    assert [history[1][name] for name in names] == [history[0][name] for name in names]
+    resumed = make_trainer(
+        SOFT, student=student(), teacher=cache, train=rows, output_dir=str(tmp_path / "resumed"), **settings
+    )
+    resumed.train(resume_from_checkpoint=str(tmp_path / "workers-0" / "checkpoint-3"))
+    again = resumed.state.log_history[0]
+    assert [again[name] for name in names] == pytest.approx([history[0][name] for name in names], rel=1e-6)

@@ -238,7 +238,8 @@ def card_text(
         objective=preset
         | {"fields": run.objective_text}
         | ({} if run.on_policy_text is None else {"on-policy": run.on_policy_text})
-        | ({} if recipe.teacher.prompt is None else {"the teacher's prompt": str(recipe.teacher.prompt)}),
+        | ({} if recipe.teacher.prompt is None else {"the teacher's prompt": str(recipe.teacher.prompt)})
+        | ({} if run.preflight.tokens is None else {"tokenizers": f"two, {run.preflight.tokens.settings_text}"}),
         training={name: arguments[name] for name in ARGUMENTS if arguments.get(name) is not None},
         metrics=dict(training) | {f"eval_{name}": value for name, value in evaluation.items()},
         versions=package_versions(),

@@ -73,6 +73,11 @@ class TokenizerPair:
         return {"threshold": self.translation.threshold, "tolerance": self.translation.tolerance}
 
     @property
+    def settings_text(self) -> str:
+        """The same, for a person."""
+        return ", ".join(f"{name} {value:g}" for name, value in self.settings.items())
+
+    @property
     def pad_id(self) -> int:
         """An id of the teacher's that fills its batches up."""
         found = self.tokenizer.pad_token_id
