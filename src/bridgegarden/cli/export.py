@@ -12,21 +12,28 @@ from bridgegarden.terminal import say
 @click.command("export")
 @click.argument("source", metavar="RECIPE|MODEL")
 @SET
-@click.option("--to", type=click.Choice(["gguf"]), required=True, help="gguf: a file for llama.cpp and Ollama.")
+@click.option(
+    "--to",
+    type=click.Choice(["gguf", "onnx", "hf"]),
+    required=True,
+    help="gguf: a file for llama.cpp and Ollama. onnx: a folder for onnxruntime. hf: one for transformers.",
+)
 @click.option(
     "--quantise",
     metavar="KIND[,KIND]",
     default="",
-    help="F32, F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1 or Q4_0.  [default: the type in which the weights were saved]",
+    help="gguf: F32, F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1, Q4_0; onnx: F32, int8; hf: F32, F16, BF16.  [default: the type "
+    "in which the weights were saved; onnx: F32]",
 )
 @click.option("--output", metavar="DIR", type=click.Path(path_type=Path), help="Folder for the files.")
+@click.option("--without-past", is_flag=True, help="onnx: a graph of whole texts, without keys and values.")
 @click.option("--overwrite", is_flag=True, help="Replace files of the same names.")
 def export_command(quantise: str, **options: Any) -> None:
     """Write a trained model for other programs: of RECIPE its student, or MODEL, a folder or a name on the hub.
 
-    Writes DIR/NAME-KIND.gguf for each KIND, and a Modelfile for Ollama beside it. What llama.cpp would compute or read
-    otherwise is refused. DIR is OUTPUT/export of a recipe, else runs/export/MODEL. Needs the extra:
-    pip install 'bridgegarden[export]'.
+    Writes DIR/NAME-KIND.gguf for each KIND, with a Modelfile for Ollama beside it; or a folder, DIR/NAME-onnx-KIND or
+    DIR/NAME-hf-KIND. What the other program would compute or read otherwise is refused. DIR is OUTPUT/export of a
+    recipe, else runs/export/MODEL. Needs the extra: pip install 'bridgegarden[export]'.
     """
     from bridgegarden.run.export import ExportTarget, export_model
 

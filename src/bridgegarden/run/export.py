@@ -1,7 +1,8 @@
 """A trained model as files for other programs (``bridgegarden export``)."""
 
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,20 +12,22 @@ from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.export.gguf_file import check_kind, gguf_export
 from bridgegarden.export.gguf_model import context_length
 from bridgegarden.export.modelfile import modelfile
-from bridgegarden.files import write_text
+from bridgegarden.export.onnx_model import check_onnx_kind, write_onnx
+from bridgegarden.files import partial, sync_folder, write_text
 from bridgegarden.preflight import ModelFacts, ModelReference, load_facts, quantisation
 from bridgegarden.run.models import load_model
 from bridgegarden.run.output import check_writable, named_model
 from bridgegarden.run.quiet import quiet_libraries
+from bridgegarden.run.save import set_generation_stops
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-Format = Literal["gguf"]
-NEEDS: dict[str, tuple[str, ...]] = {"gguf": ("gguf",)}
+Format = Literal["gguf", "onnx", "hf"]
+NEEDS: dict[str, tuple[str, ...]] = {"gguf": ("gguf",), "onnx": ("onnx", "onnxscript", "onnxruntime"), "hf": ()}
 """Packages of the extra ``export`` that each format is written with."""
 OF_DTYPE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-"""Types of GGUF in which nothing is lost, by the type in which weights were saved."""
+"""Types in which nothing is lost, by the type in which weights were saved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,8 @@ class ExportTarget:
     """Folder for the files; None is ``OUTPUT/export`` of a recipe, else ``runs/export/NAME``."""
     overwrite: bool = False
     """Whether files of the same names are replaced."""
+    without_past: bool = False
+    """Whether an ONNX graph takes whole texts only, and no keys and values of the tokens before."""
 
 
 class Exported(NamedTuple):
@@ -77,7 +82,9 @@ def export_model(target: ExportTarget) -> ExportResult:
 
     _check_installed(target.to)
     for kind in target.quantise:
-        check_kind(kind)
+        CHECKS[target.to](kind)
+    if target.without_past and target.to != "onnx":
+        raise ConfigError(f"--without-past: is for --to onnx, and this is --to {target.to}.")
     model_name, folder = named_model(target.source, target.overrides, "export")
     folder = (target.output or folder).expanduser()
     name = _name(model_name, target)
@@ -88,10 +95,49 @@ def export_model(target: ExportTarget) -> ExportResult:
         facts = load_facts(ModelReference(role="model", model=model_name))
         if (how := quantisation(facts)) is not None:
             raise ModelError(f"model {model_name!r}: its weights are quantised ({how}). Export it as it was before.")
-        kinds = target.quantise or (OF_DTYPE[str(facts.dtype).removeprefix("torch.")],)
-        paths = {kind: folder / f"{name}-{kind}.gguf" for kind in kinds}
-        _refuse_existing([*paths.values(), *map(_modelfile_of, paths.values())], overwrite=target.overwrite)
-        return _write_gguf(name, facts, paths, console)
+        plain = "F32" if target.to == "onnx" else OF_DTYPE[str(facts.dtype).removeprefix("torch.")]
+        kinds = target.quantise or (plain,)
+        if target.to == "gguf":
+            paths = {kind: folder / f"{name}-{kind}.gguf" for kind in kinds}
+            _refuse_existing([*paths.values(), *map(_modelfile_of, paths.values())], overwrite=target.overwrite)
+            return _write_gguf(name, facts, paths, console)
+        paths = {kind: folder / f"{name}-{target.to}-{kind}" for kind in kinds}
+        _refuse_existing(list(paths.values()), overwrite=target.overwrite)
+        return _write_folders(facts, paths, target, console)
+
+
+def _write_folders(facts: ModelFacts, paths: dict[str, Path], target: ExportTarget, console: "Console") -> ExportResult:
+    """A folder for each type of weights, renamed when all of it is there."""
+    import torch
+
+    files = []
+    for kind, path in paths.items():
+        console.print(f"loading model {facts.reference.model}", markup=False, soft_wrap=True)
+        model = load_model(facts)
+        unfinished = partial(path)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        try:
+            if target.to == "onnx":
+                console.print(f"writing {path.name}: tracing, then a comparison with PyTorch", soft_wrap=True)
+                write_onnx(model, unfinished, kind, past=not target.without_past)
+                model.config.save_pretrained(unfinished)
+            else:
+                console.print(f"writing {path.name}", soft_wrap=True)
+                dtype = next(dtype for dtype, name in OF_DTYPE.items() if name == kind)
+                model.to(getattr(torch, dtype)).save_pretrained(unfinished)  # pyright: ignore[reportCallIssue]
+            facts.tokenizer.save_pretrained(unfinished)
+            if facts.generation_config is not None:
+                set_generation_stops(model, _ends(facts))
+                model.generation_config.save_pretrained(unfinished)  # pyright: ignore[reportOptionalMemberAccess]
+            if path.exists():
+                shutil.rmtree(path)
+            unfinished.rename(path)
+            sync_folder(path.parent)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        files.append(Exported(path, kind, sum(file.stat().st_size for file in path.rglob("*") if file.is_file())))
+    return ExportResult(tuple(files), (), ())
 
 
 def _write_gguf(name: str, facts: ModelFacts, paths: dict[str, Path], console: "Console") -> ExportResult:
@@ -152,11 +198,26 @@ def _refuse_adapter(model_name: str) -> None:
         )
 
 
+def _check_hf_kind(kind: str) -> None:
+    if kind not in OF_DTYPE.values():
+        known = ", ".join(OF_DTYPE.values())
+        raise ConfigError(f"--quantise: {kind!r} is no type of weights for --to hf; it has {known}.")
+
+
+CHECKS: dict[str, Callable[[str], None]] = {"gguf": check_kind, "onnx": check_onnx_kind, "hf": _check_hf_kind}
+"""What refuses a type of weights, by format."""
+
+
 def _refuse_existing(paths: Sequence[Path], *, overwrite: bool) -> None:
     there = [path for path in paths if path.exists() or path.is_symlink()]
     if there and not overwrite:
         raise ConfigError(
             f"--output: {there[0]} is there already. Give another folder (--output DIR), or --overwrite to replace it."
         )
-    if folders := [path for path in there if path.is_dir() and path.suffix]:
-        raise ConfigError(f"--output: {folders[0]} is a folder; move it away, or give another folder (--output DIR).")
+    for path in there:
+        wanted = "file" if path.suffix in (".gguf", ".Modelfile") else "folder"
+        if path.is_symlink() or path.is_dir() != (wanted == "folder"):
+            raise ConfigError(
+                f"--output: {path} is no {wanted} that could be replaced; move it away, or give another folder "
+                "(--output DIR)."
+            )
