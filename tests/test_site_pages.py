@@ -93,3 +93,43 @@ def test_the_keys_that_stand_for_them_are_a_recipe_s():
     named = set(re.findall(r"`((?:teacher|student|data|objective|on_policy)\.\w+)", " ".join(cells)))
     assert len(named) > 10
     assert named <= keys
+
+
+TESTED = ("footguns.md", "paper.md", "coming_from.md")
+
+
+@pytest.mark.parametrize("page", TESTED)
+def test_every_test_and_file_that_a_page_names_is_there(page):
+    text = (DOCS / page).read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)
+    assert named or page == "coming_from.md"
+    for file, test in named:
+        code = (ROOT / file).read_text(encoding="utf-8")
+        assert not test or re.search(rf"^def {test}\(", code, flags=re.MULTILINE), f"{file} has no {test}"
+    for file in re.findall(r"`((?!tests/)\w[\w/]*/\w+\.py)`", text):
+        assert (ROOT / "src" / "bridgegarden" / file).is_file(), file
+
+
+def test_every_footgun_has_a_test():
+    sections = (DOCS / "footguns.md").read_text(encoding="utf-8").split("\n## ")[1:]
+    assert len(sections) == 8
+    for section in sections:
+        assert "`tests/" in section, section.splitlines()[0]
+
+
+CLAIMS = {"1:": "1", "2:": "2", "3a:": "3a", "3b:": "3b", "4:": "4", "a hybrid is right more often": "right"}
+
+
+def test_the_paper_s_claims_hold_in_as_many_cells_as_is_said(writer):  # noqa: F811
+    evidence = writer.Evidence()
+    rows = [row for row in (DOCS / "paper.md").read_text(encoding="utf-8").splitlines() if "holds in" in row]
+    said = {row.strip("| ").split(" | ")[0]: row.rpartition("holds in ")[2].strip("| ") for row in rows[1:]}
+    assert len(said) == 7
+    for begins, claim in CLAIMS.items():
+        (count,) = (count for statement, count in said.items() if statement.startswith(begins))
+        verdicts = list(evidence.verdicts(claim).values())
+        assert count == f"{verdicts.count('holds')} of {len(verdicts)}", begins
+    (count,) = (count for statement, count in said.items() if statement.startswith("5:"))
+    fives = [claim for claim in {row["claim"] for row in evidence.claims} if claim.startswith("5")]
+    assert len(fives) == 8
+    assert {f"{list(evidence.verdicts(c).values()).count('holds')} of 32" for c in fives} == {count}

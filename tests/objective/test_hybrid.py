@@ -212,6 +212,24 @@ def test_forward_kl_hybrid_is_cross_entropy_against_one_mixed_target_up_to_a_con
     torch.testing.assert_close(gradient, expected.detach())
 
 
+@pytest.mark.parametrize(("target", "equal"), [("data", True), ("teacher_argmax", False)])
+def test_hard_labels_drawn_from_the_teacher_have_the_soft_gradient_on_average(target, equal):
+    """Summed over every token that could be drawn, with its probability: nothing is sampled."""
+    student, teacher, _ = batch(rows=1, length=2)
+    student.requires_grad_()
+    hard, soft = (HybridObjective(soft_weight=StaticWeight(w), hard_target=target) for w in (0.0, 1.0))
+    p = teacher[0, 0].softmax(-1)
+    losses = torch.zeros((), dtype=torch.float64)
+    for token in range(7):
+        labels = torch.tensor([[X, token]])
+        losses = losses + p[token] * hybrid_loss_from_logits(student, teacher, labels, hard).mean()
+    (on_average,) = torch.autograd.grad(losses, student)
+    (of_soft,) = torch.autograd.grad(
+        hybrid_loss_from_logits(student, teacher, torch.tensor([[X, 0]]), soft).mean(), student
+    )
+    assert torch.allclose(on_average, of_soft, atol=1e-12) is equal
+
+
 @pytest.mark.parametrize(
     "divergence", [forward_kl, reverse_kl, jensen_shannon, partial(alpha_beta, alpha=0.2, beta=0.7)]
 )
