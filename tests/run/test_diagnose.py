@@ -4,8 +4,10 @@ import json
 import shutil
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
+from transformers import AutoModelForCausalLM
 
 from bridgegarden.cli.main import cli
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -65,6 +67,39 @@ def test_several_students_are_compared_and_json_is_the_file(pair, tmp_path):
     assert itself["exposure_bias"]["student_loss"]["mean"] == pytest.approx(0.0, abs=1e-6), "the teacher as a student"
     assert itself["attribution"]["agrees"]
     assert all(place["kind"] in ("bridge", "garden", "undecided") for place in itself["kappa"]["positions"])
+
+
+def test_rows_with_answers_decide_whether_the_teacher_knows_them_better(pair, tmp_path):
+    rows = [{"question": f"{n} + 1 =", "answer": f"{n + 1}"} for n in range(8)]
+    rows += [{"question": "9 + 9 ="}]
+    pair[3] = tmp_path / "rows.jsonl"
+    pair[3].write_text("\n".join(map(json.dumps, rows)))
+    columns = ["--prompt-column", "question", "--completion-column", "answer"]
+    result = diagnose(*pair, "--student", f"itself={tmp_path / 'teacher'}", *columns, *SMALL, "--limit", "9", "--json")
+    assert result.exit_code == 0, result.output
+    (found,) = json.loads(result.stdout)["findings"]["students"]
+    losses = found["label_losses"]
+    assert losses["rows"] == 8, "the last row has no answer"
+    turn = tiny_tokenizer().apply_chat_template(
+        [{"role": "user", "content": "0 + 1 ="}, {"role": "assistant", "content": "1"}], return_dict=False
+    )
+    asked = tiny_tokenizer().apply_chat_template(
+        [{"role": "user", "content": "0 + 1 ="}], add_generation_prompt=True, return_dict=False
+    )
+    assert 8 * 2 <= losses["tokens"] <= 8 * (len(turn) - len(asked))
+    ids = torch.tensor([turn])
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(tmp_path / "teacher")(ids).logits[0]
+    first = -logits[len(asked) - 1].log_softmax(-1)[turn[len(asked)]].item()
+    assert 0.2 * first < losses["teacher"] < 5 * first
+    assert losses["teacher"] == pytest.approx(losses["student"])
+    assert losses["teacher"] > 1
+    assert found["verdict"]["rows"] == "no better"
+    assert found["verdict"]["distilling"] == "will not help"
+    shown = diagnose(*pair, "--student", f"itself={tmp_path / 'teacher'}", *columns, *SMALL, "--limit", "9").stdout
+    assert "Verdict on itself" in shown
+    assert "Distillation will not help here." in shown
+    assert "Whether it is worth having as a draft model is undecided." in " ".join(shown.split())
 
 
 def test_padded_vocabularies_are_compared_on_what_they_share(write_recipe, tmp_path):

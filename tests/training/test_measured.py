@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from bridgegarden.diagnostics.label_losses import LEAST_GAP, LabelLosses, RowLoss
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.statistics import Estimate
 from bridgegarden.training.callbacks import TeacherCheck
-from bridgegarden.training.measured import LEAST_GAP, LabelLosses, RowLoss, row_losses
+from bridgegarden.training.measured import row_losses
 from bridgegarden.training.on_policy import OnPolicy
 from tests.tiny import tiny_model
 from tests.training.conftest import token_rows

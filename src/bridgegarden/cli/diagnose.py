@@ -54,6 +54,12 @@ class Tokens(click.ParamType):
 @click.option(
     "--prompt-column", "prompt", metavar="NAME", help="Column of FILE with the prompt; it becomes a user's turn."
 )
+@click.option(
+    "--completion-column",
+    "completion",
+    metavar="NAME",
+    help="Column of FILE with the answer, which both models' losses are held against.",
+)
 @click.option("--messages-column", "messages", metavar="NAME", help="Column of FILE with a conversation.")
 @click.option("--split", default="train", show_default=True, help="Split of FILE, where it has splits.")
 @click.option("--limit", type=click.IntRange(2), default=64, show_default=True, help="At most so many prompts.")
@@ -145,6 +151,7 @@ def print_diagnosis(diagnosis: "Diagnosis", files: "DiagnosisFiles", *, as_json:
         kind_words,
         thanks_to,
     )
+    from bridgegarden.report.verdict import verdict_lines
 
     if as_json:
         # Escaped beyond ASCII: a model's text may hold what a terminal obeys.
@@ -164,6 +171,10 @@ def print_diagnosis(diagnosis: "Diagnosis", files: "DiagnosisFiles", *, as_json:
         console.print(Text.assemble((rule, "bold"), f" {why}"))
         if (guide := guide_words(student)) is not None:
             console.print(Text(guide))
+    for student in diagnosis.findings.students:
+        console.print(Text(f"\nVerdict on {student.name}", style="bold"), soft_wrap=True)
+        for head, why in verdict_lines(diagnosis, student):
+            console.print(Text.assemble((head, "bold"), f" {why}"))
     console.print(Text(f"\n{thanks_to(diagnosis)}"))
     if diagnosis.findings.interrupted:
         console.print(Text(f"Interrupted during “{diagnosis.findings.interrupted}”; what came after it is missing."))

@@ -33,6 +33,7 @@ from bridgegarden.diagnostics.kappa import (
     PositionKappa,
     measure_kappa,
 )
+from bridgegarden.diagnostics.label_losses import Answer, LabelLosses, answer_losses
 from bridgegarden.diagnostics.rollout import RollOuts, Sampling
 from bridgegarden.errors import ConfigError
 from bridgegarden.policy import Decoding, Policy
@@ -128,6 +129,8 @@ class Examination:
     """What the student is called."""
     bias: ExposureBias
     """Its exposure bias, with its texts."""
+    label_losses: LabelLosses | None
+    """What it and the teacher lose on the answers of the rows."""
     settings: DiagnosisSettings
     """How."""
     vocab_size: int
@@ -182,6 +185,7 @@ class Examination:
             name=self.name,
             exposure_bias=self.bias,
             draft_model=DraftModel.of(self.bias),
+            label_losses=self.label_losses,
             kappa=self.kappa,
             shown_kappa=self.shown_kappa,
             attribution=self.attribution,
@@ -254,6 +258,7 @@ def diagnose(
     *,
     vocab_size: int,
     reader: Reader,
+    answers: Sequence[Answer] = (),
     watcher: Watcher | None = None,
 ) -> Findings:
     """Exposure bias of every student, and where it comes from; an interrupt keeps what is finished.
@@ -265,6 +270,7 @@ def diagnose(
         settings: how.
         vocab_size: real vocabulary, for the entropy rule.
         reader: ids to text.
+        answers: of rows that have some, to hold teacher and students against; up to the longest text allowed.
         watcher: is told how it goes.
 
     Raises:
@@ -279,12 +285,14 @@ def diagnose(
     biases = _biases(lead, others, prompts, settings, work)
     for name, bias in biases.items():
         check_budget(name, bias, settings)
+    losses = _losses(lead, others, answers, settings, work)
     examinations = [
         Examination(
             teacher=lead,
             student=student,
             name=name,
             bias=biases[name],
+            label_losses=losses.get(name),
             settings=settings,
             vocab_size=vocab_size,
             reader=reader,
@@ -320,6 +328,19 @@ def _biases(
             max_rows=settings.max_rows,
         )
         return compare_students(teacher, students, prompts, sampling, generator=generator_of(settings, "texts"))
+
+
+def _losses(
+    teacher: Policy,
+    students: Mapping[str, Policy],
+    answers: Sequence[Answer],
+    settings: DiagnosisSettings,
+    work: "_Work",
+) -> dict[str, LabelLosses]:
+    if not answers:
+        return {}
+    with work.phase("answers of the rows", sum(min(len(one.tokens), settings.max_new_tokens) for one in answers)):
+        return answer_losses(teacher, students, answers, longest=settings.max_new_tokens, max_rows=settings.max_rows)
 
 
 def _run(examinations: Sequence[Examination], work: "_Work") -> str | None:

@@ -13,7 +13,9 @@ from bridgegarden.diagnostics.advise import Advice, soft_weights
 from bridgegarden.diagnostics.attribution import Attribution
 from bridgegarden.diagnostics.exposure_bias import ExposureBias, StudentDifference
 from bridgegarden.diagnostics.kappa import Choice, KappaResult, PositionKappa
+from bridgegarden.diagnostics.label_losses import LabelLosses
 from bridgegarden.diagnostics.rollout import RollOuts, walk
+from bridgegarden.diagnostics.verdict import Verdict
 from bridgegarden.errors import ConfigError, lookup
 from bridgegarden.objective.divergences import DIVERGENCES, Divergence
 from bridgegarden.policy import Policy
@@ -165,6 +167,8 @@ class StudentDiagnosis:
     """What it loses on its own texts and on the teacher's."""
     draft_model: DraftModel
     """What it is worth as a draft model, from the same texts."""
+    label_losses: LabelLosses | None
+    """What it and the teacher lose on the answers of the rows; None where there are none."""
     kappa: KappaResult | None
     """Bridges and Gardens on its own texts; None if interrupted before."""
     shown_kappa: KappaResult | None
@@ -294,6 +298,16 @@ class Diagnosis:
         student = next(used for used in self.students if used.name == name)
         return student.parameters / self.teacher.parameters
 
+    def verdict(self, student: StudentDiagnosis) -> Verdict:
+        """What it comes to."""
+        return Verdict.of(
+            bias=student.exposure_bias,
+            draft_model=student.draft_model,
+            advice=student.advice,
+            losses=student.label_losses,
+            cost_ratio=self.cost_ratio(student.name),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it; estimates with their 95% intervals."""
         tree = to_plain(self, leave_out=("findings",))
@@ -301,6 +315,7 @@ class Diagnosis:
         students = [
             to_plain(student, leave_out=("exposure_bias", "draft_model"))
             | {"exposure_bias": student.exposure_bias.to_dict(), "draft_model": self._draft_model(student)}
+            | {"verdict": to_plain(self.verdict(student))}
             for student in self.findings.students
         ]
         found["cost"]["seconds"] = self.findings.cost.seconds

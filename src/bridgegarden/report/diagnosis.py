@@ -28,6 +28,7 @@ from bridgegarden.report.diagnosis_words import (
 )
 from bridgegarden.report.page import Page, Section, details, figure, findings, made_section, words_section
 from bridgegarden.report.tokens import visible
+from bridgegarden.report.verdict import verdict_lines
 from bridgegarden.table import Cell, Table, number
 from bridgegarden.terminal import counted, duration
 
@@ -91,9 +92,19 @@ def _lead(diagnosis: Diagnosis) -> Markup:
     stopped = (
         Markup("<p><b>Interrupted</b> during “{}”; what came after it is missing.</p>").format(found.interrupted)
         if found.interrupted
-        else ""
+        else Markup("")
     )
-    return done + stopped + said
+    return stopped + _verdicts(diagnosis) + done + said
+
+
+def _verdicts(diagnosis: Diagnosis) -> Markup:
+    """A short list for every student, the first thing on the page."""
+    named = len(diagnosis.findings.students) > 1
+    return Markup("").join(
+        (Markup("<h3>{}</h3>").format(student.name) if named else Markup(""))
+        + findings(Markup("<b>{}</b> {}").format(*line) for line in verdict_lines(diagnosis, student))
+        for student in diagnosis.findings.students
+    )
 
 
 def _bias(diagnosis: Diagnosis) -> Markup:

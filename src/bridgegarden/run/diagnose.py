@@ -158,6 +158,7 @@ def diagnose_pair(
                 settings,
                 vocab_size=pair.vocab_size,
                 reader=TokenTexts(pair.tokenizer, shared_size=pair.vocab_size),
+                answers=prompts.answers,
                 watcher=display,
             )
     models = [("teacher", pair.teacher), *pair.students.items()]

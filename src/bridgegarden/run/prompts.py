@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridgegarden.data import Columns, Source, load_mix, place, prompt
+from bridgegarden.data import Columns, Source, conversation, load_mix, place, prompt
 from bridgegarden.data.encode import IGNORED, RowTokeniser
 from bridgegarden.diagnostics.diagnosis import PromptsUsed
+from bridgegarden.diagnostics.label_losses import Answer
 from bridgegarden.errors import DataError
 from bridgegarden.recipe import DataSection
 from bridgegarden.run.rows import columns_of
@@ -63,6 +64,8 @@ class Prompts:
 
     ids: tuple[tuple[int, ...], ...]
     """Token ids, each prompt once."""
+    answers: tuple[Answer, ...]
+    """Of the rows that have one."""
     used: PromptsUsed
     """The same in numbers."""
 
@@ -78,7 +81,8 @@ def read_prompts(
     """The first prompts of `source`. Repeated ones are taken once: they would not be independent.
 
     Args:
-        source: a text file has a prompt a line; anything else rows as for training, of which an answer is not read.
+        source: a text file has a prompt a line; anything else rows as for training, whose answers are kept where there
+            are any.
         tokenizer: of all models.
         room: most tokens of a prompt; longer ones are left out. None is no limit.
         vocab_size: of which ids may be.
@@ -89,7 +93,7 @@ def read_prompts(
         ModelError: the tokenizer has no chat template and needs one.
     """
     tokeniser = RowTokeniser.of(tokenizer)
-    found: dict[tuple[int, ...], None] = {}
+    found: dict[tuple[int, ...], Answer | None] = {}
     left_out: list[str] = []
     rows, columns = _rows(source)
     for where, row in rows:
@@ -99,12 +103,13 @@ def read_prompts(
         if room is not None and len(ids) > room:
             left_out.append(f"{where}: {len(ids)} tokens, where {room} fit")
             continue
-        found[ids] = None
+        if ids not in found:
+            found[ids] = _answer(row, columns, tokeniser, where, vocab_size)
         if len(found) == (limit or DEFAULT_LIMIT):
             break
     _check_enough(source.shown, len(found), left_out)
     used = PromptsUsed(source=source.shown, used=len(found), left_out=tuple(left_out), tokens=sum(map(len, found)))
-    return Prompts(ids=tuple(found), used=used)
+    return Prompts(ids=tuple(found), answers=tuple(one for one in found.values() if one is not None), used=used)
 
 
 def _check_enough(name: str, count: int, left_out: list[str]) -> None:
@@ -141,3 +146,22 @@ def _ids(row: Mapping[str, Any], columns: Columns, tokeniser: RowTokeniser, wher
         first = next((at for at, label in enumerate(labels) if label != IGNORED), len(labels))
         return tuple(row["input_ids"][:first])
     return tuple(tokeniser.prompt(prompt(row, columns, place=where), where))
+
+
+def _answer(row: Mapping[str, Any], columns: Columns, tokeniser: RowTokeniser, where: str, size: int) -> Answer | None:
+    """What the row would have a student learn; None where it has no answer, or one with ids from `size` on."""
+    if isinstance(row.get("input_ids"), list):
+        ids, labels = row["input_ids"], row.get("labels") or []
+    else:
+        try:
+            written = tokeniser.row(conversation(row, columns, place=where), where)
+        except DataError:
+            # A prompt needs no answer, and one that nothing can be learnt from is as good as none.
+            return None
+        ids, labels = written.input_ids, written.labels
+    places = [at for at, label in enumerate(labels) if at and label != IGNORED]
+    if not places or max(ids) >= size:
+        return None
+    behind = slice(places[0], places[-1] + 1)
+    learnt = tuple(label != IGNORED for label in labels[behind])
+    return Answer(prompt=tuple(ids[: places[0]]), tokens=tuple(ids[behind]), learnt=learnt)

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from trl.trainer.sft_config import SFTConfig
 
-    from bridgegarden.training.measured import LabelLosses
+    from bridgegarden.diagnostics.label_losses import LabelLosses
     from bridgegarden.training.trainer import HybridDistillationTrainer
 
 TENSORBOARD = "TENSORBOARD_LOGGING_DIR"

@@ -14,10 +14,10 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from bridgegarden.causal_lm_policy import CausalLMPolicy
 from bridgegarden.data import end_of_turn_ids
 from bridgegarden.diagnostics.exposure_bias import ExposureBias, exposure_bias
+from bridgegarden.diagnostics.label_losses import LabelLosses
 from bridgegarden.diagnostics.rollout import Sampling
 from bridgegarden.errors import ConfigError, lookup
 from bridgegarden.teacher.live import LiveTeacher
-from bridgegarden.training.measured import LabelLosses
 from bridgegarden.training.trainer import HybridDistillationTrainer
 
 SAMPLING = Sampling(samples=1, max_new_tokens=64, max_rows=16)

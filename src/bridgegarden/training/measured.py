@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from bridgegarden.causal_lm import gathered_by_zero
+from bridgegarden.diagnostics.label_losses import RowLoss
 from bridgegarden.errors import NonFiniteError
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.fused import FusedLoss
-from bridgegarden.statistics import Estimate, Interval
 from bridgegarden.teacher.translated import SHARES
-from bridgegarden.terminal import counted
 
 _NAMES = ("loss", "soft_loss", "hard_loss", "risk_loss", "soft_weight", "teacher_entropy", "captured_mass")
 """Terms, each of which has a sum over positions."""
@@ -32,13 +31,6 @@ _COUNTS = (
 )
 """What is counted behind them."""
 Phase = Literal["generation", "teacher", "step"]
-SURE = 0.999
-"""Confidence of the interval that has to leave out :data:`LEAST_GAP`: at 8 rows whose differences are as skewed as
-exponential ones, about 1 in 100 equal teachers is called worse, and with 64 rows 1 in 1,000 at most."""
-LEAST_GAP = 0.05
-"""Nats a token: what a teacher in 4 bits loses, or a server's rounding, is less."""
-FEWEST_ROWS = 8
-"""Rows behind a verdict on the teacher."""
 COST_FILE = "cost.json"
 """In a checkpoint."""
 LOGGED = ("teacher_tokens", "student_tokens", "generated_tokens")
@@ -147,19 +139,6 @@ def term_means(sums: Tensor) -> dict[str, float]:
     return means
 
 
-class RowLoss(NamedTuple):
-    """What teacher and student lose on a row."""
-
-    row: int
-    """Its number in the data; -1 where that is not known."""
-    teacher: float
-    """Sum of minus the log-probability of the supervised tokens of which the teacher's is known, nats."""
-    student: float
-    """The same of the student."""
-    tokens: int
-    """How many these are."""
-
-
 def row_losses(fused: FusedLoss, positions: SupervisedPositions, rows: Tensor | None) -> list[RowLoss]:
     """What teacher and student lose on each row of a batch.
 
@@ -180,75 +159,6 @@ def row_losses(fused: FusedLoss, positions: SupervisedPositions, rows: Tensor | 
     return [
         RowLoss(row, teacher, student, int(tokens)) for row, teacher, student, tokens in zip(names, *sums, strict=True)
     ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelLosses:
-    """What teacher and student lose on the same supervised tokens: whether there is anything to learn."""
-
-    teacher: float
-    """Nats a token."""
-    student: float
-    """Nats a token."""
-    difference: Estimate | None
-    """Teacher minus student, nats a token, over rows, which are independent; None where there are fewer than two, or a
-    loss is infinite."""
-    rows: int
-    tokens: int
-
-    @classmethod
-    def over(cls, found: Sequence[RowLoss]) -> "LabelLosses | None":
-        """Of all rows together; None where there is no token of which the teacher says anything.
-
-        The parts of a row that was cut are put together again, wherever they were.
-        """
-        parts = [(loss.row if loss.row >= 0 else ("unnamed", place), loss) for place, loss in enumerate(found)]
-        rows: dict[Any, list[float]] = {}
-        for key, loss in parts:
-            rows[key] = [a + b for a, b in zip(rows.get(key, [0.0, 0.0, 0.0]), loss[1:], strict=True)]
-        if not rows:
-            return None
-        teacher, student, tokens = zip(*rows.values(), strict=True)
-        known = len(rows) > 1 and all(map(math.isfinite, (*teacher, *student)))
-        gaps = [a - b for a, b in zip(teacher, student, strict=True)]
-        return cls(
-            teacher=sum(teacher) / sum(tokens),
-            student=sum(student) / sum(tokens),
-            difference=Estimate.ratio(gaps, tokens) if known else None,
-            rows=len(rows),
-            tokens=int(sum(tokens)),
-        )
-
-    @property
-    def interval(self) -> Interval | None:
-        """Where the difference lies, :data:`SURE`; None where nothing is known."""
-        return None if self.difference is None else self.difference.interval(SURE)
-
-    @property
-    def teacher_is_worse(self) -> bool:
-        """Whether the teacher loses more than the student, by more than any rounding and noise could make it."""
-        return self.rows >= FEWEST_ROWS and self.interval is not None and self.interval.low > LEAST_GAP
-
-    def __str__(self) -> str:
-        """For a person, one line."""
-        counts = f"{counted(self.rows, 'row')}, {counted(self.tokens, 'supervised token')}"
-        return (
-            f"before training, on the first step's rows ({counts}), the teacher's loss is {self.teacher:.3f} nats a "
-            f"token and the student's {self.student:.3f}"
-        )
-
-    @property
-    def warning(self) -> str:
-        """What it means that the teacher is worse, and what to do."""
-        assert self.interval is not None
-        low, high = self.interval
-        return (
-            f"the teacher is worse on these rows than the student before training: {self.teacher:.3f} nats a token "
-            f"against {self.student:.3f}, a difference of {low:.2f} to {high:.2f} ({100 * SURE:g} % interval, "
-            f"{counted(self.rows, 'row')}). Its labels move the student away from the data: distillation will not help "
-            "here. Take a better teacher, learn the data alone (objective.preset=hard, objective.hard_target=data), or "
-            "let the teacher write the answers (bridgegarden generate RECIPE)."
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from bridgegarden.causal_lm import head_size, language_model_in, take_off_wrappers
 from bridgegarden.data import Columns, vocabulary_size
 from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS, TEACHER_NUMBER
+from bridgegarden.diagnostics.label_losses import LabelLosses, RowLoss
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.fused import FusedLoss, check_kernels, fused_hybrid_loss
 from bridgegarden.objective.head import LanguageModelHead
@@ -43,9 +44,7 @@ from bridgegarden.training.batches import ROW, TEACHER, CacheOfRows, Reach, copy
 from bridgegarden.training.measured import (
     Cost,
     CostLedger,
-    LabelLosses,
     LogWindow,
-    RowLoss,
     TermSums,
     check_finite_weights,
     non_finite_gradient,
