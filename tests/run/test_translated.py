@@ -122,6 +122,14 @@ def test_how_much_the_tokenizers_decide_is_said_before_anything_is_loaded(recipe
     assert "the teacher's token decides which of the student's comes" in said
 
 
+def test_of_long_rows_fewer_are_looked_at_beforehand(recipe, tmp_path):
+    rows = [{"question": "count", "answer": "1" * 900} for _ in range(10)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    built = run("cache", "build", recipe)
+    assert built.exit_code == 0, built.output
+    assert "of the student's 2,703 tokens in the answers of the first 3 rows" in built.stderr
+
+
 def test_a_plan_counts_what_the_teacher_reads_and_the_size_of_its_own_cache(recipe):
     told = {}
     for name, change in (("translated", "output=x"), ("live", "teacher.cache=null")):

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from bridgegarden.teacher.live import LiveTeacher
     from bridgegarden.teacher.mixture import MixedTeacher
     from bridgegarden.teacher.protocol import Teacher
-    from bridgegarden.teacher.translated import TokenizerPair
+    from bridgegarden.teacher.translated import Paired, TokenizerPair
 
-ROWS = 16
-"""From the first, of which is said how much of them is known."""
+ROWS, POSITIONS = 16, 2_000
+"""From the first, and the student's tokens in them, after which no further row is taken: of these is said how much is
+known, which takes a second or two."""
 TOP_K = 64
 """Tokens kept of a teacher in memory whose signals are translated, unless the recipe says otherwise: the time that
 takes grows with them."""
@@ -98,10 +99,13 @@ def tell_decided(console: "Console", pair: Pair, rows: "Dataset") -> None:
     """Say how much of the first `rows` two different tokenizers let be known, before any weight is loaded."""
     if pair.tokens is None:
         return
-    head = [dict(row) for row in rows.select(range(min(ROWS, len(rows))))]
-    stretches = pair.tokens.of_batch(head)
+    stretches: list[Paired] = []
+    head = 0
+    while head < min(ROWS, len(rows)) and sum(len(ours) for _, ours in stretches) < POSITIONS:
+        stretches += pair.tokens.of_batch([dict(rows[head])])
+        head += 1
     decided = pair.tokens.decided(stretches)
-    tokens, rows_read = counted(decided.positions, "token"), counted(len(head), "row")
+    tokens, rows_read = counted(decided.positions, "token"), counted(head, "row")
     of = f"of the student's {tokens} in the answers of the first {rows_read}"
     console.print(f"{of}, {decided}", markup=False, soft_wrap=True)
 
