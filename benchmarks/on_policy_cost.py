@@ -221,7 +221,7 @@ def measure_build(task: Task) -> float:
     teacher, rows, spec = task.size.random_teacher(task.device), task.data(), cache_spec(task)
     watch = Watch(task.device)
     with watch.phase("teacher"):
-        build_cache(task.folder, OneTeacher(teacher, spec), [rows], spec)
+        build_cache(task.folder, OneTeacher(lambda: teacher, spec), [rows], spec)
     return watch.spent["teacher"] / task.steps
 
 

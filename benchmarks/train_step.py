@@ -230,7 +230,7 @@ class Clock(TrainerCallback):
 def build(task: Task) -> None:
     """The cache that the cached contestant reads."""
     spec = cache_spec(task)
-    build_cache(task.folder, OneTeacher(task.size.random_teacher(task.device), spec), [task.data()], spec)
+    build_cache(task.folder, OneTeacher(lambda: task.size.random_teacher(task.device), spec), [task.data()], spec)
 
 
 def cache_spec(task: Task) -> CacheSpec:

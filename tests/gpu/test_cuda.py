@@ -197,7 +197,7 @@ def test_a_cache_built_on_a_gpu_trains_as_the_live_teacher_does(tmp_path):
         bits=16,
     )
     teacher = tiny_model("llama", 270, hidden_size=48, seed=1).cuda()
-    build_cache(tmp_path / "cache", OneTeacher(teacher, spec), [rows], spec)
+    build_cache(tmp_path / "cache", OneTeacher(lambda: teacher, spec), [rows], spec)
     cached = train(tmp_path, TeacherCache(tmp_path / "cache"), use_cpu=False)
     asked = train(tmp_path, live(), use_cpu=False)
     assert history(cached, "loss") == pytest.approx(history(asked, "loss"), rel=1e-3)

@@ -83,8 +83,12 @@ def test_build_tells_what_it_did_and_again_does_nothing(recipe, tmp_path):
     assert result.exit_code == 0, result.output
     assert "cache: 16 rows added;" in result.stdout
     assert "16 rows were there" not in result.stdout
-    assert "cache: 20 rows added, 16 were there;" in run("cache", "build", recipe).stdout
-    assert "cache: 0 rows added, 36 were there;" in run("cache", "build", recipe, "--top-k", "16").stdout
+    second = run("cache", "build", recipe)
+    assert "cache: 20 rows added, 16 were there;" in second.stdout
+    assert "loading teacher" in second.stderr
+    third = run("cache", "build", recipe, "--top-k", "16")
+    assert "cache: 0 rows added, 36 were there;" in third.stdout
+    assert "loading teacher" not in third.stderr
     refused = run("cache", "build", recipe, "--top-k", "8")
     assert "signals of another kind than asked for: support top 16, not top 8" in refused.stderr
     checked = run("cache", "check", recipe)

@@ -50,7 +50,7 @@ def built(folder, rows, *, k):
         bits=16,
         prompt=PROMPT,
     )
-    build_cache(folder, OneTeacher(teacher(), spec, batch_tokens=200), [rows], spec)
+    build_cache(folder, OneTeacher(teacher, spec, batch_tokens=200), [rows], spec)
     return TeacherCache(folder)
 
 

@@ -121,7 +121,7 @@ def built(folder, pair, *, k, **changes):
         bits=16,
     )
     rows = as_read(read(pair, tiny_tokenizer()), "train")
-    build_cache(folder, OneTeacher(teacher(), spec, batch_tokens=200), [rows], spec)
+    build_cache(folder, OneTeacher(teacher, spec, batch_tokens=200), [rows], spec)
     return TeacherCache(folder)
 
 

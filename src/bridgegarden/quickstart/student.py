@@ -121,7 +121,7 @@ def keep_signals(
     spec = signals_spec(teacher, tokenizer)
     if not _holds(folder, spec):
         shutil.rmtree(folder, ignore_errors=True)
-    return build_cache(folder, OneTeacher(teacher, spec), [rows], spec)
+    return build_cache(folder, OneTeacher(lambda: teacher, spec), [rows], spec)
 
 
 def signals_spec(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> CacheSpec:

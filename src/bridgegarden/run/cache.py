@@ -363,7 +363,8 @@ def fill_recipe_cache(
     options: CacheOptions,
     console: "Console",
 ) -> "BuildResult":
-    """Load the teacher by `load`, as often as the engine needs it, and fill the cache in `folder`.
+    """Load the teacher by `load`, as often as the engine needs it, and fill the cache in `folder`; one that holds all is
+    left as it is, and nothing is loaded.
 
     Raises:
         ConfigError: the cache cannot be built there, or the engine cannot run.
@@ -375,14 +376,16 @@ def fill_recipe_cache(
     on_cpu = bool(recipe.training.arguments.get("use_cpu"))
     name = recipe.teacher.name
     if options.engine == "local":
-        console.print(f"loading teacher {name}", markup=False, soft_wrap=True)
-        engine = partial(OneTeacher, load(), spec)
+        words = f"loading teacher {name}"
+        engine = partial(OneTeacher, load, spec)
     else:
-        console.print(f"starting Ray, whose actors load teacher {name}", markup=False, soft_wrap=True)
+        words = f"starting Ray, whose actors load teacher {name}"
         use_gpus = not on_cpu and recipe.teacher.device != "cpu"
         engine = partial(RayTeachers, load, spec, actors=options.actors, use_gpus=use_gpus)
     with Display(console, "positions") as display:
         asked = engine(
-            batch_tokens=options.batch_tokens, on_progress=lambda done, total: display.update(done, total=total)
+            batch_tokens=options.batch_tokens,
+            on_progress=lambda done, total: display.update(done, total=total),
+            on_start=partial(console.print, words, markup=False, soft_wrap=True),
         )
         return build_cache(folder, asked, data, spec, part=options.part)

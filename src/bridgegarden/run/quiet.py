@@ -20,6 +20,8 @@ SAID_BETTER = (
     "The tokenizer has new PAD/BOS/EOS tokens",
     # Tied weights, which a checkpoint holds once; one that lacks others does not fit its seal.
     "There were missing keys in the checkpoint model loaded",
+    # bitsandbytes of a faster kernel that it would download, where it is imported.
+    "Failed to load CPU gemm_4bit_forward",
     # Every attempt to reach the hub; what comes of them is said once.
     "thrown while requesting",
     "Retrying in ",

@@ -61,7 +61,8 @@ def build(folder: Path, spec: CacheSpec | None = None, rows: Dataset | None = No
     options = {"shard_positions": 40, "batch_tokens": 60} | options
     spec = spec or cache_spec()
     own = {name: options.pop(name) for name in ("batch_tokens", "on_progress") if name in options}
-    engine = OneTeacher(options.pop("model", None) or teacher(), spec, **own)
+    model = options.pop("model", None)
+    engine = OneTeacher(lambda: model or teacher(), spec, **own)
     build_cache(folder, engine, [rows or cache_rows()], spec, **options)
     return folder
 

@@ -111,7 +111,7 @@ def test_new_rows_are_added_and_old_ones_not_asked_again(cache, monkeypatch):
         lambda model, documents, spec: asked.extend(documents) or teacher_signals(model, documents, spec),
     )
     more = concatenate_datasets([cache_rows(), cache_rows(5, seed=1)])
-    result = build_cache(cache, OneTeacher(teacher(), cache_spec()), [more], cache_spec())
+    result = build_cache(cache, OneTeacher(teacher, cache_spec()), [more], cache_spec())
     assert (result.documents, result.kept, len(asked)) == (5, 24, 5)
     assert before.items() <= files(cache).items()
 

@@ -109,12 +109,15 @@ class RayTeachers:
     """Tokens of a teacher's batch at most, padding included."""
     on_progress: ReportProgress | None = None
     """Told of the progress whenever batches come back."""
+    on_start: Callable[[], None] = lambda: None
+    """Called before Ray is started."""
     seconds: float = field(default=0.0, init=False)
     clocks: tuple[Clock, ...] = field(default=("seconds",), init=False)
 
     def entries(self, shards: Sequence[Sequence[Document]]) -> Generator[list[Entry], None, None]:
         if not shards:
             return
+        self.on_start()
         with ray_session() as machines:
             share = share_out(machines, self.actors, use_gpus=self.use_gpus)
             batches = [batch for shard in shards for batch in cut_batches(shard, self.batch_tokens)]

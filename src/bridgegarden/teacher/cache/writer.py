@@ -302,30 +302,39 @@ class OneTeacher:
 
     def __init__(
         self,
-        model: PreTrainedModel | Mixture,
+        load: Callable[[], PreTrainedModel | Mixture],
         spec: CacheSpec,
         *,
         batch_tokens: int = BATCH_TOKENS,
         on_progress: ReportProgress | None = None,
+        on_start: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
-            model: the teacher, on its device.
+            load: loads the teacher, on its device; called once there are rows to ask about.
             spec: what is kept.
             batch_tokens: tokens of a batch at most, padding included.
             on_progress: told of the progress after every batch.
-
-        Raises:
-            ModelError: the teacher cannot be read.
+            on_start: called before it is loaded.
         """
-        self._teacher = WorkingTeacher(model, RecordFormat(spec))
-        self._batch_tokens, self._on_progress = batch_tokens, on_progress
+        self._load, self._layout = load, RecordFormat(spec)
+        self._teacher: WorkingTeacher | None = None
+        self._batch_tokens, self._on_progress, self._on_start = batch_tokens, on_progress, on_start
 
     @property
     def seconds(self) -> float:
-        return self._teacher.seconds
+        return 0.0 if self._teacher is None else self._teacher.seconds
 
     def entries(self, shards: Sequence[Sequence[Document]]) -> Generator[list[Entry], None, None]:
+        """See :class:`Engine`.
+
+        Raises:
+            ModelError: the teacher cannot be loaded, or read.
+        """
+        if not shards:
+            return
+        self._on_start()
+        self._teacher = WorkingTeacher(self._load(), self._layout)
         done, total = 0, sum(document.positions for shard in shards for document in shard)
 
         def count(batch: Sequence[Document]) -> None:
