@@ -187,7 +187,9 @@ def test_a_type_in_which_no_model_computes_is_refused(folder, dtype):
 @pytest.mark.parametrize(
     "method", [{"quant_method": "bitsandbytes", "load_in_4bit": True}, {"quant_method": "gptq", "bits": 4}]
 )
-def test_a_quantised_model_without_what_reads_it_is_refused_before_it_is_loaded(folder, method):
+def test_a_quantised_model_without_what_reads_it_is_refused_before_it_is_loaded(folder, method, monkeypatch):
+    monkeypatch.setattr("transformers.quantizers.quantizer_bnb_4bit.is_bitsandbytes_available", lambda: False)
+    monkeypatch.setattr("transformers.quantizers.quantizer_gptq.is_optimum_available", lambda: False)
     edit(folder / "config.json", quantization_config=method)
     said = refusal(lambda: check_quantised(load_facts(reference(folder))))
     assert "its weights are quantised, and cannot be used here (" in said

@@ -123,6 +123,19 @@ def test_a_server_that_contradicts_itself_or_the_student_is_refused_before_anyth
     assert not (tmp_path / "cache" / "scored.jsonl").exists()
 
 
+@pytest.mark.parametrize("says", ["Requested {wanted}, max allowed {most}", "K must be in [0, {most}]", "no"])
+def test_a_limit_of_listed_tokens_is_told_from_other_refusals_whatever_the_server_calls_it(score, says):
+    model, recipe, _ = score()
+    model.most_listed, model.says_of_limit = 5, says
+    assert (
+        "To list more, start it with --max-logprobs 20 or more; or keep fewer" in run("cache", "build", recipe).stderr
+    )
+    model.most_listed = 0  # which is another fault: not one is listed
+    refused = run("cache", "build", recipe).stderr
+    assert "the self-test of the server failed: HTTP 400" in refused
+    assert "To list more" not in refused
+
+
 def test_replicas_that_disagree_are_refused_with_both_values(score):
     model, recipe, _ = score()
     calls = iter(range(1000))

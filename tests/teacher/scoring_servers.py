@@ -55,6 +55,7 @@ class ScoringModel:
         self.renormalised = self.as_text = False
         self.shift = self.short_of = self.unsaid = 0
         self.most_listed = self.longest = 10**6
+        self.says_of_limit = "Requested prompt logprobs of {wanted}, which is greater than max allowed: {most}"
         self.template: str | None = self.tokenizer.chat_template
         self.spelling = self.tokenizer
         self.asked: list[list[int]] = []
@@ -72,7 +73,7 @@ class ScoringModel:
             return 400, {"error": {"message": f"maximum context length is {self.longest} tokens, got {len(ids)}"}}
         if content.get("prompt_logprobs", 0) > self.most_listed:
             wanted = content["prompt_logprobs"]
-            text = f"Requested prompt logprobs of {wanted}, which is greater than max allowed: {self.most_listed}"
+            text = self.says_of_limit.format(wanted=wanted, most=self.most_listed)
             return 400, {"error": {"message": text}}
         with self.lock:
             match self.kind, path:

@@ -363,8 +363,9 @@ def fill_recipe_cache(
     options: CacheOptions,
     console: "Console",
 ) -> "BuildResult":
-    """Load the teacher by `load`, as often as the engine needs it, and fill the cache in `folder`; one that holds all is
-    left as it is, and nothing is loaded.
+    """Load the teacher by `load`, as often as the engine needs it, and fill the cache in `folder`.
+
+    Nothing is loaded for a cache that holds all rows.
 
     Raises:
         ConfigError: the cache cannot be built there, or the engine cannot run.

@@ -218,7 +218,7 @@ class LlamaCpp(Api):
         try:
             return Scores.of(rows, k, positions)
         except Unfit as error:
-            raise Refused(_unfit(error)) from None
+            raise Refused(_unfit(error), error) from None
 
     async def _row(self, line: Line, before: Sequence[int], label: int, k: int) -> Row:
         """The `k` likeliest tokens after `before`; asked again for more until `label` is among them."""
@@ -372,7 +372,7 @@ def _read(
                 raise BadReply(f"the server replied with an error ({error_text(reply.text)}).", try_again=True)
             return read(tree)
         except Unfit as error:
-            raise BadReply(_unfit(error)) from None
+            raise BadReply(_unfit(error), unfit=error) from None
         except (IndexError, KeyError, TypeError) as error:
             raise BadReply(_unfit(f"an entry of another shape: {type(error).__name__}")) from None
 

@@ -16,8 +16,9 @@ import numpy as np
 from bridgegarden.data import Conversation
 from bridgegarden.errors import ModelError
 from bridgegarden.teacher.foreign_values import shown
-from bridgegarden.teacher.scores import Scores
+from bridgegarden.teacher.scores import Scores, TooFew
 from bridgegarden.teacher.scoring_api import Api
+from bridgegarden.teacher.server_connection import BadReply
 from bridgegarden.teacher.server_requests import Line, Refused, Requests
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ class _Test:
         async def score(line: Line, _: int) -> Scores:
             return await self._api.score(line, self._text, self._positions, k)
 
-        return self._all(range(times), score) + self._all(range(1), score)
+        return self._all(range(times), score, k) + self._all(range(1), score, k)
 
     def again(self, scores: Sequence[Scores]) -> Agreement:
         """Replicas that have other weights or settings, and numbers that depend on what else is computed."""
@@ -333,17 +334,36 @@ class _Test:
     def _place(self) -> str:
         return self._requests.server.base_url
 
-    def _all(self, jobs: Sequence[Any], work: Callable[[Line, Any], Coroutine[Any, Any, Any]]) -> list[Any]:
-        """What comes of `jobs`, over connections of their own."""
+    def _all(
+        self, jobs: Sequence[Any], work: Callable[[Line, Any], Coroutine[Any, Any, Any]], listed: int = 1
+    ) -> list[Any]:
+        """What comes of `jobs`, which ask for so many tokens of the text, over connections of their own."""
         outcomes = []
         for _, outcome in itertools.chain.from_iterable(self._requests.outcomes(list(jobs), work)):
             if isinstance(outcome, Refused):
-                more = self._api.more.format(k=self._k)
-                few = any(words in str(outcome) for words in ("tokens are listed, and", "max allowed", "max_logprobs"))
-                advice = f" To list more, {more}; or keep fewer (--top-k)." if few else ""
-                raise ModelError(f"{self._place}: the self-test of the server failed: {outcome}{advice}")
+                raise ModelError(
+                    f"{self._place}: the self-test of the server failed: {outcome}{self._advice(outcome, listed)}"
+                )
             outcomes.append(outcome)
         return outcomes
+
+    def _advice(self, refused: Refused, listed: int) -> str:
+        """What to do where it is the number of tokens that was too large; nothing where it may be anything else."""
+        why = refused.why
+        if not isinstance(why, TooFew) and not (isinstance(why, BadReply) and listed > 1 and self._lists_one(why)):
+            return ""
+        return f" To list more, {self._api.more.format(k=self._k)}; or keep fewer (--top-k)."
+
+    def _lists_one(self, bad: BadReply) -> bool:
+        """Whether a server that refuses a request for the text, as its client's fault, takes the same for one token."""
+        if bad.status is None or not 400 <= bad.status < 500:
+            return False
+
+        async def score(line: Line, _: int) -> Scores:
+            return await self._api.score(line, self._text, self._positions, 1)
+
+        [(_, outcome)] = itertools.chain.from_iterable(self._requests.outcomes([0], score))
+        return not isinstance(outcome, Refused)
 
     def _spelt(self, ids: Sequence[int]) -> str | None:
         async def ask(line: Line, _: int) -> str | None:

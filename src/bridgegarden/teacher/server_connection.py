@@ -214,9 +214,17 @@ class BadReply(Exception):
     """There is no answer in a reply; says why in one line."""
 
     def __init__(
-        self, reason: str, *, try_again: bool = False, retry_after: float | None = None, status: int | None = None
+        self,
+        reason: str,
+        *,
+        try_again: bool = False,
+        retry_after: float | None = None,
+        status: int | None = None,
+        unfit: Unfit | None = None,
     ) -> None:
         super().__init__(reason)
+        self.unfit = unfit
+        """What of it is not what it has to be, where that was found."""
         self.try_again = try_again
         """Whether the next reply to the same request may be better."""
         self.status = status

@@ -70,6 +70,15 @@ class Server:
 class Refused(Exception):
     """A request got no answer that can be used, and will get none; says why in one line."""
 
+    def __init__(self, reason: str, why: Exception | None = None) -> None:
+        """
+        Args:
+            reason: for a person.
+            why: what was wrong with the last reply: a :class:`BadReply`, or what in it was unfit.
+        """
+        super().__init__(reason)
+        self.why = why
+
 
 class Line:
     """How one worker asks: a request after the other, each tried again as long as that may help."""
@@ -105,18 +114,18 @@ class Line:
                 traffic.worked()
                 return answer
             except BadReply as bad:
-                reason, again, pause = str(bad), bad.try_again, bad.retry_after
+                reason, again, pause, why = str(bad), bad.try_again, bad.retry_after, bad.unfit or bad
                 faults = faults + 1 if bad.status == 500 else 0
             if once or not again:
                 traffic.worked()  # the server, though not this request
-                raise Refused(_tried(reason, attempts))
+                raise Refused(_tried(reason, attempts), why)
             began_to_fail = began_to_fail or time.monotonic()
             if faults >= MOST_FAULTS and traffic.worked_at > began_to_fail:
-                raise Refused(_tried(reason, attempts))
+                raise Refused(_tried(reason, attempts), why)
             wait = (pause or 0) + _backoff(self._server.backoff, attempts if pause is None else 1)
             if not traffic.has_patience(began_to_fail, wait):
                 asked = f" It asks us to wait for {pause:.0f} s." if pause else ""
-                raise Refused(_tried(reason + asked, attempts))
+                raise Refused(_tried(reason + asked, attempts), why)
             if pause is not None:
                 traffic.pause(pause)
             traffic.complain(reason)
