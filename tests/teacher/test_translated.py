@@ -13,14 +13,8 @@ from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import EntropyWeight
 from bridgegarden.objective.support import TeacherSignal
 from bridgegarden.quickstart.student import load_tokenizer as words
-from bridgegarden.teacher.translated import (
-    SHARES,
-    TokenizerPair,
-    as_parts,
-    as_read,
-    check_translated_objective,
-    from_parts,
-)
+from bridgegarden.teacher.tokenizer_pair import TokenizerPair
+from bridgegarden.teacher.translated import SHARES, as_parts, as_read, check_translated_objective, from_parts
 from bridgegarden.teacher.translation.byte_view import END_BYTES, ByteView
 from bridgegarden.teacher.translation.translate import HARD_ONLY, Translation
 from tests.tiny import tiny_tokenizer

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedTokenizerBase
 
-    from bridgegarden.teacher.translated import TokenizerPair
+    from bridgegarden.teacher.tokenizer_pair import TokenizerPair
 
 __all__ = [
     "Endings",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bridgegarden.teacher.live import LiveTeacher
     from bridgegarden.teacher.mixture import MixedTeacher
     from bridgegarden.teacher.protocol import Teacher
-    from bridgegarden.teacher.translated import Paired, TokenizerPair
+    from bridgegarden.teacher.tokenizer_pair import Paired, TokenizerPair
 
 ROWS, POSITIONS = 16, 2_000
 """From the first, and the student's tokens in them, after which no further row is taken: of these is said how much is
@@ -62,7 +62,7 @@ def tokenizer_pair(pair: Pair, section: TranslationSection) -> "TokenizerPair":
     Raises:
         ModelError: what one of the tokenizers writes is not known.
     """
-    from bridgegarden.teacher.translated import TokenizerPair
+    from bridgegarden.teacher.tokenizer_pair import TokenizerPair
     from bridgegarden.teacher.translation.byte_view import ByteView
     from bridgegarden.teacher.translation.translate import Translation
 

@@ -20,7 +20,8 @@ from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS, TEACHE
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.objective.alignment import IGNORE
 from bridgegarden.teacher.cache.reader import SIGNAL, CachesByRow, TeacherCache
-from bridgegarden.teacher.translated import TokenizerPair, TranslatedCache
+from bridgegarden.teacher.tokenizer_pair import TokenizerPair
+from bridgegarden.teacher.translated import TranslatedCache
 
 ROW = "row"
 """Column with the number of a row in the source data; per token in packed rows."""

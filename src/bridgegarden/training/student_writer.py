@@ -15,7 +15,7 @@ from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS
 from bridgegarden.diagnostics.rollout import draw, tempered
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.objective.alignment import IGNORE
-from bridgegarden.teacher.translated import OWN_TEXTS, TokenizerPair
+from bridgegarden.teacher.tokenizer_pair import OWN_TEXTS, TokenizerPair
 from bridgegarden.training.batches import ROW, TEACHER, RowCollator
 from bridgegarden.training.measured import CostLedger
 from bridgegarden.training.on_policy import OnPolicy, stream_seed

@@ -29,7 +29,8 @@ from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import TrainProgress
 from bridgegarden.teacher.cache.reader import SIGNAL
 from bridgegarden.teacher.protocol import DataTokens, Teacher
-from bridgegarden.teacher.translated import TokenizerPair, TranslatedSignal, TranslatedTeacher
+from bridgegarden.teacher.tokenizer_pair import TokenizerPair
+from bridgegarden.teacher.translated import TranslatedSignal, TranslatedTeacher
 from bridgegarden.training.arguments import (
     as_sft_config,
     check_arguments,
