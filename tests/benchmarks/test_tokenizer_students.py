@@ -8,6 +8,8 @@ from types import ModuleType
 
 import pytest
 
+# TRL warns of its experimental parts when they are imported.
+pytestmark = pytest.mark.filterwarnings("ignore")
 ROOT = Path(__file__).parents[2]
 
 
@@ -21,7 +23,6 @@ def script(path: str) -> ModuleType:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
 def test_every_kind_of_student_is_trained_and_a_page_says_how_it_does(tmp_path: Path):
     study, page = script("benchmarks/tokenizer_students.py"), script("docs/results/write_tokenizers.py")
     arms = ("soft", "hard_data", "gold", "gold_hard")
