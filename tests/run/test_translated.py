@@ -5,6 +5,8 @@ import json
 import pytest
 import yaml
 from click.testing import CliRunner
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from bridgegarden.cli.main import cli
 from bridgegarden.teacher.cache.reader import TeacherCache
@@ -128,6 +130,41 @@ def test_of_long_rows_fewer_are_looked_at_beforehand(recipe, tmp_path):
     built = run("cache", "build", recipe)
     assert built.exit_code == 0, built.output
     assert "of the student's 2,703 tokens in the answers of the first 3 rows" in built.stderr
+
+
+def test_the_teacher_is_told_more_in_its_own_template(recipe, tmp_path):
+    told = ("--set", 'teacher.prompt.suffix=" (it is {answer})"')
+    shown = run("train", recipe, "--audit", *told)
+    assert "(it is 0)" in shown.stdout.partition("as the teacher reads it: ")[2]
+    assert "(it is 0)" not in shown.stdout.partition("as the teacher reads it: ")[0]
+    assert run("cache", "build", recipe, "--top-k", "1000", "--bits", "16", *told).exit_code == 0
+    losses = {}
+    for name, change in (("cached", ()), ("live", ("teacher.cache=null", "teacher.top_k=1000"))):
+        output = ("--set", f"output={tmp_path / name}")
+        done = run("train", recipe, *told, *output, *(part for one in change for part in ("--set", one)))
+        assert done.exit_code == 0, done.output
+        losses[name] = json.loads((tmp_path / name / "run.json").read_text())["evaluation"]["soft_loss"]
+    assert losses["cached"] == pytest.approx(losses["live"], rel=2e-3)
+    plain = run("train", recipe)
+    assert plain.exit_code == 2
+    assert "teacher.prompt: the cache" in plain.stderr
+
+
+def test_of_tokens_that_write_nobody_knows_what_the_labels_of_the_data_alone_can_be_learnt(recipe, tmp_path):
+    pieces = {"[UNK]": 0, "[SEP]": 1, "a": 2, "##b": 3}
+    backend = Tokenizer(models.WordPiece(pieces, unk_token="[UNK]"))
+    save_tiny(
+        tmp_path / "pieces",
+        tiny_model("llama", 8, hidden_size=48, seed=1),
+        PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", eos_token="[SEP]"),
+    )
+    change = ("--set", f"teacher.model={tmp_path / 'pieces'}", "--set", "teacher.cache=null")
+    refused = run("train", recipe, *change)
+    assert refused.exit_code == 2
+    assert "the teacher's tokenizer: its vocabulary is WordPiece, of which it is not known what" in refused.stderr
+    hard = ("--set", "objective.preset=hard", "--set", "objective.hard_target=data")
+    done = run("train", recipe, *change, *hard)
+    assert done.exit_code == 0, done.output
 
 
 def test_a_plan_counts_what_the_teacher_reads_and_the_size_of_its_own_cache(recipe):
