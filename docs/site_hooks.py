@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jupytext
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.nav import Navigation
@@ -26,6 +27,8 @@ ELSEWHERE = {
 ORIGIN = {page: source for source, page in ELSEWHERE.items()}
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 FENCE = re.compile(r"^```.*?^```\s*?$", flags=re.DOTALL | re.MULTILINE)
+HEADER = re.compile(r"\A---\n.*?\n---\n+", flags=re.DOTALL)
+"""What jupytext says of the kernel."""
 UNPLACED = "How to"
 
 _pages: list[tuple[str, str, str]] = []
@@ -47,6 +50,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what lives elsewhere."""
     for source, page in ELSEWHERE.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+    for script in sorted((ROOT / "docs" / "tutorials").glob("*.py")):
+        page = jupytext.writes(jupytext.read(script), fmt="md")
+        files.append(File.generated(config, f"tutorials/{script.stem}.md", content=HEADER.sub("", page)))
     for path in sorted((ROOT / "examples").rglob("*.*")):
         if path.suffix in (".py", ".sh", ".yaml"):
             name = path.relative_to(ROOT).as_posix()
@@ -80,7 +86,7 @@ def on_post_build(config: MkDocsConfig) -> None:
         if section != last:
             lines += ["", f"## {section}", ""]
             last = section
-        title, sentence = _opening(ROOT / ORIGIN.get(uri, f"docs/{uri}"))
+        title, sentence = _opening(uri)
         lines.append(f"- [{title}]({url or './'})" + (f": {sentence}" if sentence else ""))
     Path(config.site_dir, "llms.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -117,9 +123,13 @@ def _linked(text: str, uri: str) -> str:
     return LINK.sub(turned, text)
 
 
-def _opening(path: Path) -> tuple[str, str]:
+def _opening(uri: str) -> tuple[str, str]:
     """Title and first sentence of a page."""
-    text = FENCE.sub("", path.read_text(encoding="utf-8"))
+    path = ROOT / ORIGIN.get(uri, f"docs/{uri}")
+    if not path.is_file():  # a tutorial, which is a script
+        text = re.sub(r"^# ?", "", path.with_suffix(".py").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    else:
+        text = FENCE.sub("", path.read_text(encoding="utf-8"))
     title = re.search(r"^# (.+)$", text, flags=re.MULTILINE)
     paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
     prose = next((part for part in paragraphs if re.match(r"[A-Z`\[*][^|]", part)), "")

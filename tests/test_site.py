@@ -128,7 +128,7 @@ def test_llms_txt_names_every_page_once(site):
 def test_what_the_navigation_places_is_there():
     named = _leaves(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
     assert len(named) == len(set(named))
-    made = set(ELSEWHERE.values())
+    made = {*ELSEWHERE.values(), *(f"tutorials/{one.stem}.md" for one in (ROOT / "docs" / "tutorials").glob("*.py"))}
     assert [page for page in named if page not in made and not (ROOT / "docs" / page).is_file()] == []
 
 
