@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from markupsafe import Markup
 
+from bridgegarden.compare.drafts import DRAFTS, draft_table
 from bridgegarden.compare.findings import (
     LOSSES,
     QUALITIES,
@@ -42,6 +43,9 @@ def report_page(result: CompareResult) -> Page:
         Section(anchor="quality", title="Quality and drift", body=_quality(result)),
         Section(anchor="cost", title="Cost", body=cost_table(result).html()),
     ]
+    drafts = draft_table(result)
+    if drafts is not None:
+        sections.append(Section(anchor="drafts", title="As draft models", body=drafts.html()))
     against = difference_table(result)
     if against is not None:
         title = f"Against {result.label(result.settings.baseline)}"
@@ -254,7 +258,8 @@ UNITS = ("", "k", "M", "G", "T", "P", "E")
 
 def terminal_tables(result: CompareResult) -> list[Table]:
     """Quality and cost, for a terminal; the files have more."""
-    return [quality_table(result), cost_table(result)]
+    drafts = draft_table(result)
+    return [quality_table(result), *([] if drafts is None else [drafts]), cost_table(result)]
 
 
 def quality_table(result: CompareResult) -> Table:
@@ -421,7 +426,11 @@ def objectives_csv(result: CompareResult) -> str:
 
 def tables_markdown(result: CompareResult) -> str:
     """Everything for a reader."""
-    tables: dict[str, Table | None] = {"Quality and drift": quality_table(result), "Cost": cost_table(result)}
+    tables: dict[str, Table | None] = {
+        "Quality and drift": quality_table(result),
+        "As draft models": draft_table(result),
+    }
+    tables["Cost"] = cost_table(result)
     tables[f"Against {result.label(result.settings.baseline)}"] = difference_table(result)
     for quantity in qualities(result):
         tables[f"{QUALITIES[quantity].capitalize()}, seed by seed"] = seed_table(result, quantity)
@@ -448,7 +457,8 @@ def short(value: float) -> str:
 def _plain_row(result: CompareResult, name: str) -> dict[str, Any]:
     runs = list(result.runs_of(name).values())
     row: dict[str, Any] = {"objective": name, "label": result.label(name), "seeds": len(runs)}
-    for quantity in (*qualities(result), *LOSSES):
+    drafts = () if draft_table(result) is None else DRAFTS
+    for quantity in (*qualities(result), *LOSSES, *drafts):
         mean = summary(result, name, quantity)
         row |= {quantity: mean.value, f"{quantity}_low": mean.interval.low, f"{quantity}_high": mean.interval.high}
     row["entropy_kept"] = entropy_kept(result, name)

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 
 from bridgegarden.causal_lm_policy import CausalLMPolicy
+from bridgegarden.compare.drafts import drafts_by_prompt
 from bridgegarden.compare.pair import Pair, PairFlops, Work, seeded
 from bridgegarden.compare.result import CompareSettings, Measured, Spent
 from bridgegarden.data import end_of_turn_ids
@@ -177,7 +178,8 @@ class Meter:
         found = exposure_bias(teacher, student, self.prompts.ids, sampling, generator=generator)
         on_teacher, on_student = (_by_prompt(texts) for texts in (found.teacher_texts, found.student_texts))
         bias = {prompt: on_student[prompt] - on_teacher[prompt] for prompt in on_teacher}
-        return {"teacher_loss": on_teacher, "student_loss": on_student, "exposure_bias": bias}
+        losses = {"teacher_loss": on_teacher, "student_loss": on_student, "exposure_bias": bias}
+        return losses | drafts_by_prompt(found)
 
     def _load(self, facts: ModelFacts) -> "PreTrainedModel":
         return placed(load_model(facts), self.device)

@@ -30,6 +30,7 @@ References:
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -147,6 +148,31 @@ class DraftModel:
         """
         check_cost_ratio(cost_ratio)
         return max(self.teacher_texts.drafts, key=lambda draft: draft.speed_up(cost_ratio).mean)
+
+
+class ByPrompt(NamedTuple):
+    """What the teacher would take on the texts of each prompt, ``(P,)`` each."""
+
+    acceptance: Tensor
+    """1 - TV at temperature 1, mean over the prompt's tokens."""
+    agreement: Tensor
+    """Share of tokens before which both models have the same likeliest one."""
+    tokens_per_pass: Tensor
+    """Tokens of the prompt's texts over the expected passes."""
+
+
+def by_prompt(bias: ExposureBias, drafted: int) -> tuple[ByPrompt, ByPrompt]:
+    """Prompt by prompt, on the teacher's texts and on the student's, for drafts of so many tokens."""
+
+    def of(texts: RollOuts, kept: Tensor) -> ByPrompt:
+        lengths = texts.per_prompt(texts.lengths.double())
+        passes = texts.per_prompt(expected_passes(kept, texts.lengths, drafted)[-1])
+        # Nothing is noted behind the end of a text.
+        sums = (texts.per_prompt(values[0].sum(-1)) for values in (texts.overlap, texts.agreement))
+        return ByPrompt(*(one / lengths for one in sums), tokens_per_pass=lengths / passes)
+
+    on_teacher, on_own = bias.teacher_texts, bias.student_texts
+    return of(on_teacher, kept_of_teacher(on_teacher)), of(on_own, kept_of_student(on_own))
 
 
 def kept_of_teacher(texts: RollOuts) -> Tensor:
