@@ -2,6 +2,7 @@ import dataclasses
 import json
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from bridgegarden.errors import ConfigError
@@ -10,6 +11,7 @@ from bridgegarden.plan.memory import MemoryPlanner
 from bridgegarden.plan.table import plan_text
 from bridgegarden.preflight.activations import student_memory
 from bridgegarden.preflight.flops import forward_flops
+from bridgegarden.preflight.models import meta_model
 from bridgegarden.recipe import load_recipe
 
 H100 = machine_of(gpus=1)
@@ -198,10 +200,15 @@ def test_the_text_fits_its_width_and_says_what_the_json_says(recipe_file, width)
     assert f"{tree['cache']['positions']:,} positions" in " ".join(text.split())
 
 
-def test_that_a_quantised_teacher_is_counted_whole_is_said(recipe_file):
+def test_a_teacher_that_is_rounded_is_counted_so_and_the_plan_says_it(recipe_file):
     whole, rounded = planned(recipe_file), planned(recipe_file, "teacher.quantization={load_in_4bit: true}")
     assert "quantised" not in plan_text(whole)
     said = " ".join(plan_text(rounded).split())
     assert "The teacher is quantised (bitsandbytes, bnb_4bit_compute_dtype float32" in said
-    assert "its weights are counted whole, in float32: how much less they take is not known here." in said
-    assert rounded.fullest.total == whole.fullest.total
+    assert "its weights are counted so, with their scales; embeddings and head whole." in said
+    loaded = rounded.setup.loaded
+    assert loaded is not None
+    linear = [m for m in meta_model(loaded.config).modules() if isinstance(m, torch.nn.Linear)][:-1]  # but for the head
+    saved = sum(4 * m.weight.numel() - m.weight.numel() / 2 - 4 * m.weight.numel() / 64 for m in linear)
+    weights = [plan.fullest.parts["teacher weights"] for plan in (whole, rounded)]
+    assert weights[0] - weights[1] == pytest.approx(saved, abs=4 * len(linear))

@@ -11,6 +11,7 @@ from transformers import BitsAndBytesConfig
 from bridgegarden.cli.main import cli
 from bridgegarden.errors import ModelError
 from bridgegarden.preflight import ModelReference, check_quantised, load_facts
+from bridgegarden.preflight.memory import weight_bytes
 from bridgegarden.recipe.teacher import QuantizationSection
 from bridgegarden.run.models import load_model
 from tests.tiny import save_tiny, tiny_model
@@ -83,6 +84,20 @@ def test_a_cache_of_it_is_not_that_of_the_whole_model_nor_of_other_bits(recipe):
         assert words in refused.stderr
     same = changed("teacher.quantization={load_in_4bit: true, bnb_4bit_quant_type: nf4, llm_int8_threshold: 6.0}")
     assert run("cache", "check", recipe, *same).exit_code == 0
+
+
+@needs_it
+@pytest.mark.parametrize("settings", [FOUR, FOUR | {"bnb_4bit_use_double_quant": True}, EIGHT])
+def test_a_plan_counts_what_its_weights_take(tmp_path, settings):
+    save_tiny(tmp_path, tiny_model("llama", 264, hidden_size=64, seed=1))
+    facts, taken = facts_of(tmp_path, **settings), 0
+    for weight in load_model(facts).parameters():
+        state = getattr(weight, "quant_state", None)
+        scales = [getattr(weight, "SCB", None)]
+        if state is not None:
+            scales += [state.absmax, state.state2.absmax if state.nested else None]
+        taken += sum(part.numel() * part.element_size() for part in (weight, *scales) if part is not None)
+    assert weight_bytes(facts) == taken
 
 
 def test_what_it_is_read_with_is_named_where_it_is_missing_before_anything_is_loaded(recipe, monkeypatch):

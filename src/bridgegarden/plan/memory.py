@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.preflight.activations import Batch, StepMemory, student_memory, teacher_memory
-from bridgegarden.preflight.memory import loss_bytes, optimizer_bytes, trained_parameters
+from bridgegarden.preflight.memory import loss_bytes, optimizer_bytes, trained_parameters, weight_bytes
 from bridgegarden.preflight.models import meta_model, parameter_count
 
 if TYPE_CHECKING:
@@ -302,7 +302,7 @@ class MemoryPlanner:
             "optimiser states": optimizer_bytes(trained, size, setup.optim) // share,
         }
         if setup.loaded is not None:
-            parts["teacher weights"] = self.teacher_parameters(setup.loaded) * setup.loaded.dtype.itemsize
+            parts["teacher weights"] = self._teacher_weights(setup.loaded)
         if processes > 1 and self.machine.sharding == "ddp":
             # DistributedDataParallel copies gradients into buckets that it sends.
             parts["DDP buckets"] = gradients
@@ -319,6 +319,12 @@ class MemoryPlanner:
         if "teacher parameters" not in self._walked:
             self._walked["teacher parameters"] = parameter_count(meta_model(teacher.config))
         return self._walked["teacher parameters"]
+
+    def _teacher_weights(self, teacher: "ModelFacts") -> int:
+        """Bytes."""
+        if "teacher weights" not in self._walked:
+            self._walked["teacher weights"] = weight_bytes(teacher)
+        return self._walked["teacher weights"]
 
     def _student(self, setup: Setup) -> StepMemory:
         arguments: dict[str, Any] = {

@@ -107,10 +107,12 @@ def _closing(plan: Plan) -> list[str]:
     loaded = plan.setup.loaded
     if loaded is not None and loaded.reference.gguf_file is None and (how := quantisation(loaded)) is not None:
         dtype = str(loaded.dtype).removeprefix("torch.")
-        lines.append(
-            f"The teacher is quantised ({how}), and its weights are counted whole, in {dtype}: how much less they take "
-            "is not known here."
+        counted = (
+            f"its weights are counted whole, in {dtype}: how much less they take is not known here."
+            if loaded.reference.quantization is None
+            else "its weights are counted so, with their scales; embeddings and head whole."
         )
+        lines.append(f"The teacher is quantised ({how}), and {counted}")
     if plan.cache is not None:
         lines.append(_cache_line(plan, plan.cache))
     return [*lines, ""]

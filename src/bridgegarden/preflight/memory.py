@@ -189,9 +189,39 @@ def _weights(teacher: ModelFacts) -> MemoryPart:
     count = parameter_count(meta_model(teacher.config))
     if teacher.reference.device_map is not None:
         return MemoryPart(name="teacher weights, where teacher.device_map has them", parameters=count, bytes=0)
-    return MemoryPart(
-        name=_weights_name("teacher", teacher.dtype), parameters=count, bytes=count * teacher.dtype.itemsize
-    )
+    return MemoryPart(name=_weights_name("teacher", teacher.dtype), parameters=count, bytes=weight_bytes(teacher))
+
+
+BLOCK, DOUBLE_BLOCK = 64, 256
+"""bitsandbytes: weights of four bits with one scale, and scales that are rounded together."""
+
+
+def weight_bytes(teacher: ModelFacts) -> int:
+    """What the weights of `teacher` take once they are loaded, rounded by bitsandbytes if it is to be.
+
+    Only linear layers are rounded, and not the head: to four bits with a float32 scale for :data:`BLOCK` of them (with
+    double quantisation eight bits, and a float32 for :data:`DOUBLE_BLOCK` of those), or to eight with one for each
+    output. What a checkpoint that is rounded already takes is not known here; it is counted whole.
+    """
+    import torch
+
+    model, settings = meta_model(teacher.config), teacher.reference.quantization
+    whole = parameter_count(model) * teacher.dtype.itemsize
+    if settings is None:
+        return whole
+    head = model.get_output_embeddings()
+    for layer in model.modules():
+        if not isinstance(layer, torch.nn.Linear) or layer is head:
+            continue
+        count = layer.weight.numel()
+        whole -= count * teacher.dtype.itemsize
+        if settings.get("load_in_8bit"):
+            whole += count + 4 * layer.out_features
+            continue
+        scales = -(-count // BLOCK)
+        rounded = settings.get("bnb_4bit_use_double_quant")
+        whole += -(-count // 2) + (scales + 4 * -(-scales // DOUBLE_BLOCK) if rounded else 4 * scales)
+    return whole
 
 
 def _weights_name(role: str, dtype: "torch.dtype") -> str:
