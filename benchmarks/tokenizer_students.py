@@ -409,7 +409,7 @@ def main() -> None:
         arguments.tokenizer,
         arguments.seeds,
         arguments.arms,
-        REHEARSAL if arguments.rehearse else Plan(),
+        REHEARSAL if arguments.rehearse else WHOLE,
     )
 
 
