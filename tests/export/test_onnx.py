@@ -10,6 +10,7 @@ import torch
 from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.export import onnx_model
 from bridgegarden.export.onnx_model import check_onnx_kind, run_session, session_of, write_onnx
+from bridgegarden.export.runtimes import opened
 from tests.export.models import random_model
 from tests.run.served import run
 from tests.tiny import VOCABULARY, save_tiny
@@ -63,6 +64,12 @@ def test_the_loop_of_the_page_writes_what_torch_writes(exported, monkeypatch, ca
     start = scope["tokenizer"].encode("Once upon a time").ids
     assert len(scope["ids"]) > len(start) + 10
     assert scope["ids"] == greedy(model, start, len(scope["ids"]) - len(start))
+
+
+def test_a_graph_can_be_measured_in_a_bench(exported):
+    prompt, decode = opened(exported[1], 1, 64)(8, 4)
+    assert 0 < prompt < 10
+    assert 0 < decode < 10
 
 
 def test_a_graph_that_computes_something_else_is_refused_and_not_kept(tmp_path, monkeypatch):

@@ -27,6 +27,7 @@ COMMANDS = {
     "diagnose": "bridgegarden.cli.diagnose:diagnose_command",
     "evaluate": "bridgegarden.cli.evaluate:evaluate_command",
     "export": "bridgegarden.cli.export:export_command",
+    "bench": "bridgegarden.cli.bench:bench_command",
     "judge": "bridgegarden.cli.evaluate:judge_command",
     "compare": "bridgegarden.cli.study:compare_command",
     "lab": "bridgegarden.cli.study:lab_group",
