@@ -49,7 +49,8 @@ $${FORMULA}$$
 
 p the teacher, q the student: `objective: {{preset: NAME}}` in a recipe, `HybridObjective.preset(NAME)` in Python, and
 `bridgegarden compare my.yaml --objectives NAME,NAME`, or `--objectives all`. Any field can be changed beside the
-preset; [recipe.md](recipe.md#objective) has the fields that each stands for.
+preset; [recipe.md](recipe.md#objective) has the fields that each stands for. What came out on a small pair:
+[results/methods.md](results/methods.md).
 
 | preset | paper | what is minimised |
 |---|---|---|

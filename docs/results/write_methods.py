@@ -1,0 +1,153 @@
+"""Write methods.md beside this file from the result of a comparison of all methods on the quickstart pair.
+
+python examples/quickstart_pair/prepare.py --output runs/quickstart_pair
+bridgegarden compare runs/quickstart_pair/compare.yaml --objectives ...
+python docs/results/write_methods.py runs/quickstart_pair/compare/result.json
+"""
+
+import json
+import statistics
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from bridgegarden.compare.findings import QUALITIES, difference, entropy_kept, qualities, sentences, summary
+from bridgegarden.compare.report import cost_caption, cost_table, difference_table, quality_table, seed_table
+from bridgegarden.compare.result import CompareResult
+from bridgegarden.objective.methods import METHODS
+from bridgegarden.table import Table
+
+
+def page(result: CompareResult) -> str:
+    """The whole page."""
+    result = by_what_came_out(result)
+    settings, pair = result.settings, result.pair
+    base, first = settings.baseline, qualities(result)[0]
+    steps = max(run.spent.steps for run in result.runs if run.spent is not None)
+    problems = len(next(run.measured.by_unit["greedy"] for run in result.runs if run.measured is not None))
+    against = difference_table(result)
+    return f"""# Methods compared on the quickstart pair
+
+Written by `python docs/results/write_methods.py RESULT` from the result of
+
+    python examples/quickstart_pair/prepare.py --output runs/quickstart_pair
+    {result.command}
+
+started {result.started[:10]} ({_versions(result)}). The pair is that of [compare.md](compare.md), where it is told;
+the methods are those of [methods.md](../methods.md). Every one gets {steps} steps on {pair.rows:,} rows of
+{pair.row_tokens:.0f} tokens, with {_seeds(result)} and the same first student for all methods of a seed. Quality is
+measured on {problems} problems, drift on {pair.prompts} held-out prompts. {not_run(result)}
+
+## What came out
+
+{chr(10).join(f"* {sentence}" for sentence in sentences(result))}
+
+{reading(result)}
+
+## Quality and drift, the best first
+
+{_told(quality_table(result))}
+
+## Against {result.label(base)}
+
+{"" if against is None else _told(against)}
+
+{power(result)}
+
+## Cost
+
+{cost_table(result).markdown()}
+
+{cost_caption(result)} Other work ran on the machine at the same time, so processor times say more than wall times.
+
+## Seed by seed
+
+{QUALITIES[first].capitalize()}, in per cent:
+
+{seed_table(result, first).markdown()}
+"""
+
+
+def by_what_came_out(result: CompareResult) -> CompareResult:
+    """The same, its rows sorted by the share of drawn answers that are right."""
+    quantity = qualities(result)[0]
+    names = sorted(result.objectives, key=lambda name: -summary(result, name, quantity).value)
+    return replace(result, settings=replace(result.settings, objectives=tuple(names)))
+
+
+def not_run(result: CompareResult) -> str:
+    """Which methods are not there, and on which texts none of them ran."""
+    missing = [name for name in METHODS.own if name not in result.rows]
+    told = f"Not run: {', '.join(f'`{name}`' for name in missing)}. " if missing else ""
+    if not any(row.lmbda for row in result.rows.values()):
+        written = ", ".join(f"`{name}`" for name, method in METHODS.own.items() if method.on_policy)
+        told += (
+            f"All rows are fixed: {written}, which their papers put on the student's own texts, are on the data's "
+            "here, which is another method than theirs."
+        )
+    return told.strip()
+
+
+def reading(result: CompareResult) -> str:
+    """What the numbers say beyond the sentences above."""
+    quantity = qualities(result)[0]
+    rank = {name: place for place, name in enumerate(result.objectives)}
+    kept = [entropy_kept(result, name) for name in result.objectives]
+    right = [summary(result, name, quantity).value for name in result.objectives]
+    both = [(one, other) for one, other in zip(right, kept, strict=True) if other is not None]
+    lines = [
+        "The teacher slips, one value in ten, so being like it and being right are two aims here, and the rows are "
+        "sorted by the second: a method stands higher the more it sharpens. Over methods, the rank correlation of "
+        f"right drawn answers and entropy kept is {_spearman(both):+.2f}. Of a pair whose teacher is right when it "
+        "draws, this order says nothing.",
+    ]
+    base = result.settings.baseline
+    ahead = [name for name in result.objectives if rank[name] < rank[base]]
+    lines.append(
+        f"Of {len(result.objectives)} methods, {len(ahead)} have a higher mean than {result.label(base)} and "
+        f"{len(result.objectives) - len(ahead) - 1} a lower one; the second table says what is more than chance."
+    )
+    return "\n\n".join(lines)
+
+
+def power(result: CompareResult) -> str:
+    """How small a difference the comparison could have seen."""
+    base, quantity = result.settings.baseline, qualities(result)[0]
+    found = [difference(result, name, base, quantity) for name in result.objectives if name != base]
+    halves = [100 * (one.interval.high - one.interval.low) / 2 for one in found if one is not None]
+    middle, seeds = statistics.median(halves), len(result.settings.seeds)
+    if seeds == 1:
+        return (
+            f"One seed tells nothing of other seeds. Half of an interval is {middle:.1f} points in the median and "
+            f"{max(halves):.1f} at most, over problems alone."
+        )
+    return (
+        f"Half of such an interval is {middle:.1f} points in the median and {max(halves):.1f} at most, before "
+        f"correction: with {seeds} seeds, smaller differences than that are mostly open. An interval narrows with the "
+        f"root of the seeds, so a difference of 2 points would take about "
+        f"{max(seeds, round(seeds * (middle / 2) ** 2))} of them."
+    )
+
+
+def _told(table: Table) -> str:
+    return f"{table.markdown()}\n\n{table.note}"
+
+
+def _seeds(result: CompareResult) -> str:
+    seeds = len(result.settings.seeds)
+    return "one seed" if seeds == 1 else f"{seeds} seeds"
+
+
+def _spearman(pairs: list[tuple[float, float]]) -> float:
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(pairs).statistic)
+
+
+def _versions(result: CompareResult) -> str:
+    return ", ".join(f"{name} {version}" for name, version in result.versions.items() if name != "platform")
+
+
+if __name__ == "__main__":
+    result_tree = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    Path(__file__).with_name("methods.md").write_text(page(CompareResult.from_dict(result_tree)), encoding="utf-8")
