@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "bridgegarden"
 ROW = re.compile(r"^\| `([\w.]+)` \| (override|call|read|set) \| ((?:`[\w/]+\.py`(?:, )?)+) \| [^|]+ \|$", re.MULTILINE)
 TRAINER = "training/trainer.py"
-PYTHONS = {"_asdict", "_fields", "_replace", "_exit"}
+PYTHONS = {"_asdict", "_fields", "_make", "_replace", "_exit"}
 """Private by their looks alone: named tuples' and ``os``'s."""
 
 
