@@ -11,10 +11,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from bridgegarden.compare.findings import QUALITIES, difference, entropy_kept, qualities, sentences, summary
 from bridgegarden.compare.report import cost_caption, cost_table, difference_table, quality_table, seed_table
 from bridgegarden.compare.result import CompareResult
 from bridgegarden.objective.methods import METHODS
+from bridgegarden.statistics import spearman
 from bridgegarden.table import Table
 
 
@@ -139,9 +142,8 @@ def _seeds(result: CompareResult) -> str:
 
 
 def _spearman(pairs: list[tuple[float, float]]) -> float:
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(pairs).statistic)
+    first, second = torch.tensor(pairs, dtype=torch.float64).T
+    return spearman(first, second, torch.ones_like(first)).item()
 
 
 def _versions(result: CompareResult) -> str:
