@@ -89,18 +89,23 @@ def ids(of: ByteView, text: bytes) -> list[int]:
 
 
 class FirstTokensOf:
-    """The true distribution of a student's first token, ``(V,)``, of texts that are drawn, each encoded once."""
+    """The true distribution of a student's next token, ``(V,)``, of texts that are drawn, each encoded once."""
 
     def __init__(self, student: ByteView) -> None:
         self.student = student
-        self._first: dict[bytes, int] = {}
+        self._encoded: dict[bytes, list[int]] = {}
 
-    def __call__(self, following: dict[bytes, float]) -> Tensor:
+    def __call__(self, following: dict[bytes, float], behind: Sequence[int] = ()) -> Tensor:
+        """Of the texts `following`, each with its probability, that the student cuts so that `behind` comes first."""
         truth = torch.zeros(len(self.student), dtype=torch.float64)
+        written = self.student.join(behind)
         for text, prob in following.items():
-            if text not in self._first:
-                found = self.student.encode(text)
+            whole = written + text
+            if whole not in self._encoded:
+                found = self.student.encode(whole)
                 assert found is not None
-                self._first[text] = found[0]
-            truth[self._first[text]] += prob
-        return truth
+                self._encoded[whole] = found
+            cut = self._encoded[whole]
+            if cut[: len(behind)] == list(behind):
+                truth[cut[len(behind)]] += prob
+        return truth / truth.sum()

@@ -44,11 +44,20 @@ def drawn(teacher: ByteView, seed: int, texts: Sequence[bytes] = ALL) -> Texts:
 
 
 def truths(texts: Texts, student: ByteView, text: bytes, first: FirstTokensOf) -> list[Tensor]:
-    """The student's first token at each of its positions of `text`, by summing."""
-    tokens = texts.ids[text]
-    held = align(texts.view, student, tokens, ids(student, text))
-    covers = [texts.view.tokens[tokens[t]][:i] for t, i in zip(held.token.tolist(), held.inside.tolist(), strict=True)]
-    return [first(texts.following(tokens[:t], r)) for t, r in zip(held.token.tolist(), covers, strict=True)]
+    """The student's next token at each of its positions of `text`, by summing.
+
+    Over the texts that the teacher may write, given its tokens before the one over the place, that this one is written
+    over it, and that the student cuts them as `text` from its first place in that token on.
+    """
+    tokens, targets = texts.ids[text], ids(student, text)
+    held = align(texts.view, student, tokens, targets)
+    found, begin = [], 0
+    for place, (at, inside) in enumerate(zip(held.token.tolist(), held.inside.tolist(), strict=True)):
+        if place and at != held.token[place - 1]:
+            begin = place
+        following = texts.following(tokens[:at], texts.view.tokens[tokens[at]][:inside])
+        found.append(first(following, targets[begin:place]))
+    return found
 
 
 def cells(found: Translated, place: int) -> dict[int, float]:
@@ -73,6 +82,31 @@ def test_every_cell_is_what_summing_over_all_texts_gives_and_the_tail_is_the_res
             assert abs(found.exact[place] - found.known[place]) < 1e-12
             compared += len(mass)
     assert compared > 100
+
+
+def test_behind_the_beginning_of_a_word_stand_those_alone_that_the_student_cuts_so():
+    """``Ġ`` is a space. The student has a token for `` ab`` and none for `` ac`` and `` bc``."""
+    teacher, student = view("Ġ a", "Ġa b", "Ġa c", "Ġ b", "Ġb c"), view("Ġ a", "Ġa b")
+    texts = Texts(teacher, {b" ab": 0.5, b" ac": 0.3, b" bc": 0.2})
+    for text, wanted in {b" ac": [0.3, 1.0], b" bc": [0.2, 1.0, 1.0], b" ab": [0.5]}.items():
+        found = Translation(teacher, student, threshold=0)(texts.signal(text), [texts.ids[text]], [ids(student, text)])
+        own = [cells(found, place)[token] for place, token in enumerate(ids(student, text)[:-1])]
+        assert own == pytest.approx(wanted)
+        # And so they multiply to what the teacher gives its token.
+        assert found.signal.label_logp[:-1].sum().exp() == pytest.approx(texts.prob[text])
+
+
+def test_of_what_only_the_next_token_decides_no_more_is_said_than_is_sure():
+    """The student cuts ``ab`` as one token, and as ``a|bc`` where c follows."""
+    teacher, student = view("a b", "a c"), view("b c", "a b")
+    texts, first = Texts(teacher, {b"abc": 0.5, b"ab": 0.2, b"ac": 0.3}), FirstTokensOf(student)
+    text, c = b"abc", student.tokens.index(b"c")
+    found = Translation(teacher, student, threshold=0)(texts.signal(text), [texts.ids[text]], [ids(student, text)])
+    assert found.kind[1] == CONDITIONAL
+    assert cells(found, 1) == pytest.approx({c: 0.3})
+    assert found.signal.log_tail[1].exp().item() == pytest.approx(0.7)
+    assert found.unknown[1] == 0
+    assert truths(texts, student, text, first)[1][c].item() == pytest.approx(0.3 / 0.8)
 
 
 @settings(max_examples=25, deadline=None)

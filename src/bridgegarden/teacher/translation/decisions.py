@@ -82,6 +82,8 @@ class Decisions:
     def reaches(self, numbers: Ints, places: Ints) -> NDArray[np.bool_]:
         """Whether each of some open decisions can be the token at a place of the student's order."""
         keys = numbers * self.stride + places
+        if not keys.size:
+            return np.zeros(keys.shape, dtype=bool)
         runs = self._runs[: self._run_count]
         run = np.searchsorted(runs[:, 0], keys, side="right") - 1
         return (run >= 0) & (keys < runs[run, 1])

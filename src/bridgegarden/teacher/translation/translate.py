@@ -7,8 +7,10 @@ the teacher was not asked for. So no cell is larger than the truth, and none lac
 the teacher's own signal.
 
 The truth is the first token of the student's encoding of what the teacher goes on to write, given the teacher's own
-tokens so far and, in the middle of one of them, that it is written over this place. Over the teacher's own texts this
-is unbiased; at a single place in the middle of a token it knows of the token that is being written.
+tokens so far and, in the middle of one of them, that it is written over this place and cut by the student as the text
+is: behind `` |st`` stands no word that the student writes as one token. So the masses of a text's own cells multiply to
+what the teacher gives its token. What the student's tokens say of text before the teacher's token is not looked at:
+where the last of them could have gone on into it, it still may.
 
 While the text's own token is open, the teacher's distribution at its next token of the text says how the mass of that
 path is parted (:mod:`.follow`). A cell's mass is that of the student's token, not of its bytes: texts in which a longer
@@ -237,7 +239,7 @@ class _Work:
 
     def translate(self, dtype: torch.dtype) -> Translated:
         self.decisions.trim()
-        prob, entry, unknown = self._conditioned()
+        prob, entry, unknown, undecided = self._conditioned()
         position, slot = np.nonzero(prob)
         number = self.decisions.at(entry[position, slot])
         slots = _Slots(position, number, prob[position, slot])
@@ -248,16 +250,20 @@ class _Work:
         kept = cells.missing <= self.pair.tolerance * cells.mass
         # Added up from what is not in a cell: one minus the rest has no digits left where the teacher is sure.
         count = len(prob)
-        rest = unknown + np.bincount(opened.position, weights=opened.mass, minlength=count)
+        rest = unknown + undecided + np.bincount(opened.position, weights=opened.mass, minlength=count)
         rest += np.bincount(cells.position, weights=cells.mass * ~kept, minlength=count)
         return self._packed(cells.where(kept), rest, unknown, dtype)
 
-    def _conditioned(self) -> tuple[Floats, Ints, Floats]:
-        """Masses ``(M, K)`` given the teacher's token is written over the place, entries, and what is unknown."""
+    def _conditioned(self) -> tuple[Floats, Ints, Floats, Floats]:
+        """Masses ``(M, K)`` given what is written up to the place, entries, what is unknown and what is undecided.
+
+        In the middle of a teacher's token, that is: the token is written over the place, and the student cuts it so far
+        as it cut the text. Of some tokens only what follows decides whether it does; their mass is undecided.
+        """
         decisions, nowhere = self.decisions, self.token < 0
         if not len(self.labels):
             empty = np.zeros((len(self.token), 1))
-            return empty, empty.astype(np.int64), np.ones(len(self.token))
+            return empty, empty.astype(np.int64), np.ones(len(self.token)), np.zeros(len(self.token))
         at = np.maximum(self.token, 0)
         ids, prob = self.said.ids[at], self.said.prob[at]
         inside = self.inside[:, None]
@@ -267,11 +273,38 @@ class _Work:
         written = decisions.prefix[decisions.start[self.labels[at]] + self.inside]
         fits &= decisions.prefix[entry] == written[:, None]
         prob = np.where(fits & ~nowhere[:, None], prob, 0.0)
+        sure, maybe = self._cut_alike(prob > 0, entry)
+        undecided = np.where(maybe, prob, 0.0).sum(1)
+        prob = np.where(sure, prob, 0.0)
         unknown = self.said.unknown[at]
-        whole = np.where(self.inside > 0, prob.sum(1) + unknown, 1.0)
+        whole = np.where(self.inside > 0, prob.sum(1) + undecided + unknown, 1.0)
         lost = nowhere | (whole <= 0)
         whole = np.where(lost, 1.0, whole)
-        return prob / whole[:, None], entry, np.where(lost, 1.0, unknown / whole)
+        return prob / whole[:, None], entry, np.where(lost, 1.0, unknown / whole), undecided / whole
+
+    def _cut_alike(self, fits: NDArray[np.bool_], entry: Ints) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Slots ``(M, K)`` of tokens that the student is sure to cut, up to the place, as it cut the text; and those of
+        which only what follows decides it.
+
+        Looked at from the first place in the teacher's token on.
+        """
+        same = np.zeros(len(self.token), dtype=bool)
+        same[1:] = (self.token[1:] == self.token[:-1]) & (self.token[1:] >= 0)
+        order = np.arange(len(same))
+        depth = order - np.maximum.accumulate(np.where(same, 0, order))
+        sure, maybe = fits.copy(), np.zeros_like(fits)
+        for level in range(1, int(depth.max(initial=0)) + 1):
+            here = np.nonzero(depth == level)[0]
+            position, slot = np.nonzero(fits[here])
+            place, before = here[position], here[position] - 1
+            number = self.decisions.at(entry[before, slot])
+            cell, target = self.decisions.cell(number), self.targets[before]
+            may = cell < 0
+            may[may] = self.decisions.reaches(number[may], self.pair._ranks[target[may]])
+            was_sure, was_maybe = sure[before, slot], maybe[before, slot]
+            sure[place, slot] = was_sure & (cell == target)
+            maybe[place, slot] = (was_maybe & ((cell == target) | may)) | (was_sure & may)
+        return sure, maybe
 
     def _followed(self, slots: _Slots, slot: Ints) -> _Slots:
         """The text's own token, where it is open, parted by what the teacher says behind it."""
