@@ -65,6 +65,14 @@ def test_every_unknown_option_is_named_and_the_closest_with_it(tmp_path):
         assert name in str(refused.value)
 
 
+@pytest.mark.parametrize("options", [{"hub_token": "s3cret"}, {"chat_template_path": "hf_s3cretS3cret"}])
+def test_a_secret_is_neither_in_the_recipe_nor_in_what_is_said(tmp_path, options):
+    converted = recipe_from_trl(written(tmp_path, GKD | options))
+    said = "".join(converted.notes)
+    assert "(removed)" in said
+    assert "s3cret" not in converted.to_yaml() + said
+
+
 def test_a_variable_of_the_environment_is_named_without_its_value(tmp_path):
     converted = recipe_from_trl(written(tmp_path, GKD | {"env": {"WANDB_API_KEY": "s3cret"}}))
     assert "WANDB_API_KEY" in converted.to_yaml()

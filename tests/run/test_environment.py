@@ -7,8 +7,9 @@ import yaml
 from click.testing import CliRunner
 
 from bridgegarden.cli.main import cli
+from bridgegarden.recipe.values import REMOVED
 from bridgegarden.run import environment as module
-from bridgegarden.run.environment import REMOVED, environment, recipe_without_secrets
+from bridgegarden.run.environment import environment, recipe_without_secrets
 
 SECRET = "s3cr3t-Value_9"
 """Looks like nothing in particular: what is around it must give it away."""
@@ -35,6 +36,9 @@ def written(folder, **changes) -> str:
         {"nobody": {"knows": {"the": [f"Bearer {SECRET}"]}}},
         {"training": {"max_steps": f"sk-{SECRET}"}},  # the error names the value
         {"hub_token": SECRET},
+        {"teacher": {"model": "a", "headers": {"X-Api-Key": SECRET, "Authorization": f"Basic {SECRET}"}}},
+        {"teacher": {"model": "a", "accessToken": SECRET}},
+        {"teacher": {"model": "a", "note": f"Basic {SECRET}"}},
     ],
     ids=lambda hiding: json.dumps(hiding)[:60],
 )

@@ -79,6 +79,16 @@ def test_a_run_that_dies_leaves_no_file_of_the_final_name(folder, tmp_path, monk
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.parametrize("to", ["gguf", "onnx", "hf"])
+def test_weights_that_are_not_finite_are_refused_whatever_they_are_written_as(tmp_path, to):
+    model = tiny_model("llama", hidden_size=64)
+    model.model.norm.weight.data[3] = float("nan")
+    folder = save_tiny(tmp_path / "tiny", model)
+    with pytest.raises(ModelError, match="holds a number that is not finite"):
+        export_model(ExportTarget(source=str(folder), to=to, output=tmp_path / "out"))
+    assert not list((tmp_path / "out").glob("*"))
+
+
 def test_what_is_missing_or_wrong_is_told_before_a_model_is_loaded(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "load_model", lambda facts: pytest.fail("loaded"))
     with pytest.raises(ConfigError, match="'Q9' is no type of weights"):

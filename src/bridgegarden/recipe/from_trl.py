@@ -15,7 +15,7 @@ from typing import Any, Literal
 from bridgegarden.errors import ConfigError, foreign, quoted
 from bridgegarden.recipe.sections import Recipe
 from bridgegarden.recipe.training import DEFAULTS, RESERVED
-from bridgegarden.recipe.values import read_yaml_file, write_yaml
+from bridgegarden.recipe.values import REMOVED, SECRET_TEXT, is_secret, read_yaml_file, write_yaml
 
 Trainer = Literal["gkd", "distillation", "sft"]
 """``GKDTrainer``, the ``DistillationTrainer`` of ``trl distillation``, or ``SFTTrainer``, which has no teacher."""
@@ -110,6 +110,7 @@ def convert(options: dict[str, Any], trainer: Trainer, teacher: str | None = Non
     for name, value in left.items():
         # Variables may be keys.
         shown = ", ".join(map(str, value)) if name == "env" and isinstance(value, dict) else quoted(value)
+        shown = REMOVED if is_secret(name) else SECRET_TEXT.sub(REMOVED, shown)
         out.notes.append(f"not taken over: {name}: {shown}: {NO_PLACE.get(name, WITHOUT_REASON)}.")
     out.tree = {name: out.tree[name] for name in ORDER if name in out.tree}
     return out

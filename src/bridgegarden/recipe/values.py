@@ -24,6 +24,22 @@ MAX_BYTES = 256 * 1024
 """Largest recipe, in bytes. The shipped ones are under 3 KiB."""
 MAX_DEPTH = 20
 """Deepest nesting."""
+REMOVED = "(removed)"
+"""What is shown in place of a secret."""
+SECRET_TEXT = re.compile(
+    r"\b(?:hf_|sk-|ghp_|gho_|github_pat_|glpat-|xox[abp]-|AKIA|(?:Bearer|Basic)\s+)[A-Za-z0-9_\-.=+/]{8,}"
+)
+"""Keys of the kinds that hubs and servers give out, whatever they are called."""
+_SECRET_KEY = re.compile(
+    r"(^|_)(tokens?|key|apikey|password|passwd|secrets?|credentials?|auth|authorization)$", re.IGNORECASE
+)
+_NO_SECRET = re.compile(r"^(pad|eos|bos|unk|mask|image|video|audio)_token$", re.IGNORECASE)
+
+
+def is_secret(key: str) -> bool:
+    """Whether a key is called after a token, key, password or secret: ``hub_token``, ``X-Api-Key``, ``accessToken``."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|-", "_", key)
+    return _SECRET_KEY.search(words) is not None and _NO_SECRET.match(words) is None
 
 
 class _Resolver:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from bridgegarden.errors import BridgegardenError, in_words
 from bridgegarden.recipe.load import list_recipes, load_recipe, read_recipe_text
-from bridgegarden.recipe.values import read_yaml, read_yaml_file, write_yaml
+from bridgegarden.recipe.values import REMOVED, SECRET_TEXT, is_secret, read_yaml, read_yaml_file, write_yaml
 from bridgegarden.run.record import PACKAGES, git_commit
 
 OPTIONAL = ("bitsandbytes", "deepspeed", "gguf", "lm_eval", "ray", "triton", "kernels", "liger-kernel", "flash-attn")
@@ -22,12 +22,6 @@ VARIABLES = (
     *("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "WORLD_SIZE", "LOCAL_RANK"),
 )
 """Variables that change what is run. None of them holds a secret or a path."""
-REMOVED = "(removed)"
-SECRET_KEY = re.compile(
-    r"(^|_)(token|tokens|key|apikey|password|passwd|secret|secrets|credential|credentials|auth)$", re.I
-)
-NO_SECRET = re.compile(r"^(pad|eos|bos|unk|mask|image|video|audio)_token$", re.I)
-SECRET_TEXT = re.compile(r"\b(?:hf_|sk-|ghp_|gho_|github_pat_|glpat-|xox[abp]-|AKIA|Bearer\s+)[A-Za-z0-9_\-.]{8,}")
 
 
 def environment() -> dict[str, Any]:
@@ -90,7 +84,7 @@ def recipe_without_secrets(recipe: str) -> dict[str, str]:
 
 def _cleaned(value: Any, removed: set[str], key: str = "") -> Any:
     """`value` of a YAML file without secrets, which are put into `removed`."""
-    if value is not None and SECRET_KEY.search(key) and not NO_SECRET.match(key) and not isinstance(value, bool):
+    if value is not None and is_secret(key) and not isinstance(value, bool):
         removed.update(_leaves(value))
         return REMOVED
     if isinstance(value, Mapping):

@@ -22,6 +22,7 @@ from bridgegarden.run.save import set_generation_stops
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from transformers import PreTrainedModel
 
 Format = Literal["gguf", "onnx", "hf"]
 NEEDS: dict[str, tuple[str, ...]] = {"gguf": ("gguf",), "onnx": ("onnx", "onnxscript", "onnxruntime"), "hf": ()}
@@ -114,6 +115,7 @@ def _write_folders(facts: ModelFacts, paths: dict[str, Path], target: ExportTarg
     for kind, path in paths.items():
         console.print(f"loading model {facts.reference.model}", markup=False, soft_wrap=True)
         model = load_model(facts)
+        _refuse_not_finite(model, facts.reference.model)
         unfinished = partial(path)
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
@@ -187,6 +189,14 @@ def _check_installed(to: Format) -> None:
         raise ConfigError(
             f"--to {to}: needs {', '.join(missing)}. Install the extra: pip install 'bridgegarden[export]'"
         )
+
+
+def _refuse_not_finite(model: "PreTrainedModel", name: str) -> None:
+    for parameter, values in model.state_dict().items():
+        if values.is_floating_point() and not values.isfinite().all():
+            raise ModelError(
+                f"model {name!r}: {parameter} holds a number that is not finite. Did its training diverge?"
+            )
 
 
 def _refuse_adapter(model_name: str) -> None:
