@@ -132,6 +132,23 @@ def test_of_long_rows_fewer_are_looked_at_beforehand(recipe, tmp_path):
     assert "of the student's 2,703 tokens in the answers of the first 3 rows" in built.stderr
 
 
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("turns", [1, 2])
+def test_rows_that_are_cut_for_one_of_them_alone_are_trained_on(recipe, tmp_path, cached, turns):
+    """The student, of bytes, reads the beginning of the last answer or of an earlier one; the teacher all of them."""
+    asked = [{"role": "user", "content": "count"}, {"role": "assistant", "content": "123" * 30}]
+    rows = [{"messages": asked * turns} for _ in range(4)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    changes = ("data.eval=null", "data.prompt=null", "data.completion=null", "data.messages=messages")
+    changes += ("training.max_length=96", *(() if cached else ("teacher.cache=null",)))
+    settings = [part for one in changes for part in ("--set", one)]
+    if cached:
+        built = run("cache", "build", recipe, *settings)
+        assert built.exit_code == 0, built.output
+    done = run("train", recipe, *settings)
+    assert done.exit_code == 0, done.output
+
+
 def test_the_teacher_is_told_more_in_its_own_template(recipe, tmp_path):
     told = ("--set", 'teacher.prompt.suffix=" (it is {answer})"')
     shown = run("train", recipe, "--audit", *told)

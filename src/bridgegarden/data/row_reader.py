@@ -298,7 +298,10 @@ class RowReader:
         labels = _given_labels(row[TEACHER_LABELS], ids, place, TEACHER_IDS, TEACHER_LABELS)
         theirs = TokenisedRow(input_ids=ids, labels=labels)
         if tokens is not None:
-            tokens.check(replace(made, teacher=theirs, translated=True), place)
+            # As long as rows may be, either may have been cut to that: the one then goes on where the other ends.
+            size = max(len(made.input_ids), len(ids))
+            cut = self.rules.max_length is not None and size >= self.rules.max_length
+            tokens.check(replace(made, teacher=theirs, translated=True, goes_on=cut), place)
             return theirs
         if theirs.learnt != made.learnt:
             raise DataError(
