@@ -22,7 +22,7 @@ def bench_command(models: tuple[str, ...], markdown: bool, as_json: bool, **opti
     """Measure size, memory and speed of MODELs on this machine's processor, side by side.
 
     A MODEL is a folder for transformers or onnxruntime, or a GGUF file, which llama.cpp runs (pip install xllamacpp).
-    Each has a process of its own; they are measured in turn, so that ratios hold on a busy machine.
+    Each has a process of its own; they are measured in turn. Nothing else should run beside it.
     """
     from bridgegarden.export.bench import BenchOptions, bench, bench_table
 
