@@ -16,7 +16,7 @@ from bridgegarden.objective.methods import PRESETS
 from bridgegarden.objective.position_weight import POSITION_WEIGHTS
 from bridgegarden.objective.soft_weight import SOFT_WEIGHTS
 from bridgegarden.recipe import Recipe, describe_objective
-from bridgegarden.recipe.training import DEFAULTS, RESERVED
+from bridgegarden.recipe.training import DEFAULTS, RESERVED, TrainingSection, own_keys
 
 PAGE = Path(__file__).with_name("recipe.md")
 
@@ -102,10 +102,17 @@ def _objectives() -> str:
 
 
 def _training() -> str:
+    hints, told = get_type_hints(TrainingSection), docstrings(TrainingSection)
+    own = [
+        f"| `training.{field.name}` | {_type(hints[field.name])} | {_default(field)} | {_words(told[field.name])} |"
+        for field in fields(TrainingSection)
+        if field.name in own_keys()
+    ]
     defaults = [f"| `training.{name}` | `{_plain(value)}` |" for name, value in DEFAULTS.items()]
     reserved = [f"| `training.{name}` | {reason} |" for name, reason in RESERVED.items()]
     return "\n\n".join(
         [
+            "\n".join(["| key of ours | value | default | meaning |", "|---|---|---|---|", *own]),
             "\n".join(["| default of ours | |", "|---|---|", *defaults]),
             "\n".join(["| cannot be set | since |", "|---|---|", *reserved]),
         ]

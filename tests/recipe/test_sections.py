@@ -166,6 +166,27 @@ def test_early_stopping_needs_rows_to_evaluate_on():
         Recipe.from_dict({**SMALLEST, "training": {"early_stopping": {}}})
 
 
+def test_the_loss_kernel_stands_among_the_arguments_and_goes_through_its_tree():
+    recipe = Recipe.from_dict({**SMALLEST, "training": {"loss_kernel": "triton", "max_steps": 5}})
+    assert recipe.training.loss_kernel == "triton"
+    assert "loss_kernel" not in recipe.training.arguments
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert Recipe.from_dict(SMALLEST).to_dict()["training"]["loss_kernel"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"loss_kernel": "trition"}, r"training\.loss_kernel: unknown value 'trition'\. Did you mean 'triton'\?"),
+        ({"loss_kernel": True}, r"training\.loss_kernel: "),
+        ({"loss_kernels": "triton"}, r"training: unknown key 'loss_kernels'\. Did you mean 'loss_kernel'\?"),
+    ],
+)
+def test_another_loss_kernel_is_refused(training, message):
+    with pytest.raises(ConfigError, match=message):
+        Recipe.from_dict({**SMALLEST, "training": training})
+
+
 def test_the_student_answers_only_where_the_recipe_says_so():
     assert "on_policy" not in Recipe.from_dict({**SMALLEST, "on_policy": None}).to_dict()
     recipe = Recipe.from_dict({**SMALLEST, "on_policy": {"lmbda": 1}})

@@ -1,13 +1,18 @@
+import io
+import json
+
 import pytest
 import torch
 from click.testing import CliRunner
+from rich.console import Console
 from trl.trainer.sft_config import SFTConfig
 
 from bridgegarden.cli.main import cli
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.recipe import load_recipe
-from bridgegarden.run.checked import PREFETCHING_WORKERS, audit, training_arguments
+from bridgegarden.run.checked import PREFETCHING_WORKERS, audit, check_run, training_arguments
 from bridgegarden.run.output import OutputFolder
+from bridgegarden.run.train import train
 from tests.tiny import tiny_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -80,3 +85,45 @@ def test_the_command_prints_it(write_recipe):
     result = CliRunner().invoke(cli, ["train", str(write_recipe()), "--audit"])
     assert (result.exit_code, result.stderr) == (0, "")
     assert "«0<|im_end|>»" in result.stdout
+
+
+def started(path, *changes: str) -> str:
+    """What a run of the recipe at `path` says before it loads weights."""
+    said = io.StringIO()
+    recipe = load_recipe(path, [f"training.{change}" if "." not in change else change for change in changes])
+    folder = OutputFolder(recipe.output)
+    check_run(recipe, folder, training_arguments(recipe, folder), Console(file=said, width=200))
+    return said.getvalue()
+
+
+@pytest.mark.parametrize("top_k", [None, 264])
+def test_kernels_for_a_teacher_s_whole_vocabulary_are_refused_before_weights_are_loaded(write_recipe, top_k):
+    interpreted()
+    path = write_recipe(teacher={"top_k": top_k})
+    with pytest.raises(ConfigError, match=r"^training\.loss_kernel: .* this teacher gives the whole vocabulary"):
+        started(path, "loss_kernel=triton")
+
+
+def test_the_route_of_the_loss_is_said_where_it_was_chosen(write_recipe):
+    interpreted()
+    path = write_recipe(teacher={"top_k": 8})
+    assert "loss by" not in started(path)
+    assert "loss by Triton's kernels (training.loss_kernel: triton)" in started(path, "loss_kernel=triton")
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+def test_a_run_by_the_kernels_is_the_run_by_pytorch_and_says_so(write_recipe, tmp_path):
+    interpreted()
+    path, terms = write_recipe(teacher={"top_k": 8}, training={"max_steps": 2, "logging_steps": 1}), []
+    for route in ("torch", "triton"):
+        recipe = load_recipe(path, [f"training.loss_kernel={route}", f"output={tmp_path / route}"])
+        terms.append(train(recipe, console=Console(file=io.StringIO())).training)
+        assert json.loads((tmp_path / route / "run.json").read_text())["loss_kernel"] == route
+    for name in ("loss", "soft_loss", "hard_loss", "student_entropy"):
+        assert terms[1][name] == pytest.approx(terms[0][name], rel=1e-4), name
+
+
+def interpreted() -> None:
+    """Skip a test that needs the kernels on a CPU, where they cannot run."""
+    if not pytest.importorskip("bridgegarden.objective.kernels").INTERPRETED:
+        pytest.skip("the kernels run on the GPU that is here alone")

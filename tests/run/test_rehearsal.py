@@ -57,6 +57,13 @@ def test_a_compiler_that_is_not_installed_is_missed_before_anything_is_loaded(tm
     assert "\n" not in str(refused.value)
 
 
+def test_kernels_that_cannot_run_here_are_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(pytest.importorskip("bridgegarden.objective.kernels"), "INTERPRETED", False)
+    recipe = with_training(tmp_path, "loss_kernel=triton")
+    with pytest.raises(ConfigError, match=r"^training\.loss_kernel: triton needs a CUDA GPU, and the student is on"):
+        check_settings(recipe)
+
+
 def test_settings_that_only_together_cannot_be_trained_with_are_both_named(tmp_path):
     recipe = changed(with_training(tmp_path), lr_scheduler_type="linear", lr_scheduler_kwargs={"num_cycles": 2})
     with pytest.raises(ConfigError, match=r"training\.lr_scheduler_type and training\.lr_scheduler_kwargs: "):

@@ -254,8 +254,11 @@ def test_the_kernels_train_as_the_other_route_does(make_trainer, family):
         pytest.skip("tests/objective/test_kernels.py runs them on the GPU that is here")
     objective = HybridObjective.preset("risk_guided", hard_target="data")
     teacher = tiny_model(family, 270, hidden_size=48, seed=1)
-    plain = make_trainer(objective, family=family, teacher=LiveTeacher(teacher, top_k=8))
-    fast = make_trainer(objective, family=family, teacher=LiveTeacher(teacher, top_k=8), trainer={"loss_kernels": True})
+    plain, fast = (
+        make_trainer(objective, family=family, teacher=LiveTeacher(teacher, top_k=8), trainer={"loss_kernel": asked})
+        for asked in ("auto", "triton")
+    )
+    assert (plain.loss_route, fast.loss_route) == ("torch", "triton")
     plain.train()
     fast.train()
     for name in ("loss", "soft_loss", "hard_loss", "risk_loss", "grad_norm", "student_entropy", "mean_token_accuracy"):
@@ -264,8 +267,18 @@ def test_the_kernels_train_as_the_other_route_does(make_trainer, family):
 
 def test_kernels_that_cannot_run_are_refused_before_training(make_trainer, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="loss kernels: they need Triton, which is not installed"):
-        make_trainer(trainer={"loss_kernels": True})
+    with pytest.raises(ConfigError, match=r"^training\.loss_kernel: triton needs the package triton, which is not"):
+        make_trainer(trainer={"loss_kernel": "triton"})
+
+
+@pytest.mark.parametrize("top_k", [None, 264])
+def test_kernels_are_refused_where_the_teacher_gives_its_whole_vocabulary(make_trainer, top_k):
+    kernels = pytest.importorskip("bridgegarden.objective.kernels")
+    if not kernels.INTERPRETED:
+        pytest.skip("the student would be on the CPU")
+    teacher = LiveTeacher(tiny_model("llama", 270, hidden_size=48, seed=1), top_k=top_k)
+    with pytest.raises(ConfigError, match=r"^training\.loss_kernel: .* this teacher gives the whole vocabulary"):
+        make_trainer(teacher=teacher, trainer={"loss_kernel": "triton"})
 
 
 def test_adapters_are_trained_and_nothing_else(make_trainer):

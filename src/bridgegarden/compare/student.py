@@ -24,7 +24,7 @@ from bridgegarden.diagnostics.rollout import RollOuts, Sampling
 from bridgegarden.evaluation.lm_eval import evaluate_model, prepare_tasks
 from bridgegarden.evaluation.results import SHARES, Evaluation
 from bridgegarden.preflight import ModelFacts, ModelReference, load_facts
-from bridgegarden.recipe import Recipe, TrainingSection
+from bridgegarden.recipe import Recipe
 from bridgegarden.run.models import load_model, placed
 from bridgegarden.run.prompts import Prompts, PromptSource, read_prompts
 from bridgegarden.run.record import TrainSummary
@@ -64,7 +64,7 @@ def run_recipe(recipe: Recipe, row: ComparedRow, seed: int, *, steps: int, cache
         objective=row.objective,
         on_policy=on_policy,
         free_running=None,
-        training=TrainingSection(arguments=arguments),
+        training=dataclasses.replace(recipe.training, arguments=arguments, early_stopping=None),
         output=output,
     )
 

@@ -4,7 +4,6 @@ The objective is local to a position (the risk term looks one ahead), so a chunk
 while its logits exist. Three large products a step, as in plain fine-tuning; neither model's [N, V] logits exist.
 """
 
-import importlib.util
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,7 +12,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bridgegarden.errors import ConfigError
 from bridgegarden.objective.alignment import Places, Position
 from bridgegarden.objective.head import (
     HeadGradients,
@@ -24,6 +22,7 @@ from bridgegarden.objective.head import (
     select_support,
 )
 from bridgegarden.objective.hybrid import HybridLoss, HybridObjective, dense_student_support
+from bridgegarden.objective.loss_route import check_kernels, whole_vocabulary_error
 from bridgegarden.objective.soft_weight import TrainProgress
 from bridgegarden.objective.support import Bounds, StudentSupport, TeacherSignal, acceptance_bounds
 
@@ -159,25 +158,6 @@ def fused_hybrid_loss(
         student_hit=hit,
         acceptance=Bounds(*bounds) if measure_student else None,
     )
-
-
-def check_kernels(device: torch.device, dtype: torch.dtype) -> None:
-    """Whether the loss kernels can run on `device` over logits of `dtype`.
-
-    Raises:
-        ConfigError: not a CUDA GPU, no Triton, or float64, of which they would lose half the digits.
-    """
-    if importlib.util.find_spec("triton") is None:
-        raise ConfigError(
-            "loss kernels: they need Triton, which is not installed; a CUDA build of PyTorch brings it. Install one, "
-            "or leave the kernels off."
-        )
-    from bridgegarden.objective.kernels import INTERPRETED
-
-    if device.type != "cuda" and not INTERPRETED:
-        raise ConfigError(f"loss kernels: they need a CUDA GPU, and the student is on {device}. Leave the kernels off.")
-    if dtype == torch.float64:
-        raise ConfigError("loss kernels: they sum in float32, and the student is in float64. Leave the kernels off.")
 
 
 def _count(number: Tensor | int, device: torch.device) -> Tensor:
@@ -323,10 +303,7 @@ def _by_kernels(piece: _Piece, walk: _Walk) -> _Found:
     from bridgegarden.objective.kernels import SweptLogits
 
     if piece.signal.ids is None:
-        raise ConfigError(
-            "loss kernels: they serve top-k and sampled teacher signals, and this teacher gives the whole vocabulary. "
-            "Set a top-k, or leave the kernels off."
-        )
+        raise whole_vocabulary_error()
     count, gradients, head = piece.count, piece.gradients, piece.head
     objective, data_ids = walk.objective, walk.data_ids[piece.seen]
     target_ids = objective.hard_ids(piece.signal, data_ids)

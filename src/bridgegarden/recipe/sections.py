@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from bridgegarden.data import Source
 from bridgegarden.errors import ConfigError, check_temperature, unknown_name
@@ -13,11 +13,11 @@ from bridgegarden.recipe.teacher import DType, TeacherSection
 from bridgegarden.recipe.training import (
     MEASURED,
     MEASURED_ON_OWN_TEXTS,
-    EarlyStoppingSection,
     LoraSection,
     TrainingSection,
+    own_keys,
 )
-from bridgegarden.recipe.values import plain, require_positive, require_text, section_from, write_yaml
+from bridgegarden.recipe.values import coerce, plain, require_positive, require_text, section_from, write_yaml
 from bridgegarden.training.on_policy import OnPolicy, check_on_policy
 
 
@@ -272,8 +272,7 @@ class Recipe:
             if getattr(self, f.name) is not None:
                 tree[f.name] = _tree(getattr(self, f.name))
         training = tree["training"]
-        stopping = {name: part for name, part in training.items() if name == "early_stopping"}
-        tree["training"] = training["arguments"] | stopping
+        tree["training"] = training.pop("arguments") | training
         return tree
 
     def to_yaml(self) -> str:
@@ -283,14 +282,9 @@ class Recipe:
 
 def _training_section(tree: Mapping[str, Any]) -> TrainingSection:
     """Fields of ``SFTConfig``, and beside them our own."""
-    arguments = {name: value for name, value in tree.items() if name != "early_stopping"}
-    stopping = tree.get("early_stopping")
-    return TrainingSection(
-        arguments=arguments,
-        early_stopping=None
-        if stopping is None
-        else section_from(EarlyStoppingSection, stopping, "training.early_stopping"),
-    )
+    hints = get_type_hints(TrainingSection)
+    own = {name: coerce(tree[name], hints[name], f"training.{name}") for name in own_keys() if name in tree}
+    return TrainingSection(arguments={name: value for name, value in tree.items() if name not in own}, **own)
 
 
 def _tree(value: Any) -> Any:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from bridgegarden.errors import ConfigError, foreign, quoted, unknown_name
+from bridgegarden.objective.loss_route import LossKernel
 from bridgegarden.recipe.values import coerce, require_positive
 
 if TYPE_CHECKING:
@@ -151,9 +152,18 @@ class TrainingSection:
     """Names and values; :data:`bridgegarden.recipe.training.DEFAULTS` fill the gaps."""
     early_stopping: EarlyStoppingSection | None = None
     """When training ends before its last step; null is never. ``{}`` takes the defaults."""
+    loss_kernel: LossKernel = "auto"
+    """What reads and writes the logits in the loss: ``torch``, or on a CUDA GPU, for a teacher of which the likeliest
+    tokens or draws are kept, the kernels of ``triton``. ``auto`` is whichever docs/benchmarks.md has shown to be the
+    faster: ``torch`` so far."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arguments", checked_arguments(self.arguments))
+
+
+def own_keys() -> tuple[str, ...]:
+    """Keys of the section that are ours, and not fields of ``SFTConfig``."""
+    return tuple(f.name for f in fields(TrainingSection) if f.name != "arguments")
 
 
 def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,7 +179,7 @@ def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
         if name in RESERVED:
             raise ConfigError(f"training.{name} cannot be set: {RESERVED[name]}.")
         if name not in known:
-            settable = [field for field in known if field not in RESERVED]
+            settable = [*(field for field in known if field not in RESERVED), *own_keys()]
             raise unknown_name(name, settable, field="training", kind="key")
     given = {name: coerce(value, known[name], f"training.{name}") for name, value in arguments.items()}
     for name, (least, most) in RANGES.items():

@@ -3,17 +3,20 @@
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from bridgegarden.data import TokenisedRow, audit_text
+from bridgegarden.data import TokenisedRow, audit_text, vocabulary_size
 from bridgegarden.data.encode import Keep
 from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS
 from bridgegarden.errors import ConfigError, quoted
-from bridgegarden.preflight import Preflight, preflight
+from bridgegarden.objective.loss_route import LossRoute, loss_route, route_text, whole_vocabulary_error
+from bridgegarden.preflight import Pair, Preflight, preflight
 from bridgegarden.recipe import Recipe, build_lora_config, build_objective, build_sft_config, describe_objective
+from bridgegarden.run.cache_folder import cache_folders
 from bridgegarden.run.output import OutputFolder
 from bridgegarden.run.pair import recipe_pair
 from bridgegarden.run.rows import RunData, mix_text, rules_of, training_rows
 from bridgegarden.run.teachers import teacher_of
 from bridgegarden.run.translation import tell_decided
+from bridgegarden.teacher.cache.manifest import MANIFEST, read_spec
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -67,6 +70,11 @@ class CheckedRun:
         return None if on_policy is None else ", ".join(f"{k}={v}" for k, v in asdict(on_policy).items())
 
     @property
+    def loss_route(self) -> LossRoute:
+        """What reads and writes the logits in the loss."""
+        return loss_route(self.recipe.training.loss_kernel, self.arguments.device, self.preflight.student.dtype)
+
+    @property
     def keeps_checkpoints(self) -> bool:
         """Whether checkpoints stay once the model is saved. Else the newest two are kept only until then."""
         return _asks_for_checkpoints(self.recipe)
@@ -96,6 +104,7 @@ def check_run(recipe: Recipe, folder: OutputFolder, arguments: "SFTConfig", cons
     )
     _check_with_student(arguments, checked)
     report(console, checked, teacher.warnings(checked))
+    _choose_loss(recipe, arguments, checked, console)
     data = teacher.rows(checked)
     tell_decided(console, checked, data.train)
     if data.mix is not None:
@@ -113,6 +122,26 @@ def _check_with_student(arguments: "SFTConfig", checked: Preflight) -> None:
     text = checked.student.config.get_text_config()
     if arguments.router_aux_loss_coef and not hasattr(text, "output_router_logits"):
         raise ConfigError("training.router_aux_loss_coef: the student is no mixture of experts; leave it out.")
+
+
+def _choose_loss(recipe: Recipe, arguments: "SFTConfig", checked: Preflight, console: "Console") -> None:
+    """Refuse kernels that cannot serve the run, and say by what its loss is computed where there is a choice."""
+    asked = recipe.training.loss_kernel
+    route = loss_route(asked, arguments.device, checked.student.dtype)
+    if route == "triton" and _whole_vocabulary(recipe, checked):
+        raise whole_vocabulary_error()
+    if asked != "auto" or arguments.device.type == "cuda":
+        console.print(route_text(asked, route), markup=False, soft_wrap=True)
+
+
+def _whole_vocabulary(recipe: Recipe, pair: Pair) -> bool:
+    """Whether the loss would see the teacher's whole distribution; what is translated, or a label, is some of it."""
+    section = recipe.teacher
+    if pair.translates or not (section.is_cached or section.reads_batches):
+        return False
+    if section.is_cached:
+        return any(read_spec(folder).is_dense for folder in cache_folders(recipe) if (folder / MANIFEST).exists())
+    return section.top_k is None or section.top_k >= vocabulary_size(pair.endings.tokenizer)
 
 
 def training_arguments(recipe: Recipe, folder: OutputFolder) -> "SFTConfig":

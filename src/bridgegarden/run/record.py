@@ -157,6 +157,7 @@ def run_record(run: CheckedRun) -> dict[str, Any]:
         "seed": run.arguments.seed,
         "objective": run.objective_text,
         "on_policy": run.on_policy_text,
+        "loss_kernel": run.loss_route,
         "data": run.data.fingerprints,
         "rows": {"train": len(run.data.train), "eval": None if held_out is None else len(held_out)},
         "teacher": {

@@ -13,7 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
+
 from bridgegarden.errors import ConfigError, foreign
+from bridgegarden.objective.loss_route import loss_route
 from bridgegarden.recipe import Recipe, TrainingSection
 from bridgegarden.recipe.training import Refused, blamed
 from bridgegarden.run.checked import training_arguments
@@ -72,6 +75,7 @@ def rehearse(recipe: Recipe, arguments: "SFTConfig") -> None:
     Raises:
         ConfigError: names the setting, in the words of the library that refuses it.
     """
+    loss_route(recipe.training.loss_kernel, arguments.device, torch.float32)
     if arguments.world_size > 1 or arguments.deepspeed:
         return
     if arguments.eval_on_start and recipe.data.eval is None:
@@ -97,8 +101,6 @@ def _try_out(recipe: Recipe, arguments: "SFTConfig") -> None:
 
 def _compile_something(arguments: "SFTConfig") -> None:
     """One operation, where and how models will be compiled: a backend may call a compiler that is not installed."""
-    import torch
-
     backend, mode = arguments.torch_compile_backend or "inductor", arguments.torch_compile_mode
     double = torch.compile(lambda numbers: numbers * 2 + 1, backend=backend, mode=mode)
     with torch.no_grad():

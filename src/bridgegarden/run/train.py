@@ -254,6 +254,7 @@ def _trainer(run: CheckedRun, console: "Console", callbacks: Sequence[TrainerCal
             processing_class=run.preflight.endings.tokenizer,
             peft_config=run.lora,
             on_policy=run.recipe.on_policy,
+            loss_kernel=run.recipe.training.loss_kernel,
         )
     trainer.remove_callback(PrinterCallback)
     for callback in callbacks:

@@ -30,9 +30,10 @@ from bridgegarden.data import vocabulary_size
 from bridgegarden.data.teacher_prompt import TEACHER_IDS
 from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.model_probes import Collate, check_causal_lm, check_packing, position_table
+from bridgegarden.teacher.cache.reader import CachesByRow, TeacherCache
 from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.teacher.mixture import MixedTeacher
-from bridgegarden.teacher.protocol import Teacher
+from bridgegarden.teacher.protocol import ProcessTeacher, Teacher
 from bridgegarden.teacher.translated import TranslatedCache, TranslatedModel
 from bridgegarden.training.batches import CacheOfRows, Reach, RowCollator
 
@@ -60,6 +61,19 @@ def models_of(teacher: object) -> tuple[PreTrainedModel, ...]:
     if isinstance(teacher, MixedTeacher):
         return teacher.models
     return (teacher.model,) if isinstance(teacher, LiveTeacher) else ()
+
+
+def gives_whole_vocabulary(teacher: Teacher, vocab_size: int) -> bool:
+    """Whether the signals of `teacher` are about every one of `vocab_size` tokens, so that they have no ids."""
+    match teacher:
+        case LiveTeacher() | MixedTeacher():
+            return teacher.top_k is None or teacher.top_k >= vocab_size
+        case TeacherCache():
+            return teacher.spec.is_dense
+        case CachesByRow():
+            return any(cache.spec.is_dense for cache in teacher.caches)
+        case _:
+            return isinstance(teacher, ProcessTeacher)
 
 
 def take_hidden_loss(student: PreTrainedModel, teachers: Sequence[PreTrainedModel], args: TrainingArguments) -> None:

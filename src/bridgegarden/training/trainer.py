@@ -23,9 +23,10 @@ from bridgegarden.data import Columns, vocabulary_size
 from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS, TEACHER_NUMBER
 from bridgegarden.diagnostics.label_losses import LabelLosses, RowLoss
 from bridgegarden.objective.alignment import SupervisedPositions
-from bridgegarden.objective.fused import FusedLoss, check_kernels, fused_hybrid_loss
+from bridgegarden.objective.fused import FusedLoss, fused_hybrid_loss
 from bridgegarden.objective.head import LanguageModelHead
 from bridgegarden.objective.hybrid import HybridObjective
+from bridgegarden.objective.loss_route import LossKernel, loss_route, whole_vocabulary_error
 from bridgegarden.objective.soft_weight import TrainProgress
 from bridgegarden.teacher.cache.reader import SIGNAL
 from bridgegarden.teacher.protocol import DataTokens, Teacher
@@ -61,6 +62,7 @@ from bridgegarden.training.models import (
     check_models,
     check_same_teacher,
     check_teacher_rows,
+    gives_whole_vocabulary,
     models_of,
     take_hidden_loss,
 )
@@ -106,7 +108,7 @@ class HybridDistillationTrainer(SFTTrainer):
         *,
         columns: Columns | None = None,
         on_policy: OnPolicy | None = None,
-        loss_kernels: bool = False,
+        loss_kernel: LossKernel = "auto",
         **kwargs: Any,
     ) -> None:
         """
@@ -120,8 +122,9 @@ class HybridDistillationTrainer(SFTTrainer):
                 they are not given.
             columns: which columns of the data hold prompt and completion, or messages, when not named so.
             on_policy: let the student answer a share of the batches itself; None trains on the answers of the data.
-            loss_kernels: compute the loss by Triton's kernels, see :func:`fused_hybrid_loss`: on a CUDA GPU, with a
-                teacher that gives its top tokens or samples. Not yet timed, so off unless asked for.
+            loss_kernel: what reads and writes the logits in the loss: ``torch``, or ``triton`` on a CUDA GPU with a
+                teacher that gives its top tokens or samples; ``auto`` is what has been shown to be the faster one
+                there, see :func:`~bridgegarden.objective.loss_route.loss_route`. :attr:`loss_route` is what is taken.
             kwargs: the further arguments of :class:`~trl.SFTTrainer` (``train_dataset``, ``eval_dataset``,
                 ``processing_class``, ``peft_config``, ``callbacks``, ...).
 
@@ -149,7 +152,7 @@ class HybridDistillationTrainer(SFTTrainer):
             data_labels=self.objective.learns_data_tokens,
             packed=args is not None and (args.packing or args.padding_free),
         )
-        self._loss_kernels = loss_kernels
+        self._loss_kernel: LossKernel = loss_kernel
         self._columns = columns
         self._asked = copy(args)
         self._prepared: WeakSet[Dataset | IterableDataset] = WeakSet()
@@ -165,14 +168,15 @@ class HybridDistillationTrainer(SFTTrainer):
     def _join(self, cache: CacheOfRows | None, on_policy: OnPolicy | None) -> None:
         """Put teacher, student and data together, once TRL's trainer has its model and its data."""
         leave_out_router_loss(self)
-        if self._loss_kernels:
-            check_kernels(self.accelerator.device, torch.float32)
         check_launch(self.accelerator, fsdp=bool(self.args.fsdp))
         copy_ahead(self.accelerator, pinned=self.args.dataloader_pin_memory)
         held_out = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
         data = {"train": self.train_dataset, **held_out}
         reach = self._join_models(data)
         self.vocab_size = min(vocabulary_size(self._tokenizer), head_size(self._student()), self.teacher.width)
+        self.loss_route = loss_route(self._loss_kernel, self.accelerator.device, self._student().dtype)
+        if self.loss_route == "triton" and gives_whole_vocabulary(self.teacher, self.vocab_size):
+            raise whole_vocabulary_error()
         # The loss is summed and divided by the supervised tokens of the whole window: nothing is left to divide.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
@@ -262,7 +266,7 @@ class HybridDistillationTrainer(SFTTrainer):
                 num_items=len(positions) if num_items_in_batch is None else num_items_in_batch,
                 progress=TrainProgress(self.state.global_step, self.state.max_steps),
                 measure_student=mode == "eval" or self._logs_this_step(),
-                kernels=self._loss_kernels,
+                kernels=self.loss_route == "triton",
             )
             results.append(fused)
             return {"loss": fused.loss}
