@@ -14,7 +14,9 @@ from torch import OutOfMemoryError
 from bridgegarden.cli import main as main_module
 from bridgegarden.cli.main import BUG, COMMANDS, cli
 from bridgegarden.errors import DataError, NonFiniteError
-from docs.write_cli_reference import PAGE, reference
+from bridgegarden.recipe import list_recipes
+from docs.write_cli_reference import PAGE, contexts, reference
+from tests.documented import check_shell, commands
 
 
 @pytest.fixture
@@ -147,6 +149,40 @@ def test_the_installed_script_is_the_command():
 )
 def test_the_command_line_page_is_what_help_says():
     assert PAGE.read_text(encoding="utf-8") == reference(), "docs/cli.md is out of date; run: make docs"
+
+
+HELP = sorted(contexts("bridgegarden", cli), key=lambda context: context.command_path)
+
+
+@pytest.mark.parametrize("context", HELP, ids=lambda context: context.command_path)
+def test_help_ends_with_examples_that_can_be_typed(context):
+    """Of the command itself, in real options, keys and choices, and with recipes that are shipped or a reader's own."""
+    _, _, after = context.get_help().partition("For example:\n")
+    lines = [line.strip() for line in after.splitlines()]
+    assert lines, "say example(...) in the command's decorator"
+    assert any(line.startswith(f"{context.command_path} ") or line == context.command_path for line in lines)
+    for line in lines:
+        assert line.startswith("bridgegarden "), "nothing comes after the examples"
+        assert len(line) <= 96
+        check_shell(line)
+        for words in commands(line):
+            assert named_recipe(words[1:]) in {None, "my.yaml", *list_recipes()}
+
+
+def named_recipe(words: list[str]) -> str | None:
+    """What a command that is typed says for RECIPE."""
+    command: click.Command = cli
+    while isinstance(command, click.Group):
+        command, words = command.get_command(click.Context(command), words[0]), words[1:]  # pyright: ignore
+    params = command.make_context(command.name, list(words)).params
+    return params["name"] if command.name == "show" else params.get("recipe")
+
+
+@pytest.mark.parametrize("group", ["", "cache", "lab", "recipes"])
+def test_no_summary_in_a_list_of_commands_is_cut_short(group):
+    listed = CliRunner().invoke(cli, [*group.split(), "--help"], terminal_width=60).output.partition("Commands:\n")[2]
+    assert listed
+    assert "..." not in listed.replace("PART...", "")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

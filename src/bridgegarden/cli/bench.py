@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from bridgegarden.cli.options import taken
+from bridgegarden.cli.options import example, taken
 from bridgegarden.terminal import plain_console, plain_json
 
 
-@click.command("bench")
+@click.command("bench", epilog=example("bridgegarden bench runs/qwen/model runs/qwen/export/qwen-Q8_0.gguf"))
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--prompt", type=click.IntRange(1), default=64, show_default=True, help="Tokens to read at once.")
 @click.option("--decode", type=click.IntRange(1), default=32, show_default=True, help="Tokens to write one by one.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bridgegarden.cli.options import SET, taken, typed
+from bridgegarden.cli.options import SET, example, taken, typed
 from bridgegarden.terminal import plain_console
 
 if TYPE_CHECKING:
@@ -35,7 +35,14 @@ class Tokens(click.ParamType):
         return tokens
 
 
-@click.command("diagnose")
+@click.command(
+    "diagnose",
+    short_help="Measure how far a student drifts on its own texts, where, and what helps.",
+    epilog=example(
+        "bridgegarden diagnose my.yaml --open",
+        "bridgegarden diagnose --teacher gpt2-large --student gpt2 --prompts prompts.txt",
+    ),
+)
 @click.argument("recipe", required=False)
 @SET
 @click.option("--teacher", metavar="MODEL", help="A folder, or a name on the hub.  [default: the recipe's]")

@@ -4,10 +4,15 @@ import json
 
 import click
 
+from bridgegarden.cli.options import example
 from bridgegarden.terminal import plain_json, say
 
 
-@click.command("env")
+@click.command(
+    "env",
+    short_help="Print what a report of a fault needs: versions, devices, RECIPE without secrets.",
+    epilog=example("bridgegarden env my.yaml > report.txt"),
+)
 @click.argument("recipe", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def env_command(recipe: str | None, as_json: bool) -> None:
@@ -15,8 +20,6 @@ def env_command(recipe: str | None, as_json: bool) -> None:
 
     Removed from RECIPE are values of keys called after tokens, keys and passwords, access tokens, what an address
     holds beside the host and path, and the name of the home folder. Look before you publish it all the same.
-
-    For example: bridgegarden env my.yaml > report.txt
     """
     from bridgegarden.run.environment import environment, environment_text, recipe_without_secrets
 

@@ -6,11 +6,15 @@ from typing import Any
 
 import click
 
-from bridgegarden.cli.options import SET, BatchSize, patience_options, taken
+from bridgegarden.cli.options import SET, BatchSize, example, patience_options, taken
 from bridgegarden.terminal import plain_console, plain_json, say
 
 
-@click.command("evaluate")
+@click.command(
+    "evaluate",
+    short_help="Score a model on tasks: of RECIPE its trained student, or MODEL.",
+    epilog=example("bridgegarden evaluate my.yaml --tasks offline --limit 100"),
+)
 @click.argument("target", metavar="RECIPE|MODEL")
 @SET
 @click.option(
@@ -82,7 +86,10 @@ def evaluate_command(target: str, as_json: bool, **options: Any) -> None:
     say(files.results)
 
 
-@click.command("judge")
+@click.command(
+    "judge",
+    epilog=example("bridgegarden judge ours.jsonl theirs.jsonl --base-url http://localhost:8000/v1 --model judge"),
+)
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @click.option("--base-url", metavar="URL", required=True, help="The judge's OpenAI-compatible server.")

@@ -5,11 +5,15 @@ from typing import Any
 
 import click
 
-from bridgegarden.cli.options import SET, taken
+from bridgegarden.cli.options import SET, example, taken
 from bridgegarden.terminal import say
 
 
-@click.command("export")
+@click.command(
+    "export",
+    short_help="Write a trained model for other programs: llama.cpp, Ollama, onnxruntime.",
+    epilog=example("bridgegarden export my.yaml --to gguf --quantise Q8_0,Q4_0"),
+)
 @click.argument("source", metavar="RECIPE|MODEL")
 @SET
 @click.option(

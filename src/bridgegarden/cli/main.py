@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from bridgegarden.cli.options import Group, example
 from bridgegarden.errors import BridgegardenError, Stopped, in_words
 from bridgegarden.terminal import PlainLines, one_line
 
@@ -64,7 +65,7 @@ class Interrupted(UserError):
         self.exit_code = status  # pyright: ignore[reportAttributeAccessIssue]  click reads it off the exception
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """A group whose commands are imported when they are asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -133,7 +134,17 @@ class StandardOutput(io.FileIO):
             raise
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=example(
+        "bridgegarden quickstart",
+        "bridgegarden recipes show qwen2.5-7b-3b > my.yaml",
+        "bridgegarden plan my.yaml",
+        "bridgegarden cache build my.yaml",
+        "bridgegarden train my.yaml",
+    ),
+)
 @click.version_option(package_name="bridgegarden")
 def cli() -> None:
     """Distil a large language model into a small one with hybrid hard and soft labels.

@@ -29,6 +29,20 @@ class BatchSize(click.ParamType):
         return int(value)
 
 
+class Group(click.Group):
+    """A group of commands that lists the whole summary of each, over several lines where it needs them."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        below = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, one.get_short_help_str(limit=1000)) for name, one in below if one is not None])
+
+
+def example(*commands: str) -> str:
+    """What the help of a command ends with: `commands` as they are typed, none broken over lines."""
+    return "\b\nFor example:\n" + "\n".join(f"  {command}" for command in commands)
+
+
 def patience_options(command: Callable[..., None]) -> Callable[..., None]:
     """How long a server is waited for, and with which key it is asked: options of every command that asks one."""
     for option in (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from bridgegarden.cli.options import SET, BatchSize, typed
+from bridgegarden.cli.options import SET, BatchSize, Group, example, typed
 from bridgegarden.terminal import plain_console
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def _output(folder: str, what: str) -> Callable[[CommandT], CommandT]:
     )
 
 
-@click.command("quickstart")
+@click.command("quickstart", epilog=example("bridgegarden quickstart --open"))
 @click.option("--full", is_flag=True, help="Every objective with several seeds. Finished trainings in DIR are kept.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The (first) seed.")
 @click.option(
@@ -76,7 +76,7 @@ def quickstart_command(
         click.launch(str(folder.report))
 
 
-@click.command("compare")
+@click.command("compare", epilog=example("bridgegarden compare my.yaml --objectives hard,soft,confidence --seeds 5"))
 @click.argument("recipe")
 @SET
 @click.option(
@@ -209,12 +209,14 @@ class NamesType(click.ParamType):
         return "all|NAME,..."
 
 
-@click.group("lab")
+@click.group(
+    "lab", cls=Group, epilog=example("bridgegarden lab worlds", "bridgegarden lab run --world arithmetic --no-sweep")
+)
 def lab_group() -> None:
     """The exact lab: worlds where Bridges, Gardens and exposure bias are computed, not estimated."""
 
 
-@lab_group.command("run")
+@lab_group.command("run", epilog=example("bridgegarden lab run --world arithmetic --no-sweep"))
 @click.option("--world", type=NamesType(WORLD_NAMES), default="all", show_default=True, help="Worlds.")
 @click.option(
     "--objectives", type=NamesType(OBJECTIVE_NAMES), default="all", show_default=True, help="What is compared."
@@ -260,7 +262,7 @@ def run_command(
     _show(output, tables(result), as_json=as_json)
 
 
-@lab_group.command("map")
+@lab_group.command("map", epilog=example("bridgegarden lab map --quick"))
 @click.option("--quick", is_flag=True, help="Four cells of the 32 with 16 seeds: what the map looks like.")
 @_output("map", "Cells")
 @WORKERS
@@ -283,7 +285,7 @@ def map_command(quick: bool, output: Path, workers: int | None, as_json: bool) -
     _show(output, tables(result), as_json=as_json)
 
 
-@lab_group.command("confirm")
+@lab_group.command("confirm", epilog=example("bridgegarden lab confirm --seeds 8 --workers 2"))
 @click.option("--seeds", type=click.IntRange(min=2), default=24, show_default=True, help="Students of every kind.")
 @_output("confirm", "Students")
 @WORKERS
@@ -302,7 +304,7 @@ def confirm_command(seeds: int, output: Path, workers: int | None, as_json: bool
     _show(output, terminal_tables(result), as_json=as_json)
 
 
-@lab_group.command("worlds")
+@lab_group.command("worlds", epilog=example("bridgegarden lab worlds"))
 @click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
 def worlds_command(as_json: bool) -> None:
     """List the worlds, with sizes and an example whose Bridges are marked."""
@@ -316,7 +318,7 @@ def worlds_command(as_json: bool) -> None:
         click.echo(world.text())
 
 
-@lab_group.command("check")
+@lab_group.command("check", epilog=example("bridgegarden lab check --cases 50"))
 @click.option("--cases", type=click.IntRange(min=1), default=200, show_default=True, help="Random processes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
 @click.pass_context

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import click
 
-from bridgegarden.cli.options import SET, patience_options, taken
+from bridgegarden.cli.options import SET, Group, example, patience_options, taken
 from bridgegarden.errors import stopped_by_sigterm
 from bridgegarden.terminal import say
 
@@ -14,7 +14,13 @@ BITS: dict[str, Literal[8, 16]] = {"8": 8, "16": 16}
 """As `bridgegarden.teacher.cache.spec.Bits` has them, which is imported only when asked for."""
 
 
-@click.command("generate")
+@click.command(
+    "generate",
+    epilog=example(
+        "bridgegarden generate my.yaml --base-url http://localhost:8000/v1 --output answers.jsonl",
+        "bridgegarden train my.yaml --set data.train=answers.jsonl",
+    ),
+)
 @click.argument("recipe")
 @SET
 @click.option("--base-url", metavar="URL", help="Ask an OpenAI-compatible server, such as http://localhost:8000/v1.")
@@ -85,7 +91,7 @@ class Part(click.ParamType):
         return int(index), int(count)
 
 
-@click.group("cache")
+@click.group("cache", cls=Group, epilog=example("bridgegarden cache build my.yaml", "bridgegarden cache info my.yaml"))
 def cache_group() -> None:
     """Keep what a teacher says on disk, and train from there without it.
 
@@ -93,7 +99,14 @@ def cache_group() -> None:
     """
 
 
-@cache_group.command("build")
+@cache_group.command(
+    "build",
+    short_help="Run the teacher of RECIPE over its rows and keep what it says.",
+    epilog=example(
+        "bridgegarden cache build my.yaml --top-k 32",
+        "bridgegarden cache build my.yaml --set teacher.server=http://localhost:8080",
+    ),
+)
 @click.argument("recipe")
 @SET
 @click.option("--top-k", type=click.IntRange(1), help="Tokens kept a position.  [default: teacher.top_k, or 64]")
@@ -131,7 +144,7 @@ def build_command(recipe: str, overrides: tuple[str, ...], bits: str | None, **o
         say(build_recipe_cache(load_recipe(recipe, overrides), wanted))
 
 
-@cache_group.command("check")
+@cache_group.command("check", epilog=example("bridgegarden cache check my.yaml"))
 @click.argument("source", metavar="RECIPE|DIR")
 @SET
 def check_command(source: str, overrides: tuple[str, ...]) -> None:
@@ -144,7 +157,11 @@ def check_command(source: str, overrides: tuple[str, ...]) -> None:
     say(check_recipe_cache(source, overrides))
 
 
-@cache_group.command("info")
+@cache_group.command(
+    "info",
+    short_help="Show what a cache holds: captured mass, bytes, entropies, Bridges.",
+    epilog=example("bridgegarden cache info my.yaml --html cache.html"),
+)
 @click.argument("source", metavar="RECIPE|DIR")
 @SET
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -176,7 +193,7 @@ def info_command(
         say(f"warning: {warning}", err=True)
 
 
-@cache_group.command("export")
+@cache_group.command("export", epilog=example("bridgegarden cache export my.yaml teacher.parquet"))
 @click.argument("source", metavar="RECIPE|DIR")
 @click.argument("output", metavar="FILE.parquet", type=click.Path(path_type=Path))
 @SET
@@ -192,7 +209,7 @@ def export_command(source: str, output: Path, overrides: tuple[str, ...]) -> Non
     say(export_recipe_cache(source, output, overrides))
 
 
-@cache_group.command("import")
+@cache_group.command("import", epilog=example("bridgegarden cache import my.yaml teacher.parquet"))
 @click.argument("recipe")
 @click.argument("path", metavar="FILE|DIR", type=click.Path(path_type=Path))
 @SET
@@ -223,7 +240,7 @@ def import_command(recipe: str, path: Path, overrides: tuple[str, ...], bits: st
     say(import_recipe_cache(load_recipe(recipe, overrides), path, ImportOptions(bits=BITS[bits], **options)))
 
 
-@cache_group.command("push")
+@cache_group.command("push", epilog=example("bridgegarden cache push my.yaml my-name/my-cache --public"))
 @click.argument("source", metavar="RECIPE|DIR")
 @click.argument("repo", metavar="REPO")
 @SET
@@ -241,7 +258,13 @@ def push_command(source: str, repo: str, overrides: tuple[str, ...], private: bo
     say(push_cache(folder, repo, private=private))
 
 
-@cache_group.command("pull")
+@cache_group.command(
+    "pull",
+    epilog=example(
+        "bridgegarden cache pull my-name/my-cache runs/cache",
+        "bridgegarden train my.yaml --set teacher.cache=runs/cache",
+    ),
+)
 @click.argument("repo", metavar="REPO")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 def pull_command(repo: str, folder: Path) -> None:
@@ -254,7 +277,14 @@ def pull_command(repo: str, folder: Path) -> None:
     say(pull_cache(repo, folder))
 
 
-@cache_group.command("merge")
+@cache_group.command(
+    "merge",
+    epilog=example(
+        "bridgegarden cache build my.yaml --shard 1/2 --set teacher.cache=part-1",
+        "bridgegarden cache build my.yaml --shard 2/2 --set teacher.cache=part-2",
+        "bridgegarden cache merge runs/cache part-1 part-2",
+    ),
+)
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("parts", metavar="PART...", nargs=-1, required=True, type=click.Path(path_type=Path))
 def merge_command(folder: Path, parts: tuple[Path, ...]) -> None:

@@ -5,14 +5,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bridgegarden.cli.options import SET
+from bridgegarden.cli.options import SET, Group, example
 from bridgegarden.terminal import say
 
 if TYPE_CHECKING:
     from bridgegarden.recipe import Recipe
 
 
-@click.command("train")
+@click.command(
+    "train",
+    epilog=example(
+        "bridgegarden train my.yaml --dry-run", "bridgegarden train my.yaml --set training.learning_rate=2.0e-5"
+    ),
+)
 @click.argument("recipe")
 @click.option(
     "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change a setting, such as training.max_steps=10."
@@ -64,7 +69,7 @@ def _resolved_text(recipe: "Recipe") -> str:
     return f"# objective: {describe_objective(build_objective(recipe.objective))}\n{recipe.to_yaml()}"
 
 
-@click.command("plan")
+@click.command("plan", epilog=example("bridgegarden plan qwen2.5-7b-3b --gpus 2 --gpu h100 --sharding fsdp"))
 @click.argument("recipe")
 @SET
 @click.option("--gpus", type=click.IntRange(1), help="How many.  [default: what this machine has]")
@@ -107,12 +112,16 @@ def plan_command(recipe: str, overrides: tuple[str, ...], as_json: bool, **optio
     click.echo(plan_text(plan, width=min(shutil.get_terminal_size((100, 24)).columns, 120)))
 
 
-@click.group("recipes")
+@click.group(
+    "recipes",
+    cls=Group,
+    epilog=example("bridgegarden recipes list", "bridgegarden recipes show qwen2.5-7b-3b > my.yaml"),
+)
 def recipes_group() -> None:
     """List and show the recipes that come with the package."""
 
 
-@recipes_group.command("list")
+@recipes_group.command("list", epilog=example("bridgegarden recipes list"))
 def list_command() -> None:
     """List the shipped recipes, one a line: name, tab, what it is."""
     from bridgegarden.recipe import describe_recipe, list_recipes
@@ -121,19 +130,20 @@ def list_command() -> None:
         click.echo(f"{name}\t{describe_recipe(name)}")
 
 
-@recipes_group.command("show")
+@recipes_group.command("show", epilog=example("bridgegarden recipes show qwen2.5-7b-3b > my.yaml"))
 @click.argument("name")
 def show_command(name: str) -> None:
-    """Print the recipe NAME as it is written: a start for your own.
-
-    For example: bridgegarden recipes show qwen2.5-7b-3b > my.yaml
-    """
+    """Print the recipe NAME as it is written: a start for your own."""
     from bridgegarden.recipe import read_recipe_text
 
     click.echo(read_recipe_text(name), nl=False)
 
 
-@recipes_group.command("from-trl")
+@recipes_group.command(
+    "from-trl",
+    short_help="Print the recipe that does what CONFIG does in TRL.",
+    epilog=example("bridgegarden recipes from-trl gkd.yaml > my.yaml"),
+)
 @click.argument("config")
 @click.option(
     "--trainer",
@@ -147,8 +157,6 @@ def from_trl_command(config: str, trainer: Any, teacher: str | None) -> None:
     Of GKDTrainer, of `trl distillation`, or of `trl sft` with a teacher beside it. What TRL does where CONFIG says
     nothing is written out; every option that has no place in a recipe is named with the reason, on stderr and in a
     comment.
-
-    For example: bridgegarden recipes from-trl gkd.yaml > my.yaml
     """
     from bridgegarden.recipe.from_trl import recipe_from_trl
 
