@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bridgegarden.objective import fused as fused_module
 from bridgegarden.objective.alignment import Places, Position, SupervisedPositions
 from bridgegarden.objective.divergences import DIVERGENCES, alpha_beta, entropy, forward_kl
 from bridgegarden.objective.fused import ProjectedTeacher, fused_hybrid_loss
@@ -513,6 +514,28 @@ def test_no_chunk_outlives_its_turn(top_k):
     pair.fast(HybridObjective(), teacher=Counting(source), chunk=2)
     assert len(alive) > 5
     assert alive[-1] == alive[1]
+
+
+def test_a_chunk_is_as_large_as_the_free_memory_allows_and_the_loss_is_the_same(monkeypatch):
+    pair, seen = Pair(), []
+
+    class Watched:
+        def __init__(self, source):
+            self.source = source
+
+        def __getitem__(self, index):
+            seen.append(index.stop - index.start)
+            return self.source[index]
+
+    source = ProjectedTeacher(pair.positions.of(pair.teacher_hidden), pair.teacher_head, None, pair.vocab_size)
+    monkeypatch.setattr(fused_module, "default_chunk_tokens", lambda vocab_size, device_type, free: free)
+    losses = []
+    for free in (2, 1000):
+        monkeypatch.setattr(fused_module, "free_memory", lambda device, free=free: free)
+        losses.append(pair.fast(HybridObjective(), teacher=Watched(source), chunk=None).loss)
+    assert set(seen[:-1]) == {2}
+    assert seen[-1] == len(pair.positions) > 2
+    torch.testing.assert_close(*losses)
 
 
 def test_a_second_backward_is_refused_and_not_silently_wrong():

@@ -5,7 +5,17 @@ import math
 import pytest
 import torch
 
-from bridgegarden.objective.head import LanguageModelHead, default_chunk_tokens, select_support, selected_logits
+from bridgegarden.objective import head as head_module
+from bridgegarden.objective.head import (
+    FREE_PER_CHUNK,
+    LARGEST_CHUNK,
+    SMALLEST_CHUNK,
+    LanguageModelHead,
+    default_chunk_tokens,
+    free_memory,
+    select_support,
+    selected_logits,
+)
 
 H = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 W = torch.randn(6, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -199,3 +209,42 @@ def test_default_chunk_shrinks_with_the_vocabulary_and_never_vanishes():
     assert default_chunk_tokens(10, "cpu") > default_chunk_tokens(150_000, "cpu") >= 16
     assert default_chunk_tokens(10**9, "cpu") == 16
     assert default_chunk_tokens(150_000, "cuda") > default_chunk_tokens(150_000, "cpu")
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize("vocab_size", [32_000, 151_936])
+def test_a_chunk_grows_with_the_free_memory_of_a_gpu_within_bounds(vocab_size):
+    sizes = [4 * vocab_size * default_chunk_tokens(vocab_size, "cuda", free * GIB // 8) for free in range(1200)]
+    assert sizes == sorted(sizes)
+    for eighths, size in enumerate(sizes):
+        assert size <= max(eighths * GIB / 8 / FREE_PER_CHUNK, SMALLEST_CHUNK)
+        assert size <= LARGEST_CHUNK
+    assert sizes[-1] > 0.99 * LARGEST_CHUNK
+    assert default_chunk_tokens(vocab_size, "cuda", 0) == default_chunk_tokens(vocab_size, "cuda", GIB // 2) >= 16
+
+
+def test_a_little_more_or_less_free_memory_leaves_a_chunk_as_it_is():
+    chunks = {default_chunk_tokens(151_936, "cuda", 12 * GIB + other * 2**20) for other in range(-2000, 2000, 7)}
+    assert chunks == {GIB // 2 // (4 * 151_936)}
+
+
+def test_free_is_what_the_driver_has_left_and_what_pytorch_keeps_unused(monkeypatch):
+    kept = {"reserved_bytes.all.current": 700, "allocated_bytes.all.current": 300}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 5000))
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: kept)
+    assert free_memory(torch.device("cuda", 0)) == 1400
+    # Before anything was allocated PyTorch has no numbers.
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {})
+    assert free_memory(torch.device("cuda")) == 1000
+    assert free_memory(torch.device("cpu")) is None
+
+
+def test_the_two_pass_route_goes_by_the_free_memory_too(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(head_module, "free_memory", lambda device: 7)
+    monkeypatch.setattr(head_module, "default_chunk_tokens", lambda *given: sizes.append(given) or 3)
+    hidden, weight = torch.randn(5, 2), torch.randn(11, 2)
+    selected_logits(hidden, weight, torch.zeros(5, 1, dtype=torch.long))
+    assert sizes == [(11, "cpu", 7)]

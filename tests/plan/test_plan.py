@@ -182,6 +182,22 @@ def test_walks_are_shared_between_plans_of_one_pair(recipe_file, monkeypatch):
     assert planner.moments(dataclasses.replace(setup, top_k=8))[-1] == first[-1]
 
 
+def test_the_loss_is_planned_with_the_memory_that_is_free_when_it_begins(recipe_file, monkeypatch):
+    given = []
+
+    def loss_bytes(*arguments, free, **keywords):
+        given.append(free)
+        return 0
+
+    monkeypatch.setattr("bridgegarden.plan.memory.loss_bytes", loss_bytes)
+    loss = moment(planned(recipe_file, machine=machine_of(gpus=1, memory="64GiB")), "loss")
+    head = loss.parts["gradients"]
+    assert given[0] == 64 * 2**30 - (loss.total - head)
+    given.clear()
+    planned(recipe_file, machine=dataclasses.replace(H100, gpu=False))
+    assert set(given) == {None}
+
+
 def test_an_optimiser_that_is_not_known_is_refused(recipe_file):
     with pytest.raises(ConfigError, match=r"training.optim: 'adafactor'.*cannot be planned"):
         planned(recipe_file, "training.optim=adafactor")

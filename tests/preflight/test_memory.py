@@ -1,11 +1,28 @@
 import dataclasses
 import io
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+import torch
 from peft import LoraConfig, inject_adapter_in_model
 from rich.console import Console
 
-from bridgegarden.preflight import ModelReference, Preflight, check_pair, estimate_memory, load_facts, preflight
+from bridgegarden.objective.fused import ProjectedTeacher, fused_hybrid_loss
+from bridgegarden.objective.head import LanguageModelHead
+from bridgegarden.objective.hybrid import HybridObjective
+from bridgegarden.objective.support import TeacherSignal
+from bridgegarden.preflight import (
+    ModelFacts,
+    ModelReference,
+    Preflight,
+    check_pair,
+    estimate_memory,
+    load_facts,
+    preflight,
+)
+from bridgegarden.preflight.activations import MemoryTracker
+from bridgegarden.preflight.memory import LOSS_BUFFERS, loss_bytes
 from tests.tiny import save_tiny, tiny_model
 
 POSITIONS = 64
@@ -93,3 +110,50 @@ def test_the_summary_says_which_template_and_how_a_turn_ends(pair):
         "the same tokenizer, embeddings padded to 272 (teacher) and 264 (student) rows, 259 tokens; "
         "the student's chat template, a turn ends with '<|im_end|>'"
     )
+
+
+CHUNK, WIDTH, SIZE = 32, 4000, 4
+
+
+def peak_of_the_loss(kind: str, positions: int, *, half: bool) -> int:
+    """Bytes that are alive at once while the loss and its gradients are made, a signal from disk not counted."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, teacher_hidden = (torch.randn(positions, SIZE, generator=generator) for _ in range(2))
+    weight, teacher_weight = (torch.randn(WIDTH, SIZE, generator=generator) for _ in range(2))
+    head = LanguageModelHead(weight=teacher_weight)
+    teacher = ProjectedTeacher(teacher_hidden, head, 8 if kind == "top_k" else None, WIDTH)
+    with MemoryTracker() as tracker, torch.autocast("cpu", torch.bfloat16, enabled=half):
+        signal = TeacherSignal.from_logits(head.logits(teacher_hidden).float(), 8) if kind == "cached" else teacher
+        before, _ = tracker.now, tracker.mark()
+        fused_hybrid_loss(
+            hidden.requires_grad_(),
+            LanguageModelHead(weight=weight.requires_grad_()),
+            signal,
+            torch.randint(0, WIDTH, (positions,), generator=generator),
+            torch.ones(positions, dtype=torch.bool),
+            HybridObjective(),
+            num_items=positions,
+            chunk_tokens=CHUNK,
+        )
+        return tracker.mark() - before
+
+
+@pytest.mark.parametrize("kind", LOSS_BUFFERS)
+@pytest.mark.parametrize("half", [False, True])
+def test_the_loss_takes_what_its_formula_says_however_many_tokens_there_are(kind, half, monkeypatch):
+    short, long = (peak_of_the_loss(kind, positions, half=half) for positions in (4 * CHUNK, 16 * CHUNK))
+    # What is recorded of a position, and its hidden states' gradient: not a hundredth of its logits.
+    assert long - short < 12 * CHUNK * 4 * WIDTH / 100
+    monkeypatch.setattr("bridgegarden.preflight.memory.default_chunk_tokens", lambda *given: CHUNK)
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(hidden_size=SIZE))
+    facts = cast(ModelFacts, SimpleNamespace(config=config, width=WIDTH, dtype=torch.float32))
+    planned = loss_bytes(
+        None if kind == "cached" else facts,
+        facts,
+        positions=16 * CHUNK,
+        device_type="cuda",
+        top_k=8 if kind == "top_k" else None,
+        half=half,
+        free=0,
+    )
+    assert short == pytest.approx(planned + 4 * WIDTH * SIZE, rel=0.05)  # and the gradient of the head

@@ -19,6 +19,7 @@ from bridgegarden.objective.head import (
     chunks,
     compute_dtype,
     default_chunk_tokens,
+    free_memory,
     select_support,
 )
 from bridgegarden.objective.hybrid import HybridLoss, HybridObjective, dense_student_support
@@ -116,7 +117,9 @@ def fused_hybrid_loss(
         objective: what to compute.
         num_items: what the sum is divided by.
         progress: for rules that change as training goes on.
-        chunk_tokens: positions at a time. The result does not depend on it.
+        chunk_tokens: positions at a time; None goes by the memory that is free on a GPU
+            (:func:`~bridgegarden.objective.head.default_chunk_tokens`). The result does not depend on it, but for how
+            sums are rounded.
         measure_student: also measure the student's exact entropy, whether its likeliest token is the one in the data,
             and how much of what it draws the teacher would accept (two more passes over each chunk's logits, and three
             over the support).
@@ -137,7 +140,7 @@ def fused_hybrid_loss(
         objective=objective,
         progress=progress,
         num_items=_count(num_items, hidden.device).clamp(min=1),
-        chunk=chunk_tokens or default_chunk_tokens(head.vocab_size, hidden.device.type),
+        chunk=chunk_tokens or default_chunk_tokens(head.vocab_size, hidden.device.type, free_memory(hidden.device)),
         with_gradient=torch.is_grad_enabled(),
         measure_student=measure_student,
         kernels=kernels,

@@ -17,11 +17,17 @@ from torch.autograd.function import once_differentiable
 from bridgegarden.objective.support import StudentSupport
 
 CHUNK_BYTES, CHUNK_BYTES_GPU = 128 * 2**20, 512 * 2**20
-"""Size of one chunk of float32 logits by default, on a CPU and elsewhere; a handful of such buffers is alive at a time.
+"""Size of one chunk of float32 logits on a CPU, and elsewhere where the free memory is not known; a handful of such
+buffers is alive at a time.
 
 A GPU needs more: below some hundred positions it waits for the CPU to launch kernels, and reads and writes the weight's
 gradient too often: docs/benchmarks.md has time and memory of several sizes on an H200.
 """
+SMALLEST_CHUNK, LARGEST_CHUNK = 64 * 2**20, 1024 * 2**20
+"""Of a chunk whose size goes by the free memory. Beyond the largest, little time is left to gain."""
+FREE_PER_CHUNK = 16
+"""A chunk is at most one part of so many of what is free: the loss of a teacher's whole vocabulary has six such buffers
+(:data:`bridgegarden.preflight.memory.LOSS_BUFFERS`), and gradients come on top."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +84,31 @@ def compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     return torch.promote_types(hidden.dtype, weight.dtype)
 
 
-def default_chunk_tokens(vocab_size: int, device_type: str) -> int:
-    """Positions a chunk, 16 or more, so that its logits take the bytes above for ``cpu`` or another type of device."""
+def default_chunk_tokens(vocab_size: int, device_type: str, free: int | None = None) -> int:
+    """Positions a chunk, 16 or more.
+
+    Args:
+        vocab_size: logits of a position.
+        device_type: ``cpu`` or another.
+        free: bytes that the device has left, :func:`free_memory`. The size of a chunk is the largest power of two that
+            is not above a :data:`FREE_PER_CHUNK`-th of them: a little more or less changes nothing, not even how a
+            sum is rounded. None is where it is not known; the size is fixed then.
+    """
     size = CHUNK_BYTES if device_type == "cpu" else CHUNK_BYTES_GPU
+    if free is not None:
+        share = max(free // FREE_PER_CHUNK, 1)
+        size = min(max(1 << (share.bit_length() - 1), SMALLEST_CHUNK), LARGEST_CHUNK)
     return max(16, size // (4 * vocab_size))
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that this process can still have on a CUDA GPU, those that PyTorch keeps for later among them; None for
+    others. Waits for nothing that was launched."""
+    if device.type != "cuda":
+        return None
+    left, _ = torch.cuda.mem_get_info(device)
+    kept = torch.cuda.memory_stats(device)
+    return left + kept.get("reserved_bytes.all.current", 0) - kept.get("allocated_bytes.all.current", 0)
 
 
 @dataclass(frozen=True)
@@ -124,7 +151,7 @@ def selected_logits(
         All in float32 or better, whatever the inputs.
     """
     head = LanguageModelHead(weight=weight, bias=bias, softcap=softcap, scale=scale)
-    chunk = chunk_tokens or default_chunk_tokens(head.vocab_size, hidden.device.type)
+    chunk = chunk_tokens or default_chunk_tokens(head.vocab_size, hidden.device.type, free_memory(hidden.device))
     logits, log_rest = _SelectFromHidden.apply(hidden, weight, bias, head, ids, chunk)
     return SelectedLogits(log_normaliser(logits, ids, log_rest), logits, log_rest)
 

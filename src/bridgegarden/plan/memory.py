@@ -252,9 +252,9 @@ class MemoryPlanner:
             found.append(
                 _moment("writing", fixed, gradients=held // share, activations=_writing(setup), gathered=gathered)
             )
-        loss = self._loss(setup)
         # The head's gradient is there from the loss on.
         at_loss = step.at_loss + left - copies
+        loss = self._loss(setup, free=self.machine.memory - sum(fixed.values()) - held // share - at_loss)
         full = max(step.forward - copies, at_loss + loss + head)
         before_loss = full != at_loss + loss + head
         found.append(
@@ -346,7 +346,7 @@ class MemoryPlanner:
             self._walked[key] = teacher_memory(setup.teacher.config, setup.teacher.dtype, setup.batch)
         return self._walked[key]
 
-    def _loss(self, setup: Setup) -> int:
+    def _loss(self, setup: Setup, *, free: int) -> int:
         return loss_bytes(
             setup.teacher,
             setup.student,
@@ -355,6 +355,7 @@ class MemoryPlanner:
             top_k=setup.top_k,
             half=setup.autocast is not None or setup.student.dtype.itemsize == 2,
             head_is_trained=setup.lora is None,
+            free=max(free, 0) if self.machine.gpu else None,
         )
 
     def _update(self, setup: Setup) -> int:

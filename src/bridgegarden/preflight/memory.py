@@ -94,7 +94,6 @@ def estimate_memory(
     weights = parameter_count(meta_model(student.config))
     trained, trained_size = trained_parameters(student, lora)
     asked = None if teacher_cached else teacher
-    chunk = loss_bytes(asked, student, positions=positions, device_type=_device_type(use_cpu), top_k=top_k)
     parts = [
         MemoryPart(
             name=_weights_name("student", student.dtype), parameters=weights, bytes=weights * student.dtype.itemsize
@@ -102,11 +101,14 @@ def estimate_memory(
         MemoryPart(name="gradients", parameters=trained, bytes=trained * trained_size),
         MemoryPart(name="optimizer states (AdamW)", parameters=trained, bytes=optimizer_bytes(trained, trained_size)),
         *([] if asked is None else [_weights(one) for one in (asked, *others)]),
-        MemoryPart(name="loss, a chunk of logits", parameters=None, bytes=chunk),
     ]
     if lora is not None:
         parts.insert(1, MemoryPart(name="adapters (float32)", parameters=trained, bytes=trained * trained_size))
     device, available = _device(use_cpu)
+    kind = _device_type(use_cpu)
+    free = None if kind == "cpu" else max(available - sum(part.bytes for part in parts), 0)
+    chunk = loss_bytes(asked, student, positions=positions, device_type=kind, top_k=top_k, free=free)
+    parts.append(MemoryPart(name="loss, a chunk of logits", parameters=None, bytes=chunk))
     return MemoryEstimate(parts=tuple(parts), available=available, device=device)
 
 
@@ -149,6 +151,7 @@ def loss_bytes(
     top_k: int | None = None,
     half: bool = False,
     head_is_trained: bool = True,
+    free: int | None = None,
 ) -> int:
     r"""What the loss takes while a chunk's logits exist: flat, however many positions there are.
 
@@ -166,6 +169,7 @@ def loss_bytes(
         top_k: tokens that are kept of what `teacher` says; None is all.
         half: whether products are made in 16 bits.
         head_is_trained: whether the head has a gradient.
+        free: bytes of a GPU that are left when the loss begins; a chunk is larger where there are more.
     """
     text: Any = student.config.get_text_config()
     kind = "cached" if teacher is None else "dense" if top_k is None else "top_k"
@@ -173,7 +177,7 @@ def loss_bytes(
     if getattr(text, "final_logit_softcapping", None) is not None:
         buffers = max(buffers, CAPPED_BUFFERS)
     width = max(student.width, 0 if teacher is None else teacher.width)
-    chunk = 4 * min(positions, default_chunk_tokens(student.width, device_type)) * width
+    chunk = 4 * min(positions, default_chunk_tokens(student.width, device_type, free)) * width
     head = student.width * text.hidden_size
     copy = 2 * head if half and student.dtype.itemsize == 4 else 0
     product = (2 * head if half else 0) if head_is_trained else 0
