@@ -286,19 +286,17 @@ def test_what_a_tree_held_can_change_without_changing_the_recipe():
             )
         ),
         ({"teacher": {**BY_ROW, "cache": "c"}}, r"^teacher.cache: with teacher.by each teacher has its own"),
-        (
-            {"teacher": {**BY_ROW, "of": {**BY_ROW["of"], "b": {"model": "u"}}}},
-            r"^teacher.of.b.cache: is missing, .* Give each its cache",
-        ),
+        ({"teacher": {**BY_ROW, "together": True}}, r"^teacher.of.a.cache: with teacher.together nothing is kept"),
+        ({"teacher": {**MIXED, "together": True}}, r"^teacher.together: goes with teacher.by, which is missing"),
         (
             {"teacher": {**BY_ROW, "of": {**BY_ROW["of"], "b": {"model": "u", "cache": "c"}}}},
             r"^teacher.of.b.cache: is the folder of teacher.of.a, too",
         ),
         (
             {"teacher": BY_ROW, "data": {"train": "x", "eval": "y"}, "free_running": {}},
-            r"^free_running: .*teacher.by: each of several teachers is asked about the answers of its own rows",
+            r"^free_running: .*teacher.by: each of several teachers is asked about rows of its own",
         ),
-        ({"teacher": BY_ROW, "on_policy": {"lmbda": 1}}, r"^on_policy: the teacher has to judge what the student"),
+        ({"teacher": BY_ROW, "on_policy": {"lmbda": 1}}, r"^on_policy: .* Set teacher.together to true"),
         ({"teacher": {**MIXED, "of": {"a": {"modle": "x"}}}}, r"^teacher.of.a: unknown key 'modle'"),
         (
             {"teacher": MIXED, "data": {"train": "x", "eval": "y"}, "free_running": {}},

@@ -20,7 +20,7 @@ from bridgegarden.cli.main import cli
 from bridgegarden.errors import ConfigError
 from bridgegarden.recipe import load_recipe
 from bridgegarden.run.cache import CacheOptions, build_recipe_cache, check_recipe_cache
-from bridgegarden.run.models import check_device_map, load_model
+from bridgegarden.run.models import check_processes, load_model
 from bridgegarden.teacher.cache.manifest import finished_shards
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.shard import document_key
@@ -320,8 +320,8 @@ def test_a_device_map_changes_nothing_where_there_is_one_device(recipe, tmp_path
     ray = run("cache", "build", recipe, *mapped, "--engine", "ray")
     assert ray.exit_code == 2
     with pytest.raises(ConfigError, match=r"teacher.device_map: .* each of the 4 processes"):
-        check_device_map(load_recipe(recipe, [mapped[1]]), 4)
-    check_device_map(load_recipe(recipe), 4)
+        check_processes(load_recipe(recipe, [mapped[1]]), 4)
+    check_processes(load_recipe(recipe), 4)
 
 
 def test_sigterm_ends_a_build_with_one_line_and_its_status(recipe, monkeypatch):

@@ -1,6 +1,8 @@
 """A recipe in which every row has one of several teachers: each is asked about its own rows and has a cache of them."""
 
 import json
+import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -8,6 +10,9 @@ import yaml
 from click.testing import CliRunner
 
 from bridgegarden.cli.main import cli
+from bridgegarden.errors import ConfigError
+from bridgegarden.recipe import load_recipe
+from bridgegarden.run.models import check_processes
 from bridgegarden.teacher.cache.reader import TeacherCache
 from tests.run.conftest import ROWS
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -173,3 +178,112 @@ def test_every_teacher_may_be_told_more_than_the_student_and_a_limit_goes_for_al
     audit = run("train", told, "--audit")
     assert audit.exit_code == 0, audit.output
     assert "(Say 0.)" in audit.stdout
+
+
+def without_caches(recipe, *names, **teacher):
+    """The recipe with no folder for the caches of `names`."""
+    of = yaml.safe_load(recipe.read_text())["teacher"]["of"]
+    bare = {name: {"model": one["model"]} if name in names else one for name, one in of.items()}
+    return changed(recipe, of=bare, **teacher)
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """What was loaded, and how many of the teachers before were still there then."""
+    from bridgegarden.run import models, teachers, train
+
+    alive, seen = [], []
+
+    def loading(facts, **options):
+        seen.append((facts.reference.model.rsplit("/")[-1], sum(one() is not None for one in alive)))
+        model = load(facts, **options)
+        alive.append(weakref.ref(model))
+        return model
+
+    load = models.load_model
+    for module in (models, teachers, train):
+        monkeypatch.setattr(module, "load_model", loading)
+    return seen
+
+
+def test_training_asks_teachers_without_a_cache_one_after_the_other_and_none_twice(recipe, tmp_path, loads):
+    live = without_caches(recipe, "small", "large")
+    weights = next((tmp_path / "other").glob("*.safetensors"))
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-4000])  # it dies between two teachers
+    assert run("train", live).exit_code == 2
+    weights.write_bytes(whole)
+    assert loads.pop(0) == ("teacher", 0)
+    del loads[:]
+    trained = run("train", live)
+    assert trained.exit_code == 0, trained.output
+    assert loads == [("other", 0), ("student", 0)]
+    kept = tmp_path / "out" / "teachers"
+    build(recipe)
+    for name in ("small", "large"):
+        ours, theirs = TeacherCache(kept / name), TeacherCache(tmp_path / name)
+        assert set(ours) == set(theirs)
+        for key in ours:
+            np.testing.assert_array_equal(ours.signals(key).logp, theirs.signals(key).logp)
+    del loads[:]
+    shutil.rmtree(tmp_path / "out" / "model")
+    for left in ("run.json", "recipe.yaml", "metrics.jsonl"):
+        (tmp_path / "out" / left).unlink()
+    assert run("train", live).exit_code == 0
+    assert loads == [("student", 0)]
+    assert "large: " in build(live).stdout
+    assert loads == [("student", 0)]
+
+
+def test_caches_that_are_named_are_complete_before_any_other_teacher_is_asked(recipe, tmp_path, loads):
+    half = without_caches(recipe, "small")
+    result = run("train", half)
+    assert result.exit_code == 2
+    assert str(tmp_path / "large") in result.stderr
+    build(recipe, "--top-k", "8", "--limit", "3")
+    del loads[:]
+    result = run("train", half)
+    assert result.exit_code == 2
+    assert "teacher cache " + str(tmp_path / "large") in result.stderr
+    assert "rows are not in it" in result.stderr
+    assert loads == []
+    build(recipe)
+    assert run("train", half).exit_code == 0
+    assert TeacherCache(tmp_path / "out" / "teachers" / "small").spec.support.k == 8
+
+
+def test_all_in_memory_train_as_from_whole_caches_and_judge_what_the_student_writes(recipe, tmp_path, loads):
+    together = without_caches(recipe, "small", "large", together=True)
+    losses = []
+    for source, name in ((together, "together"), (recipe, "cached")):
+        if source is recipe:
+            build(recipe, "--top-k", "264", "--bits", "16")
+        trained = run("train", source, "--set", f"output={tmp_path / name}")
+        assert trained.exit_code == 0, trained.output
+        losses.append(json.loads((tmp_path / name / "run.json").read_text())["evaluation"]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert loads[:3] == [("teacher", 0), ("other", 1), ("student", 2)]
+    assert not (tmp_path / "together" / "teachers").exists()
+    tree = yaml.safe_load(together.read_text())
+    written = recipe.with_name("written.yaml")
+    written.write_text(yaml.safe_dump({**tree, "on_policy": {"lmbda": 1.0, "max_new_tokens": 4}}, sort_keys=False))
+    trained = run("train", written, "--set", f"output={tmp_path / 'written'}")
+    assert trained.exit_code == 0, trained.output
+    assert "written by the student" in trained.stdout
+    refused = run("train", written, "--set", "teacher.together=false")
+    assert refused.exit_code == 2
+    assert "on_policy: a row's own teacher has to judge what the student writes" in refused.stderr
+    for command in (("plan", together), ("cache", "build", together), ("cache", "info", together)):
+        result = run(*command)
+        assert result.exit_code == 2, result.output
+        assert "teacher.together: " in result.stderr
+
+
+def test_several_processes_need_folders_or_all_teachers_in_memory(recipe):
+    live = without_caches(recipe, "large")
+    check_processes(load_recipe(str(live)), 1)
+    check_processes(load_recipe(str(recipe)), 2)
+    check_processes(load_recipe(str(without_caches(recipe, "small", "large", together=True))), 2)
+    live = without_caches(recipe, "large")
+    with pytest.raises(ConfigError, match=r"^teacher.of.large.cache: is missing\. .* this run has 2\."):
+        check_processes(load_recipe(str(live)), 2)

@@ -78,7 +78,7 @@ def test_loss_and_gradient_are_those_of_each_row_with_its_own_teacher(make_train
 
 
 def test_a_row_that_does_not_say_whose_it_is_or_that_its_teacher_did_not_read_is_refused(make_trainer, caches):
-    with pytest.raises(DataError, match=r"^row 100: 'teacher_number' is missing; with 2 caches of teachers every row"):
+    with pytest.raises(DataError, match=r"^row 100: 'teacher_number' is missing; with 2 teachers every row"):
         make_trainer(teacher=caches, train=token_rows(4))
     with pytest.raises(DataError, match=r"^row 100: 'teacher_number' is 2; .* from 0 to 1"):
         make_trainer(teacher=caches, train=routed_rows((2, 0)))

@@ -75,6 +75,21 @@ class TeacherByRow:
         return self.names.index(value)
 
 
+def check_number(number: int | None, count: int, place: str) -> int:
+    """`number`, if it is that of one of `count` teachers.
+
+    Raises:
+        DataError: it is not; begins with `place`.
+    """
+    if number is None or not 0 <= number < count:
+        got = "missing" if number is None else number
+        raise DataError(
+            f"{place}: {TEACHER_NUMBER!r} is {got}; with {count} teachers every row needs one, from 0 to {count - 1} "
+            "(RowRules.teacher_by makes it)."
+        )
+    return number
+
+
 @dataclass(frozen=True, kw_only=True)
 class TeacherPrompt:
     """What the teacher reads in place of the row's own prompt. The student reads the row as it is, and both the same

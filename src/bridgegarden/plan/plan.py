@@ -150,6 +150,11 @@ def plan_recipe(recipe: Recipe, machine: Machine, name: str = "recipe") -> Plan:
             "teacher.mix: several teachers in memory cannot be planned. Plan with a cache of the mixture, which needs "
             "none of them in training: --set teacher.cache=FOLDER"
         )
+    if recipe.teacher.together:
+        raise ConfigError(
+            "teacher.together: several teachers in memory cannot be planned. Plan with what is asked of one after the "
+            "other, which needs none of them in training: --set teacher.together=false"
+        )
     with quiet_libraries(interactive=sys.stderr.isatty()):
         pair = recipe_pair(recipe, weights=False, translates=True)
         data = teacher_of(recipe).rows(pair)

@@ -184,6 +184,11 @@ class Recipe:
         if self.data.eval is None and strategy != "no":
             raise ConfigError(f"training.eval_strategy is {strategy!r} but there are no rows for it; set data.eval.")
         arguments = self.training.arguments
+        if self.on_policy is not None and self.on_policy.lmbda > 0 and self.teacher.kind == "by_row_cached":
+            raise ConfigError(
+                "on_policy: a row's own teacher has to judge what the student writes, so that all of them have to be "
+                "in memory. Set teacher.together to true, without teacher.of.NAME.cache; or leave out on_policy."
+            )
         check_on_policy(
             self.on_policy,
             cached=not self.teacher.reads_batches,

@@ -13,11 +13,13 @@ from bridgegarden.teacher.server_connection import ApiName, check_url
 
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
-TeacherKind = Literal["live", "mixed", "mixed_cached", "by_row_cached", "cached", "recorded", "answers", "server"]
-"""A model in memory; several that are mixed, in memory or with a cache of the mixture; several with a cache each, of
-which every row has one; a model that has read the rows before, so that its cache is read; one of which that cache is
-all there is; a server whose log-probabilities are in a cache, of its answers or of any rows; a server of which only its
-answers are known."""
+TeacherKind = Literal[
+    "live", "mixed", "mixed_cached", "by_row", "by_row_cached", "cached", "recorded", "answers", "server"
+]
+"""A model in memory; several that are mixed, in memory or with a cache of the mixture; several of which every row has
+one, in memory or with a cache each; a model that has read the rows before, so that its cache is read; one of which that
+cache is all there is; a server whose log-probabilities are in a cache, of its answers or of any rows; a server of which
+only its answers are known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,8 @@ class MemberSection:
     dtype: DType = "auto"
     """Type of the weights; ``auto`` is the type they were saved in."""
     cache: str | None = None
-    """With `by`, and then needed: folder of its signals. A mixture has one, `teacher.cache`."""
+    """With `by`: folder of its signals, which ``cache build`` fills. Null has ``train`` load it before training, keep
+    what it says of its rows in ``OUTPUT/teachers/NAME``, and let it go. A mixture has one, `teacher.cache`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +139,11 @@ class TeacherSection:
     """Several teachers at every token: a weight for each name in `of`, positive and summing to 1, as in
     ``{a: 0.7, b: 0.3}``. What is imitated is the mixture of their distributions; see docs/teachers.md."""
     by: str | None = None
-    """One teacher for each row: the column whose text is its name in `of`. Each has a cache of its own rows, which
-    ``cache build`` fills, one teacher after the other; see docs/teachers.md."""
+    """One teacher for each row: the column whose text is its name in `of`. Each is asked about its own rows, one
+    teacher after the other, and its signals are kept in a cache of its own; see docs/teachers.md."""
+    together: bool = False
+    """With `by`: all of them stay in memory beside the student, and each reads its own rows of every batch, also what
+    the student writes (`on_policy`). Nothing is kept."""
     of: Mapping[str, MemberSection] | None = None
     """The teachers that `mix` weighs, or that `by` gives rows to, by name."""
 
@@ -156,7 +162,7 @@ class TeacherSection:
         if self.only_cache:
             return "recorded"
         if self.by is not None:
-            return "by_row_cached"
+            return "by_row" if self.together else "by_row_cached"
         if self.mix is not None:
             return "mixed" if self.cache is None else "mixed_cached"
         if self.server is None:
@@ -174,7 +180,7 @@ class TeacherSection:
         if self.kind == "recorded":
             return "teacher.only_cache: a cache holds what a teacher said about its rows, not its distribution"
         if self.by is not None:
-            return "teacher.by: each of several teachers is asked about the answers of its own rows alone"
+            return "teacher.by: each of several teachers is asked about rows of its own alone"
         if self.mix is not None:
             return "teacher.mix: a mixture is asked about the rows' answers alone, and does not give its distribution"
         return "teacher.server: a server does not give its distribution"
@@ -197,7 +203,7 @@ class TeacherSection:
     @property
     def reads_batches(self) -> bool:
         """Whether its weights run beside the student at every step."""
-        return self.kind in ("live", "mixed")
+        return self.kind in ("live", "mixed", "by_row")
 
     def __post_init__(self) -> None:
         self._check_several()
@@ -233,6 +239,8 @@ class TeacherSection:
         if (getattr(self, how) is None) != (self.of is None):
             given, missing = ("of", "mix or teacher.by") if self.of is not None else (how, "of")
             raise ConfigError(f"teacher.{given}: goes with teacher.{missing}, which is missing; give both or neither.")
+        if self.together and self.by is None:
+            raise ConfigError("teacher.together: goes with teacher.by, which is missing; leave it out.")
         if self.of is None:
             if not self.model:
                 raise ConfigError("teacher: key 'model' is missing; it has no default.")
@@ -268,14 +276,17 @@ class TeacherSection:
             raise ConfigError("teacher.of: names no teacher; give each one that the column teacher.by names.")
         if self.cache is not None:
             raise ConfigError(
-                "teacher.cache: with teacher.by each teacher has its own; name them as teacher.of.NAME.cache."
+                "teacher.cache: with teacher.by each teacher has its own; name them as teacher.of.NAME.cache, or leave "
+                "them out."
             )
         folders: dict[str, str] = {}
         for name, member in of.items():
             if member.cache is None:
+                continue
+            if self.together:
                 raise ConfigError(
-                    f"teacher.of.{name}.cache: is missing, and with teacher.by teachers are not kept in memory beside "
-                    "each other. Give each its cache: a folder, which cache build fills."
+                    f"teacher.of.{name}.cache: with teacher.together nothing is kept of what teachers say; leave one "
+                    "of the two out."
                 )
             require_text(f"teacher.of.{name}.cache", member.cache)
             other = folders.setdefault(str(Path(member.cache).expanduser()), name)
@@ -288,7 +299,7 @@ class TeacherSection:
         """One of those that `by` gives rows to, as a teacher on its own."""
         one = (self.of or {})[name]
         own = {field.name: getattr(one, field.name) for field in fields(one)}
-        return replace(self, by=None, of=None, **own)
+        return replace(self, by=None, of=None, together=False, **own)
 
     def _check_only_cache(self) -> None:
         if not self.only_cache:

@@ -4,7 +4,7 @@ import dataclasses
 import gc
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -90,7 +90,9 @@ def build_recipe_cache(recipe: Recipe, options: CacheOptions) -> "BuildResult | 
             return build_served_cache(recipe, cache_folder(recipe), pair, options)
         _refuse_what_is_for_answers(options)
         if isinstance(source, CachedByRow):
-            return _build_by_row(source, pair, options, stderr_console())
+            specs = _specs_by_row(source, pair, source.members, options, stderr_console())
+            rows = source.rows_of(source.rows(pair))
+            return fill_caches_by_row(source, pair, rows, options, stderr_console(), specs)
         assert isinstance(source, LiveModel)  # or one of its kind, with a cache
         if pair.translates:
             stderr_console().print(pair.summary, markup=False, soft_wrap=True)
@@ -130,29 +132,87 @@ class BuildByRow:
         return "\n".join(f"{name}: {nothing if built is None else built}" for name, built in self.of.items())
 
 
-def _build_by_row(source: CachedByRow, pair: Pair, options: CacheOptions, console: "Console") -> BuildByRow:
-    """Fill the cache of each teacher, one after the other, with what it says of its own rows."""
+def fill_caches_by_row(
+    source: CachedByRow,
+    pair: Pair,
+    rows: "Mapping[str, Sequence[Dataset]]",
+    options: CacheOptions,
+    console: "Console",
+    specs: "Mapping[str, CacheSpec]",
+) -> BuildByRow:
+    """Fill the cache of each teacher, one after the other, with what it says of its own rows.
+
+    Args:
+        source: the teachers.
+        pair: they and the student.
+        rows: of each teacher that is asked.
+        options: of all of them.
+        console: for progress.
+        specs: what is kept, of each of them.
+    """
+    import torch
+
     from bridgegarden.teacher.cache.writer import begin_cache
 
-    members = list(zip(source.members.items(), source.pairs(pair), strict=True))
-    specs = [_announced(member, own, options, console) for (_, member), own in members]
-    data, built = source.rows_of(source.rows(pair)), {}
-    for ((name, member), own), spec in zip(members, specs, strict=True):
-        if data[name]:
-            built[name] = _fill(member, own, data[name], spec, options, console)
+    pairs, built = dict(zip(source.members, source.pairs(pair), strict=True)), {}
+    for name, parts in rows.items():
+        member = source.members[name]
+        if parts:
+            built[name] = _fill(member, pairs[name], parts, specs[name], options, console)
             gc.collect()  # a model holds itself, and the next one needs its memory
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
         else:
-            begin_cache(cache_folder(member.recipe), spec)
+            begin_cache(cache_folder(member.recipe), specs[name])
             built[name] = None
     return BuildByRow(of=built)
 
 
-def _announced(source: LiveModel, pair: Pair, options: CacheOptions, console: "Console") -> "CacheSpec":
+def _specs_by_row(
+    source: CachedByRow, pair: Pair, names: Iterable[str], options: CacheOptions, console: "Console"
+) -> "dict[str, CacheSpec]":
+    """What is asked of the teachers `names`, with warnings; the others have been asked. All of it can stand in one
+    batch."""
+    from bridgegarden.teacher.cache.reader import check_kept_alike
+
+    members = list(zip(source.members.items(), source.pairs(pair), strict=True))
+    specs = {name: member.cache(own).spec for (name, member), own in members if name not in names}
+    like = next(iter(specs.values()), None)
+    for (name, member), own in members:
+        if name in names:
+            specs[name] = _announced(member, own, options, console, like)
+    check_kept_alike([(cache_folder(member.recipe), specs[name]) for (name, member), _ in members])
+    return specs
+
+
+def ask_before_training(source: CachedByRow, pair: Pair, data: "RunData", console: "Console") -> None:
+    """Have the teachers whose cache the recipe leaves to training asked about their rows, one after the other; nothing
+    is asked twice.
+
+    Raises:
+        ConfigError: what they say could not stand in one batch with what is in the caches of the others.
+        DataError: such a cache lacks rows.
+        ModelError: a teacher cannot be used.
+    """
+    names = source.asked_by_training
+    if not names:
+        return
+    options = CacheOptions()
+    specs, rows = _specs_by_row(source, pair, names, options, console), source.rows_of(data)
+    for (name, member), own in zip(source.members.items(), source.pairs(pair), strict=True):
+        for part in rows[name] if name not in names else ():  # before the hours of the others
+            member.cache(own).check_rows(part, f"teacher.of.{name}")
+    fill_caches_by_row(source, pair, {name: rows[name] for name in names}, options, console, specs)
+
+
+def _announced(
+    source: LiveModel, pair: Pair, options: CacheOptions, console: "Console", like: "CacheSpec | None" = None
+) -> "CacheSpec":
     """What is asked for, with warnings; before a teacher's hours, since another number of tokens is another cache."""
     assert pair.teacher is not None
     for facts in pair.teachers:
         check_quantised(facts)
-    spec = _spec(source.recipe, source, pair, options)
+    spec = _spec(source.recipe, source, pair, options, like)
     _warn(console, source.recipe, pair.teacher, spec)
     return spec
 
@@ -286,13 +346,16 @@ def _max_length(recipe: Recipe) -> int | None:
     return recipe.training.arguments["max_length"]
 
 
-def _spec(recipe: Recipe, source: LiveModel, pair: Pair, options: CacheOptions) -> "CacheSpec":
-    """What is asked for. What is not said is as in the cache that is there, so that rows can be added to it."""
+def _spec(
+    recipe: Recipe, source: LiveModel, pair: Pair, options: CacheOptions, like: "CacheSpec | None"
+) -> "CacheSpec":
+    """What is asked for. What is not said is as in the cache that is there, so that rows can be added to it; or as in
+    `like`."""
     from bridgegarden.teacher.cache.manifest import MANIFEST, read_spec
     from bridgegarden.teacher.cache.spec import DEFAULT_BITS, CacheSpec, exponents_with_defaults
 
     folder = cache_folder(recipe)
-    there = read_spec(folder) if (folder / MANIFEST).exists() and not options.replace else None
+    there = read_spec(folder) if (folder / MANIFEST).exists() and not options.replace else like
     exponents = exponents_with_defaults(build_objective(recipe.objective).exponents)
     if there is not None and set(exponents) <= set(there.exponents):
         exponents = there.exponents

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.recipe import Recipe, build_objective
@@ -24,8 +25,10 @@ def cache_folder(recipe: Recipe) -> Path:
     if recipe.teacher.by is not None:
         raise ConfigError(
             "teacher.by: the recipe has a cache for each teacher ("
-            + ", ".join(f"{name}: {member.cache}" for name, member in (recipe.teacher.of or {}).items())
+            + ", ".join(f"{name}: {member.teacher.cache}" for name, member in recipes_of(recipe).items())
             + "); give the folder of one of them in place of the recipe."
+            if not recipe.teacher.together
+            else "teacher.together: what teachers say is not kept; leave it out to have a cache for each."
         )
     if recipe.teacher.cache is None:
         raise ConfigError("teacher.cache: the recipe names no folder for it; add one, or --set teacher.cache=FOLDER.")
@@ -38,11 +41,25 @@ def cache_folders(recipe: Recipe) -> tuple[Path, ...]:
     Raises:
         ConfigError: it names none.
     """
-    section = recipe.teacher
-    if section.by is None:
+    if recipe.teacher.by is None or recipe.teacher.together:
         return (cache_folder(recipe),)
-    members = [section.member(name) for name in section.of or {}]
-    return tuple(cache_folder(dataclasses.replace(recipe, teacher=member)) for member in members)
+    return tuple(map(cache_folder, recipes_of(recipe).values()))
+
+
+def recipes_of(recipe: Recipe) -> dict[str, Recipe]:
+    """Of a recipe in which every row has one of several teachers, that of each: with the teacher alone, by its name.
+
+    One whose cache has no folder has ``OUTPUT/teachers/NAME``, but where all are in memory.
+    """
+    section, recipes = recipe.teacher, {}
+    for name in section.of or {}:
+        member = section.member(name)
+        if member.cache is None and not section.together:
+            # Of any text a file's name, which is none of the two that name other folders.
+            folder = quote(name, safe=" ") if name.strip(".") else name.replace(".", "%2E")
+            member = dataclasses.replace(member, cache=str(recipe.output / "teachers" / folder))
+        recipes[name] = dataclasses.replace(recipe, teacher=member)
+    return recipes
 
 
 def cache_warnings(recipe: Recipe) -> tuple[str, ...]:

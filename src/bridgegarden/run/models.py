@@ -114,18 +114,27 @@ def placed(model: "PreTrainedModel", device: "torch.device | str") -> "PreTraine
     return model if is_split(model) else model.to(device)  # pyright: ignore[reportArgumentType]  wrapped by transformers
 
 
-def check_device_map(recipe: Recipe, processes: int) -> None:
-    """Make sure that a teacher which is spread over all GPUs has them to itself.
+def check_processes(recipe: Recipe, processes: int) -> None:
+    """Make sure that each of so many processes can have the teacher that the recipe describes.
 
     Raises:
-        ConfigError: other processes of this run use them, too.
+        ConfigError: it is spread over all GPUs, which the others use, too; or it is asked before training, by one.
     """
-    if recipe.teacher.device_map is not None and processes > 1:
+    if processes == 1:
+        return
+    if recipe.teacher.device_map is not None:
         raise ConfigError(
             f"teacher.device_map: spreads the teacher over all GPUs, which each of the {processes} processes of this "
             "run would do with a teacher of its own. Build its cache in one process (bridgegarden cache build RECIPE "
             "--set teacher.cache=FOLDER) and train from that without device_map, or train in one process."
         )
+    for name, member in (recipe.teacher.of or {}).items():
+        if recipe.teacher.kind == "by_row_cached" and member.cache is None:
+            raise ConfigError(
+                f"teacher.of.{name}.cache: is missing. Teachers are asked one after the other, in one process, and "
+                f"this run has {processes}. Name folders, fill them (bridgegarden cache build RECIPE), and train from "
+                "them; or have all teachers in the memory of each process (teacher.together: true)."
+            )
 
 
 def usable_device(name: str | None, place: str) -> str:

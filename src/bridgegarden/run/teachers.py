@@ -21,7 +21,7 @@ from bridgegarden.preflight import (
     settings_text,
 )
 from bridgegarden.recipe import Recipe, build_objective
-from bridgegarden.run.cache_folder import Say, announced, cache_folder, cache_warnings, check_prompt
+from bridgegarden.run.cache_folder import Say, announced, cache_folder, cache_warnings, check_prompt, recipes_of
 from bridgegarden.run.models import load_mixture, load_model, load_teacher, model_identity, quantised_warning
 from bridgegarden.run.rows import (
     RunData,
@@ -285,19 +285,13 @@ class CachedMixture(CachedModel, MixedModels):
     """Several models that have read the rows before: what their mixture is, is on disk, in one cache."""
 
 
-class CachedByRow(RecipeTeacher):
-    """Several models, each of which has read the rows of its own before, and has a cache of them."""
+class ByRow(RecipeTeacher):
+    """Several models, of which every row has one."""
 
     @property
-    def members(self) -> dict[str, CachedModel]:
+    @abstractmethod
+    def members(self) -> Mapping[str, LiveModel]:
         """Each as the teacher of a recipe of its own, by name, in the order of their numbers."""
-        section = self.recipe.teacher
-        return {
-            name: CachedModel(
-                dataclasses.replace(self.recipe, teacher=section.member(name)), place=f"teacher.of.{name}.model"
-            )
-            for name in section.of or {}
-        }
 
     def pairs(self, pair: Pair) -> tuple[Pair, ...]:
         """`pair` as each of them sees it."""
@@ -311,18 +305,55 @@ class CachedByRow(RecipeTeacher):
     def further_references(self) -> tuple[ModelReference, ...]:
         return tuple(member.reference for member in self.members.values())[1:]
 
-    def signals(self, pair: Pair, say: Say) -> "Teacher":
-        from bridgegarden.teacher.cache import reader
-
-        members = zip(self.members.values(), self.pairs(pair), strict=True)
-        return reader.CachesByRow([announced(member.recipe, member.cache(own), say) for member, own in members])
-
     def warnings(self, pair: Pair) -> tuple[str, ...]:
         return tuple(
             f"teacher.of.{name}: {warning}"
             for (name, member), own in zip(self.members.items(), self.pairs(pair), strict=True)
             for warning in member.warnings(own)
         )
+
+
+class LiveByRow(ByRow):
+    """Several models in memory, each of which reads its own rows of every batch."""
+
+    @property
+    def members(self) -> Mapping[str, LiveModel]:
+        return {
+            name: LiveModel(recipe, place=f"teacher.of.{name}.model")
+            for name, recipe in recipes_of(self.recipe).items()
+        }
+
+    def signals(self, pair: Pair, say: Say) -> "Teacher":
+        from bridgegarden.teacher.by_row import TeachersByRow
+        from bridgegarden.teacher.live import LiveTeacher
+
+        section, teachers = self.recipe.teacher, []
+        for facts in pair.teachers:
+            say(f"loading teacher {facts.reference.model}")
+            teachers.append(LiveTeacher(load_model(facts), device=section.device))
+        return TeachersByRow(teachers, top_k=section.top_k)
+
+
+class CachedByRow(ByRow):
+    """Several models, each of which reads the rows of its own before training, and has a cache of them."""
+
+    @property
+    def members(self) -> Mapping[str, CachedModel]:
+        return {
+            name: CachedModel(recipe, place=f"teacher.of.{name}.model")
+            for name, recipe in recipes_of(self.recipe).items()
+        }
+
+    @property
+    def asked_by_training(self) -> tuple[str, ...]:
+        """Names of those whose cache the recipe leaves to training."""
+        return tuple(name for name, member in (self.recipe.teacher.of or {}).items() if member.cache is None)
+
+    def signals(self, pair: Pair, say: Say) -> "Teacher":
+        from bridgegarden.teacher.cache import reader
+
+        members = zip(self.members.values(), self.pairs(pair), strict=True)
+        return reader.CachesByRow([announced(member.recipe, member.cache(own), say) for member, own in members])
 
     def rows_of(self, data: RunData) -> "dict[str, list[Dataset]]":
         """The rows of `data` that are each one's own, by its name: for training, and for evaluation where there are
@@ -436,6 +467,7 @@ MODELS: Mapping[str, type[RecipeTeacher]] = {
     "cached": CachedModel,
     "mixed": MixedModels,
     "mixed_cached": CachedMixture,
+    "by_row": LiveByRow,
     "by_row_cached": CachedByRow,
     "recorded": RecordedTeacher,
 }

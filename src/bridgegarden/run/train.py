@@ -22,7 +22,7 @@ from bridgegarden.files import write_json
 from bridgegarden.recipe import FreeRunningSection, Recipe
 from bridgegarden.run.checked import CheckedRun, check_run, training_arguments
 from bridgegarden.run.checkpoints import PREFIX, StopSignals, checkpoints_in, put_aside, seal
-from bridgegarden.run.models import check_device_map, load_model, placed, usable_device
+from bridgegarden.run.models import check_processes, load_model, placed, usable_device
 from bridgegarden.run.output import OutputFolder, RunLock, full_disk_is_one_line
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import FREE_RUNNING, TERMS, TrainSummary, continued_record, finished_record, run_record
@@ -37,7 +37,7 @@ from bridgegarden.run.save import (
     save_trained,
     set_generation_stops,
 )
-from bridgegarden.run.teachers import signals_of
+from bridgegarden.run.teachers import CachedByRow, signals_of, teacher_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,7 +91,7 @@ def train(
         console.quiet = console.quiet or not is_main
         checkpoint = _found(recipe, folder, lock, arguments, console)
         usable_device(recipe.teacher.device, "teacher.device")
-        check_device_map(recipe, arguments.world_size)
+        check_processes(recipe, arguments.world_size)
         rehearse(recipe, arguments)
         hub = hub_target(recipe) if is_main else None
         run = check_run(recipe, folder, arguments, console)
@@ -101,6 +101,7 @@ def train(
         if is_main:  # before there is a trainer, which makes its folder
             folder.begin(recipe, record)
             lock.acquire()
+        _ask_beforehand(run, console)
         trainer = _trainer(run, console, callbacks)
         with full_disk_is_one_line(folder, is_main=is_main):
             evaluation = _fit(run, trainer, console, signals, checkpoint)
@@ -110,6 +111,15 @@ def train(
             remove_checkpoints(folder)
         _push(folder, hub, console)
         return summary
+
+
+def _ask_beforehand(run: CheckedRun, console: "Console") -> None:
+    """Whatever is not to be in memory beside the student, and is in no cache that the recipe names."""
+    from bridgegarden.run.cache import ask_before_training
+
+    source = teacher_of(run.recipe)
+    if isinstance(source, CachedByRow):
+        ask_before_training(source, run.preflight, run.data, console)
 
 
 def _save(

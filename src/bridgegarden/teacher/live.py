@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 # What a collator may add that has no meaning for a model's forward.
-_NOT_FOR_THE_MODEL = ("labels", "row", "use_cache", "output_router_logits")
+_NOT_FOR_THE_MODEL = ("labels", "row", "teacher_number", "use_cache", "output_router_logits")
 
 
 class LiveTeacher:

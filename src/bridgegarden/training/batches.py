@@ -27,6 +27,8 @@ ROW = "row"
 """Column with the number of a row in the source data; per token in packed rows."""
 TEACHER = "teacher_inputs"
 """Where the collator puts what the teacher reads, where its prompt is another one: ``input_ids``, ``labels``, ..."""
+BESIDE_THE_MODEL = ("labels", ROW, SIGNAL, TEACHER, TEACHER_NUMBER)
+"""What a batch holds that the student does not read."""
 CacheOfRows = TeacherCache | CachesByRow | TranslatedCache
 """A teacher on disk: its signals are read where a batch is made."""
 # Its functions are made when it is imported, where no type checker sees them.
@@ -172,8 +174,9 @@ class RowCollator:
     """TRL's collator, with a ``row`` tensor shaped as ``input_ids`` beside it: -1 where a token is padding.
 
     An error can then name the row of the data, whatever shuffling and packing did. With a teacher's cache, the signals
-    of the batch are read here, so in the workers of the data loader where it has some. What a teacher reads that has
-    another prompt is padded as the student's rows are, beside them. A streamed row that the models
+    of the batch are read here, so in the workers of the data loader where it has some; with several teachers in memory
+    ``teacher_number`` says likewise whose each token is. What a teacher reads that has another prompt is padded as the
+    student's rows are, beside them. A streamed row that the models
     cannot read is found here, on the CPU, where that can still be said.
     """
 
@@ -192,32 +195,41 @@ class RowCollator:
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collator(examples)
+        routed = TEACHER_NUMBER in examples[0] and self.cache is None
+        if routed:
+            batch[TEACHER_NUMBER] = self._of_tokens(TEACHER_NUMBER, examples, batch["input_ids"])
         if TEACHER_IDS in examples[0] and self.cache is None:
             batch[TEACHER] = self._of_teacher(
                 [{"input_ids": example[TEACHER_IDS], "labels": example[TEACHER_LABELS]} for example in examples]
             )
             if self.tokens is not None:
                 batch[TEACHER] |= self.tokens.aligned(examples)
+            if routed:
+                asked = batch[TEACHER]["input_ids"]
+                batch[TEACHER][TEACHER_NUMBER] = self._of_tokens(TEACHER_NUMBER, examples, asked, read=TEACHER_IDS)
         if self.reach is not None:
             self.reach.check_batch(batch)
         if ROW in examples[0]:
-            batch[ROW] = self._rows(examples, batch["input_ids"])
+            batch[ROW] = self._of_tokens(ROW, examples, batch["input_ids"])
         if self.cache is not None:
             batch[SIGNAL] = self.cache.collate(examples)
         return batch
 
-    def _rows(self, examples: list[dict[str, Any]], input_ids: Tensor) -> Tensor:
-        rows = torch.full_like(input_ids, -1)
+    def _of_tokens(
+        self, name: str, examples: list[dict[str, Any]], input_ids: Tensor, read: str = "input_ids"
+    ) -> Tensor:
+        """The column `name` for every token of `input_ids`, which are those of the column `read`."""
+        values = torch.full_like(input_ids, -1)
         start = 0
         for index, example in enumerate(examples):
-            length = len(example["input_ids"])
-            value = torch.as_tensor(example[ROW])
+            length = len(example[read])
+            value = torch.as_tensor(example[name])
             if self.collator.padding_free:
-                rows[0, start : start + length] = value
+                values[0, start : start + length] = value
                 start += length
             else:
-                rows[index, :length] = value
-        return rows
+                values[index, :length] = value
+        return values
 
 
 def with_rows(collator: Any, cache: CacheOfRows | None, reach: Reach, tokens: TokenizerPair | None = None) -> Any:

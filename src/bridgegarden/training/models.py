@@ -30,10 +30,11 @@ from bridgegarden.data import vocabulary_size
 from bridgegarden.data.teacher_prompt import TEACHER_IDS
 from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.model_probes import Collate, check_causal_lm, check_packing, position_table
+from bridgegarden.teacher.by_row import TeachersByRow
 from bridgegarden.teacher.cache.reader import CachesByRow, TeacherCache
 from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.teacher.mixture import MixedTeacher
-from bridgegarden.teacher.protocol import ProcessTeacher, Teacher
+from bridgegarden.teacher.protocol import DataTokens, ProcessTeacher, Teacher
 from bridgegarden.teacher.translated import TranslatedCache, TranslatedModel
 from bridgegarden.training.batches import CacheOfRows, Reach, RowCollator
 
@@ -58,7 +59,7 @@ def models_of(teacher: object) -> tuple[PreTrainedModel, ...]:
     """The models that are asked at every step: none, where what they said is on disk."""
     if isinstance(teacher, TranslatedModel):
         return models_of(teacher.teacher)
-    if isinstance(teacher, MixedTeacher):
+    if isinstance(teacher, MixedTeacher | TeachersByRow):
         return teacher.models
     return (teacher.model,) if isinstance(teacher, LiveTeacher) else ()
 
@@ -66,7 +67,7 @@ def models_of(teacher: object) -> tuple[PreTrainedModel, ...]:
 def gives_whole_vocabulary(teacher: Teacher, vocab_size: int) -> bool:
     """Whether the signals of `teacher` are about every one of `vocab_size` tokens, so that they have no ids."""
     match teacher:
-        case LiveTeacher() | MixedTeacher():
+        case LiveTeacher() | MixedTeacher() | TeachersByRow():
             return teacher.top_k is None or teacher.top_k >= vocab_size
         case TeacherCache():
             return teacher.spec.is_dense
@@ -74,6 +75,15 @@ def gives_whole_vocabulary(teacher: Teacher, vocab_size: int) -> bool:
             return any(cache.spec.is_dense for cache in teacher.caches)
         case _:
             return isinstance(teacher, ProcessTeacher)
+
+
+def readers_of(teacher: object) -> int:
+    """How many models read each token of a batch, where it holds no signals."""
+    if isinstance(teacher, DataTokens):
+        return 0
+    if isinstance(teacher, TranslatedModel):
+        return readers_of(teacher.teacher)
+    return len(teacher.teachers) if isinstance(teacher, MixedTeacher) else 1
 
 
 def take_hidden_loss(student: PreTrainedModel, teachers: Sequence[PreTrainedModel], args: TrainingArguments) -> None:
@@ -169,19 +179,27 @@ def _reach(models: Mapping[str, PreTrainedModel], probed: Container[str]) -> Rea
     return Reach(ids=ids[least], ids_of=named[least], positions=known[shortest], positions_of=named[shortest])
 
 
-def check_teacher_rows(data: Mapping[str, Any], collator: Any, *, cached: bool, on_policy: bool) -> None:
-    """Make sure that a teacher with a prompt of its own is asked behind it.
+def check_teacher_rows(teacher: object, data: Mapping[str, Any], collator: Any, *, on_policy: bool) -> None:
+    """Make sure that a teacher with a prompt of its own is asked behind it, and that rows say which of several is
+    asked.
 
     Args:
+        teacher: of the trainer; one on disk has its signals filed under what it read.
         data: prepared data sets by name.
         collator: makes batches of them.
-        cached: whether the teacher's signals are on disk, filed under what it read.
         on_policy: whether the student answers batches itself.
 
     Raises:
         ConfigError: it would be asked behind the student's prompt.
+        DataError: a row does not say which teacher is its.
     """
-    if cached or not any(TEACHER_IDS in (getattr(rows, "column_names", None) or ()) for rows in data.values()):
+    if isinstance(teacher, TeachersByRow):
+        for name, rows in data.items():
+            if isinstance(rows, Dataset):
+                teacher.check_rows(rows, name)
+    if isinstance(teacher, CacheOfRows) or not any(
+        TEACHER_IDS in (getattr(rows, "column_names", None) or ()) for rows in data.values()
+    ):
         return
     if on_policy:
         raise ConfigError(

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bridgegarden.causal_lm_policy import CausalLMPolicy
 from bridgegarden.data import end_of_turn_ids
-from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS
+from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS, TEACHER_NUMBER
 from bridgegarden.diagnostics.rollout import draw, tempered
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.objective.alignment import IGNORE
@@ -185,6 +185,8 @@ def _examples(batch: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[list
         example = {"input_ids": ids[index, :length].tolist(), "labels": labels[index, :length].tolist()}
         if TEACHER in batch:
             example |= _as_teacher_reads(batch[TEACHER], index)
+        if TEACHER_NUMBER in batch:
+            example[TEACHER_NUMBER] = int(batch[TEACHER_NUMBER][index, 0])
         examples.append(example if number is None else example | {ROW: number})
         prompts.append(example["input_ids"][:first])
     return examples, prompts

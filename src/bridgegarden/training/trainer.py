@@ -29,7 +29,7 @@ from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.loss_route import LossKernel, loss_route, whole_vocabulary_error
 from bridgegarden.objective.soft_weight import TrainProgress
 from bridgegarden.teacher.cache.reader import SIGNAL
-from bridgegarden.teacher.protocol import DataTokens, Teacher
+from bridgegarden.teacher.protocol import Teacher
 from bridgegarden.teacher.tokenizer_pair import TokenizerPair
 from bridgegarden.teacher.translated import TranslatedSignal, TranslatedTeacher
 from bridgegarden.training.arguments import (
@@ -42,7 +42,17 @@ from bridgegarden.training.arguments import (
     row_rules,
     withheld,
 )
-from bridgegarden.training.batches import ROW, TEACHER, CacheOfRows, Reach, copy_ahead, evened, prepare, with_rows
+from bridgegarden.training.batches import (
+    BESIDE_THE_MODEL,
+    ROW,
+    TEACHER,
+    CacheOfRows,
+    Reach,
+    copy_ahead,
+    evened,
+    prepare,
+    with_rows,
+)
 from bridgegarden.training.measured import (
     Cost,
     CostLedger,
@@ -64,6 +74,7 @@ from bridgegarden.training.models import (
     check_teacher_rows,
     gives_whole_vocabulary,
     models_of,
+    readers_of,
     take_hidden_loss,
 )
 from bridgegarden.training.on_policy import OnPolicy, check_on_policy
@@ -184,7 +195,7 @@ class HybridDistillationTrainer(SFTTrainer):
         self.data_collator = with_rows(self.data_collator, cache, reach, self._pair)
         writes = on_policy is not None and on_policy.lmbda > 0
         own_prompts = writes and self._pair is None
-        check_teacher_rows(data, self.data_collator, cached=cache is not None, on_policy=own_prompts)
+        check_teacher_rows(self.teacher, data, self.data_collator, on_policy=own_prompts)
         self._costs = CostLedger(self.accelerator)
         self._writer = None if on_policy is None else self._student_writer(on_policy)
         if cache is not None:
@@ -243,7 +254,7 @@ class HybridDistillationTrainer(SFTTrainer):
         """The objective on one batch: teacher, student, loss, and the terms set aside for the log."""
         mode = self._mode
         positions = SupervisedPositions.from_labels(inputs["labels"])
-        forward_inputs = {name: value for name, value in inputs.items() if name not in ("labels", ROW, SIGNAL, TEACHER)}
+        forward_inputs = {name: value for name, value in inputs.items() if name not in BESIDE_THE_MODEL}
         # With a prompt of its own: the i-th supervised position of what it reads is the i-th of the student's.
         asked = inputs.get(TEACHER, inputs)
         with self._costs.phase("teacher", counted=mode == "train"):
@@ -278,8 +289,7 @@ class HybridDistillationTrainer(SFTTrainer):
             raise non_finite_loss(self._step(), results[0], positions, inputs.get(ROW))
         tokens = _token_count(forward_inputs)
         if mode == "train":
-            reads = SIGNAL not in inputs and not isinstance(self.teacher, DataTokens)
-            readers = max(len(models_of(self.teacher)), 1) if reads else 0
+            readers = 0 if SIGNAL in inputs else readers_of(self.teacher)
             self._costs.add(student_tokens=tokens, teacher_tokens=readers * _token_count(asked))
             if ROW in inputs:
                 self._window_rows.append(inputs[ROW])

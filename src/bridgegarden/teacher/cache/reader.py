@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bridgegarden.data.encode import chat_template_fingerprint, tokenizer_fingerprint
-from bridgegarden.data.teacher_prompt import TEACHER_NUMBER
+from bridgegarden.data.teacher_prompt import check_number
 from bridgegarden.errors import ConfigError, DataError, ModelError
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.divergences import forward_kl
@@ -296,20 +296,7 @@ class CachesByRow:
         if not caches:
             raise ConfigError("teacher caches: got none; give at least one.")
         self.caches = tuple(caches)
-        first, *others = self.caches
-        for other in others:
-            for what, here, there in zip(
-                ("", "a tail: ", "tail sums of exponents ", "signals about the ids below "),
-                _kept(first.spec),
-                _kept(other.spec),
-                strict=True,
-            ):
-                if here != there:
-                    raise ConfigError(
-                        f"teacher caches {first.folder} and {other.folder}: one holds {what}{here or 'none'}, the "
-                        f"other {what}{there or 'none'}; a batch needs the same of both. Build both with the same "
-                        "options and objective (bridgegarden cache build RECIPE --replace)."
-                    )
+        check_kept_alike([(cache.folder, cache.spec) for cache in self.caches])
 
     @property
     def name(self) -> str:
@@ -367,13 +354,7 @@ class CachesByRow:
             cache.check_documents(own, name)
 
     def _number(self, document: Document) -> int:
-        number, count = document.teacher_number, len(self.caches)
-        if number is None or not 0 <= number < count:
-            raise DataError(
-                f"row {document.row}: {TEACHER_NUMBER!r} is {'missing' if number is None else number}; with {count} "
-                f"caches of teachers every row needs one, from 0 to {count - 1} (RowRules.teacher_by makes it)."
-            )
-        return number
+        return check_number(document.teacher_number, len(self.caches), f"row {document.row}")
 
 
 def teacher_signal(parts: Mapping[str, Tensor], spec: CacheSpec) -> TeacherSignal:
@@ -441,6 +422,27 @@ class _Index:
                 return int(self.shard[index]), int(self.place[index])
             at += 1
         return None
+
+
+def check_kept_alike(caches: Sequence[tuple[Path, CacheSpec]]) -> None:
+    """Make sure that what caches hold can stand in one batch.
+
+    Args:
+        caches: the folder and the kind of each.
+
+    Raises:
+        ConfigError: two of them keep other tokens, or other sums of the tail.
+    """
+    (first, one), *others = caches
+    names = ("", "a tail: ", "tail sums of exponents ", "signals about the ids below ")
+    for folder, other in others:
+        for what, here, there in zip(names, _kept(one), _kept(other), strict=True):
+            if here != there:
+                raise ConfigError(
+                    f"teacher caches {first} and {folder}: one holds {what}{here or 'none'}, the other "
+                    f"{what}{there or 'none'}; a batch needs the same of both. Build both with the same options and "
+                    "objective (bridgegarden cache build RECIPE --replace)."
+                )
 
 
 def _kept(spec: CacheSpec) -> tuple[object, ...]:
