@@ -61,10 +61,10 @@ class Browser:
                 assert "error" not in answer, f"{method}: {answer['error']}"
                 return answer["result"]
 
-    def open(self, page: Path) -> None:
-        """Load a file and wait until it is there."""
+    def open(self, page: Path | str) -> None:
+        """Load a file, or what is at an address, and wait until it is there."""
         self.logged, self.requested, self._loaded = [], [], False
-        self.call("Page.navigate", url=page.as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         while not self._loaded:
             self._receive()
 

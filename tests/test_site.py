@@ -153,22 +153,12 @@ def test_a_browser_asks_nobody_else_and_nothing_is_wider_than_a_phone(site):
         with chromium() as browser:
             for page in ("", "api/", "results/evidence/", "recipe/"):
                 browser.look(390, 844)
-                browser.open(Address(here + page))
+                browser.open(here + page)
                 assert browser.requested
                 assert [one for one in browser.requested if not one.startswith((here, "data:"))] == []
                 assert browser.logged == []
                 assert browser.run("document.documentElement.scrollWidth") <= 390, page
         server.shutdown()
-
-
-class Address:
-    """What a browser opens, where it is no file."""
-
-    def __init__(self, address: str) -> None:
-        self._address = address
-
-    def as_uri(self) -> str:
-        return self._address
 
 
 class Quiet(SimpleHTTPRequestHandler):

@@ -29,6 +29,7 @@ COMMANDS = {
     "evaluate": "bridgegarden.cli.evaluate:evaluate_command",
     "export": "bridgegarden.cli.export:export_command",
     "bench": "bridgegarden.cli.bench:bench_command",
+    "chat": "bridgegarden.cli.chat:chat_command",
     "judge": "bridgegarden.cli.evaluate:judge_command",
     "compare": "bridgegarden.cli.study:compare_command",
     "lab": "bridgegarden.cli.study:lab_group",

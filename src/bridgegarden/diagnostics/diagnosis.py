@@ -391,11 +391,13 @@ def _tops(policies: Sequence[Policy], texts: RollOuts) -> list[list[list[tuple[L
         given=given,
     )
     for visit in steps:
-        best = [logp.topk(min(TOP, logp.shape[1])) for logp in visit.logp]
         for row, number in enumerate(visit.rows.tolist()):
-            found[number].append([_likely(top.values[row], top.indices[row]) for top in best])
+            found[number].append([likeliest(logp[row]) for logp in visit.logp])
     return found
 
 
-def _likely(logp: Tensor, ids: Tensor) -> tuple[Likely, ...]:
-    return tuple(Likely(token, prob) for token, prob in zip(ids.tolist(), logp.exp().tolist(), strict=True))
+def likeliest(logp: Tensor) -> tuple[Likely, ...]:
+    """The `TOP` likeliest of ``(V,)`` log-probabilities, in falling order."""
+    best = logp.topk(min(TOP, len(logp)))
+    probs = best.values.exp().tolist()
+    return tuple(Likely(token, prob) for token, prob in zip(best.indices.tolist(), probs, strict=True))

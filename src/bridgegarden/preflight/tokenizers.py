@@ -62,10 +62,11 @@ def compare_tokenizers(teacher: ModelFacts | None, student: ModelFacts, *, trans
     if translates and fingerprints[0] != fingerprints[1] and _differing(teacher, student, *names):
         _check_width(teacher, teacher, len(names[0]), max(names[0]))
         return TokenizerMatch(relation="translated", vocab_size=max(names[1]) + 1)
-    _check_width(teacher, student, len(names[1]), max(names[1]))
     if fingerprints[0] != fingerprints[1]:
+        # First, since of another tokenizer nothing is said by how many tokens it has.
         warnings += _check_ids(teacher, student, *names)
         warnings += _cut_differently(teacher.tokenizer, student.tokenizer)
+    _check_width(teacher, student, len(names[1]), max(names[1]))
     same = names[0].keys() == names[1].keys() and teacher.width == student.width
     return TokenizerMatch(
         relation="same" if same else "padded",

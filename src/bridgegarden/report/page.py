@@ -137,17 +137,14 @@ class Page:
 
     def render(self) -> str:
         """The file's text."""
-        script = _read("page.js")
-        # With its hash in the policy, the page's own script is the only one that can ever run in it.
-        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
+        script = own_file("tokens.js") + own_file("page.js")
         return (
             _environment()
             .get_template("page.html")
             .render(
                 page=self,
-                policy=f"{policy}; base-uri 'none'; form-action 'none'",
-                style=Markup(_read("page.css") + _read("chart.css") + stylesheet()),
+                policy=policy(script),
+                style=Markup(own_file("page.css") + own_file("chart.css") + stylesheet()),
                 script=Markup(script),
                 data=embedded_json(dict(self.data)),
             )
@@ -164,6 +161,18 @@ class Page:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
         return path
+
+
+def policy(script: str, *more: str) -> str:
+    """What a page may do: with its hash here, `script` is the only one that can ever run in it, and nothing is fetched.
+
+    Args:
+        script: all of it.
+        more: further directives.
+    """
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    directives = ("default-src 'none'", "style-src 'unsafe-inline'", "img-src data:", f"script-src 'sha256-{digest}'")
+    return "; ".join((*directives, "base-uri 'none'", "form-action 'none'", *more))
 
 
 def embedded_json(tree: Mapping[str, Any]) -> Markup:
@@ -226,5 +235,6 @@ def _environment() -> Environment:
     return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
-def _read(name: str) -> str:
+def own_file(name: str) -> str:
+    """A file of this folder, as text."""
     return files("bridgegarden.report").joinpath(name).read_text("utf-8")

@@ -229,9 +229,10 @@ class NumberLayer:
     @property
     def levels(self) -> list[str | int]:
         """One for each token."""
-        return [MISSING if value is None else self._level(value) for value in self.values]
+        return [MISSING if value is None else self.level_of(value) for value in self.values]
 
-    def _level(self, value: float) -> int:
+    def level_of(self, value: float) -> int:
+        """The step of one value."""
         if self.scale != "signed":
             return level(value / self.most)
         # The root lifts what is small beside a few large values: the middle step is a thousandth of the scale at most.
@@ -264,7 +265,7 @@ def heatmap_data(panels: Sequence[Panel], layers: Sequence[Layer]) -> dict[str, 
     """What the page's script needs, as JSON can say it."""
     return {
         "layers": [{"scale": layer.scale, "levels": layer.levels} for layer in layers],
-        "tokens": [_card(token) for panel in panels for token in panel.tokens],
+        "tokens": [card(token) for panel in panels for token in panel.tokens],
     }
 
 
@@ -283,16 +284,17 @@ def _panel(panel: Panel, shown: Sequence[int], scale: str, levels: Any) -> Marku
     )
 
 
-def _card(token: Token) -> dict[str, Any]:
-    card: dict[str, Any] = {
+def card(token: Token) -> dict[str, Any]:
+    """What the card of `token` says, as the page's script reads it."""
+    said: dict[str, Any] = {
         "text": named(token.text) or f"{PART} part of a character",
         "facts": token.facts,
         "thoughts": thoughts(token),
     }
     if token.table is not None:
         rows = [[written, *map(named_cell, cells)] for written, cells in token.table.rows]
-        card["table"] = {"heads": token.table.heads, "rows": rows}
-    return card
+        said["table"] = {"heads": token.table.heads, "rows": rows}
+    return said
 
 
 def named_cell(text: str) -> str:
