@@ -17,6 +17,7 @@ from bridgegarden.objective.position_weight import POSITION_WEIGHTS
 from bridgegarden.objective.soft_weight import SOFT_WEIGHTS
 from bridgegarden.recipe import Recipe, describe_objective
 from bridgegarden.recipe.training import DEFAULTS, RESERVED, TrainingSection, own_keys
+from bridgegarden.recipe.values import key_of
 
 PAGE = Path(__file__).with_name("recipe.md")
 
@@ -58,7 +59,7 @@ def table(path: str, section: type) -> str:
     """The keys of a section with type, default and meaning."""
     hints, told = get_type_hints(section), docstrings(section)
     rows = [
-        f"| `{f'{path}.{field.name}'.lstrip('.')}` | {_type(hints[field.name])} | {_default(field)} | "
+        f"| `{f'{path}.{key_of(field)}'.lstrip('.')}` | {_type(hints[field.name])} | {_default(field)} | "
         f"{_words(told[field.name])} |"
         for field in fields(section)
     ]

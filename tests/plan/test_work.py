@@ -14,7 +14,7 @@ from bridgegarden.plan.work import Rows
 from bridgegarden.preflight import ModelReference, load_facts
 from bridgegarden.preflight.flops import StepFlops, forward_flops
 from bridgegarden.recipe import build_lora_config
-from bridgegarden.recipe.sections import LoraSection
+from bridgegarden.recipe.training import LoraSection
 from bridgegarden.training.trainer import HybridDistillationTrainer
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "quickstart": "bridgegarden.cli.study:quickstart_command",
     "cache": "bridgegarden.cli.teacher:cache_group",
     "train": "bridgegarden.cli.train:train_command",
+    "prune": "bridgegarden.cli.train:prune_command",
     "plan": "bridgegarden.cli.train:plan_command",
     "generate": "bridgegarden.cli.teacher:generate_command",
     "diagnose": "bridgegarden.cli.diagnose:diagnose_command",

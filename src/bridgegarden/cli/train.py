@@ -1,4 +1,4 @@
-"""``bridgegarden train``, ``plan`` and ``recipes``: commands on a recipe."""
+"""``bridgegarden train``, ``prune``, ``plan`` and ``recipes``: commands on a recipe."""
 
 import json
 from typing import TYPE_CHECKING, Any
@@ -67,6 +67,41 @@ def _resolved_text(recipe: "Recipe") -> str:
     from bridgegarden.recipe import build_objective, describe_objective
 
     return f"# objective: {describe_objective(build_objective(recipe.objective))}\n{recipe.to_yaml()}"
+
+
+@click.command(
+    "prune",
+    epilog=example(
+        "bridgegarden prune my.yaml --dry-run",
+        "bridgegarden prune my.yaml --set 'student={from: teacher, layers: 10}' --output ten-layers",
+    ),
+)
+@click.argument("recipe")
+@SET
+@click.option("--output", metavar="DIR", help="Folder of the student.  [default: student.folder, or OUTPUT/student]")
+@click.option("--dry-run", is_flag=True, help="Measure the teacher, say what would be kept, and write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def prune_command(recipe: str, overrides: tuple[str, ...], output: str | None, dry_run: bool, as_json: bool) -> None:
+    """Cut the student of RECIPE out of its teacher, and show what each layer of the teacher does.
+
+    RECIPE says what is cut: student.from is teacher, with layers, keep or width beside it (docs/prune.md). `train` and
+    `compare` do the same first, so this is for looking, or for a student to be used otherwise. A student that is there
+    already is kept.
+    """
+    import dataclasses
+
+    from bridgegarden.recipe import load_recipe
+    from bridgegarden.run.prune import prune
+
+    resolved = load_recipe(recipe, overrides)
+    if output is not None:
+        student = dataclasses.replace(resolved.student, folder=output)
+        resolved = dataclasses.replace(resolved, student=student)
+    result = prune(resolved, dry_run=dry_run)
+    if as_json:
+        click.echo(json.dumps(result.to_dict(), indent=2))
+    else:
+        say(result)
 
 
 @click.command("plan", epilog=example("bridgegarden plan qwen2.5-7b-3b --gpus 2 --gpu h100 --sharding fsdp"))

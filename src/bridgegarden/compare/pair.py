@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.console import Console
 
 from bridgegarden.data import load_rows
 from bridgegarden.errors import ConfigError
@@ -15,6 +16,7 @@ from bridgegarden.preflight import Endings, ModelFacts
 from bridgegarden.preflight.flops import ForwardFlops, StepFlops, forward_flops
 from bridgegarden.recipe import Recipe, build_lora_config
 from bridgegarden.run.pair import recipe_pair, student_reference
+from bridgegarden.run.prune import made_student
 from bridgegarden.run.teachers import teacher_of
 from bridgegarden.study.arms import ComparedRow
 from bridgegarden.teacher.cache.shard import Document, documents_of
@@ -127,8 +129,9 @@ def check_recipe(recipe: Recipe, rows: Sequence[ComparedRow]) -> None:
         _check_written_by_teacher(recipe)
 
 
-def check_pair(recipe: Recipe, seeds: Sequence[int]) -> tuple[Pair, "RunData"]:
-    """Models and rows of `recipe`, checked and counted, with the rows.
+def check_pair(recipe: Recipe, seeds: Sequence[int], console: Console | None = None) -> tuple[Pair, "RunData"]:
+    """Models and rows of `recipe`, checked and counted, with the rows. A student that is cut out of the teacher is
+    made, and `console` told of it.
 
     Raises:
         ModelError: the models cannot be used, or not with each other.
@@ -136,6 +139,7 @@ def check_pair(recipe: Recipe, seeds: Sequence[int]) -> tuple[Pair, "RunData"]:
     """
     checked = recipe_pair(seeded(recipe, seeds[0]))
     data = teacher_of(recipe).rows(checked)
+    student = made_student(recipe, checked, data, console or Console(quiet=True))
     teacher = checked.teacher
     assert teacher is not None  # `check_recipe` refuses a server
     of_teacher = teacher.reference
@@ -143,7 +147,7 @@ def check_pair(recipe: Recipe, seeds: Sequence[int]) -> tuple[Pair, "RunData"]:
     pair = Pair(
         recipe=recipe,
         teacher=teacher,
-        student=checked.student,
+        student=student,
         endings=checked.endings,
         vocab_size=checked.match.vocab_size,
         counts=RowCounts.of(data),
@@ -153,7 +157,11 @@ def check_pair(recipe: Recipe, seeds: Sequence[int]) -> tuple[Pair, "RunData"]:
 
 
 def placed(recipe: Recipe, source: str) -> Recipe:
-    """`recipe` of the file `source` with a student for each seed looked for beside the file, as other models are."""
+    """`recipe` of the file `source` with a student for each seed looked for beside the file, as other models are; or
+    with the folder of the one that is cut out of the teacher, which all trainings begin with."""
+    if recipe.student.from_ is not None:
+        section = dataclasses.replace(recipe.student, folder=str(recipe.student_folder))
+        return dataclasses.replace(recipe, student=section)
     name = recipe.student.model
     beside = Path(source).expanduser().resolve().parent / name
     if SEED not in name or not Path(source).expanduser().is_file() or not _any_seed(beside):

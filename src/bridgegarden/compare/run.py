@@ -25,7 +25,9 @@ from bridgegarden.compare.result import CacheCost, CompareResult, CompareRun, Co
 from bridgegarden.errors import NonFiniteError
 from bridgegarden.evaluation.tasks import is_file
 from bridgegarden.preflight.models import meta_model, parameter_count
+from bridgegarden.pruning.shape import Shape
 from bridgegarden.recipe import Recipe, build_objective, describe_objective, load_recipe
+from bridgegarden.run.cut_student import sizes_text
 from bridgegarden.study.arms import ComparedRow, compared_rows
 from bridgegarden.study.kept import StudyFolder, keep, kept
 from bridgegarden.study.run import Job, Tell, one_thread, steps_told, study
@@ -87,6 +89,7 @@ def decided_by(recipe: Recipe, content: Mapping[str, Any], settings: CompareSett
     tree: dict[str, Any] = recipe.to_dict()
     del tree["output"]
     tree["teacher"].pop("cache", None)
+    tree["student"].pop("folder", None)
     tasks = settings.evaluation.tasks if settings.evaluation is not None else ()
     return {
         "recipe": tree,
@@ -331,7 +334,7 @@ def _check(recipe: Recipe, rows: Sequence[ComparedRow], settings: CompareSetting
     console.print("checking models and rows")
     for seed in settings.seeds[1:]:
         check_student(recipe, seed)
-    pair, _ = check_pair(recipe, settings.seeds)
+    pair, _ = check_pair(recipe, settings.seeds, console)
     for warning in pair.endings.warnings:
         console.print(Text.assemble(("warning: ", "yellow"), warning), soft_wrap=True)
     prompts = read_held_out(pair, settings)
@@ -378,7 +381,7 @@ def _pair_info(pair: Pair, settings: CompareSettings) -> PairInfo:
     return PairInfo(
         teacher=Path(pair.recipe.teacher.model).name,
         teacher_parameters=parameter_count(meta_model(pair.teacher.config)),
-        student=Path(pair.recipe.student.model).name.replace(SEED, "").strip("-_.") or "student",
+        student=_student_name(pair),
         student_parameters=parameter_count(meta_model(pair.student.config)),
         rows=pair.counts.rows,
         row_tokens=pair.counts.tokens,
@@ -387,6 +390,13 @@ def _pair_info(pair: Pair, settings: CompareSettings) -> PairInfo:
         held_out=pair.recipe.data.eval is not None,
         device=device_of(pair),
     )
+
+
+def _student_name(pair: Pair) -> str:
+    """What a report calls the student."""
+    if pair.recipe.student.from_ is not None:
+        return sizes_text(pair.student.config, Shape.of(pair.teacher.config))
+    return Path(pair.recipe.student.model).name.replace(SEED, "").strip("-_.") or "student"
 
 
 # Trainings of one process share what they do not change.

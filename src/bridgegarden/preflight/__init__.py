@@ -135,7 +135,7 @@ class Preflight(Pair):
 
 def check_pair(
     teacher: ModelReference | None,
-    student: ModelReference,
+    student: ModelReference | ModelFacts,
     *,
     max_length: int | None = None,
     chat_template: str | None = None,
@@ -146,7 +146,7 @@ def check_pair(
 
     Args:
         teacher: the model that is imitated; None where it is on a server, so that it is cached.
-        student: the model that is trained.
+        student: the model that is trained; or what is known of one that has not been made yet.
         max_length: tokens of a row at most; None if rows are not cut.
         chat_template: a file with the chat template to use; None is the student's, or else the teacher's.
         weights: whether the files of weights have to be there.
@@ -157,7 +157,7 @@ def check_pair(
             not, or in a way that cannot be translated.
     """
     of_teacher = None if teacher is None else load_facts(teacher, weights=weights)
-    of_student = load_facts(student, weights=weights)
+    of_student = student if isinstance(student, ModelFacts) else load_facts(student, weights=weights)
     for facts in (of_teacher, of_student):
         check_positions(facts, max_length)
     match = compare_tokenizers(of_teacher, of_student, translates=translates)

@@ -2,7 +2,8 @@
 
 from bridgegarden.recipe.load import describe_recipe, list_recipes, load_recipe, read_recipe_text
 from bridgegarden.recipe.objective import ObjectiveSection, build_objective, describe_objective
-from bridgegarden.recipe.sections import DataSection, FreeRunningSection, Recipe, StudentSection
+from bridgegarden.recipe.sections import DataSection, FreeRunningSection, Recipe
+from bridgegarden.recipe.student import StudentSection
 from bridgegarden.recipe.teacher import TeacherSection
 from bridgegarden.recipe.training import LoraSection, TrainingSection, build_lora_config, build_sft_config
 

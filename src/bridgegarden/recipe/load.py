@@ -11,7 +11,10 @@ from bridgegarden.errors import ConfigError, quoted, unknown_name
 from bridgegarden.recipe.sections import Recipe
 from bridgegarden.recipe.values import read_yaml, read_yaml_file
 
-PATHS = (("teacher", "model"), ("teacher", "cache"), ("student", "model"), ("data", "train"), ("data", "eval"))
+PATHS = (
+    *(("teacher", "model"), ("teacher", "cache"), ("student", "model"), ("student", "folder")),
+    *(("data", "train"), ("data", "eval")),
+)
 """Settings that may name something beside the recipe's file."""
 SUFFIX = ".yaml"
 

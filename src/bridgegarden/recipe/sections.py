@@ -9,33 +9,16 @@ from typing import Any, Literal, get_type_hints
 from bridgegarden.data import Source
 from bridgegarden.errors import ConfigError, check_temperature, unknown_name
 from bridgegarden.recipe.objective import ObjectiveSection, build_objective
-from bridgegarden.recipe.teacher import DType, TeacherSection
+from bridgegarden.recipe.student import StudentSection
+from bridgegarden.recipe.teacher import TeacherSection
 from bridgegarden.recipe.training import (
     MEASURED,
     MEASURED_ON_OWN_TEXTS,
-    LoraSection,
     TrainingSection,
     own_keys,
 )
-from bridgegarden.recipe.values import coerce, plain, require_positive, require_text, section_from, write_yaml
+from bridgegarden.recipe.values import coerce, key_of, plain, require_positive, require_text, section_from, write_yaml
 from bridgegarden.training.on_policy import OnPolicy, check_on_policy
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudentSection:
-    """The model that is trained."""
-
-    model: str
-    """Name on the hub, or a folder."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub; null is the newest."""
-    dtype: DType = "auto"
-    """Type of the weights; ``auto`` is the type they were saved in."""
-    lora: LoraSection | None = None
-    """Train adapters only; null trains every weight. ``{}`` takes the defaults. Needs the extra ``peft``."""
-
-    def __post_init__(self) -> None:
-        require_text("student.model", self.model)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +154,7 @@ class Recipe:
     """Folder for the model and its records."""
 
     def __post_init__(self) -> None:
+        self.student.check_teacher(self.teacher.kind)
         self._check_free_running()
         self._check_teacher_prompt()
         if self.data.skip_bad_rows and self.teacher.writes_rows:
@@ -256,6 +240,11 @@ class Recipe:
                 "or set it to 'steps' or 'epoch'."
             )
 
+    @property
+    def student_folder(self) -> Path:
+        """Where the student is kept that is cut out of the teacher."""
+        return self.output / "student" if self.student.folder is None else Path(self.student.folder).expanduser()
+
     @classmethod
     def from_dict(cls, tree: Any) -> "Recipe":
         """The recipe that a tree of plain values describes.
@@ -294,8 +283,9 @@ def _training_section(tree: Mapping[str, Any]) -> TrainingSection:
 
 def _tree(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        items = ((f.name, getattr(value, f.name)) for f in fields(value))
-        return {name: _tree(item) for name, item in items if item is not None}
+        items = ((f, getattr(value, f.name)) for f in fields(value))
+        # Empty text is that of a model where another key says which.
+        return {key_of(f): _tree(item) for f, item in items if item is not None and not item == f.default == ""}
     if isinstance(value, tuple):
         return [_tree(item) for item in value]
     if isinstance(value, Mapping) and any(is_dataclass(item) for item in value.values()):

@@ -5,7 +5,7 @@ import os
 import re
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -167,14 +167,20 @@ def section_from(cls: type[T], tree: Any, place: str) -> T:
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{place or 'recipe'}: expected a mapping (key: value), got {_shown(tree)}.")
     hints = get_type_hints(cls)
-    known = {f.name: f for f in fields(cls)}  # pyright: ignore[reportArgumentType]  callers give dataclasses
+    known = {key_of(f): f for f in fields(cls)}  # pyright: ignore[reportArgumentType]  callers give dataclasses
     for key in tree:
         if key not in known:
             raise unknown_name(key, known, field=place or "recipe", kind="key")
     for name, field in known.items():
         if field.default is MISSING and field.default_factory is MISSING and name not in tree:
             raise ConfigError(f"{place or 'recipe'}: key {name!r} is missing; it has no default.")
-    return cls(**{key: coerce(value, hints[key], _join(place, key)) for key, value in tree.items()})
+    values = {known[key].name: (key, value) for key, value in tree.items()}
+    return cls(**{name: coerce(value, hints[name], _join(place, key)) for name, (key, value) in values.items()})
+
+
+def key_of(field: "Field[Any]") -> str:
+    """What a recipe calls a field: its name; one that Python keeps to itself (``from``) ends with an underscore."""
+    return field.name.removesuffix("_")
 
 
 def coerce(value: Any, annotation: Any, place: str) -> Any:

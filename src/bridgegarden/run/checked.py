@@ -11,6 +11,7 @@ from bridgegarden.objective.loss_route import LossRoute, loss_route, route_text,
 from bridgegarden.preflight import Pair, Preflight, preflight
 from bridgegarden.recipe import Recipe, build_lora_config, build_objective, build_sft_config, describe_objective
 from bridgegarden.run.cache_folder import cache_folders
+from bridgegarden.run.cut_student import CutStudent
 from bridgegarden.run.output import OutputFolder
 from bridgegarden.run.pair import recipe_pair
 from bridgegarden.run.rows import RunData, mix_text, rules_of, training_rows
@@ -105,6 +106,9 @@ def check_run(recipe: Recipe, folder: OutputFolder, arguments: "SFTConfig", cons
     _check_with_student(arguments, checked)
     report(console, checked, teacher.warnings(checked))
     _choose_loss(recipe, arguments, checked, console)
+    if recipe.student.from_ is not None:
+        cut = CutStudent.of(recipe).summary(checked.student)
+        console.print(cut, markup=False, soft_wrap=True)
     data = teacher.rows(checked)
     tell_decided(console, checked, data.train)
     if data.mix is not None:

@@ -320,15 +320,19 @@ def _student_of(recipe: Recipe) -> tuple[tuple[str, ModelReference], str]:
 
     Trained, it is called by its objective's preset, else by the output folder's own name.
     """
-    trained = OutputFolder(recipe.output).model
-    reference = ModelReference(
-        role="student", model=recipe.student.model, revision=recipe.student.revision, dtype=recipe.student.dtype
-    )
+    trained, section = OutputFolder(recipe.output).model, recipe.student
+    begins = section.model if section.from_ is None else str(recipe.student_folder)
+    reference = ModelReference(role="student", model=begins, revision=section.revision, dtype=section.dtype)
     if trained.is_dir():
         reference = replace(reference, model=str(trained), revision=None)
         name = recipe.objective.preset or model_name(reference.model)
         return (name, reference), f"the trained student in {trained}"
-    note = f"{trained} does not exist: the student is {recipe.student.model}, not yet trained"
+    if section.from_ is not None and not recipe.student_folder.is_dir():
+        raise ConfigError(
+            f"student.from: neither {trained} nor {begins} exists, so there is no student yet. Cut it out of the "
+            "teacher (bridgegarden prune RECIPE), train it (bridgegarden train RECIPE), or name one (--student MODEL)."
+        )
+    note = f"{trained} does not exist: the student is {begins}, not yet trained"
     return (model_name(reference.model), reference), note
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.recipe import Recipe
+from bridgegarden.recipe import Recipe, StudentSection
 from bridgegarden.recipe.teacher import TranslationSection
 from bridgegarden.run.cache_folder import cache_folder
 from bridgegarden.run.pair import recipe_pair
@@ -77,8 +77,7 @@ def known_shares(recipe: Recipe, student: str, console: "Console") -> KnownShare
     from bridgegarden.teacher.cache.reader import TeacherCache
 
     folder = cache_folder(recipe)
-    model = dataclasses.replace(recipe.student, model=student, revision=None)
-    recipe = dataclasses.replace(recipe, student=model)
+    recipe = dataclasses.replace(recipe, student=StudentSection(model=student, dtype=recipe.student.dtype))
     with quiet_libraries(interactive=sys.stderr.isatty()):
         pair = recipe_pair(recipe, weights=False, translates=True)
         section = recipe.teacher.translation or TranslationSection()

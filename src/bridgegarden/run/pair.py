@@ -12,13 +12,16 @@ from bridgegarden.preflight import (
     compare_tokenizers,
 )
 from bridgegarden.recipe import Recipe
+from bridgegarden.run.cut_student import CutStudent, cut_reference
 from bridgegarden.run.teachers import teacher_of
 from bridgegarden.run.translation import with_tokens
 
 
 def student_reference(recipe: Recipe) -> ModelReference:
-    """The student of a recipe."""
+    """The student of a recipe; one that is cut out of the teacher in the folder where it is kept."""
     student, eos_token = recipe.student, recipe.training.arguments.get("eos_token")
+    if student.from_ is not None:
+        return cut_reference(recipe)
     return ModelReference(
         role="student", model=student.model, revision=student.revision, dtype=student.dtype, eos_token=eos_token
     )
@@ -39,7 +42,9 @@ def recipe_pair(recipe: Recipe, *, weights: bool = True, anew: bool = False, tra
     """
     check = partial(
         check_pair,
-        student=student_reference(recipe),
+        student=student_reference(recipe)
+        if recipe.student.from_ is None
+        else CutStudent.of(recipe, weights=weights).facts,
         max_length=recipe.training.arguments["max_length"],
         chat_template=recipe.data.chat_template,
         weights=weights,

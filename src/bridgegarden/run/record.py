@@ -16,6 +16,7 @@ from bridgegarden.data import chat_template_fingerprint
 from bridgegarden.errors import ConfigError
 from bridgegarden.run.checked import CheckedRun
 from bridgegarden.run.checkpoints import step_of
+from bridgegarden.run.cut_student import cut_record
 from bridgegarden.run.output import OutputFolder
 from bridgegarden.table import Table
 from bridgegarden.teacher.translated import SHARES
@@ -167,7 +168,11 @@ def run_record(run: CheckedRun) -> dict[str, Any]:
             **({} if run.recipe.teacher.by is None else {"by_row": _by_name(run)}),
             **({} if run.recipe.teacher.prompt is None else {"prompt": str(run.recipe.teacher.prompt)}),
         },
-        "student": {"model": facts.student.reference.model, "commit": facts.student.commit},
+        "student": {
+            "model": facts.student.reference.model,
+            "commit": facts.student.commit,
+            **cut_record(run.recipe),
+        },
         "tokenizers": facts.match.relation,
         **({} if facts.tokens is None else {"translation": facts.tokens.settings}),
         "chat_template": facts.endings.template_from,
@@ -226,12 +231,18 @@ def _check_same_run(folder: OutputFolder, before: Mapping[str, Any], now: Mappin
         now: the record of a run that would begin now.
 
     Raises:
-        ConfigError: the content of the data, or the commit of a model, differs.
+        ConfigError: the content of the data, the commit of a model, or the student that was cut, differs.
     """
     if before.get("data") != now["data"]:
         raise ConfigError(
             f"output: {folder.path} was trained on other rows: the content behind data.train or data.eval, or the "
             "tokenizer, has changed since. Restore it to go on, or set another output (--set output=FOLDER)."
+        )
+    cuts = [(record.get("student") or {}).get("cut") for record in (before, now)]
+    if None not in cuts and cuts[0] != cuts[1]:
+        raise ConfigError(
+            f"output: {folder.path} was trained from another student: {now['student']['model']} has been cut anew "
+            "since, and is not what it was. Put the former back to go on, or set another output (--set output=FOLDER)."
         )
     for role in ("teacher", "student"):
         then = (before.get(role) or {}).get("commit")

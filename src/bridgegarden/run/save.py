@@ -17,6 +17,7 @@ from bridgegarden.preflight import ModelFacts, Preflight
 from bridgegarden.recipe import Recipe
 from bridgegarden.run.checked import CheckedRun
 from bridgegarden.run.checkpoints import checkpoints_in, put_aside_in
+from bridgegarden.run.cut_student import cut_text
 from bridgegarden.run.models import load_model
 from bridgegarden.run.output import OutputFolder
 from bridgegarden.run.record import package_versions
@@ -228,6 +229,7 @@ def card_text(
     arguments = run.arguments.to_dict()
     return ModelCard(
         student=origin(run.preflight.student),
+        cut=cut_text(recipe, run.preflight),
         teachers=tuple((shares.get(number), one) for number, one in enumerate(teachers)),
         data=tuple(
             Origin(name=source.path, is_local=Path(os.path.expanduser(source.path)).exists())
@@ -279,6 +281,8 @@ class ModelCard:
     """What a reader of a trained model wants to know."""
 
     student: Origin
+    cut: str | None = None
+    """What it has of the teacher out of which it was cut; None where it was not."""
     teachers: tuple[tuple[float | None, Origin], ...]
     """Each with its weight in the mixture; None where there is one."""
     data: tuple[Origin, ...]
@@ -308,7 +312,7 @@ class ModelCard:
         kind = "Adapters were trained and merged into the weights. " if self.adapter else ""
         sections = [
             "# Distilled model",
-            f"A student, {self.student.shown}, distilled from {self._taught_by()} with "
+            f"A student, {self._student()}, distilled from {self._taught_by()} with "
             f"[bridgegarden](https://pypi.org/project/bridgegarden/): hard and soft labels together. {kind}"
             f"It ends its turn with {code(self.end_of_turn)}.",
             "## Load it",
@@ -332,6 +336,9 @@ class ModelCard:
         ]
         return f"---\n{self._front_matter()}---\n\n" + "\n\n".join(sections) + "\n"
 
+    def _student(self) -> str:
+        return self.student.shown if self.cut is None else f"cut out of its teacher ({self.cut})"
+
     def _taught_by(self) -> str:
         shares = [one.shown if weight is None else f"{weight:g} x {one.shown}" for weight, one in self.teachers]
         if len(shares) == 1:
@@ -343,8 +350,9 @@ class ModelCard:
     def _front_matter(self) -> str:
         front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
         # The hub takes names only: a path of this machine would make the card invalid.
-        if self.student.hub_name is not None:
-            front |= {"base_model": self.student.hub_name, "base_model_relation": "finetune"}
+        base = self.student.hub_name if self.cut is None else self.teachers[0][1].hub_name
+        if base is not None:
+            front |= {"base_model": base, "base_model_relation": "finetune"}
         if names := [origin.hub_name for origin in self.data if origin.hub_name is not None]:
             front["datasets"] = list(dict.fromkeys(names))
         return yaml.safe_dump(front | {"tags": list(self.tags)}, sort_keys=False, allow_unicode=True)

@@ -24,6 +24,7 @@ from bridgegarden.run.checked import CheckedRun, check_run, training_arguments
 from bridgegarden.run.checkpoints import PREFIX, StopSignals, checkpoints_in, put_aside, seal
 from bridgegarden.run.models import check_processes, load_model, placed, usable_device
 from bridgegarden.run.output import OutputFolder, RunLock, full_disk_is_one_line
+from bridgegarden.run.prune import with_student
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import FREE_RUNNING, TERMS, TrainSummary, continued_record, finished_record, run_record
 from bridgegarden.run.rehearsal import rehearse
@@ -94,7 +95,7 @@ def train(
         check_processes(recipe, arguments.world_size)
         rehearse(recipe, arguments)
         hub = hub_target(recipe) if is_main else None
-        run = check_run(recipe, folder, arguments, console)
+        run = with_student(check_run(recipe, folder, arguments, console), console)
         record = continued_record(folder, run_record(run), checkpoint)
         if folder.model.exists():
             return _finished_before(run, record, hub, console)
@@ -249,7 +250,7 @@ def _trainer(run: CheckedRun, console: "Console", callbacks: Sequence[TrainerCal
     from bridgegarden.training.trainer import HybridDistillationTrainer
 
     teacher = signals_of(run.recipe, run.preflight, lambda line: console.print(Text(line), soft_wrap=True))
-    console.print(Text(f"loading student {run.recipe.student.model}"), soft_wrap=True)
+    console.print(Text(f"loading student {run.preflight.student.reference.model}"), soft_wrap=True)
     student = load_model(run.preflight.student, spread=True)
     # Before training, so that the trainer can save checkpoints.
     set_generation_stops(student, run.preflight.endings.stops)
