@@ -8,7 +8,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bridgegarden.objective import fused as fused_module
 from bridgegarden.objective.alignment import Places, Position, SupervisedPositions
@@ -26,6 +25,7 @@ from bridgegarden.objective.soft_weight import (
     TrainProgress,
 )
 from bridgegarden.objective.support import StudentSupport, TeacherSignal, shared_cells
+from tests.waiting import WaitsForTheDevice
 
 X = -100
 B, T, D = 3, 8, 4
@@ -610,21 +610,6 @@ def test_autocast_gives_float32_terms_close_to_the_full_precision_ones():
     low.loss.backward()
     assert hidden.grad is not None
     assert hidden.grad.dtype == torch.float32
-
-
-class WaitsForTheDevice(TorchDispatchMode):
-    """Refuses what on a GPU would wait for all that was launched: values that Python reads, and shapes made of them."""
-
-    WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "item")
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        by_flags = name in ("index", "index_put", "index_put_") and any(
-            index is not None and index.dtype == torch.bool for index in args[1]
-        )
-        waits = by_flags or name in self.WAITS
-        assert not waits, f"{func} waits for the device"
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("preset", PRESETS)

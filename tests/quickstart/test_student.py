@@ -22,6 +22,7 @@ from bridgegarden.study.arms import OBJECTIVES
 from bridgegarden.study.students import new_llama
 from bridgegarden.teacher.cache.manifest import MANIFEST
 from bridgegarden.teacher.cache.reader import TeacherCache
+from bridgegarden.teacher.cache.shard import documents_in
 
 WORLD = ArithmeticWorld()
 
@@ -177,7 +178,7 @@ def test_the_whole_vocabulary_is_kept_and_nothing_lies_outside_it(teacher):
 def test_what_is_kept_is_the_teachers_distribution(rows, teacher, kept):
     key = TeacherCache(kept[0])
     row = rows[0]
-    batch = key.collate([row])
+    batch = key.said(documents_in(row))
     with torch.no_grad():
         logp = teacher(torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
     where = torch.tensor(row["labels"])[1:] >= 0

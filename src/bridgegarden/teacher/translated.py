@@ -18,6 +18,7 @@ from bridgegarden.objective.head import chunks, default_chunk_tokens
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.support import TeacherSignal
 from bridgegarden.teacher.cache.reader import SIGNAL, TeacherCache, teacher_signal
+from bridgegarden.teacher.cache.shard import documents_in
 from bridgegarden.teacher.tokenizer_pair import OWN_TEXTS, STRETCHES, STUDENT_LABELS, TokenizerPair
 from bridgegarden.teacher.translation.translate import ALIGNED, CONDITIONAL, HARD_ONLY, Translated
 
@@ -152,7 +153,7 @@ class TranslatedCache(TranslatedTeacher):
         Raises:
             DataError: a document is not in the cache, or the two do not write the same text.
         """
-        said = self.teacher.collate([_as_read(example) for example in examples])
+        said = self.teacher.said([document for example in examples for document in documents_in(_as_read(example))])
         signal = teacher_signal(said, self.teacher.spec)
         return as_parts(self.pair.translate(signal, self.pair.of_batch(examples), "a batch"))
 

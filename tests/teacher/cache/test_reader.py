@@ -16,8 +16,8 @@ from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import EntropyWeight
 from bridgegarden.teacher.cache import reader as reader_module
 from bridgegarden.teacher.cache.manifest import finished_shards
-from bridgegarden.teacher.cache.reader import SIGNAL, TeacherCache, _Index
-from bridgegarden.teacher.cache.shard import Shard, documents_of
+from bridgegarden.teacher.cache.reader import RECORDS, SIGNAL, TeacherCache, _Index
+from bridgegarden.teacher.cache.shard import Shard, documents_in, documents_of
 from bridgegarden.teacher.cache.spec import Support
 from tests.teacher.cache.conftest import build, cache_rows, cache_spec
 from tests.tiny import VOCABULARY, tiny_tokenizer
@@ -157,4 +157,24 @@ def test_signals_move_with_the_rest_of_a_batch_and_are_not_copied_again(cache):
     signal = reader.at(
         SupervisedPositions.from_labels(labels), {SIGNAL: signals}, vocab_size=reader.width, exponents=()
     )
-    assert signal.logp.data_ptr() == signals["logp"].data_ptr()
+    assert signals.keys() == {RECORDS}
+    expected = [part for row in rows for document in documents_in(row) for part in [reader.signals(document.key)]]
+    assert signal.logp.numpy().tobytes() == b"".join(part.logp.tobytes() for part in expected)
+
+
+def test_a_batch_travels_as_it_lies_on_disk_and_is_decoded_on_its_device(cache, monkeypatch):
+    reader, rows = TeacherCache(cache), list(cache_rows())[:3]
+    batch = reader.collate(rows)
+    stored = [reader.records(document.key).tobytes() for row in rows for document in documents_in(row)]
+    assert batch[RECORDS].numpy().tobytes() == b"".join(stored)
+    labels = torch.nn.utils.rnn.pad_sequence([torch.tensor(row["labels"]) for row in rows], True, padding_value=-100)
+    positions = SupervisedPositions.from_labels(labels)
+
+    def signal():
+        return reader.at(positions, {SIGNAL: batch}, vocab_size=reader.width, exponents=())
+
+    by_numpy = signal()
+    monkeypatch.setattr(reader, "_decoded", reader._decoder.decode)  # as on a GPU
+    by_torch = signal()
+    for name in ("ids", "logp", "log_tail", "entropy", "argmax", "max_logp", "label_logp"):
+        assert torch.equal(getattr(by_torch, name), getattr(by_numpy, name)), name

@@ -25,6 +25,8 @@ BOUNDS = {
     "span": (0.0, 2 * LEAST),
 }
 """Between which the numbers of a record lie, with room for rounding."""
+LEAST_KEPT = 1e-30
+"""Mass that kept tokens are taken to have at least, where the tail says that they have none."""
 LEVELS = 65_535
 """Steps between the least and the most that a sum over the tail can be: two bytes."""
 
@@ -62,10 +64,11 @@ class RecordFormat:
         self.spec = spec
         # An empty slot holds the id after the last, and sorts behind all others.
         self._sorted = None if spec.is_dense else SortedIds(spec.slots, spec.vocab_size)
-        self._powers = TailPowers(spec.stored_exponents, spec.teacher_width)
+        self.powers = TailPowers(spec.stored_exponents, spec.teacher_width)
         self._code = np.dtype("u1" if spec.bits == 8 else "<u2")
         self._levels = 2**spec.bits - 2
-        self._nothing = 2**spec.bits - 1
+        self.nothing = 2**spec.bits - 1
+        """The code of an empty slot."""
 
     @cached_property
     def dtype(self) -> np.dtype:
@@ -106,7 +109,7 @@ class RecordFormat:
             if name in (self.dtype.names or ()):
                 records[name] = getattr(signals, name)
         if self.spec.stored_exponents:
-            records["tail_powers"] = self._powers.encode(signals.tail_powers, records["log_tail"])
+            records["tail_powers"] = self.powers.encode(signals.tail_powers, records["log_tail"])
         return records
 
     def check(self, records: np.ndarray) -> None:
@@ -122,6 +125,23 @@ class RecordFormat:
                 if not fits.all():
                     raise DamagedRecords(f"{name} is {values[~fits][0]}")
 
+    def check_ids(self, records: np.ndarray) -> None:
+        """Make sure that :meth:`decode` would find no token id in `records` that cannot have been written.
+
+        Raises:
+            DamagedRecords: it would.
+        """
+        if self.spec.support.kind == "sampled":
+            self._check_argmax(records["argmax"])
+        if self._sorted is not None:
+            doubtful = self._sorted.doubtful(records["ids"])
+            if doubtful.any():
+                self._ids(records["ids"][doubtful])
+
+    def _check_argmax(self, argmax: np.ndarray) -> None:
+        if argmax.max(initial=0) >= self.spec.vocab_size:
+            raise DamagedRecords(f"token id {argmax.max()} is not in the vocabulary of {self.spec.vocab_size}")
+
     def decode(self, records: np.ndarray) -> Signals:
         """The signals of records, slots in ascending order of ids.
 
@@ -129,24 +149,22 @@ class RecordFormat:
             DamagedRecords: a token id in them cannot have been written.
         """
         codes, max_logp = records["codes"], records["max_logp"].astype(np.float32)
-        below = self._shares[codes] * records["span"].astype(np.float32)[:, None]
+        below = self.shares[codes] * records["span"].astype(np.float32)[:, None]
         logp = np.subtract(max_logp[:, None], below, out=below)
-        logp[codes == self._nothing] = -np.inf
+        logp[codes == self.nothing] = -np.inf
         ids = None if self._sorted is None else self._ids(records["ids"])
         log_tail = records["log_tail"].astype(np.float32) if self.spec.has_tail else None
         if self.spec.support.kind == "sampled":
-            argmax = records["argmax"].astype(np.int64)
-            if argmax.max(initial=0) >= self.spec.vocab_size:
-                raise DamagedRecords(f"token id {argmax.max()} is not in the vocabulary of {self.spec.vocab_size}")
-            argmax = argmax.astype(np.int32)
+            self._check_argmax(records["argmax"])
+            argmax = records["argmax"].astype(np.int32)
         else:
             slot = codes.argmin(1)
             argmax = slot.astype(np.int32) if ids is None else ids[np.arange(len(ids)), slot]
-            logp += _log_kept(log_tail, len(logp))[:, None] - _logsumexp(logp)[:, None]
+            logp += _excess(logp, log_tail)[:, None]
         powers = np.zeros((len(logp), 0), np.float32)
         if self.spec.stored_exponents:
             assert log_tail is not None
-            powers = self._powers.decode(records["tail_powers"], log_tail)
+            powers = self.powers.decode(records["tail_powers"], log_tail)
         return Signals(
             ids=ids,
             logp=logp,
@@ -171,13 +189,25 @@ class RecordFormat:
     def label_alone(self, records: np.ndarray) -> np.ndarray:
         """``(N,)`` bool: of which positions a server said nothing but the token that it wrote."""
         assert self.spec.served is not None
-        kept = np.count_nonzero(records["codes"] != self._nothing, axis=1)
-        return (kept == 1) & (records["log_tail"] <= math.log(self.spec.served.smallest_tail) + 1e-3)
+        kept = np.count_nonzero(records["codes"] != self.nothing, axis=1)
+        return (kept == 1) & (records["log_tail"] <= self.least_tail)
+
+    @property
+    def least_tail(self) -> float:
+        """Log mass of a tail up to which a lone token of a server is taken to be the label alone."""
+        assert self.spec.served is not None
+        return math.log(self.spec.served.smallest_tail) + 1e-3
+
+    @property
+    def sorted_ids(self) -> "SortedIds":
+        """The code of the token ids; there is none where the whole vocabulary is kept."""
+        assert self._sorted is not None
+        return self._sorted
 
     @cached_property
-    def _shares(self) -> np.ndarray:
+    def shares(self) -> np.ndarray:
         """Share of the span that each code stands for. Quadratic: twice as far down, levels lie twice as far apart."""
-        return np.square(np.arange(self._nothing + 1, dtype=np.float32) / self._levels, dtype=np.float32)
+        return np.square(np.arange(self.nothing + 1, dtype=np.float32) / self._levels, dtype=np.float32)
 
     def _quantise(self, logp: np.ndarray, max_logp: np.ndarray, is_argmax: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         nothing = np.isneginf(logp)
@@ -188,7 +218,7 @@ class RecordFormat:
         codes = np.rint(self._levels * np.sqrt(np.minimum(share, 1.0)))
         # Code 0 is the argmax's alone, so that a tie, or a token within half a level, does not hide which it was.
         codes = np.where(is_argmax, 0, np.maximum(codes, 1))
-        return np.where(nothing, self._nothing, codes).astype(self._code), span
+        return np.where(nothing, self.nothing, codes).astype(self._code), span
 
     def _ids(self, code: np.ndarray) -> np.ndarray:
         assert self._sorted is not None
@@ -202,16 +232,21 @@ class RecordFormat:
         return ids
 
 
-def _log_kept(log_tail: np.ndarray | None, count: int) -> np.ndarray:
-    """Log of the mass that is not in the tail. The tail is what is stored: small, it keeps its digits here."""
+def _excess(logp: np.ndarray, log_tail: np.ndarray | None) -> np.ndarray:
+    """What has to be added so that kept tokens and tail sum to one; rounded once, so that it is the same everywhere.
+
+    The tail is what is stored: small, it keeps its digits here.
+    """
+    exact = logp.astype(np.float64)
+    highest = exact.max(1)
+    whole = highest + np.log(np.exp(exact - highest[:, None]).sum(1))
     if log_tail is None:
-        return np.zeros(count, np.float32)
-    return np.log(np.maximum(-np.expm1(log_tail.astype(np.float64)), 1e-30)).astype(np.float32)
+        return (-whole).astype(np.float32)
+    kept = np.log(np.maximum(-np.expm1(log_tail.astype(np.float64)), LEAST_KEPT))
+    return (kept - whole).astype(np.float32)
 
 
-def _logsumexp(logp: np.ndarray) -> np.ndarray:
-    highest = logp.max(1)
-    return highest + np.log(np.exp(logp - highest[:, None]).sum(1))
+_ONES = np.array([number.bit_count() for number in range(256)])
 
 
 @dataclass(frozen=True)
@@ -273,6 +308,17 @@ class SortedIds:
             raise ValueError(f"not {self.count} ids")
         high = ones - begins[:, None] - np.arange(self.count)
         return (high << self.low_bits) | self._low(code[:, self.high_bytes :])
+
+    def doubtful(self, code: np.ndarray) -> np.ndarray:
+        """``(N,)`` bool: the rows that have to be decoded to know whether they hold `count` ids up to `largest`.
+
+        All others do: they have as many ones, and the last stands before where an id could be too large.
+        """
+        high = code[:, : self.high_bytes]
+        beyond = self.count - 1 + (self.largest >> self.low_bits)
+        first, bit = divmod(beyond, 8)
+        late = (high[:, first] >> bit != 0) | high[:, first + 1 :].any(1)
+        return late | (_ONES[high].sum(1) != self.count)
 
     def _low(self, code: np.ndarray) -> np.ndarray:
         """Four bytes from where an id's low bits begin hold all of them: there are at most 24."""
