@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bridgegarden.objective.methods import METHODS
+from bridgegarden.objective.methods import METHODS, PAPER
 
 PAGE = Path(__file__).with_name("methods.md")
 OWN = Path(__file__).parents[1] / "examples" / "own_method"
@@ -39,6 +39,11 @@ HOW: dict[str, str] = {
 }
 
 
+PROBE = "$\\lambda_t = \\sigma(-(\\hat\\kappa_t - c) / s)$, $\\hat\\kappa$ a linear probe of this pair's kappa"
+"""Of the rule that is no preset, since it has a file."""
+PROBE_PAPER = f"what [{PAPER}](https://arxiv.org/abs/{PAPER}) asks a rule for"
+
+
 def page() -> str:
     """The whole page."""
     return f"""# Methods
@@ -55,6 +60,7 @@ preset; [recipe.md](recipe.md#objective) has the fields that each stands for. Wh
 | preset | paper | what is minimised |
 |---|---|---|
 {_rows()}
+| rule `kappa_probe` | {PROBE_PAPER} | {_escaped(PROBE)} |
 
 *Held fast* means that no gradient flows through a factor. † is a method whose paper has the student write the texts
 that it is trained on: `on_policy: {{lmbda: 1.0}}` in a recipe, `on_policy:NAME` in a comparison.
@@ -107,6 +113,26 @@ objective:
 
 Gradients are off while a rule is asked; one whose definition has a gradient turns them on itself
 (`torch.enable_grad()`). Rules with the two arguments `(signal, progress)` work as before.
+
+## A rule fitted on the pair
+
+The theory asks a rule to be hard where much hangs on the token, that is where $\\kappa(s)$ is high. `bridgegarden
+diagnose` measures it at a few hundred positions and fits a ridge regression of it on what a rule sees of a position:
+the teacher's entropy, the lead of its likeliest token over the second, how much of the likeliest the student does not
+have ($1 - q(a^*)$), and what kind of token that is (digits, letters, marks, special, other). It is written to
+`kappa_probe.json` beside the report, with how well it did on prompts that it was not fitted on; the verdict says
+whether to use it ([diagnose.md](diagnose.md#a-rule-fitted-on-the-pair)).
+
+```yaml
+objective:
+  soft_weight: {{rule: kappa_probe, file: runs/diagnosis/student/kappa_probe.json}}
+```
+
+The soft weight is a half where the probe predicts its mean, and a standard deviation more makes it $\\sigma(-1) =
+0.27$. What lies beyond the range that was seen counts as its end. `compare --objectives soft,static,recipe` holds it
+against others. The file is for one tokenizer and one teacher, and is refused with others; a run goes on, and a
+comparison keeps what it has, only with the same content. It is fitted on the student's own texts, of the student as
+it was: fit it again when the student has changed much.
 
 ## A method of your own
 

@@ -19,6 +19,7 @@ from bridgegarden.plan import machine_of, plan_recipe
 from bridgegarden.recipe import load_recipe
 from bridgegarden.study.arms import compared_rows, default_baseline
 from bridgegarden.study.kept import key_of
+from tests.objective.test_kappa_probe import HELD
 from tests.tiny import save_tiny, tiny_model
 
 SETTINGS = CompareSettings(
@@ -166,6 +167,25 @@ def test_the_key_of_a_training_is_of_everything_that_decides_it(source, tmp_path
     before = key(measure=asking)
     problems.write_text("another")
     assert key(measure=asking) != before
+
+
+def test_another_content_of_a_probe_is_another_training(source, tmp_path):
+    (tmp_path / "probe.json").write_text(json.dumps(HELD.to_dict()))
+    rule = f"objective.soft_weight={{rule: kappa_probe, file: {tmp_path / 'probe.json'}}}"
+
+    def decided(objective):
+        recipe = placed(load_recipe(source, [rule]), str(source))
+        (row,) = compared_rows([objective], recipe.objective)
+        return decided_by(run_recipe(recipe, row, 0, steps=1, cache=None, output=tmp_path / "run"), {}, SETTINGS)
+
+    before = decided("recipe"), decided("soft")
+    (tmp_path / "probe.json").write_text(json.dumps(HELD.to_dict() | {"center": 0.5}))
+    after = decided("recipe"), decided("soft")
+    assert key_of(after[0]) != key_of(before[0])
+    assert after[0] | {"probes": None} == before[0] | {"probes": None}
+    assert after[1] == before[1], "the probe is no part of it"
+    with pytest.raises(ConfigError, match="was fitted on a pair with another tokenizer"):
+        run(source, tmp_path / "out", replace(SETTINGS, objectives=("recipe",), baseline="recipe"), [rule])
 
 
 def test_an_interrupt_keeps_what_was_finished(source, trainings, tmp_path):

@@ -22,6 +22,9 @@ class Words:
     def token(self, index: int) -> Piece:
         return Piece(WORDS[index] if index < len(WORDS) else "(outside)", gap=" ")
 
+    def is_special(self, index: int) -> bool:
+        return index == 0
+
     def pieces(self, before: Sequence[int], ids: Sequence[int]) -> list[Piece]:
         return [self.token(index) for index in ids]
 

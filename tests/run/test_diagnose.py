@@ -37,7 +37,7 @@ def test_a_recipe_is_diagnosed_with_its_student_trained_or_not(write_recipe, tmp
     assert result.exit_code == 0, result.output
     assert "not yet trained" in result.stderr
     folder = tmp_path / "out" / "diagnosis"
-    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "result.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["kappa_probe.json", "report.html", "result.json"]
     document = json.loads((folder / "result.json").read_text())
     turn = tiny_tokenizer().apply_chat_template(
         [{"role": "user", "content": "5 + 0 ="}], add_generation_prompt=True, return_dict=False

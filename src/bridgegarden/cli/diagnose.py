@@ -156,6 +156,7 @@ def print_diagnosis(diagnosis: "Diagnosis", files: "DiagnosisFiles", *, as_json:
         difference_table,
         guide_words,
         kind_words,
+        probe_words,
         thanks_to,
     )
     from bridgegarden.report.verdict import verdict_lines
@@ -178,6 +179,9 @@ def print_diagnosis(diagnosis: "Diagnosis", files: "DiagnosisFiles", *, as_json:
         console.print(Text.assemble((rule, "bold"), f" {why}"))
         if (guide := guide_words(student)) is not None:
             console.print(Text(guide))
+        if (probe := probe_words(student)) is not None:
+            console.print(Text(probe))
+            console.print(Text(f"It is in {files.probe(diagnosis, student.name)}"), soft_wrap=True)
     for student in diagnosis.findings.students:
         console.print(Text(f"\nVerdict on {student.name}", style="bold"), soft_wrap=True)
         for head, why in verdict_lines(diagnosis, student):

@@ -28,6 +28,7 @@ from bridgegarden.preflight.models import meta_model, parameter_count
 from bridgegarden.pruning.shape import Shape
 from bridgegarden.recipe import Recipe, build_objective, describe_objective, load_recipe
 from bridgegarden.run.cut_student import sizes_text
+from bridgegarden.run.kappa_probe import check_probes, probe_hashes
 from bridgegarden.study.arms import ComparedRow, compared_rows
 from bridgegarden.study.kept import StudyFolder, keep, kept
 from bridgegarden.study.run import Job, Tell, one_thread, steps_told, study
@@ -97,6 +98,7 @@ def decided_by(recipe: Recipe, content: Mapping[str, Any], settings: CompareSett
         "student": student_fingerprint(recipe, recipe.training.arguments["seed"]),
         "cached": recipe.teacher.is_cached,
         "measuring": settings.measuring,
+        **({"probes": probes} if (probes := probe_hashes(build_objective(recipe.objective))) else {}),
         "problems": {task: hashlib.sha256(Path(task).read_bytes()).hexdigest() for task in tasks if is_file(task)},
     }
 
@@ -337,6 +339,13 @@ def _check(recipe: Recipe, rows: Sequence[ComparedRow], settings: CompareSetting
     pair, _ = check_pair(recipe, settings.seeds, console)
     for warning in pair.endings.warnings:
         console.print(Text.assemble(("warning: ", "yellow"), warning), soft_wrap=True)
+    for row in rows:
+        check_probes(
+            build_objective(row.objective),
+            (pair.teacher,),
+            tokenizer=pair.endings.tokenizer,
+            vocab_size=pair.vocab_size,
+        )
     prompts = read_held_out(pair, settings)
     if recipe.data.eval is None:
         console.print(

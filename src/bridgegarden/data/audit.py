@@ -102,6 +102,7 @@ class TokenTexts:
         anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
         assert isinstance(anchor, list)
         self._anchor = tuple(anchor[-1:])
+        self._special = frozenset(tokenizer.all_special_ids)
         self._alone = lru_cache(maxsize=None)(self._piece_alone)
 
     def text(self, ids: Sequence[int]) -> str:
@@ -112,6 +113,10 @@ class TokenTexts:
     def token(self, index: int) -> Piece:
         """A token in the middle of a text."""
         return self._alone(index)
+
+    def is_special(self, index: int) -> bool:
+        """Whether it is no text but a sign, such as the end of one."""
+        return index in self._special
 
     def pieces(self, before: Sequence[int], ids: Sequence[int]) -> list[Piece]:
         """Each of `ids`, which follow `before`; joined with their gaps they are the text.

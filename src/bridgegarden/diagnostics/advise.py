@@ -48,8 +48,9 @@ NOTICEABLE = 0.1
 """A gain that is a smaller share of the most it could be is as good as none."""
 
 Rule = Literal["confidence", "entropy", "static"]
+Scored = Literal["confidence", "entropy", "kappa_probe"]
 
-ADAPTIVE: tuple[Rule, ...] = ("confidence", "entropy")
+ADAPTIVE: tuple[Literal["confidence", "entropy"], ...] = ("confidence", "entropy")
 """Rules that look at the teacher; they are what is scored."""
 RULES: Mapping[str, SoftWeight] = {
     "static": StaticWeight(),
@@ -63,8 +64,8 @@ RULES: Mapping[str, SoftWeight] = {
 class RuleScore:
     """How one rule aims on this pair."""
 
-    rule: Rule
-    """`confidence` or `entropy`."""
+    rule: Scored
+    """Its name in recipes."""
     mean_weight: float
     r"""Mean :math:`\lambda` over the measured positions."""
     spearman: Bootstrapped
@@ -74,7 +75,7 @@ class RuleScore:
     separation: Bootstrapped
     r"""Mean :math:`\lambda` at Gardens minus at Bridges; positive is good."""
     gain: Bootstrapped
-    """Nats a position beyond a static rule of the same mean; positive is good. Widened for two rules."""
+    """Nats a position beyond a static rule of the same mean; positive is good. Widened for the rules tried."""
     most: float
     r"""Nats a position: the gain of a :math:`\lambda` that fell in line with the measured kappa, the product of their
     standard deviations."""
@@ -118,34 +119,11 @@ def advise(result: KappaResult, *, vocab_size: int, generator: torch.Generator, 
         generator: on the CPU, for the bootstrap.
         resamples: of the bootstrap.
     """
-    positions = result.positions
-    kappa = torch.tensor([place.state_kappa.mean for place in positions], dtype=torch.float64)
-    kinds = [place.kind for place in positions]
-    bridge, garden = (torch.tensor([one == kind for one in kinds]).bool() for kind in (Kind.BRIDGE, Kind.GARDEN))
-    prompts = [place.prompt for place in positions]
-    entropy = torch.tensor([place.teacher_entropy for place in positions], dtype=torch.float64)
-    max_prob = torch.tensor([place.teacher_max_prob for place in positions], dtype=torch.float64)
-    weights = soft_weights(entropy, max_prob, vocab_size)
-    counts, count = resampled(prompts, generator, resamples), len(set(prompts))
-
-    gains = {rule: _gains(weights[rule], kappa, prompts) for rule in ADAPTIVE}
-
-    def score(rule: Rule, weight: Tensor) -> RuleScore:
-        return RuleScore(
-            rule=rule,
-            mean_weight=weight.mean().item(),
-            spearman=Bootstrapped.of(lambda w: spearman(weight, kappa, w), counts, count),
-            auc=Bootstrapped.of(lambda w: auc(weight, garden, bridge, w), counts, count),
-            separation=Bootstrapped.of(
-                lambda w: weighted_mean(weight, w * garden) - weighted_mean(weight, w * bridge), counts, count
-            ),
-            gain=_mean(gains[rule], reach=_reach(weight, kappa, len(positions) / max(count, 1)), tests=len(ADAPTIVE)),
-            most=(weight.std(correction=0) * kappa.std(correction=0)).item(),
-        )
-
-    scores = tuple(score(rule, weights[rule]) for rule in ADAPTIVE)
-    even = [gains[rule] / weights[rule].std(correction=0).clamp(min=1e-12) for rule in ADAPTIVE]
-    difference = _mean(even[0] - even[1], size=max((one.abs().max().item() for one in even), default=0.0))
+    aims = Aims.of(result, generator, resamples)
+    weights = teacher_weights(result, vocab_size)
+    scores = tuple(aims.score(rule, weights[rule], tests=len(ADAPTIVE)) for rule in ADAPTIVE)
+    difference = aims.difference(*(weights[rule] for rule in ADAPTIVE))
+    count = len(set(aims.prompts))
     recommended, either, reason, more = _decide(scores, difference, count, result.generated_tokens)
     return Advice(
         recommended=recommended,
@@ -154,10 +132,77 @@ def advise(result: KappaResult, *, vocab_size: int, generator: torch.Generator, 
         more_tokens=more,
         scores=scores,
         gain_difference=difference,
-        positions=len(positions),
+        positions=len(aims.kappa),
         prompts=count,
-        representative=result.choose == "random" or len(positions) == result.candidates,
+        representative=represents_texts(result),
     )
+
+
+def represents_texts(result: KappaResult) -> bool:
+    """Whether the positions stand for the texts: a random sample of them, or all."""
+    return result.choose == "random" or len(result.positions) == result.candidates
+
+
+def teacher_weights(result: KappaResult, vocab_size: int) -> dict[str, Tensor]:
+    """:func:`soft_weights` at the measured positions."""
+    entropy = torch.tensor([place.teacher_entropy for place in result.positions], dtype=torch.float64)
+    max_prob = torch.tensor([place.teacher_max_prob for place in result.positions], dtype=torch.float64)
+    return soft_weights(entropy, max_prob, vocab_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aims:
+    """What rules are held against: kappa at the measured positions."""
+
+    kappa: Tensor
+    """``(N,)`` float64 nats."""
+    bridge: Tensor
+    """``(N,)`` bool."""
+    garden: Tensor
+    """``(N,)`` bool."""
+    prompts: Sequence[int]
+    """Of each position its prompt."""
+    counts: Tensor
+    """``(R + 1, N)`` of :func:`~bridgegarden.statistics.resampled`."""
+
+    @classmethod
+    def of(cls, result: KappaResult, generator: torch.Generator, resamples: int) -> "Aims":
+        """From what was measured."""
+        kinds = [place.kind for place in result.positions]
+        bridge, garden = (torch.tensor([one == kind for one in kinds]).bool() for kind in (Kind.BRIDGE, Kind.GARDEN))
+        prompts = [place.prompt for place in result.positions]
+        return cls(
+            kappa=torch.tensor([place.state_kappa.mean for place in result.positions], dtype=torch.float64),
+            bridge=bridge,
+            garden=garden,
+            prompts=prompts,
+            counts=resampled(prompts, generator, resamples),
+        )
+
+    def score(self, rule: Scored, weight: Tensor, *, tests: int) -> RuleScore:
+        """How a rule aims that gives these positions `weight`, being one of `tests` that are tried."""
+        kappa, counts, count = self.kappa, self.counts, len(set(self.prompts))
+        garden, bridge = self.garden, self.bridge
+        reach = _reach(weight, kappa, len(kappa) / max(count, 1))
+        return RuleScore(
+            rule=rule,
+            mean_weight=weight.mean().item(),
+            spearman=Bootstrapped.of(lambda w: spearman(weight, kappa, w), counts, count),
+            auc=Bootstrapped.of(lambda w: auc(weight, garden, bridge, w), counts, count),
+            separation=Bootstrapped.of(
+                lambda w: weighted_mean(weight, w * garden) - weighted_mean(weight, w * bridge), counts, count
+            ),
+            gain=_mean(_gains(weight, kappa, self.prompts), reach=reach, tests=tests),
+            most=(weight.std(correction=0) * kappa.std(correction=0)).item(),
+        )
+
+    def difference(self, first: Tensor, second: Tensor, *, tests: int = 1) -> Bootstrapped:
+        """The gain of a rule with weights `first` minus that of one with `second`, each over its own spread."""
+        even = [
+            _gains(one, self.kappa, self.prompts) / one.std(correction=0).clamp(min=1e-12) for one in (first, second)
+        ]
+        size = max((one.abs().max().item() for one in even if len(one)), default=0.0)
+        return _mean(even[0] - even[1], size=size, tests=tests)
 
 
 def _decide(
@@ -173,6 +218,7 @@ def _decide(
     good = [score for score in scores if _interval(score.gain).side() > 0]
     if good:
         best = max(good, key=lambda score: _value(score.gain) / score.most)
+        assert best.rule != "kappa_probe"
         either = len(good) > 1 and (difference.interval is None or difference.interval.side() == 0)
         reason = (
             f"The {best.rule} rule is softer where kappa is lower: its hard labels cover {_told(best)} more than those "

@@ -25,6 +25,7 @@ from bridgegarden.diagnostics.diagnosis import (
     show_texts,
 )
 from bridgegarden.diagnostics.exposure_bias import ExposureBias, compare_students, paired_differences
+from bridgegarden.diagnostics.fit_probe import FittedProbe, fit_probe, kind_of
 from bridgegarden.diagnostics.kappa import (
     THRESHOLD_SHARE,
     Choice,
@@ -143,6 +144,7 @@ class Examination:
     shown_kappa: KappaResult | None = None
     attribution: Attribution | None = None
     advice: Advice | None = None
+    probe: FittedProbe | None = None
     shown: tuple[ShownText, ...] = ()
 
     @property
@@ -190,6 +192,7 @@ class Examination:
             shown_kappa=self.shown_kappa,
             attribution=self.attribution,
             advice=self.advice,
+            probe=self.probe,
             texts=self.shown,
             largest=tuple(self._largest()),
         )
@@ -230,6 +233,13 @@ class Examination:
                 generator=generator_of(self.settings, "kappa"),
             )
         self.advice = advise(self.kappa, vocab_size=self.vocab_size, generator=generator_of(self.settings, "advice"))
+        self.probe = fit_probe(
+            self.kappa,
+            self.advice.scores,
+            vocab_size=self.vocab_size,
+            kind=lambda token: token_kind(self.reader, token, self.vocab_size),
+            generator=generator_of(self.settings, "probe"),
+        )
 
     def _numbers(self) -> list[int]:
         """The texts to show: those that kappa in order begins with, else the first one of each of the first prompts."""
@@ -358,6 +368,11 @@ def _run(examinations: Sequence[Examination], work: "_Work") -> str | None:
     return None
 
 
+def token_kind(reader: Reader, token: int, vocab_size: int) -> str:
+    """The letter of :data:`~bridgegarden.objective.kappa_probe.KINDS`; *other* outside the vocabulary."""
+    return kind_of(reader.text([token]), special=reader.is_special(token)) if token < vocab_size else "o"
+
+
 def _named(student: StudentDiagnosis) -> set[int]:
     """Token ids that stand somewhere in the results of a student."""
     named: set[int] = set()
@@ -435,7 +450,7 @@ def least_budget(bias: ExposureBias, settings: DiagnosisSettings) -> int:
 
 def generator_of(settings: DiagnosisSettings, part: str) -> torch.Generator:
     """Each part of the work has random numbers of its own, the same ones for every student."""
-    number = ("texts", "differences", "attribution", "shown", "kappa", "advice").index(part)
+    number = ("texts", "differences", "attribution", "shown", "kappa", "advice", "probe").index(part)
     return torch.Generator().manual_seed(10 * settings.seed + number)
 
 

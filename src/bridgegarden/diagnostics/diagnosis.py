@@ -12,6 +12,7 @@ from bridgegarden.diagnostics.acceptance import DraftModel, check_cost_ratio
 from bridgegarden.diagnostics.advise import Advice, soft_weights
 from bridgegarden.diagnostics.attribution import Attribution
 from bridgegarden.diagnostics.exposure_bias import ExposureBias, StudentDifference
+from bridgegarden.diagnostics.fit_probe import FittedProbe
 from bridgegarden.diagnostics.kappa import Choice, KappaResult, PositionKappa
 from bridgegarden.diagnostics.label_losses import LabelLosses
 from bridgegarden.diagnostics.rollout import RollOuts, walk
@@ -38,6 +39,10 @@ class Reader(Protocol):
 
     def pieces(self, before: Sequence[int], ids: Sequence[int]) -> list[Piece]:
         """Each of `ids`, which follow `before`."""
+        ...
+
+    def is_special(self, index: int) -> bool:
+        """Whether a token is no text but a sign, such as the end of one."""
         ...
 
 
@@ -177,6 +182,8 @@ class StudentDiagnosis:
     """Where its exposure bias comes from; None if interrupted before."""
     advice: Advice | None
     """Which rule for the soft weight suits; None without `kappa`."""
+    probe: FittedProbe | None
+    """A rule fitted on `kappa`, and whether it is worth using; None without `kappa`."""
     texts: tuple[ShownText, ...]
     """Some of its own texts, token by token."""
     largest: tuple[CostlyDraw, ...]
@@ -313,8 +320,9 @@ class Diagnosis:
         tree = to_plain(self, leave_out=("findings",))
         found = to_plain(self.findings, leave_out=("students",))
         students = [
-            to_plain(student, leave_out=("exposure_bias", "draft_model"))
+            to_plain(student, leave_out=("exposure_bias", "draft_model", "probe"))
             | {"exposure_bias": student.exposure_bias.to_dict(), "draft_model": self._draft_model(student)}
+            | {"probe": None if student.probe is None else student.probe.to_dict()}
             | {"verdict": to_plain(self.verdict(student))}
             for student in self.findings.students
         ]

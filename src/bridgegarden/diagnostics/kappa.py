@@ -79,6 +79,12 @@ class PositionKappa:
     """Nats, at temperature 1."""
     teacher_max_prob: float
     """Probability of the teacher's likeliest token, at temperature 1."""
+    teacher_margin: float
+    """By how much that is more than the probability of its second token."""
+    likeliest: int
+    """The teacher's likeliest token."""
+    agreement: float
+    """Probability of that token under the student, at temperature 1."""
     loss: float
     """l(s), nats."""
     actions: tuple[ActionKappa, ...]
@@ -288,7 +294,9 @@ def _measure(
     """kappa at a few positions, and the tokens it took."""
     prefixes = [texts.prefix(*place) for place in places]
     starts = [policy.start(prefixes) for policy in (teacher, student)]
-    p, q = (tempered(start.log_probs(), settings.temperature).exp().double().cpu() for start in starts)
+    said = [start.log_probs() for start in starts]
+    p, q = (tempered(logp, settings.temperature).exp().double().cpu() for logp in said)
+    likeliest, margin, agreement = _first_choice(*said)
     uniforms = torch.rand(len(places), settings.rounds, texts.horizon + 1, generator=generator, dtype=torch.float64)
     sets = [_action_set(p[i], q[i], settings.top) for i in range(len(places))]
     rests = [_outside(p[i], q[i], sets[i], uniforms[i, :, -1]) for i in range(len(places))]
@@ -319,6 +327,9 @@ def _measure(
                 token=texts.tokens[text][position],
                 teacher_entropy=texts.teacher_entropy[text, position].item(),
                 teacher_max_prob=texts.teacher_max_prob[text, position].item(),
+                teacher_margin=margin[i],
+                likeliest=likeliest[i],
+                agreement=agreement[i],
                 loss=texts.losses[0, text, position].item(),
                 actions=tuple(
                     ActionKappa(
@@ -335,6 +346,14 @@ def _measure(
             )
         )
     return found, spent
+
+
+def _first_choice(teacher_logp: Tensor, student_logp: Tensor) -> tuple[list[int], list[float], list[float]]:
+    """Of each row the teacher's likeliest token, its lead over the second, and its probability under the student."""
+    top = teacher_logp.topk(min(2, teacher_logp.shape[-1]), dim=-1)
+    best, probs = top.indices[:, :1], top.values.double().exp()
+    lead = probs[:, 0] - (probs[:, 1] if probs.shape[1] > 1 else 0.0)
+    return best.squeeze(1).tolist(), lead.tolist(), student_logp.gather(1, best).double().exp().squeeze(1).tolist()
 
 
 def _action_set(p: Tensor, q: Tensor, top: int) -> Tensor:

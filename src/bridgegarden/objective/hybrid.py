@@ -25,6 +25,7 @@ from bridgegarden.objective.mixed_divergence import MixedDivergence
 from bridgegarden.objective.position_weight import WITHOUT_TEACHER
 from bridgegarden.objective.soft_weight import (
     EntropyWeight,
+    KappaProbe,
     SoftWeight,
     StaticWeight,
     TrainProgress,
@@ -172,6 +173,11 @@ class HybridObjective:
         weight = self.position_weight
         reads_teacher = weight is not None and not isinstance(weight, WITHOUT_TEACHER)
         return self.hard_target == "data" and self.soft_weight == StaticWeight(0.0) and not reads_teacher
+
+    @property
+    def probes(self) -> tuple[KappaProbe, ...]:
+        """The rules that were read from a file: the objective is another one if that changes."""
+        return tuple(rule for rule in self._rules().values() if isinstance(rule, KappaProbe))
 
     def _rules(self) -> dict[str, Any]:
         """The rules that there are, by the field that they stand in."""

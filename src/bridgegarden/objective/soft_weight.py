@@ -11,7 +11,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.objective.alignment import Position
+from bridgegarden.objective.kappa_probe import ProbeFile
 from bridgegarden.objective.registry import Registry
 from bridgegarden.objective.support import StudentSupport, TeacherSignal
 
@@ -276,6 +277,42 @@ class LabelCorrection:
         return (1 - torch.where(signal.argmax == token, right, wrong)) + 0 * label
 
 
+@dataclass(frozen=True)
+class KappaProbe:
+    r"""Softer the less hangs on a position, by a probe: :math:`\lambda_t = \sigma(-(\hat\kappa(s) - c) / s)`.
+
+    :math:`\hat\kappa(s)` is linear in what both models say (:mod:`bridgegarden.objective.kappa_probe`), fitted by
+    ``bridgegarden diagnose`` where it measured kappa; c and s are the mean and the spread of what it predicts there.
+    """
+
+    file: str
+    """The ``kappa_probe.json`` that a diagnosis of this pair wrote. It is read when the rule is made."""
+
+    def __post_init__(self) -> None:
+        self.held  # noqa: B018  a file that is no good is refused here and not in the first step
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(file={self.file!r}, sha256={self.held.sha256[:12]!r})"
+
+    @cached_property
+    def held(self) -> ProbeFile:
+        """What the file held.
+
+        Raises:
+            ConfigError: it is no good.
+        """
+        return ProbeFile.read(self.file)
+
+    def __call__(
+        self,
+        signal: TeacherSignal,
+        student: StudentSupport | None = None,
+        position: Position | None = None,
+        progress: TrainProgress | None = None,
+    ) -> Float[Tensor, "*batch"]:
+        return self.held.soft_weight(signal, needs(student, self, "the student"))
+
+
 def _check_unit_interval(name: str, value: float) -> None:
     if not 0.0 <= value <= 1.0:
         raise ConfigError(f"objective.soft_weight.{name} must be in [0, 1], got {value}.")
@@ -296,6 +333,7 @@ SOFT_WEIGHTS: Registry[type[SoftWeight]] = Registry(
         "curriculum": CurriculumWeight,
         "high_entropy": HighEntropy,
         "label_correction": LabelCorrection,
+        "kappa_probe": KappaProbe,
     },
     is_entry=is_rule,
     expected="a frozen dataclass that can be called",

@@ -15,7 +15,7 @@ PATHS = (
     *(("teacher", "model"), ("teacher", "cache"), ("student", "model"), ("student", "folder")),
     *(("data", "train"), ("data", "eval")),
 )
-"""Settings that may name something beside the recipe's file."""
+"""Settings that may name something beside the recipe's file; so may the ``file`` of a rule in ``objective``."""
 SUFFIX = ".yaml"
 
 
@@ -125,12 +125,23 @@ def _anchor(tree: Any, folder: Path) -> None:
         part = tree.get(section) if isinstance(tree, dict) else None
         if isinstance(part, dict) and key in part:
             part[key] = _anchored(part[key], folder)
+    if isinstance(tree, dict):
+        _anchor_rules(tree.get("objective"), folder)
     teacher = tree.get("teacher") if isinstance(tree, dict) else None
     of = teacher.get("of") if isinstance(teacher, dict) else None
     for member in of.values() if isinstance(of, dict) else ():
         for key in ("model", "cache") if isinstance(member, dict) else ():
             if key in member:
                 member[key] = _anchored(member[key], folder)
+
+
+def _anchor_rules(part: Any, folder: Path) -> None:
+    """The file that a rule reads, wherever in `part` the rule stands."""
+    for key, value in part.items() if isinstance(part, dict) else ():
+        if key == "file" and "rule" in part:
+            part[key] = _anchored(value, folder)
+        else:
+            _anchor_rules(value, folder)
 
 
 def _anchored(value: Any, folder: Path) -> Any:

@@ -2,7 +2,6 @@
 
 from markupsafe import Markup
 
-from bridgegarden.diagnostics.advise import Advice
 from bridgegarden.diagnostics.diagnosis import Diagnosis, ModelUsed, StudentDiagnosis
 from bridgegarden.report.acceptance import draft_section
 from bridgegarden.report.charts import responsive
@@ -24,6 +23,7 @@ from bridgegarden.report.diagnosis_words import (
     difference_table,
     guide_words,
     kind_words,
+    probe_words,
     thanks_to,
 )
 from bridgegarden.report.page import Page, Section, details, figure, findings, made_section, words_section
@@ -213,26 +213,33 @@ def _rule(diagnosis: Diagnosis) -> Markup:
         "rises. This says how well a rule aims on this pair, not how a student trained with it turns out.</p>"
     )
     said = findings(
-        Markup("<b>{}</b>: {}. <b>{}</b> {} {}").format(
-            student.name, kind_words(student), *advice_words(student.advice), guide_words(student) or ""
+        Markup("<b>{}</b>: {}. <b>{}</b> {} {} {}").format(
+            student.name,
+            kind_words(student),
+            *advice_words(student.advice),
+            guide_words(student) or "",
+            probe_words(student) or "",
         )
         for student in students
     )
-    rows = [row for student in students if student.advice is not None for row in _scores(student, student.advice)]
+    rows = [row for student in students for row in _scores(student)]
     if not rows:
         return how + said
     caption = (
         "With 95 % intervals over prompts. Rank correlation of λ with κ(s): negative is good. Told apart: how often a "
         "Garden's λ is above a Bridge's; 0.5 is chance. Separation: mean λ at Gardens minus at Bridges. Gain: how much "
         "more kappa the hard label covers than under a static rule of the same mean, nats a place; it decides, and its "
-        "interval is widened for two rules. Ranks only describe: skewed noise shifts them where there is nothing to "
+        "interval is widened for the rules that are tried. The probe (kappa_probe) is scored on prompts that it was "
+        "not fitted on. Ranks only describe: skewed noise shifts them where there is nothing to "
         "gain. A static rule has no correlation, tells nothing apart and gains nothing."
     )
     columns = ["student, rule", "mean λ", "rank correlation", "told apart", "separation", "gain"]
     return how + said + Table(columns=columns, rows=rows, note=caption).html()
 
 
-def _scores(student: StudentDiagnosis, advice: Advice) -> list[list[str | Cell]]:
+def _scores(student: StudentDiagnosis) -> list[list[str | Cell]]:
+    scores = () if student.advice is None else student.advice.scores
+    probe = () if student.probe is None else (student.probe.score,)
     return [
         [
             f"{student.name}, {score.rule}",
@@ -242,7 +249,7 @@ def _scores(student: StudentDiagnosis, advice: Advice) -> list[list[str | Cell]]
             bootstrapped(score.separation, least=-1, most=1),
             bootstrapped(score.gain),
         ]
-        for score in advice.scores
+        for score in (*scores, *probe)
     ]
 
 

@@ -166,6 +166,18 @@ def advice_words(advice: Advice | None) -> tuple[str, str]:
     return rule, MINUS.sub("\N{MINUS SIGN}", advice.reason) + caveat
 
 
+def probe_words(student: StudentDiagnosis) -> str | None:
+    """Whether the fitted probe is worth using; None where none was fitted."""
+    probe = student.probe
+    if probe is None:
+        return None
+    ranks, caveat = bootstrapped(probe.score.spearman, least=-1, most=1), ""
+    if not probe.representative:
+        caveat = " The positions were picked, so they do not stand for the texts."
+    said = f"{probe.reason} Rank correlation with κ(s), out of fold: {ranks[0]} ({ranks[1]}).{caveat}"
+    return MINUS.sub("\N{MINUS SIGN}", said)
+
+
 def guide_words(student: StudentDiagnosis) -> str | None:
     """What the evidence says of a teacher that is as sure at its Bridges as this one; None where too few were found."""
     bridges = [] if student.kappa is None else [p for p in student.kappa.positions if p.kind is Kind.BRIDGE]

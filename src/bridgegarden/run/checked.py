@@ -12,6 +12,7 @@ from bridgegarden.preflight import Pair, Preflight, preflight
 from bridgegarden.recipe import Recipe, build_lora_config, build_objective, build_sft_config, describe_objective
 from bridgegarden.run.cache_folder import cache_folders
 from bridgegarden.run.cut_student import CutStudent
+from bridgegarden.run.kappa_probe import check_probes, probe_hashes
 from bridgegarden.run.output import OutputFolder
 from bridgegarden.run.pair import recipe_pair
 from bridgegarden.run.rows import RunData, mix_text, rules_of, training_rows
@@ -65,6 +66,11 @@ class CheckedRun:
         return describe_objective(self.objective)
 
     @property
+    def probes(self) -> dict[str, str]:
+        """Of every file that the objective reads its content, by which one run is told from another."""
+        return probe_hashes(self.objective)
+
+    @property
     def on_policy_text(self) -> str | None:
         """Every setting of on-policy batches, on one line; None where there are none."""
         on_policy = self.recipe.on_policy
@@ -87,7 +93,7 @@ def check_run(recipe: Recipe, folder: OutputFolder, arguments: "SFTConfig", cons
     Raises:
         ModelError: the models cannot be used, or not with each other.
         DataError: a row cannot be used.
-        ConfigError: PEFT is missing.
+        ConfigError: PEFT is missing, or a kappa probe is of other models.
     """
     lora = None if recipe.student.lora is None else build_lora_config(recipe.student.lora)
     # What the student writes comes on top of a prompt that may be as long as a row.
@@ -104,7 +110,13 @@ def check_run(recipe: Recipe, folder: OutputFolder, arguments: "SFTConfig", cons
         top_k=recipe.teacher.top_k,
     )
     _check_with_student(arguments, checked)
-    report(console, checked, teacher.warnings(checked))
+    probes = check_probes(
+        build_objective(recipe.objective),
+        checked.teachers,
+        tokenizer=checked.endings.tokenizer,
+        vocab_size=checked.match.vocab_size,
+    )
+    report(console, checked, teacher.warnings(checked) + probes)
     _choose_loss(recipe, arguments, checked, console)
     if recipe.student.from_ is not None:
         cut = CutStudent.of(recipe).summary(checked.student)

@@ -21,6 +21,7 @@ from bridgegarden.files import write_json
 from bridgegarden.preflight import ModelFacts, ModelReference, check_endings, compare_tokenizers, load_facts
 from bridgegarden.recipe import Recipe, list_recipes, load_recipe
 from bridgegarden.report.diagnosis import diagnosis_page
+from bridgegarden.run.kappa_probe import probe_file
 from bridgegarden.run.models import load_model, placed, usable_device
 from bridgegarden.run.output import OutputFolder, check_writable, write_or_rescue
 from bridgegarden.run.prompts import Prompts, PromptSource, read_prompts
@@ -96,6 +97,12 @@ class DiagnosisFiles(NamedTuple):
         """The same for machines."""
         return self.folder / "result.json"
 
+    def probe(self, diagnosis: Diagnosis, student: str) -> Path:
+        """The probe that was fitted on a student."""
+        names = [used.name for used in diagnosis.students]
+        own = "" if len(names) == 1 else f"-{names.index(student)}-" + re.sub(r"[^\w.+-]+", "-", student)[:80]
+        return self.folder / f"kappa_probe{own}.json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedPair:
@@ -149,6 +156,7 @@ def diagnose_pair(
         prompts = _prompts(inputs, pair, request.limit, settings)
         _tell(console, inputs, pair, prompts)
         policies = [_policy(facts, pair, where, console) for facts in (pair.teacher, *pair.students.values())]
+        reader = TokenTexts(pair.tokenizer, shared_size=pair.vocab_size)
         total = len(prompts.ids) * settings.samples * settings.max_new_tokens * len(policies)
         with DiagnoseDisplay(console, total + settings.budget * len(pair.students)) as display:
             findings = diagnose(
@@ -157,7 +165,7 @@ def diagnose_pair(
                 prompts.ids,
                 settings,
                 vocab_size=pair.vocab_size,
-                reader=TokenTexts(pair.tokenizer, shared_size=pair.vocab_size),
+                reader=reader,
                 answers=prompts.answers,
                 watcher=display,
             )
@@ -176,13 +184,24 @@ def diagnose_pair(
         device=torch.cuda.get_device_name(where) if where.startswith("cuda") else where,
         versions={"python": sys.version.split()[0], "platform": platform.platform(), **package_versions()},
     )
-    write_or_rescue(files.folder, lambda folder: _write(DiagnosisFiles(folder), diagnosis))
+    write_or_rescue(files.folder, lambda folder: _write(DiagnosisFiles(folder), diagnosis, pair, reader))
     return diagnosis, files
 
 
-def _write(files: DiagnosisFiles, diagnosis: Diagnosis) -> None:
+def _write(files: DiagnosisFiles, diagnosis: Diagnosis, pair: CheckedPair, reader: TokenTexts) -> None:
     write_json(files.result, diagnosis.to_dict())
     diagnosis_page(diagnosis).write(files.report)
+    for student in diagnosis.findings.students:
+        if student.probe is not None:
+            held = probe_file(
+                student.probe,
+                student.name,
+                teacher=pair.teacher,
+                tokenizer=pair.tokenizer,
+                vocab_size=pair.vocab_size,
+                reader=reader,
+            )
+            write_json(files.probe(diagnosis, student.name), held.to_dict())
 
 
 def _check(inputs: DiagnoseInputs) -> CheckedPair:

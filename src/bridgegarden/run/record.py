@@ -160,6 +160,7 @@ def run_record(run: CheckedRun) -> dict[str, Any]:
         "on_policy": run.on_policy_text,
         "loss_kernel": run.loss_route,
         "data": run.data.fingerprints,
+        **({"probes": run.probes} if run.probes else {}),
         "rows": {"train": len(run.data.train), "eval": None if held_out is None else len(held_out)},
         "teacher": {
             "model": run.recipe.teacher.name,
@@ -243,6 +244,11 @@ def _check_same_run(folder: OutputFolder, before: Mapping[str, Any], now: Mappin
         raise ConfigError(
             f"output: {folder.path} was trained from another student: {now['student']['model']} has been cut anew "
             "since, and is not what it was. Put the former back to go on, or set another output (--set output=FOLDER)."
+        )
+    if before.get("probes") != now.get("probes"):
+        raise ConfigError(
+            f"output: {folder.path} was trained with another content of {', '.join(now.get('probes') or ['a probe'])}. "
+            "Restore that file to go on, or set another output (--set output=FOLDER)."
         )
     for role in ("teacher", "student"):
         then = (before.get(role) or {}).get("commit")
