@@ -123,10 +123,7 @@ have ($1 - q(a^*)$), and what kind of token that is (digits, letters, marks, spe
 `kappa_probe.json` beside the report, with how well it did on prompts that it was not fitted on; the verdict says
 whether to use it ([diagnose.md](diagnose.md#a-rule-fitted-on-the-pair)).
 
-```yaml
-objective:
-  soft_weight: {{rule: kappa_probe, file: runs/diagnosis/student/kappa_probe.json}}
-```
+    objective: {{soft_weight: {{rule: kappa_probe, file: runs/diagnosis/student/kappa_probe.json}}}}
 
 The soft weight is a half where the probe predicts its mean, and a standard deviation more makes it $\\sigma(-1) =
 0.27$. What lies beyond the range that was seen counts as its end. `compare --objectives soft,static,recipe` holds it

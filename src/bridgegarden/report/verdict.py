@@ -76,6 +76,13 @@ def _drift(diagnosis: Diagnosis, student: StudentDiagnosis) -> tuple[str, str]:
 
 
 def _rule(diagnosis: Diagnosis, student: StudentDiagnosis) -> tuple[str, str]:
+    head, why = _known_rule(diagnosis, student)
+    probe = student.probe
+    better = " The probe that was fitted on this pair aims better (kappa_probe)."
+    return head, why + (better if probe is not None and probe.standing == "ahead" else "")
+
+
+def _known_rule(diagnosis: Diagnosis, student: StudentDiagnosis) -> tuple[str, str]:
     rule, advice = diagnosis.verdict(student).rule, student.advice
     if rule == "static":
         return (
