@@ -68,6 +68,7 @@ def test_the_weight_is_what_its_definition_says_however_much_is_kept_of_the_teac
     if k is None:
         student = dense_student_support(STUDENT, V, signal.argmax)
     else:
+        assert signal.ids is not None
         student = select_support(STUDENT, signal.ids, signal.argmax, 1.0)
     got = ask(rule, signal, student, Position(torch.zeros(N, dtype=torch.long)))
     expected = torch.tensor([defined(row) for row in range(N)], dtype=torch.float64)
