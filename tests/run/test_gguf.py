@@ -97,6 +97,20 @@ def test_a_student_learns_from_it_what_it_learns_from_the_same_model(recipe, tmp
         torch.testing.assert_close(weight, theirs[name], atol=0, rtol=0)
 
 
+def test_a_student_is_cut_out_of_the_unpacked_weights(recipe, tmp_path):
+    section = "student={from: teacher, layers: 1, keep: first}"
+    result = run("prune", recipe, "--set", section)
+    assert result.exit_code == 0, result.output
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("out/student", "teacher"))
+    assert ours.keys() < theirs.keys()
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], atol=0, rtol=0)
+    assert "quantization_config" not in (tmp_path / "out" / "student" / "config.json").read_text()
+    eight = run("prune", recipe, "--set", section, "--set", "teacher.gguf_file=eight.gguf")
+    assert eight.exit_code == 2
+    assert "was cut on another teacher's weights" in eight.stderr
+
+
 def test_the_cache_of_one_file_is_not_taken_for_that_of_another(recipe, tmp_path):
     built = run("cache", "build", recipe)
     assert built.exit_code == 0, built.output

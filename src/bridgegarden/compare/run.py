@@ -364,7 +364,7 @@ def _check(recipe: Recipe, rows: Sequence[ComparedRow], settings: CompareSetting
 
 
 def check_student(recipe: Recipe, seed: int) -> None:
-    """Make sure that there is a student for `seed`.
+    """Make sure that there is a student for `seed`; the one that is cut out of the teacher is for all.
 
     Raises:
         ModelError: there is none.
@@ -372,7 +372,8 @@ def check_student(recipe: Recipe, seed: int) -> None:
     from bridgegarden.preflight import load_facts
     from bridgegarden.run.pair import student_reference
 
-    load_facts(student_reference(seeded(recipe, seed)))
+    if recipe.student.from_ is None:
+        load_facts(student_reference(seeded(recipe, seed)))
 
 
 def _row_info(row: ComparedRow) -> RowInfo:
