@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from bridgegarden.export.onnx_model import check_onnx_kind, run_session, session
 from bridgegarden.export.runtimes import opened
 from tests.export.models import random_model
 from tests.run.served import run
-from tests.tiny import VOCABULARY, save_tiny
+from tests.tiny import VOCABULARY, save_tiny, tiny_tokenizer
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 
@@ -64,6 +65,22 @@ def test_the_loop_of_the_page_writes_what_torch_writes(exported, monkeypatch, ca
     start = scope["tokenizer"].encode("Once upon a time").ids
     assert len(scope["ids"]) > len(start) + 10
     assert scope["ids"] == greedy(model, start, len(scope["ids"]) - len(start))
+
+
+def test_the_card_in_the_folder_says_how_it_is_run(exported, monkeypatch, capsys):
+    model, folder = exported
+    card = (folder / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    monkeypatch.chdir(folder)
+    scope: dict = {}
+    exec(code, scope)  # the card's own
+    ids: Any = tiny_tokenizer().apply_chat_template(
+        [{"role": "user", "content": "Hello"}], add_generation_prompt=True, return_dict=False
+    )
+    wanted = greedy(model, ids, 100)
+    wanted = wanted[: wanted.index(258, len(ids))] if 258 in wanted[len(ids) :] else wanted
+    assert scope["ids"] == wanted
+    assert len(wanted) > len(ids) + 5
 
 
 def test_a_graph_can_be_measured_in_a_bench(exported):

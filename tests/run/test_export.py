@@ -37,7 +37,7 @@ def test_a_recipe_stands_for_the_model_that_it_trained(folder, tmp_path):
     done = run("export", recipe, "--to", "gguf", "--quantise", "F32,Q8_0")
     assert done.exit_code == 0, done.output
     out = tmp_path / "run" / "export"
-    names = ["run-F32.Modelfile", "run-F32.gguf", "run-Q8_0.Modelfile", "run-Q8_0.gguf"]
+    names = [f"run-{kind}.{suffix}" for kind in ("F32", "Q8_0") for suffix in ("Modelfile", "gguf", "md")]
     assert sorted(path.name for path in out.iterdir()) == names
     assert f"{out / 'run-F32.gguf'}  0." in done.stdout
     assert (out / "run-Q8_0.Modelfile").read_text().startswith('FROM ./run-Q8_0.gguf\nTEMPLATE """')

@@ -107,7 +107,7 @@ def test_training_stops_early_also_when_it_was_resumed(write_recipe, tmp_path, c
         assert resumed.evaluation == pytest.approx(summary.evaluation)
 
 
-def test_everything_about_the_run_is_beside_the_model(write_recipe, tmp_path):
+def test_everything_about_the_run_is_beside_the_model(write_recipe, tmp_path, monkeypatch, capsys):
     recipe = write_recipe(data={"eval": str(tmp_path / "eval.jsonl")}, training={"gradient_accumulation_steps": 2})
     summary = train(load_recipe(recipe))
     output = tmp_path / "out"
@@ -132,6 +132,12 @@ def test_everything_about_the_run_is_beside_the_model(write_recipe, tmp_path):
     assert record["data"]["train"] in card
     assert "`teacher` (local)" in card
     assert "hard_target=data" in card
+    assert "\nbridgegarden export . --to gguf --quantise Q8_0 --output gguf\n" in card
+    (code,) = re.findall("```python\n(.*?)```", card, re.DOTALL)
+    monkeypatch.chdir(output / "model")
+    capsys.readouterr()
+    exec(code.replace("max_new_tokens=100", "max_new_tokens=5"), {})  # the card's own
+    assert capsys.readouterr().out.startswith("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_the_saved_model_stops_at_the_end_of_its_turn_and_of_the_text(write_recipe, tmp_path):

@@ -35,9 +35,9 @@ from bridgegarden.terminal import say
 def export_command(quantise: str, **options: Any) -> None:
     """Write a trained model for other programs: of RECIPE its student, or MODEL, a folder or a name on the hub.
 
-    Writes DIR/NAME-KIND.gguf for each KIND, with a Modelfile for Ollama beside it; or a folder, DIR/NAME-onnx-KIND or
-    DIR/NAME-hf-KIND. What the other program would compute or read otherwise is refused. DIR is OUTPUT/export of a
-    recipe, else runs/export/MODEL. Needs the extra: pip install 'bridgegarden[export]'.
+    Writes DIR/NAME-KIND.gguf for each KIND, with a Modelfile for Ollama and a card beside it; or a folder,
+    DIR/NAME-onnx-KIND or DIR/NAME-hf-KIND. What the other program would compute or read otherwise is refused. DIR is
+    OUTPUT/export of a recipe, else runs/export/MODEL. Needs the extra: pip install 'bridgegarden[export]'.
     """
     from bridgegarden.run.export import ExportTarget, export_model
 

@@ -13,12 +13,13 @@ from bridgegarden.export.gguf_file import check_kind, gguf_export
 from bridgegarden.export.gguf_model import context_length
 from bridgegarden.export.modelfile import modelfile
 from bridgegarden.export.onnx_model import check_onnx_kind, write_onnx
+from bridgegarden.export.usage import Made, folder_card, gguf_card, with_onnxruntime, with_transformers
 from bridgegarden.files import partial, sync_folder, write_text
 from bridgegarden.preflight import ModelFacts, ModelReference, load_facts, quantisation
 from bridgegarden.run.models import load_model
 from bridgegarden.run.output import check_writable, named_model
 from bridgegarden.run.quiet import quiet_libraries
-from bridgegarden.run.save import set_generation_stops
+from bridgegarden.run.save import CARD, Origin, set_generation_stops
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -100,7 +101,8 @@ def export_model(target: ExportTarget) -> ExportResult:
         kinds = target.quantise or (plain,)
         if target.to == "gguf":
             paths = {kind: folder / f"{name}-{kind}.gguf" for kind in kinds}
-            _refuse_existing([*paths.values(), *map(_modelfile_of, paths.values())], overwrite=target.overwrite)
+            beside = [of(path) for path in paths.values() for of in (_modelfile_of, _card_of)]
+            _refuse_existing([*paths.values(), *beside], overwrite=target.overwrite)
             return _write_gguf(name, facts, paths, console)
         paths = {kind: folder / f"{name}-{target.to}-{kind}" for kind in kinds}
         _refuse_existing(list(paths.values()), overwrite=target.overwrite)
@@ -129,6 +131,7 @@ def _write_folders(facts: ModelFacts, paths: dict[str, Path], target: ExportTarg
                 dtype = next(dtype for dtype, name in OF_DTYPE.items() if name == kind)
                 model.to(getattr(torch, dtype)).save_pretrained(unfinished)  # pyright: ignore[reportCallIssue]
             facts.tokenizer.save_pretrained(unfinished)
+            write_text(unfinished / CARD, _folder_card(path.name, facts, kind, target))
             if facts.generation_config is not None:
                 set_generation_stops(model, _ends(facts))
                 model.generation_config.save_pretrained(unfinished)  # pyright: ignore[reportOptionalMemberAccess]
@@ -140,6 +143,20 @@ def _write_folders(facts: ModelFacts, paths: dict[str, Path], target: ExportTarg
             shutil.rmtree(unfinished, ignore_errors=True)
         files.append(Exported(path, kind, sum(file.stat().st_size for file in path.rglob("*") if file.is_file())))
     return ExportResult(tuple(files), (), ())
+
+
+def _folder_card(name: str, facts: ModelFacts, kind: str, target: ExportTarget) -> str:
+    if target.to == "onnx":
+        code = with_onnxruntime(facts.tokenizer, _ends(facts), past=not target.without_past)
+        return folder_card("onnx", name, _made(facts, kind), code)
+    code = with_transformers(".", chat=facts.tokenizer.chat_template is not None)
+    return folder_card("transformers", name, _made(facts, kind), code)
+
+
+def _made(facts: ModelFacts, kind: str) -> Made:
+    reference = facts.reference
+    origin = Origin(name=reference.model, is_local=reference.is_local, revision=facts.stored_revision)
+    return Made(origin.shown, origin.hub_name, kind)
 
 
 def _write_gguf(name: str, facts: ModelFacts, paths: dict[str, Path], console: "Console") -> ExportResult:
@@ -157,7 +174,9 @@ def _write_gguf(name: str, facts: ModelFacts, paths: dict[str, Path], console: "
         files.append(Exported(path, kind, path.stat().st_size))
         text = modelfile(path, facts.tokenizer, ends, context_length(facts.config), begins=export.vocabulary.begins)
         write_text(_modelfile_of(path), text)
-        beside.append(_modelfile_of(path))
+        chat = export.vocabulary.chat_template is not None
+        write_text(_card_of(path), gguf_card(path, text, _made(facts, kind), export.notes, chat=chat))
+        beside += [_modelfile_of(path), _card_of(path)]
     return ExportResult(tuple(files), tuple(beside), export.notes)
 
 
@@ -181,6 +200,10 @@ def _name(model_name: str, target: ExportTarget) -> str:
 
 def _modelfile_of(gguf: Path) -> Path:
     return gguf.with_suffix(".Modelfile")
+
+
+def _card_of(gguf: Path) -> Path:
+    return gguf.with_suffix(".md")
 
 
 def _check_installed(to: Format) -> None:
@@ -225,7 +248,7 @@ def _refuse_existing(paths: Sequence[Path], *, overwrite: bool) -> None:
             f"--output: {there[0]} is there already. Give another folder (--output DIR), or --overwrite to replace it."
         )
     for path in there:
-        wanted = "file" if path.suffix in (".gguf", ".Modelfile") else "folder"
+        wanted = "file" if path.suffix in (".gguf", ".Modelfile", ".md") else "folder"
         if path.is_symlink() or path.is_dir() != (wanted == "folder"):
             raise ConfigError(
                 f"--output: {path} is no {wanted} that could be replaced; move it away, or give another folder "

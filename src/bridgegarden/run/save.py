@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from bridgegarden.errors import ConfigError
+from bridgegarden.export.usage import BRIDGEGARDEN, elsewhere, with_transformers
 from bridgegarden.files import partial
 from bridgegarden.preflight import ModelFacts, Preflight
 from bridgegarden.recipe import Recipe
@@ -249,6 +250,12 @@ def card_text(
         has_chat_template=endings.template_from is not None,
         adapter=run.lora is not None,
         repo=None if hub is None else hub.repo,
+        elsewhere=elsewhere(
+            "." if hub is None else hub.repo,
+            run.preflight.student.config,
+            endings.tokenizer,
+            adapter=run.lora is not None,
+        ),
     ).render()
 
 
@@ -305,6 +312,8 @@ class ModelCard:
     """Whether adapters were trained and merged."""
     repo: str | None = None
     """Its own name on the hub, if it is published there."""
+    elsewhere: str = ""
+    """How it becomes what other programs run, as Markdown."""
     tags: tuple[str, ...] = field(default=("bridgegarden", "distillation", "knowledge-distillation", "trl"))
 
     def render(self) -> str:
@@ -312,11 +321,13 @@ class ModelCard:
         kind = "Adapters were trained and merged into the weights. " if self.adapter else ""
         sections = [
             "# Distilled model",
-            f"A student, {self._student()}, distilled from {self._taught_by()} with "
-            f"[bridgegarden](https://pypi.org/project/bridgegarden/): hard and soft labels together. {kind}"
+            f"A student, {self._student()}, distilled from {self._taught_by()} with {BRIDGEGARDEN}: hard "
+            f"and soft labels together. {kind}"
             f"It ends its turn with {code(self.end_of_turn)}.",
-            "## Load it",
-            self._usage(),
+            "## Run it",
+            "In this folder, with transformers:" if self.repo is None else "With transformers:",
+            with_transformers(self.repo or ".", chat=self.has_chat_template),
+            *([self.elsewhere] if self.elsewhere else []),
             "## How it was trained",
             card_table("objective", _as_code(self.objective)),
             card_table(
@@ -356,22 +367,6 @@ class ModelCard:
         if names := [origin.hub_name for origin in self.data if origin.hub_name is not None]:
             front["datasets"] = list(dict.fromkeys(names))
         return yaml.safe_dump(front | {"tags": list(self.tags)}, sort_keys=False, allow_unicode=True)
-
-    def _usage(self) -> str:
-        prompt = 'tokenizer("Once upon a time", return_tensors="pt")'
-        if self.has_chat_template:
-            prompt = (
-                'tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], add_generation_prompt=True, '
-                'return_tensors="pt", return_dict=True)'
-            )
-        name = self.repo or "THIS_FOLDER"
-        return (
-            "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
-            f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
-            f"inputs = {prompt}\n"
-            "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))\n```"
-        )
 
 
 def code(value: object) -> str:
