@@ -1,10 +1,14 @@
 import pickle
+import re
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer
 
+from bridgegarden import errors
+from bridgegarden.cli.main import NO_MEMORY, REFUSED
 from bridgegarden.errors import (
     BridgegardenError,
     ConfigError,
@@ -18,7 +22,10 @@ from bridgegarden.errors import (
     unknown_name,
 )
 
-KINDS = [BridgegardenError, ConfigError, DataError, ModelError, NonFiniteError]
+KINDS = [
+    kind for _, kind in sorted(vars(errors).items()) if isinstance(kind, type) and issubclass(kind, BridgegardenError)
+]
+PAGE = (Path(__file__).parents[1] / "docs" / "errors.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -122,3 +129,17 @@ def test_nothing_is_suggested_when_nothing_is_close():
 @pytest.mark.parametrize("name", [7, None, True])
 def test_a_name_that_is_not_text_is_reported_rather_than_failing_otherwise(name):
     assert repr(name) in str(unknown_name(name, TABLE, field="objective"))
+
+
+def test_every_kind_has_a_code_of_its_own_and_every_code_a_section():
+    codes = {kind.code: kind for kind in KINDS if kind is not BridgegardenError}
+    assert len(codes) == len(KINDS) - 1
+    sections = dict(re.findall(r"^## (BG\d+)\n\n(.*?)(?=^## |\Z)", PAGE, flags=re.DOTALL | re.MULTILINE))
+    assert list(sections) == sorted({*codes, NO_MEMORY, REFUSED})
+    for code, text in sections.items():
+        assert "**What to do.**" in text, code
+        assert ("**Causes.**" in text) == (code in codes)
+    rows = dict(re.findall(r"^\| \[(BG\d+)\]\(#bg\d+\) \| `(\w+)` ", PAGE, flags=re.MULTILINE))
+    assert rows == {code: kind.__name__ for code, kind in codes.items()}
+    for code, builtin in re.findall(r"\[(BG\d+)\].*\| `(\w+Error)` \| ", PAGE):
+        assert issubclass(codes[code], {"ValueError": ValueError, "ArithmeticError": ArithmeticError}[builtin])

@@ -2,8 +2,8 @@
 
 Every error a user can cause derives from :class:`BridgegardenError` and from the matching builtin, carries one
 message (so that it survives pickling between worker processes), and says where, what was got, what was expected
-and what to do. The command line prints the message on one line and exits with status 2; anything else is our bug
-and keeps its traceback.
+and what to do. The command line prints the message on one line, with the section of docs/errors.md that the error's
+`code` names, and exits with status 2; anything else is our bug and keeps its traceback.
 
 Libraries raise errors of their own about what a user gave. Where they are handed it, :func:`foreign` stands around the
 call and around nothing of ours, so that a bug of ours is never shown as the user's mistake. A name that is looked up
@@ -31,6 +31,9 @@ LONGEST_VALUE = 80
 class BridgegardenError(Exception):
     """Base of every error that the user can mend."""
 
+    code = "BG000"
+    """What docs/errors.md has a section on; each kind has its own."""
+
     def __init__(self, message: str = "") -> None:
         """
         Args:
@@ -46,17 +49,79 @@ class BridgegardenError(Exception):
 class ConfigError(BridgegardenError, ValueError):
     """A setting is unknown, out of range, or contradicts another."""
 
+    code = "BG100"
+
+
+class UnknownNameError(ConfigError):
+    """A name or key that is looked up and is not there."""
+
+    code = "BG101"
+
+
+class MissingPackageError(ConfigError):
+    """What is asked for needs a package that is not installed."""
+
+    code = "BG102"
+
+
+class OutputError(ConfigError):
+    """The folder for the results is taken, or cannot be written."""
+
+    code = "BG103"
+
+
+class CacheError(ConfigError):
+    """A teacher's cache is not there, or does not fit what it is to be used for."""
+
+    code = "BG104"
+
+
+class ServerError(ConfigError):
+    """A server's address or key cannot be used, or the server is none that can do this."""
+
+    code = "BG105"
+
 
 class DataError(BridgegardenError, ValueError):
     """A row, file or data set cannot be used as it is."""
+
+    code = "BG200"
+
+
+class DamagedError(DataError):
+    """A file does not hold what was written to it."""
+
+    code = "BG201"
+
+
+class MissingRowsError(DataError):
+    """Rows that a teacher's cache does not hold."""
+
+    code = "BG202"
 
 
 class ModelError(BridgegardenError, ValueError):
     """A model or tokenizer does not fit the other, the data, or what the library can do with it."""
 
+    code = "BG300"
+
+
+class TokenizerError(ModelError):
+    """Token ids would not mean the same to both sides."""
+
+    code = "BG301"
+
+
+class ServedTeacherError(ModelError):
+    """What a server says cannot be taken for the teacher's."""
+
+    code = "BG302"
+
 
 class NonFiniteError(BridgegardenError, ArithmeticError):
     """A loss or gradient became infinite or not a number; training on would only hide it."""
+
+    code = "BG400"
 
 
 class Stopped(KeyboardInterrupt):
@@ -145,7 +210,7 @@ def unknown_name(name: object, known: Iterable[str], *, field: str, kind: str = 
     names, given = sorted(known), quoted(name)
     close = get_close_matches(name if isinstance(name, str) else given, names, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return ConfigError(f"{field}: unknown {kind} {given}.{hint} Known: {', '.join(names)}.")
+    return UnknownNameError(f"{field}: unknown {kind} {given}.{hint} Known: {', '.join(names)}.")
 
 
 def check_weights(weights: Mapping[Any, float], place: str) -> None:

@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from bridgegarden.cli import main as main_module
 from bridgegarden.cli.main import BUG, COMMANDS, cli
 from bridgegarden.errors import DataError, NonFiniteError
 from bridgegarden.recipe import list_recipes
+from bridgegarden.teacher.cache.manifest import FORMAT, MANIFEST
 from docs.write_cli_reference import PAGE, contexts, reference
 from tests.documented import check_shell, commands
 
@@ -40,7 +42,31 @@ def test_a_user_s_error_is_one_line_on_stderr_and_status_2(command_that_raises, 
     result = CliRunner().invoke(cli, ["broken"])
     assert result.exit_code == 2
     assert result.stdout == ""
-    assert result.stderr == f"Error: {error}\n"
+    assert result.stderr == f"Error: {error} [docs/errors.md#{error.code.lower()}]\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "code"),
+    [
+        ("train llama3.1-8b-1b --dry-run --set data.limit=0", "bg100"),
+        ("train llama3.1-8b-1b --dry-run --set objective.preset=confidense", "bg101"),
+        ("train llama3.1-8b-1b --dry-run --set objective.presett=soft", "bg101"),
+        ("train llama3.1-8b-1b --set output=FILE", "bg103"),
+        ("cache info FOLDER", "bg104"),
+        ("generate llama3.1-8b-1b --base-url localhost", "bg105"),
+        ("cache info DAMAGED", "bg201"),
+    ],
+)
+def test_what_can_be_mended_names_its_section(typed, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").touch()
+    (tmp_path / "FOLDER").mkdir()
+    (tmp_path / "DAMAGED").mkdir()
+    written = {"format": FORMAT, "versions": {"bridgegarden": "0"}, "spec": {}, "sha256": "0"}
+    (tmp_path / "DAMAGED" / MANIFEST).write_text(json.dumps(written), encoding="utf-8")
+    result = CliRunner().invoke(cli, typed.split())
+    assert result.exit_code == 2, result.output
+    assert result.stderr.splitlines()[-1].endswith(f" [docs/errors.md#{code}]")
 
 
 def test_our_own_bug_keeps_its_traceback(command_that_raises):

@@ -106,7 +106,7 @@ def test_an_error_of_the_run_is_the_user_s(calls, monkeypatch):
     monkeypatch.setattr("bridgegarden.run.train.train", train)
     result = invoke(RECIPE)
     assert result.exit_code == 2
-    assert result.stderr == "Error: student.model: 'x/y' is not on this machine.\n"
+    assert result.stderr == "Error: student.model: 'x/y' is not on this machine. [docs/errors.md#bg300]\n"
 
 
 def test_flags_that_exclude_each_other_are_refused(calls):

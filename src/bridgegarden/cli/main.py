@@ -46,17 +46,25 @@ MACHINE = (
 """What the system answers where a disk, a permission or a limit is in the way. A file that is missing is not among
 them: whoever looks for it says what it was to be."""
 
+NO_MEMORY, REFUSED = "BG500", "BG501"
+"""Codes of docs/errors.md for what the machine does not give. Those of our own errors are in `bridgegarden.errors`."""
+
 STDOUT = "stdout"
 BUG = "This is a bug of bridgegarden; please report it with the lines above and what `bridgegarden env RECIPE` says."
 
 
 class UserError(click.ClickException):
-    """One line on stderr for what the user can mend."""
+    """One line on stderr for what the user can mend, and where the documentation has more."""
 
     exit_code = 2
 
-    def __init__(self, message: str) -> None:
-        super().__init__(one_line(message))
+    def __init__(self, message: str, code: str | None = None) -> None:
+        """
+        Args:
+            message: what is wrong, and what to do.
+            code: of a section of docs/errors.md.
+        """
+        super().__init__(one_line(message) + (f" [docs/errors.md#{code.lower()}]" if code else ""))
 
 
 class Interrupted(UserError):
@@ -83,7 +91,7 @@ class LazyGroup(Group):
         try:
             return super().invoke(ctx)
         except BridgegardenError as error:
-            raise UserError(str(error)) from error
+            raise UserError(str(error), error.code) from error
         except Stopped as stop:
             raise Interrupted(str(stop), stop.status) from None
         except KeyboardInterrupt:
@@ -91,13 +99,13 @@ class LazyGroup(Group):
         except OSError as error:
             if error.errno not in MACHINE and _works_somewhere():
                 raise
-            raise UserError(_refused_by_the_machine(error)) from error
+            raise UserError(_refused_by_the_machine(error), REFUSED) from error
         except MemoryError as error:
-            raise UserError(f"out of memory ({in_words(error)}). {SMALLER}") from error
+            raise UserError(f"out of memory ({in_words(error)}). {SMALLER}", NO_MEMORY) from error
         except RuntimeError as error:
             if type(error).__name__ != "OutOfMemoryError":  # of torch, which is not imported for this
                 raise
-            raise UserError(f"out of memory: {in_words(error)}. {SMALLER}") from error
+            raise UserError(f"out of memory: {in_words(error)}. {SMALLER}", NO_MEMORY) from error
 
 
 SMALLER = (

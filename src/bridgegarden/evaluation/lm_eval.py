@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from bridgegarden.errors import ConfigError, ModelError, check_temperature
+from bridgegarden.errors import ConfigError, MissingPackageError, ModelError, check_temperature
 from bridgegarden.evaluation.confined import CONFINEMENT, check_confinement
 from bridgegarden.evaluation.results import Evaluation
 from bridgegarden.evaluation.tasks import RUNS_CODE, Chosen, asks, choose, task_name
@@ -144,7 +144,7 @@ def check_installed() -> None:
     from importlib.util import find_spec
 
     if find_spec("lm_eval") is None:
-        raise ConfigError(
+        raise MissingPackageError(
             "evaluating takes lm-eval, which is not installed. Install it: pip install 'bridgegarden[eval]'"
         )
 

@@ -9,7 +9,7 @@ from bridgegarden.data import end_of_turn_ids
 from bridgegarden.data.encode import tokenizer_fingerprint
 from bridgegarden.data.render import TemplateRefusal, render
 from bridgegarden.data.template import chat_format
-from bridgegarden.errors import ConfigError, ModelError
+from bridgegarden.errors import ConfigError, ModelError, TokenizerError
 from bridgegarden.preflight.models import ModelFacts
 from bridgegarden.preflight.trial import fault_of_template
 
@@ -99,7 +99,7 @@ def _check_ids(
 ) -> list[str]:
     differing = [i for i in sorted(teacher_names.keys() & student_names.keys()) if teacher_names[i] != student_names[i]]
     if differing and not _only_spare_tokens(differing, teacher, student):
-        raise ModelError(_different(differing, teacher, student, teacher_names, student_names))
+        raise TokenizerError(_different(differing, teacher, student, teacher_names, student_names))
     warnings = []
     if differing:
         shown = _pairs(differing, teacher_names, student_names)

@@ -83,7 +83,7 @@ def recipe_from_trl(path: str | Path, *, trainer: Trainer | None = None, teacher
     try:
         converted = convert(dict(options), trainer or _trainer_of(options), teacher)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise type(error)(f"{path}: {error}") from error
     try:
         Recipe.from_dict(converted.tree)
     except ConfigError as error:

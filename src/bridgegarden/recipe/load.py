@@ -53,7 +53,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = (), *, training: 
     try:
         return Recipe.from_dict(tree)
     except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from error
+        raise type(error)(f"{source}: {error}") from error
 
 
 def list_recipes() -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from bridgegarden.errors import ConfigError, foreign, quoted, unknown_name
+from bridgegarden.errors import ConfigError, MissingPackageError, foreign, quoted, unknown_name
 from bridgegarden.objective.loss_route import LossKernel
 from bridgegarden.recipe.values import coerce, require_positive
 
@@ -304,7 +304,9 @@ def build_lora_config(section: "LoraSection") -> "LoraConfig":
     try:
         from peft import LoraConfig
     except ImportError as error:
-        raise ConfigError("student.lora needs PEFT; install it with: pip install 'bridgegarden[peft]'") from error
+        raise MissingPackageError(
+            "student.lora needs PEFT; install it with: pip install 'bridgegarden[peft]'"
+        ) from error
     modules = section.target_modules
     return LoraConfig(
         task_type="CAUSAL_LM",

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from bridgegarden.errors import ConfigError, ModelError
+from bridgegarden.errors import ConfigError, MissingPackageError, ModelError
 from bridgegarden.export.gguf_file import check_kind, gguf_export
 from bridgegarden.export.gguf_model import context_length
 from bridgegarden.export.modelfile import modelfile
@@ -209,7 +209,7 @@ def _card_of(gguf: Path) -> Path:
 def _check_installed(to: Format) -> None:
     missing = [package for package in NEEDS[to] if find_spec(package) is None]
     if missing:
-        raise ConfigError(
+        raise MissingPackageError(
             f"--to {to}: needs {', '.join(missing)}. Install the extra: pip install 'bridgegarden[export]'"
         )
 

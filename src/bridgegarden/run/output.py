@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from bridgegarden.errors import ConfigError
+from bridgegarden.errors import ConfigError, OutputError
 from bridgegarden.files import partial, write_json, write_text
 from bridgegarden.recipe import Recipe, list_recipes, load_recipe
 from bridgegarden.recipe.values import read_yaml, read_yaml_file
@@ -109,24 +109,24 @@ class OutputFolder:
         check_writable(self.path, "output")
         self._refuse_what_is_not_ours()
         if self.model.exists() and not self.is_finished:
-            raise ConfigError(
+            raise OutputError(
                 f"output: {self.model} is there, but by {self.record.name} the run is not finished, so that no run has "
                 "put it there. Move it away to go on, or set another output (--set output=FOLDER)."
             )
         begun = self.model.exists() or self.adapter.exists() or bool(checkpoints_in(self.checkpoints))
         if begun and not self.recipe.exists():
-            raise ConfigError(
+            raise OutputError(
                 f"output: {self.path} holds a run but not its {self.recipe.name}, so that nothing tells whether it was "
                 "this recipe's. Put that file back to go on, or set another output (--set output=FOLDER)."
             )
         changed = self._changed_keys(recipe)
         if changed and self.model.exists():
-            raise ConfigError(
+            raise OutputError(
                 f"output: {self.path} already holds a finished model. It was made with another recipe: {changed}. Set "
                 "another output (--set output=FOLDER), or remove that folder."
             )
         if changed and begun:
-            raise ConfigError(
+            raise OutputError(
                 f"output: {self.path} holds the run of another recipe: {changed}. Undo these changes to go on with it, "
                 "set another output (--set output=FOLDER), or remove that folder."
             )
@@ -186,13 +186,13 @@ class OutputFolder:
         there = [path.name for path in (*folders, *files) if path.exists() or path.is_symlink()]
         there += [path.name for path in map(partial, (self.model, self.adapter)) if path.exists()]
         if there and self.earlier_record() is None:
-            raise ConfigError(
+            raise OutputError(
                 f"output: {self.path} holds {', '.join(there)}, and its {self.record.name} is missing, damaged or not "
                 "a run's, so that nothing of it is ours to replace. Set another output (--set output=FOLDER)."
             )
         for path, expected in (*((path, "folder") for path in folders), *((path, "file") for path in files)):
             if path.exists() and path.is_dir() != (expected == "folder"):
-                raise ConfigError(f"output: {path} is no {expected}, as a run needs it; move it away.")
+                raise OutputError(f"output: {path} is no {expected}, as a run needs it; move it away.")
 
 
 def named_model(source: str, overrides: Sequence[str], purpose: str) -> tuple[str, Path]:
@@ -252,7 +252,7 @@ def write_or_rescue(folder: Path, write: Callable[[Path], None]) -> None:
     except OSError as error:
         rescued = Path(tempfile.mkdtemp(prefix="bridgegarden-"))
         write(rescued)
-        raise ConfigError(
+        raise OutputError(
             f"output: {folder} cannot be written to ({error.strerror or error}). What was found is kept in {rescued}; "
             "move it to where there is room."
         ) from error
@@ -276,13 +276,13 @@ def check_writable(folder: Path, place: str) -> None:
         while not (there.exists() or there.is_symlink()):
             there = there.parent
         if there.is_symlink() and not there.exists():
-            raise ConfigError(f"{place}: {there} is a link that leads nowhere; give another folder, or remove it.")
+            raise OutputError(f"{place}: {there} is a link that leads nowhere; give another folder, or remove it.")
         if not there.is_dir():
-            raise ConfigError(f"{place}: {there} is a file; expected a folder, or a name that is free.")
+            raise OutputError(f"{place}: {there} is a file; expected a folder, or a name that is free.")
         tempfile.TemporaryDirectory(prefix=".bridgegarden-", dir=there).cleanup()
     except OSError as error:
         beneath = "" if there == folder else f" for {folder.relative_to(there)}"
-        raise ConfigError(
+        raise OutputError(
             f"{place}: nothing can be written to {there}{beneath} ({error.strerror}). Give another folder"
             f"{' (--set output=FOLDER)' if place == 'output' else ''}, or make that one writable."
         ) from error
@@ -327,7 +327,7 @@ class RunLock:
         try:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise ConfigError(f"output: {self.path} cannot be written ({error.strerror}).") from error
+            raise OutputError(f"output: {self.path} cannot be written ({error.strerror}).") from error
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -336,7 +336,7 @@ class RunLock:
                 return
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
-            raise ConfigError(
+            raise OutputError(
                 f"output: another run is at work in {self.path.parent.parent}; wait for it, or set another output "
                 "(--set output=FOLDER)."
             ) from None
@@ -373,7 +373,7 @@ def full_disk_is_one_line(folder: OutputFolder, *, is_main: bool) -> Iterator[No
             _remove_unfinished(folder)
         checkpoint, _ = folder.usable_checkpoint()
         onwards = "begins anew" if checkpoint is None else f"goes on from {checkpoint.name}"
-        raise ConfigError(
+        raise OutputError(
             f"output: nothing more can be written to {folder.path} ({reason}). Make room on its disk (training."
             f"save_total_limit says how many checkpoints are kept), and run the same command again: it {onwards}."
         ) from error

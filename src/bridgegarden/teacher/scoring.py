@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bridgegarden.errors import ModelError
+from bridgegarden.errors import ServedTeacherError
 from bridgegarden.files import AppendedLines
 from bridgegarden.objective.alignment import IGNORE
 from bridgegarden.teacher.cache.manifest import JOURNAL, note_scoring
@@ -211,7 +211,7 @@ class ScoringEngine:
                 failed_in_a_row += 1
             journal.add(entries)
             if failed_in_a_row >= GIVE_UP_AFTER:
-                raise ModelError(
+                raise ServedTeacherError(
                     f"{self.server.base_url}: {failed_in_a_row} rows were refused one after the other, the last one "
                     f"because: {self.unscored[-1].reason} What was answered is kept in {self.folder}; mend this and "
                     "run the same again."
@@ -248,7 +248,7 @@ def found(requests: Requests, server: Server, name: ApiName | None) -> Api:
 
     [(_, outcome)] = itertools.chain.from_iterable(requests.outcomes([None], find))
     if isinstance(outcome, Refused):
-        raise ModelError(f"{server.base_url}: {outcome}")
+        raise ServedTeacherError(f"{server.base_url}: {outcome}")
     return outcome
 
 

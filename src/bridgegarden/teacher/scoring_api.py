@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from bridgegarden.data import Conversation
-from bridgegarden.errors import ConfigError
+from bridgegarden.errors import ServerError
 from bridgegarden.teacher.foreign_values import EXCESS, LARGEST_ID, Unfit, items, mapping, short, shown, whole
 from bridgegarden.teacher.scores import Row, Scores, not_listed, read_vllm_rows, vllm_row
 from bridgegarden.teacher.server_connection import ApiName, BadReply, Reply, error_text
@@ -334,7 +334,7 @@ async def found_api(line: Line, server: Server, name: ApiName | None) -> Api:
         tried.append(f"/{path}")
     if name is not None:
         return APIS[name](server, {})  # a gateway need not let these paths through
-    raise ConfigError(
+    raise ServerError(
         f"{server.base_url}: of which kind this server is cannot be told ({', '.join(tried)} say nothing). If it is "
         "vLLM, SGLang, llama.cpp or TRL's vllm-serve, say so (teacher.api); a server of another kind does not score "
         "rows that are there already. Let it write answers instead: bridgegarden generate RECIPE --top-logprobs 20"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from bridgegarden.data import Conversation
-from bridgegarden.errors import ModelError
+from bridgegarden.errors import ServedTeacherError
 from bridgegarden.teacher.foreign_values import shown
 from bridgegarden.teacher.scores import Scores, TooFew
 from bridgegarden.teacher.scoring_api import Api
@@ -262,7 +262,7 @@ class _Test:
         """Other weights, or the same in another precision: both look like a server that is right."""
         largest = max(max(*ids, int(scores.ids[:, 0].max())) for ids, _, scores in self._scored)
         if largest >= weights.width:
-            raise ModelError(
+            raise ServedTeacherError(
                 f"{self._place}: it writes or lists token {largest}, and {weights.name} (teacher.check_against) has "
                 f"logits for {weights.width:,}. {OTHER_WEIGHTS}."
             )
@@ -300,7 +300,7 @@ class _Test:
         for index in dict.fromkeys(ids):
             theirs = self._spelt([index])
             if theirs is not None and _bare(theirs) != _bare(self._ours([index])):
-                raise ModelError(
+                raise ServedTeacherError(
                     f"{self._place}: it has another vocabulary than the student: id {index} is {shown(theirs)} there "
                     f"and {shown(self._ours([index]))} here. Take a student with the teacher's tokenizer."
                 )
@@ -341,7 +341,7 @@ class _Test:
         outcomes = []
         for _, outcome in itertools.chain.from_iterable(self._requests.outcomes(list(jobs), work)):
             if isinstance(outcome, Refused):
-                raise ModelError(
+                raise ServedTeacherError(
                     f"{self._place}: the self-test of the server failed: {outcome}{self._advice(outcome, listed)}"
                 )
             outcomes.append(outcome)
@@ -397,7 +397,7 @@ class _Test:
         if not (found.mean <= MEAN_TOLERANCE and found.largest <= LARGEST_TOLERANCE):  # nor is NaN taken for rounding
             at = self._positions[where] if at is None else at
             token = self._text[at] if token is None else token
-            raise ModelError(
+            raise ServedTeacherError(
                 f"{self._place}: {trouble}. Token {at} ({shown(self._ours([token]))}): {values[0]:.4g} and "
                 f"{values[1]:.4g} nats; over {found.positions} positions they are {found.mean:.2g} apart on average "
                 f"and {found.largest:.2g} at most, where {MEAN_TOLERANCE:g} and {LARGEST_TOLERANCE:g} are taken for "

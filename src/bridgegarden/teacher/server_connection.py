@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from yarl import URL
 
-from bridgegarden.errors import ConfigError
+from bridgegarden.errors import ServerError
 from bridgegarden.teacher.foreign_values import Unfit, mapping, name, short, shown, text
 from bridgegarden.teacher.generate import Answer
 from bridgegarden.teacher.server_logprobs import top_logprobs
@@ -66,12 +66,12 @@ def api_key(variable: str | None = None) -> str | None:
     """
     value = os.environ.get(variable or KEY_VARIABLE, "").strip()
     if not value and variable is not None:
-        raise ConfigError(
+        raise ServerError(
             f"--api-key-env takes the name of an environment variable that holds the key, such as {KEY_VARIABLE}; no "
             "variable of the given name is set. (Never give the key itself: others can see command lines.)"
         )
     if not (value.isascii() and value.isprintable()) or " " in value:
-        raise ConfigError("the API key in the environment holds spaces or characters that no key has.")
+        raise ServerError("the API key in the environment holds spaces or characters that no key has.")
     return value or None
 
 
@@ -95,11 +95,11 @@ def check_url(url: str, place: str) -> None:
     except ValueError:
         usable = False
     if not usable or any(not "!" <= character <= "~" for character in url):
-        raise ConfigError(
+        raise ServerError(
             f"{place}: the server's address must be like http://localhost:8000/v1 (http or https, no spaces, ASCII)."
         )
     if parts.username is not None or parts.query or parts.fragment or "?" in url or "#" in url:
-        raise ConfigError(
+        raise ServerError(
             f"{place}: the server's address holds a user name, password or query. It would be written to files; give "
             f"only the address, and the key in the environment ({KEY_VARIABLE}, or --api-key-env NAME)."
         )
@@ -130,7 +130,7 @@ class Connection:
         self.base_url, self.timeout = base_url.rstrip("/"), timeout
         self._secret = Secret(key)
         if self._secret.masked(base_url) != base_url:
-            raise ConfigError("the server's address holds the API key. Give the address without it.")
+            raise ServerError("the server's address holds the API key. Give the address without it.")
         parts = urlsplit(self.base_url)
         self._tls = ssl.create_default_context()
         self._proxy = _proxy(parts.hostname or "") if parts.scheme == "https" else None
@@ -187,9 +187,9 @@ class Connection:
         said, status = error_text(text), response.status
         if status == 401:
             how = "it refuses the API key" if self._secret else f"it wants an API key, and {KEY_VARIABLE} is not set"
-            raise ConfigError(f"{self.base_url}: {how} (HTTP 401: {said}). See --api-key-env.")
+            raise ServerError(f"{self.base_url}: {how} (HTTP 401: {said}). See --api-key-env.")
         if 300 <= status < 400:
-            raise ConfigError(
+            raise ServerError(
                 f"{self.base_url}: sends us elsewhere (HTTP {status}), where the API key does not go; give the final "
                 "address as --base-url."
             )
@@ -279,7 +279,7 @@ class Secret:
             ConfigError: it is too short to be told from other text.
         """
         if key is not None and len(key) < SHORTEST_KEY:
-            raise ConfigError(
+            raise ServerError(
                 f"the API key in the environment has {len(key)} characters; one of fewer than {SHORTEST_KEY} cannot be "
                 "told from the words of an answer, so it could be written down. Take a longer one; for a server that "
                 f"asks for none, unset {KEY_VARIABLE}."
@@ -338,7 +338,7 @@ def _proxy(host: str) -> URL | None:
     except ValueError:
         usable = False
     if not usable:
-        raise ConfigError(
+        raise ServerError(
             "https_proxy: expected the address of an HTTP proxy, such as http://proxy:3128. Mend it, or name the "
             "server's host in no_proxy."
         )

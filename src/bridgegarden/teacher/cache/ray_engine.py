@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedModel
 
-from bridgegarden.errors import BridgegardenError, ConfigError
+from bridgegarden.errors import BridgegardenError, ConfigError, MissingPackageError
 from bridgegarden.teacher.cache.forward import WorkingTeacher
 from bridgegarden.teacher.cache.record import RecordFormat
 from bridgegarden.teacher.cache.shard import SCHEMA, Document, Entry
@@ -245,7 +245,7 @@ def check_ray() -> None:
     try:
         import ray.data  # noqa: F401  only whether it is there
     except ImportError as error:
-        raise ConfigError(
+        raise MissingPackageError(
             "--engine ray: Ray Data is not installed. Install it with: pip install 'bridgegarden[ray]'"
         ) from error
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bridgegarden.data.encode import chat_template_fingerprint, tokenizer_fingerprint
 from bridgegarden.data.teacher_prompt import check_number
-from bridgegarden.errors import ConfigError, DataError, ModelError
+from bridgegarden.errors import CacheError, ConfigError, MissingRowsError, TokenizerError
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.divergences import forward_kl
 from bridgegarden.objective.hybrid import HybridObjective
@@ -150,7 +150,7 @@ class TeacherCache:
         for document in documents:
             found = self._index.find(document.key)
             if found is None:
-                raise DataError(self._missing("a batch", [document.row], 1))
+                raise MissingRowsError(self._missing("a batch", [document.row], 1))
             places.append(found)
         parts = [self._shard(shard).records(index) for shard, index in places]
         records = np.concatenate(parts) if parts else np.zeros(0, self._layout.dtype)
@@ -198,12 +198,12 @@ class TeacherCache:
             ("chat template", chat_template_fingerprint(tokenizer), self.spec.chat_template),
         ):
             if here != there:
-                raise ModelError(
+                raise TokenizerError(
                     f"teacher cache {self.folder}: built with {what} {short(there)}, but the student is trained with "
                     f"{short(here)}. Token ids would not mean the same. {replace_command(self.folder, self.spec)}"
                 )
         if max_length != self.spec.max_length:
-            raise ConfigError(
+            raise CacheError(
                 f"teacher cache {self.folder}: built with training.max_length {self.spec.max_length}, but it is now "
                 f"{max_length}: longer rows are cut elsewhere. Set it back, or build anew. "
                 f"{replace_command(self.folder, self.spec)}"
@@ -217,7 +217,7 @@ class TeacherCache:
         """
         needed = objective.exponents
         if self.spec.support.kind == "sampled" and (needed or objective.divergence is not forward_kl):
-            raise ConfigError(
+            raise CacheError(
                 f"teacher cache {self.folder}: holds draws, which give the forward KL at temperature 1 and nothing "
                 "else; this objective has another divergence, a temperature, sharpening, or the power entropy. Keep "
                 f"the likeliest tokens instead. {replace_command(self.folder)}"
@@ -236,7 +236,7 @@ class TeacherCache:
                 f"and stored are those of exponents {_listed(self.spec.exponents)}. Build it with this objective in "
                 f"the recipe. {replace_command(self.folder, self.spec)}"
             )
-        raise ConfigError(
+        raise CacheError(
             f"teacher cache {self.folder}: the objective's temperature, sharpening or power entropy needs the tail's "
             f"sum of p^{missing[0]:g}, {why}"
         )
@@ -261,7 +261,7 @@ class TeacherCache:
             if document.key not in self:
                 missing.append(document.row)
         if missing:
-            raise DataError(self._missing(f"{name} data", missing, total))
+            raise MissingRowsError(self._missing(f"{name} data", missing, total))
 
     def _place(self, key: bytes) -> tuple[int, int]:
         found = self._index.find(key)
@@ -455,7 +455,7 @@ def check_kept_alike(caches: Sequence[tuple[Path, CacheSpec]]) -> None:
     for folder, other in others:
         for what, here, there in zip(names, _kept(one), _kept(other), strict=True):
             if here != there:
-                raise ConfigError(
+                raise CacheError(
                     f"teacher caches {first} and {folder}: one holds {what}{here or 'none'}, the other "
                     f"{what}{there or 'none'}; a batch needs the same of both. Build both with the same options and "
                     "objective (bridgegarden cache build RECIPE --replace)."

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS, TEACHER_NUMBER
-from bridgegarden.errors import DataError
+from bridgegarden.errors import DamagedError, DataError
 from bridgegarden.files import write_whole
 from bridgegarden.objective.alignment import IGNORE
 from bridgegarden.teacher.cache.manifest import ShardRecord, drop_copies_aside, remove_command, write_record, writing
@@ -202,7 +202,7 @@ class Shard:
         """
         problem = shard_problem(path, record, layout)
         if problem:
-            raise DataError(f"{path}: {problem}. {remove_command(path)}")
+            raise DamagedError(f"{path}: {problem}. {remove_command(path)}")
         return cls(_mapped(path).get_batch(0), layout, path)
 
     @property
@@ -246,7 +246,7 @@ class Shard:
 
     def damaged(self, index: int, problem: str) -> DataError:
         """The error for what is wrong with the records of a document."""
-        return DataError(f"{self.path}: damaged (row {index} of it: {problem}). {remove_command(self.path)}")
+        return DamagedError(f"{self.path}: damaged (row {index} of it: {problem}). {remove_command(self.path)}")
 
 
 def shard_problem(path: Path, record: ShardRecord, layout: RecordFormat) -> str:

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, Protocol
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from bridgegarden.errors import ConfigError, DataError
+from bridgegarden.errors import CacheError, ConfigError, DamagedError, DataError
 from bridgegarden.files import partial, write_json
 from bridgegarden.teacher.cache.forward import WorkingTeacher
 from bridgegarden.teacher.cache.info import TeacherLoss, file_sha256, teacher_loss
@@ -199,7 +199,7 @@ def merge_caches(folder: Path, parts: Sequence[Path]) -> MergeResult:
     for part in parts[1:]:
         differences = read_spec(part).differences(spec)
         if differences:
-            raise ConfigError(f"cache merge: {part} does not fit {parts[0]}: {differences}.")
+            raise CacheError(f"cache merge: {part} does not fit {parts[0]}: {differences}.")
     for part in parts:
         if unread := shards_without_record(part):
             raise DataError(
@@ -246,7 +246,7 @@ def begin_cache(folder: Path, spec: CacheSpec) -> None:
     if (folder / MANIFEST).exists():
         differences = read_spec(folder).differences(spec)
         if differences and shard_files(folder):
-            raise ConfigError(
+            raise CacheError(
                 f"teacher cache {folder}: holds signals of another kind than asked for: {differences}. Build in "
                 "another folder (--set teacher.cache=FOLDER), or add --replace to remove what it holds."
             )
@@ -259,7 +259,7 @@ def begin_cache(folder: Path, spec: CacheSpec) -> None:
         return
     theirs = _not_ours(folder)
     if theirs:
-        raise ConfigError(
+        raise CacheError(
             f"teacher cache {folder}: is not empty and not a cache (it holds {theirs}); give a folder of its own."
         )
     with writing(folder, folder / SHARDS):
@@ -447,7 +447,7 @@ def _copy(folder: Path, source: Path, record: ShardRecord, number: int) -> None:
         with writing(folder, target):
             shutil.copyfile(source, partial(target))
             if file_sha256(partial(target)) != record.sha256:
-                raise DataError(f"{source}: damaged (its SHA-256 is not what was written). {remove_command(source)}")
+                raise DamagedError(f"{source}: damaged (its SHA-256 is not what was written). {remove_command(source)}")
             os.replace(partial(target), target)
             write_record(target, record)
     finally:
