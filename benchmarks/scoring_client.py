@@ -2,8 +2,9 @@
 
     python benchmarks/scoring_client.py
 
-The server is another process, on the loopback, with replies in vLLM's form that are made beforehand. The client's
-processor time of all threads is divided by the rows; at 50 rows a second that is a share of one core.
+The server is another process, on the loopback, with replies in the form of vLLM, SGLang or TRL's server that are made
+beforehand. The client's processor time of all threads is divided by the rows; at 50 rows a second that is a share of
+one core.
 """
 
 import argparse
@@ -11,18 +12,19 @@ import json
 import multiprocessing
 import tempfile
 import time
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.request import ProxyHandler, Request, build_opener
 
 import numpy as np
 
 from bridgegarden.teacher.cache.record import RecordFormat
-from bridgegarden.teacher.cache.shard import Document
+from bridgegarden.teacher.cache.shard import Document, Entry
 from bridgegarden.teacher.cache.spec import CacheSpec, Served, Support
+from bridgegarden.teacher.scores import _COMPLETION, _ENTRY, _GENERATED, _SEQUENCES
 from bridgegarden.teacher.scoring import Journal, ScoringEngine, scored_signals
-from bridgegarden.teacher.scoring_api import Vllm
+from bridgegarden.teacher.scoring_api import Sglang, Trl, Vllm
 from bridgegarden.teacher.scoring_check import Example
 from bridgegarden.teacher.server_connection import Reply
 from bridgegarden.teacher.server_requests import Line, Requests, Server
@@ -31,20 +33,32 @@ VOCABULARY = 151_936
 ROWS_A_SECOND = 50
 
 
-def serve(port: Any, ids: list[int], k: int) -> None:
-    """Reply to everything with the same, at once."""
+def body_of(kind: str, ids: list[int], asked: int, k: int) -> bytes:
+    """A reply about `ids` in the form of one kind of server, of which the first `asked` are not learnt."""
     rng = np.random.default_rng(0)
-    entries: list[Any] = [None]
-    for index in ids[1:]:
-        listed = [index, *rng.choice(VOCABULARY, k, replace=False).tolist()]
-        logps = [-9.0, *(-0.5 - 0.3 * rank for rank in range(k))]
-        entries.append(
+    listed = [[index, *rng.choice(VOCABULARY, k, replace=False).tolist()] for index in ids]
+    logps = [-11.0 - 1 / 3, *(-2.5 - rank / 3 for rank in range(k))]
+    tree: Any
+    if kind == "vllm":
+        entries = [
             {
-                str(token): {"logprob": logp - 2, "rank": k + 1 if rank == 0 else rank, "decoded_token": " word"}
-                for rank, (token, logp) in enumerate(zip(listed, logps, strict=True))
+                str(token): {"logprob": logp, "rank": rank or k + 1, "decoded_token": " word"}
+                for rank, (token, logp) in enumerate(zip(names, logps, strict=True))
             }
-        )
-    body = json.dumps({"model": "big", "choices": [{"text": "x", "prompt_logprobs": entries}]}).encode()
+            for names in listed[1:]
+        ]
+        tree = {"model": "big", "choices": [{"text": "x", "prompt_logprobs": [None, *entries]}]}
+    elif kind == "sglang":
+        own = [[None, ids[asked - 1], None], *([logps[0], index, None] for index in ids[asked:])]
+        tops = [[[logp, token, None] for token, logp in zip(n[1:], logps[1:], strict=True)] for n in listed[asked:]]
+        tree = {"text": "", "meta_info": {"input_token_logprobs": own, "input_top_logprobs": [None, *tops]}}
+    else:
+        tree = {"logprobs": [[logps] * (len(ids) - asked)], "logprob_token_ids": [listed[asked:]]}
+    return json.dumps(tree, separators=(",", ":")).encode()  # as these servers write it
+
+
+def serve(port: Any, body: bytes) -> None:
+    """Reply to everything with the same, at once."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -62,15 +76,16 @@ def serve(port: Any, ids: list[int], k: int) -> None:
     server.serve_forever()
 
 
-def measure(rows: int, tokens: int, asked: int, k: int) -> None:
+def measure(kind: str, rows: int, tokens: int, asked: int, k: int) -> None:
     """Score so many rows of so many tokens, of which the first `asked` are not learnt, and print what a row took."""
     ids = np.random.default_rng(1).integers(0, VOCABULARY, tokens, dtype=np.int32)
     labels = np.where(np.arange(tokens) < asked, -100, ids).astype(np.int32)
     there, here = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=serve, args=(here, ids.tolist(), k), daemon=True)
+    body = body_of(kind, ids.tolist(), asked, k)
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(here, body), daemon=True)
     process.start()
     server = Server(base_url=f"http://127.0.0.1:{there.recv()}", model="big")
-    served = Served(temperature=1.0, source="scored", api="vllm")
+    served = Served(temperature=1.0, source="scored", api=kind)
     same: dict[str, Any] = {"revision": None, "weights": None, "dtype": "unknown", "max_length": None}
     spec = CacheSpec(
         teacher="big",
@@ -92,28 +107,30 @@ def measure(rows: int, tokens: int, asked: int, k: int) -> None:
         documents = [Document(ids=ids, labels=labels, row=row) for row in range(rows)]
         count: Any = type("Nothing", (), {"add": lambda self, positions, *, failed: None})()
         journal, layout = Journal(Path(folder), RecordFormat(spec)), RecordFormat(spec)
-        api = Vllm(server, {})
+        api = KINDS[kind][0](server, {})
         engine._ask(documents[:16], api, requests, journal, count)
+        journal.held.clear()
         began, cpu = time.perf_counter(), time.process_time()
         engine._ask(documents, api, requests, journal, count)
         took, used = time.perf_counter() - began, time.process_time() - cpu
         assert not engine.unscored
         print(
-            f"{tokens} tokens, {tokens - asked} learnt, top {k} ({layout.bytes_per_position} bytes a position): "
-            f"{1000 * used / rows:.2f} ms of processor time a row, {used / rows * ROWS_A_SECOND:.1%} of a core at "
-            f"{ROWS_A_SECOND} rows/s; {rows / took:.0f} rows/s at most here"
+            f"{api.title}, {tokens} tokens, {tokens - asked} learnt, top {k} ({layout.bytes_per_position} bytes a "
+            f"position): {1000 * used / rows:.2f} ms of processor time a row, {used / rows * ROWS_A_SECOND:.1%} of a "
+            f"core at {ROWS_A_SECOND} rows/s; {rows / took:.0f} rows/s at most here"
         )
-        parts(server.base_url, api, documents[0], spec)
+        parts(body.decode(), api, documents[0], spec, journal)
     process.terminate()
 
 
-def parts(url: str, api: Vllm, document: Document, spec: CacheSpec, times: int = 100) -> None:
-    """Print what of a row's time is HTTP and what is ours, by doing each alone."""
-    request = Request(url, b"{}", {"Content-Type": "application/json"})
-    body = build_opener(ProxyHandler({})).open(request).read().decode()
+def parts(body: str, api: Any, document: Document, spec: CacheSpec, journal: Journal, times: int = 200) -> None:
+    """Print what of a row's time is HTTP, JSON, and ours, by doing each alone."""
     ids, layout = document.ids.tolist(), RecordFormat(spec)
-    read = api.reader(ids, (np.flatnonzero(document.labels[1:] != -100) + 1).tolist(), spec.support.k)
-    reply = Reply(body, held_key=False)
+    positions = (np.flatnonzero(document.labels[1:] != -100) + 1).tolist()
+    read = api.reader(ids, positions, spec.support.k)
+    reply, parse = Reply(body, held_key=False), KINDS[api.name][1]
+    signals = scored_signals(read(reply), spec)
+    entry = Entry(document.key, layout.encode(signals))
 
     async def fetch(line: Line, _: int) -> int:
         return await line.ask("completions", {"prompt": ids}, lambda reply: len(reply.text))
@@ -125,26 +142,47 @@ def parts(url: str, api: Vllm, document: Document, spec: CacheSpec, times: int =
     took = []
     for work, repeats in (
         (ask, 1),
+        (lambda: parse(body, positions), times),
         (lambda: read(reply), times),
         (lambda: layout.encode(scored_signals(read(reply), spec)), times),
+        (lambda: journal.add([entry]), times),
         (lambda: json.loads(body), times),
     ):
         began = time.process_time()
         for _ in range(repeats):
             work()
         took.append(1000 * (time.process_time() - began) / times)
+    http, parsed, all_read, kept, written, loads = took
     print(
-        f"  of that, alone: {took[0]:.2f} ms of HTTP, {took[1]:.2f} ms to read {len(body):,} characters, "
-        f"{took[2] - took[1]:.2f} ms to keep what they say; json.loads of all of them would be {took[3]:.2f} ms"
+        f"  alone: {http:.2f} ms of HTTP, {parsed:.2f} ms to parse {len(body):,} characters (json.loads: {loads:.2f}), "
+        f"{all_read - parsed:.2f} ms to check and sort what they say, {kept - all_read:.2f} ms to encode it, "
+        f"{written:.2f} ms to write it down"
     )
+
+
+def parse_vllm(body: str, positions: Sequence[int]) -> Any:
+    """What cannot be left out: the JSON of what is learnt, and of the rest where it ends."""
+    given = _COMPLETION.decode(body).choices[0].prompt_logprobs
+    assert given is not None
+    for at in positions:
+        _ENTRY.decode(given[at])
+
+
+KINDS: dict[str, tuple[Any, Any]] = {
+    "vllm": (Vllm, parse_vllm),
+    "sglang": (Sglang, lambda body, positions: _GENERATED.decode(body)),
+    "trl": (Trl, lambda body, positions: _SEQUENCES.decode(body)),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=400)
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     given = parser.parse_args()
-    for tokens, asked, k in ((32, 16, 20), (128, 64, 20), (512, 256, 20)):
-        measure(given.rows, tokens, asked, k)
+    for kind in given.kinds:
+        for tokens, asked, k in ((32, 16, 20), (128, 64, 20), (512, 256, 20)):
+            measure(kind, given.rows, tokens, asked, k)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Whatever a user finds on disk, but for the weights and checkpoints that other li
 
 import errno
 import json
+import math
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from contextlib import contextmanager, suppress
 from datetime import date, time
 from decimal import Decimal
 from pathlib import Path
+from time import monotonic
 from typing import Any, BinaryIO
 
 from bridgegarden.errors import ConfigError, DataError
@@ -42,6 +44,7 @@ class AppendedLines:
         if not stat.S_ISREG(os.fstat(self._file).st_mode):
             os.close(self._file)
             raise DataError(f"{path}: is a device, a pipe or the like; expected a file.")
+        self._on_disk_at = -math.inf
         if locked:
             self._lock()
         self._cut_torn_line()
@@ -56,8 +59,13 @@ class AppendedLines:
             for number, raw in enumerate(file, start=1):
                 yield number, _parse(raw, self.path, number)
 
-    def append(self, records: Sequence[Mapping[str, Any]]) -> None:
+    def append(self, records: Sequence[Mapping[str, Any]], *, at_most_every: float = 0.0) -> None:
         """Write `records` and wait until they are on the disk.
+
+        Args:
+            records: a line each.
+            at_most_every: seconds since it was last waited for in which it is not waited again. The lines outlive the
+                end of this process in any case, and only then not that of the machine.
 
         Raises:
             DataError: they cannot be written; nothing of them is left.
@@ -69,7 +77,9 @@ class AppendedLines:
         try:
             while rest:
                 rest = rest[os.write(self._file, rest) :]
-            os.fsync(self._file)
+            if monotonic() - self._on_disk_at >= at_most_every:
+                os.fsync(self._file)
+                self._on_disk_at = monotonic()
         except OSError as error:
             os.ftruncate(self._file, before)
             full = " Free some space and run the same command again." if error.errno == errno.ENOSPC else ""

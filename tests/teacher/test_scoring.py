@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 
 import numpy as np
 import pytest
@@ -9,9 +10,9 @@ import pytest
 from bridgegarden.teacher.answers import kept_position
 from bridgegarden.teacher.cache.spec import CacheSpec, Served, Support
 from bridgegarden.teacher.foreign_values import Unfit
-from bridgegarden.teacher.scores import Row, Scores, read_vllm_rows
+from bridgegarden.teacher.scores import Row, Scores, read_sglang, read_trl, read_vllm
 from bridgegarden.teacher.scoring import scored_signals
-from bridgegarden.teacher.scoring_api import Vllm
+from bridgegarden.teacher.scoring_api import Sglang, Trl, Vllm, _read
 from bridgegarden.teacher.server_connection import BadReply, Reply
 from bridgegarden.teacher.server_requests import Server
 
@@ -145,14 +146,85 @@ def reply_of(seed, k=5):
     return ids, {"id": "x", "choices": [{"index": 0, "text": "x", "prompt_logprobs": entries}], "usage": {"n": 1}}
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_the_usual_reply_of_vllm_is_read_as_any_other_is(seed):
+def as_sglang(ids, tree, start=3):
+    """The same in SGLang's words, from token `start` on, of which nothing is said."""
+    entries = tree["choices"][0]["prompt_logprobs"][start + 1 :]
+    own = [[entry[str(label)]["logprob"], label, None] for label, entry in zip(ids[start + 1 :], entries, strict=True)]
+    tops = [[[e["logprob"], int(i), None] for i, e in entry.items() if e["rank"] <= 5] for entry in entries]
+    meta = {"input_token_logprobs": [[None, ids[start], None], *own], "input_top_logprobs": [None, *tops]}
+    return {"text": "", "meta_info": meta | {"id": "x"}}
+
+
+def as_trl(ids, tree, first=4):
+    """The same in the words of TRL's server, from token `first` on."""
+    entries = tree["choices"][0]["prompt_logprobs"][first:]
+    return {
+        "logprobs": [[[listed["logprob"] for listed in entry.values()] for entry in entries]],
+        "logprob_token_ids": [[[int(i) for i in entry] for entry in entries]],
+    }
+
+
+KINDS = {Vllm: (lambda ids, tree: tree, read_vllm), Sglang: (as_sglang, read_sglang), Trl: (as_trl, read_trl)}
+
+
+def slowly(kind, ids, tree):
+    """What is read of a reply token by token, or why it is not."""
+    api = kind(Server(base_url="http://localhost/v1", model="big"), {})
+    read = _read(lambda tree: api._scores(tree, ids, range(4, 12), 5))
+    try:
+        return list(vars(read(Reply(json.dumps(tree), held_key=False))).values())
+    except BadReply as bad:
+        return str(bad)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(10))
+def test_the_usual_reply_is_read_as_any_other_is(kind, seed):
     ids, tree = reply_of(seed)
-    rows = read_vllm_rows(json.dumps(tree), ids, range(4, 12))
-    slowly = Vllm(Server(base_url="http://localhost/v1", model="big"), {})._scores(tree, ids, range(4, 12), 5)
-    assert rows is not None
-    for one, other in zip(vars(Scores.of(rows, 5, range(4, 12))).values(), vars(slowly).values(), strict=True):
+    words, fast = KINDS[kind]
+    tree = words(ids, tree)
+    listed = fast(json.dumps(tree), ids, range(4, 12), 5)
+    assert listed is not None
+    want = slowly(kind, ids, tree)
+    for one, other in zip(vars(Scores.of_listed(listed, range(4, 12))).values(), want, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def places_in(tree, found=()):
+    """Where every value of a tree is."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        yield (*found, key)
+        if isinstance(value, dict | list):
+            yield from places_in(value, (*found, key))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reply_that_is_spoilt_anywhere_is_read_or_refused_as_token_by_token(kind):
+    rng, read = random.Random(0), 0
+    for number in range(300):
+        ids, tree = reply_of(number % 7)
+        tree = KINDS[kind][0](ids, tree)
+        *path, last = rng.choice(list(places_in(tree)))
+        within = tree
+        for key in path:
+            within = within[key]
+        if rng.random() < 0.2:
+            del within[last]
+        else:
+            within[last] = rng.choice([None, "x", "7", 3, -1, -0.5, 2.5, 10**30, True, [], {}, float("nan"), [[-1, 3]]])
+        reader = kind(Server(base_url="http://localhost/v1", model="big"), {}).reader(ids, range(4, 12), 5)
+        want = slowly(kind, ids, tree)
+        try:
+            found = list(vars(reader(Reply(json.dumps(tree), held_key=False))).values())
+        except BadReply as bad:
+            found = str(bad)
+        if isinstance(want, str) or isinstance(found, str):
+            assert found == want, tree
+            continue
+        read += 1
+        for one, other in zip(found, want, strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert 10 < read < 290
 
 
 def entry_of(tree, at=6):

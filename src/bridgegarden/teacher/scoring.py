@@ -101,12 +101,14 @@ class Journal:
         }
 
     def add(self, entries: Sequence[Entry]) -> None:
-        """Put on disk; it is safe when this returns."""
+        """Write down: what becomes of this process does not matter any more when this returns, and what becomes of the
+        machine a second later."""
         self._lines.append(
             [
                 {"spec": self._digest, "key": key.hex(), "records": base64.b64encode(records.tobytes()).decode()}
                 for key, records in entries
-            ]
+            ],
+            at_most_every=1.0,
         )
         self.held |= dict(entries)
 

@@ -19,7 +19,16 @@ import msgspec
 from bridgegarden.data import Conversation
 from bridgegarden.errors import ServerError
 from bridgegarden.teacher.foreign_values import EXCESS, LARGEST_ID, Unfit, items, mapping, short, shown, whole
-from bridgegarden.teacher.scores import Row, Scores, not_listed, read_vllm_rows, vllm_row
+from bridgegarden.teacher.scores import (
+    ReadUsual,
+    Row,
+    Scores,
+    not_listed,
+    read_sglang,
+    read_trl,
+    read_vllm,
+    vllm_row,
+)
 from bridgegarden.teacher.server_connection import ApiName, BadReply, Reply, error_text
 from bridgegarden.teacher.server_logprobs import AS_ID
 from bridgegarden.teacher.server_requests import Line, Refused, Server
@@ -102,12 +111,7 @@ class Vllm(Api):
 
     def reader(self, ids: Sequence[int], positions: Sequence[int], k: int) -> Callable[[Reply], Scores]:
         """Reads the reply; see :meth:`score`."""
-
-        def usual(text: str) -> Scores | None:
-            rows = read_vllm_rows(text, ids, positions)
-            return None if rows is None else Scores.of(rows, k, positions)
-
-        return _read(lambda tree: self._scores(tree, ids, positions, k), usual)
+        return _read(lambda tree: self._scores(tree, ids, positions, k), _usual(read_vllm, ids, positions, k))
 
     def _scores(self, tree: Mapping[str, Any], ids: Sequence[int], positions: Sequence[int], k: int) -> Scores:
         given = _first(tree, "choices").get("prompt_logprobs")
@@ -154,9 +158,11 @@ class Sglang(Api):
         # Nothing is said of the first token from there, so one more is asked for.
         start = positions[0] - 1
         asked = {"logprob_start_len": start, "top_logprobs_num": k, "sampling_params": {"max_new_tokens": 0}}
-        return await line.ask(
-            "generate", self._content(ids, asked), _read(lambda tree: self._scores(tree, ids, positions, k))
-        )
+        return await line.ask("generate", self._content(ids, asked), self.reader(ids, positions, k))
+
+    def reader(self, ids: Sequence[int], positions: Sequence[int], k: int) -> Callable[[Reply], Scores]:
+        """Reads the reply; see :meth:`score`."""
+        return _read(lambda tree: self._scores(tree, ids, positions, k), _usual(read_sglang, ids, positions, k))
 
     def _scores(self, tree: Mapping[str, Any], ids: Sequence[int], positions: Sequence[int], k: int) -> Scores:
         meta, start = mapping(tree.get("meta_info"), "meta_info"), positions[0] - 1
@@ -279,9 +285,11 @@ class Trl(Api):
 
     async def score(self, line: Line, ids: Sequence[int], positions: Sequence[int], k: int) -> Scores:
         asked = {"sequences": [list(ids)], "prompt_lengths": [positions[0]], "top_logprobs": k, "temperature": 1.0}
-        return await line.ask(
-            "get_sequence_logprobs/", asked, _read(lambda tree: self._scores(tree, ids, positions, k))
-        )
+        return await line.ask("get_sequence_logprobs/", asked, self.reader(ids, positions, k))
+
+    def reader(self, ids: Sequence[int], positions: Sequence[int], k: int) -> Callable[[Reply], Scores]:
+        """Reads the reply; see :meth:`score`."""
+        return _read(lambda tree: self._scores(tree, ids, positions, k), _usual(read_trl, ids, positions, k))
 
     def _scores(self, tree: Mapping[str, Any], ids: Sequence[int], positions: Sequence[int], k: int) -> Scores:
         first = positions[0]
@@ -377,6 +385,14 @@ def _read(
             raise BadReply(_unfit(f"an entry of another shape: {type(error).__name__}")) from None
 
     return checked
+
+
+def _usual(read: ReadUsual, ids: Sequence[int], positions: Sequence[int], k: int) -> Callable[[str], Scores | None]:
+    def scores(text: str) -> Scores | None:
+        listed = read(text, ids, positions, k)
+        return None if listed is None else Scores.of_listed(listed, positions)
+
+    return scores
 
 
 def _tree(text: str) -> Any:

@@ -354,12 +354,13 @@ def _is_loopback(host: str) -> bool:
 
 async def _body(response: aiohttp.ClientResponse) -> bytes:
     """All of it, unless it never ends."""
-    whole = bytearray()
+    parts, length = [], 0
     async for part in response.content.iter_any():
-        whole += part
-        if len(whole) > LARGEST_REPLY:
+        parts.append(part)
+        length += len(part)
+        if length > LARGEST_REPLY:
             raise BadReply(f"the reply is longer than {LARGEST_REPLY} bytes.")
-    return bytes(whole)
+    return b"".join(parts)
 
 
 def _advice(status: int, path: str) -> str:

@@ -288,8 +288,8 @@ class SortedIds:
         rows = np.arange(len(ids))[:, None]
         high = np.zeros((len(ids), 8 * self.high_bytes), dtype=np.uint8)
         high[rows, (ids >> self.low_bits) + np.arange(self.count)] = 1
-        low = (ids[:, :, None] >> np.arange(self.low_bits)) & 1
-        low = low.reshape(len(ids), self.count * self.low_bits).astype(np.uint8)
+        low = np.unpackbits(ids.astype("<u4").view(np.uint8).reshape(*ids.shape, 4), axis=2, bitorder="little")
+        low = low[:, :, : self.low_bits].reshape(len(ids), self.count * self.low_bits)
         return np.concatenate([np.packbits(bits, axis=1, bitorder="little") for bits in (high, low)], axis=1)
 
     def decode(self, code: np.ndarray) -> np.ndarray:
