@@ -16,6 +16,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from bridgegarden.errors import ConfigError, NonFiniteError
 from bridgegarden.objective.hybrid import HybridObjective, hybrid_loss_from_logits
+from bridgegarden.objective.position_weight import EarlyPositions
 from bridgegarden.objective.soft_weight import TrainProgress
 from bridgegarden.recipe.training import MEASURED
 from bridgegarden.teacher.live import LiveTeacher
@@ -108,6 +109,30 @@ def test_log_has_every_term_and_evaluation_the_same(make_trainer):
         assert math.isfinite(history(trainer, name)[0]), name
         assert math.isfinite(metrics[f"eval_{name}"]), name
     assert history(trainer, "tokens_per_second")[0] > 0
+
+
+def test_the_weight_of_positions_is_logged_where_a_rule_gives_one(make_trainer):
+    objective = HybridObjective(position_weight=EarlyPositions(share=0.5))
+    trainer = in_order(make_trainer(objective, evaluate=token_rows(6), max_steps=1, logging_steps=1))
+    trainer.train()
+    for batches, logged in (
+        ([next(iter(trainer.get_train_dataloader()))], history(trainer, "position_weight")[0]),
+        (trainer.get_eval_dataloader(), trainer.evaluate()["eval_position_weight"]),
+    ):
+        lengths = [n for batch in batches for n in (batch["labels"][:, 1:] != -100).sum(1).tolist()]
+        assert logged == pytest.approx(sum(math.ceil(n / 2) for n in lengths) / sum(lengths), rel=1e-6)
+    without = make_trainer(evaluate=token_rows(6))
+    without.train()
+    assert not history(without, "position_weight")
+    assert "eval_position_weight" not in without.evaluate()
+
+
+def test_a_weight_of_positions_that_is_no_number_is_said_to_be_the_cause(make_trainer):
+    def broken(signal, student=None, position=None, progress=None):
+        return torch.full_like(signal.entropy, math.nan)
+
+    with pytest.raises(NonFiniteError, match=r"position_weight is nan .*The rule for the weight of a position gave no"):
+        make_trainer(HybridObjective(position_weight=broken)).train()
 
 
 def test_evaluation_averages_over_positions_and_not_over_batches(make_trainer):

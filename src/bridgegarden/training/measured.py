@@ -22,7 +22,10 @@ from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.fused import FusedLoss
 from bridgegarden.teacher.translated import SHARES
 
-_NAMES = ("loss", "soft_loss", "hard_loss", "risk_loss", "soft_weight", "teacher_entropy", "captured_mass")
+_NAMES = (
+    *("loss", "soft_loss", "hard_loss", "risk_loss", "soft_weight", "position_weight"),
+    *("teacher_entropy", "captured_mass"),
+)
 """Terms, each of which has a sum over positions."""
 _COUNTS = (
     *("positions", "with_risk", "student_entropy", "student_hits", "measured", "tokens"),
@@ -41,6 +44,7 @@ ADVICE = {
     "hard_loss": "The student's logits are not finite: lower the learning rate or check the student's weights.",
     "risk_loss": "The risk term squares the student's logits: lower objective.risk_alpha or the learning rate.",
     "soft_weight": "The rule for the soft weight gave no number.",
+    "position_weight": "The rule for the weight of a position gave no number.",
     "loss": "The terms are finite one by one, but not their sum.",
 }
 """By term, in the order in which they are looked at: the first that is not finite is the cause of the later ones."""
@@ -52,8 +56,13 @@ class TermSums:
     Means are over *positions*, whatever the batches they came in: a batch with twice the tokens weighs twice.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, weighs_positions: bool = False) -> None:
+        """
+        Args:
+            weighs_positions: whether a rule gives positions a weight; without one their mean is not formed.
+        """
         self._sums: Tensor | None = None
+        self._weighs_positions = weighs_positions
 
     def add(self, fused: FusedLoss, tokens: int, shares: Tensor | None = None) -> None:
         """Add one batch.
@@ -67,11 +76,14 @@ class TermSums:
         terms = fused.terms
         columns = (
             *(terms.total, terms.soft, terms.hard, terms.risk, terms.soft_weight),
+            *((terms.position_weight,) if self._weighs_positions else ()),
             *(fused.teacher_entropy, fused.captured_mass),
         )
         sums = [column.sum(dtype=torch.float64) for column in columns]
         entropy, hit = fused.student_entropy, fused.student_hit
         count = sums[0].new_tensor(len(terms.total))
+        if not self._weighs_positions:
+            sums.insert(_NAMES.index("position_weight"), count)
         sums += [
             count,
             terms.has_risk.sum(dtype=torch.float64),
@@ -329,7 +341,10 @@ def non_finite_loss(step: str, fused: FusedLoss, positions: SupervisedPositions,
         rows: ``(B, T)`` row of the data that each token came from, if known.
     """
     terms = fused.terms
-    values = (fused.teacher_entropy, terms.soft, terms.hard, terms.risk, terms.soft_weight, terms.total)
+    values = (
+        *(fused.teacher_entropy, terms.soft, terms.hard, terms.risk, terms.soft_weight, terms.position_weight),
+        terms.total,
+    )
     for (name, advice), value in zip(ADVICE.items(), values, strict=True):
         bad = (~torch.isfinite(value)).nonzero().flatten()
         if bad.numel():

@@ -20,6 +20,7 @@ SHOWN = (
     ("hard_loss", "hard", ".4g"),
     ("risk_loss", "risk", ".3g"),
     ("soft_weight", "soft weight", ".3f"),
+    ("position_weight", "position weight", ".3f"),
     ("hard_only_share", "hard only", ".1%"),
     ("tokens_per_second", "tokens/s", ",.0f"),
     ("generated_tokens_per_second", "written/s", ",.0f"),

@@ -98,7 +98,8 @@ class HybridDistillationTrainer(SFTTrainer):
     Logged per supervised position, in nats: ``loss``, ``soft_loss``, ``hard_loss``, ``risk_loss``,
     ``teacher_entropy``, ``student_entropy``, ``teacher_label_loss`` and ``student_label_loss`` (minus the
     log-probability of the token in the data); and ``soft_weight``, ``captured_mass``, ``risk_share``,
-    ``tokens_per_second``. Evaluation logs the same with the prefix ``eval_``. What training has cost so far is logged
+    ``tokens_per_second``, and with a rule for it ``position_weight`` (of one that says 0 or 1, the share that counts).
+    Evaluation logs the same with the prefix ``eval_``. What training has cost so far is logged
     as ``teacher_tokens``, ``student_tokens`` and ``generated_tokens``; :attr:`cost` has all of it. Names that TRL's
     trainer logs have its meaning: ``entropy`` (the student's), ``mean_token_accuracy`` (share of the supervised tokens
     of the data that are the student's likeliest) and ``num_tokens`` (read in training so far). ``acceptance`` is the
@@ -167,7 +168,8 @@ class HybridDistillationTrainer(SFTTrainer):
         self._columns = columns
         self._asked = copy(args)
         self._prepared: WeakSet[Dataset | IterableDataset] = WeakSet()
-        self._terms = {"train": TermSums(), "eval": TermSums()}
+        weighs = self.objective.position_weight is not None
+        self._terms = {mode: TermSums(weighs_positions=weighs) for mode in ("train", "eval")}
         self._clock: float | None = None
         self._window_rows: list[Tensor] = []
         self._first_losses: list[RowLoss] = []
@@ -394,7 +396,10 @@ class HybridDistillationTrainer(SFTTrainer):
         # float32 carries the sums over processes (not every backend and device has float64).
         if self.accelerator.num_processes > 1:
             sums = cast(Tensor, self.accelerator.reduce(sums.float(), "sum"))
-        return term_means(sums)
+        means = term_means(sums)
+        if self.objective.position_weight is None:
+            del means["position_weight"]
+        return means
 
     def _start_clock(self) -> None:
         if self._clock is None:
