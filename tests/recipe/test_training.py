@@ -84,6 +84,22 @@ def test_a_value_that_trl_refuses_is_said_with_its_key(arguments, place, tmp_pat
         build_sft_config(TrainingSection(arguments=arguments), tmp_path)
 
 
+def test_a_refusal_costs_one_attempt_for_each_setting_and_no_more(tmp_path, monkeypatch):
+    attempts = []
+
+    def refuse(**arguments):
+        attempts.append(arguments)
+        if arguments["bf16"]:
+            raise ValueError("no bf16 here")
+
+    monkeypatch.setattr("trl.trainer.sft_config.SFTConfig", refuse)
+    # As many settings as a recipe has: were each attempt to look for the culprit in its turn, this would never end.
+    settings = {"bf16": True, "max_steps": 3, "seed": 3, "logging_steps": 5, "save_steps": 10, "save_total_limit": 2}
+    with pytest.raises(ConfigError, match=r"^training\.bf16: True cannot be trained with: no bf16 here"):
+        build_sft_config(TrainingSection(arguments=settings), tmp_path)
+    assert len(attempts) <= 1 + len(settings)
+
+
 def test_the_configuration_holds_the_arguments_and_where_to_write(tmp_path):
     config = build_sft_config(TrainingSection(arguments={"max_steps": 3, "use_cpu": True}), tmp_path / "run")
     assert isinstance(config, SFTConfig)

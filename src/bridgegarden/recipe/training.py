@@ -224,6 +224,18 @@ def build_sft_config(
     Raises:
         ConfigError: TRL refuses the combination.
     """
+
+    def built(section: "TrainingSection") -> "SFTConfig":
+        return _sft_config(section, output_dir, evaluate=evaluate, select_by=select_by)
+
+    try:
+        return built(section)
+    except Refused as refused:
+        raise blamed(section, str(refused), built) from refused
+
+
+def _sft_config(section: "TrainingSection", output_dir: Path, *, evaluate: bool, select_by: str | None) -> "SFTConfig":
+    """As :func:`build_sft_config`, but raises :class:`Refused`, in the library's words, and looks for no culprit."""
     import torch
     from trl.trainer.sft_config import SFTConfig
 
@@ -245,15 +257,8 @@ def build_sft_config(
         old = name.replace("activation", "gradient")
         if name in _sft_fields() and old in arguments:
             arguments[name] = arguments.pop(old)
-    try:
-        with foreign(Refused):
-            return SFTConfig(output_dir=str(output_dir), **arguments)
-    except Refused as refused:
-
-        def built(section: "TrainingSection") -> object:
-            return build_sft_config(section, output_dir, evaluate=evaluate, select_by=select_by)
-
-        raise blamed(section, str(refused), built) from refused
+    with foreign(Refused):
+        return SFTConfig(output_dir=str(output_dir), **arguments)
 
 
 class Refused(ConfigError):
