@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from bridgegarden.errors import ModelError
+from bridgegarden.fake_quantisation import weight_of
 from bridgegarden.objective.head import LanguageModelHead
 
 HiddenLoss = Callable[[Tensor, LanguageModelHead], Mapping[str, Tensor]]
@@ -46,7 +47,7 @@ def head_of(model: PreTrainedModel) -> LanguageModelHead:
     with align_module_device(module):
         bias = getattr(module, "bias", None)
         return LanguageModelHead(
-            weight=whole(module.weight, name),
+            weight=whole(weight_of(module), name),
             bias=None if bias is None else whole(bias, name),
             softcap=getattr(config, "final_logit_softcapping", None),
             scale=_logit_scale(config),

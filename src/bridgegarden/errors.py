@@ -168,7 +168,8 @@ def foreign(refusal: Callable[[str], BridgegardenError]) -> Iterator[None]:
     """Around a library's own code at work on what a user gave: whatever it raises becomes ``refusal(its words)``.
 
     Of any kind, since such code trusts what it is given: a setting out of range is an ``AssertionError`` to one
-    library and a ``KeyError`` to the next, and a panic of a library in Rust is not even an :class:`Exception`.
+    library and a ``KeyError`` to the next, and neither a panic of a library in Rust nor ``sys.exit`` in a module
+    that is imported is even an :class:`Exception`.
 
     Args:
         refusal: makes the error out of the library's words (:func:`in_words`): says where, and what to do.
@@ -178,7 +179,7 @@ def foreign(refusal: Callable[[str], BridgegardenError]) -> Iterator[None]:
     except BridgegardenError:
         raise
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
+        if not isinstance(error, Exception | SystemExit) and type(error).__module__ != "pyo3_runtime":
             raise
         raise refusal(in_words(error)) from error
 

@@ -86,6 +86,7 @@ def test_without_it_the_name_is_unknown():
         ("import no_such_module", r"cannot be loaded: .*no_such_module"),
         ("RULE = undefined", r"cannot be loaded: .*undefined"),
         ("OTHER = 1", r"cannot be loaded: .*RULE"),
+        ("import sys; sys.exit('no licence')", r"cannot be loaded: no licence"),
         ("RULE = 3", r"must be an? .*, is 3"),
     ],
 )

@@ -1,6 +1,8 @@
 """``bridgegarden export``, from the command to files that llama.cpp runs."""
 
 import json
+import resource
+import signal
 from itertools import product
 
 import pytest
@@ -11,6 +13,7 @@ from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.quickstart import TEACHER
 from bridgegarden.run import export
 from bridgegarden.run.export import ExportTarget, export_model
+from tests.run.killed import ended, in_child
 from tests.run.served import run
 from tests.tiny import save_tiny, tiny_model
 
@@ -77,6 +80,32 @@ def test_a_run_that_dies_leaves_no_file_of_the_final_name(folder, tmp_path, monk
     ended = run("export", folder, "--to", "gguf", "--output", tmp_path / "out")
     assert ended.exit_code == 130
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork, from Python 3.12
+@pytest.mark.parametrize("to", ["gguf", "hf"])
+def test_a_disk_that_is_full_is_named_and_leaves_nothing(folder, tmp_path, to):
+    """At every size at which another write is the first to fail."""
+    whole = export_model(ExportTarget(source=str(folder), to=to, output=tmp_path / "whole")).files[0].size
+
+    def limited(room):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+        found = run("export", folder, "--to", to, "--output", tmp_path / "out")
+        assert found.exit_code == 2, found.output
+        last = found.stderr.splitlines()[-1]
+        assert last.startswith(f"Error: --output: nothing more can be written to {tmp_path / 'out'} ("), last
+        assert not list((tmp_path / "out").iterdir())
+
+    for room in {"gguf": (100, 9_000, whole // 2, whole - 40), "hf": (100, whole // 2)}[to]:
+        assert ended(in_child(lambda room=room: limited(room))) == 0, room
+
+
+def test_types_that_name_nothing_are_refused(folder):
+    for empty in (",", "", " , "):
+        refused = run("export", folder, "--to", "gguf", "--quantise", empty)
+        assert refused.exit_code == 2
+        assert "names nothing; expected types of weights separated by commas" in refused.stderr
 
 
 @pytest.mark.parametrize("to", ["gguf", "onnx", "hf"])

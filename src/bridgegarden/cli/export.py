@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from bridgegarden.cli.options import SET, example, taken
+from bridgegarden.errors import ConfigError
 from bridgegarden.terminal import say
 
 
@@ -25,14 +26,13 @@ from bridgegarden.terminal import say
 @click.option(
     "--quantise",
     metavar="KIND[,KIND]",
-    default="",
     help="gguf: F32, F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1, Q4_0; onnx: F32, int8; hf: F32, F16, BF16.  [default: the type "
-    "in which the weights were saved; onnx: F32]",
+    "that the model was trained for (gguf), else that of its weights; onnx: F32]",
 )
 @click.option("--output", metavar="DIR", type=click.Path(path_type=Path), help="Folder for the files.")
 @click.option("--without-past", is_flag=True, help="onnx: a graph of whole texts, without keys and values.")
 @click.option("--overwrite", is_flag=True, help="Replace files of the same names.")
-def export_command(quantise: str, **options: Any) -> None:
+def export_command(quantise: str | None, **options: Any) -> None:
     """Write a trained model for other programs: of RECIPE its student, or MODEL, a folder or a name on the hub.
 
     Writes DIR/NAME-KIND.gguf for each KIND, with a Modelfile for Ollama and a card beside it; or a folder,
@@ -41,7 +41,11 @@ def export_command(quantise: str, **options: Any) -> None:
     """
     from bridgegarden.run.export import ExportTarget, export_model
 
-    kinds = tuple(dict.fromkeys(kind for kind in quantise.split(",") if kind))
+    kinds = tuple(dict.fromkeys(kind.strip() for kind in (quantise or "").split(",") if kind.strip()))
+    if quantise is not None and not kinds:
+        raise ConfigError(
+            f"--quantise: {quantise!r} names nothing; expected types of weights separated by commas, such as Q8_0,Q4_0."
+        )
     result = export_model(taken(ExportTarget, options, quantise=kinds))
     for note in result.notes:
         say(f"note: {note}", err=True)

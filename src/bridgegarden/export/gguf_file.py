@@ -1,6 +1,9 @@
 """A GGUF file: a model's description, its tokenizer and its weights, written tensor by tensor."""
 
+import errno
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -9,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.export.gguf_model import Placed, context_length, describe, family_of, tensors_of
 from bridgegarden.export.gguf_tokenizer import Vocabulary, vocabulary_of
+from bridgegarden.fake_quantisation import stored_type
 from bridgegarden.files import partial, sync_folder
 
 if TYPE_CHECKING:
@@ -29,8 +33,6 @@ KINDS: Mapping[str, str] = MappingProxyType(
     }
 )
 """Types of weights that the package ``gguf`` can write, most bits first, and what it calls a file of them."""
-FEW_BITS = ("Q5_1", "Q5_0", "Q4_1", "Q4_0")
-"""In files of these the embedding and the head have eight bits, as llama.cpp's own have more there than elsewhere."""
 WIDE = ("token_embd.weight", "output.weight")
 
 
@@ -48,18 +50,12 @@ class GgufExport:
 
     def types(self, kind: str) -> "dict[str, GGMLQuantizationType]":
         """By the name of a tensor, what it is written as in a file of `kind`."""
-        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+        from gguf import GGMLQuantizationType
 
-        found = {}
-        for placed in self.tensors:
-            own = "Q8_0" if kind in FEW_BITS and placed.name in WIDE else kind
-            quantised = GGMLQuantizationType[own]
-            if placed.tensor.dim() < 2:
-                quantised = GGMLQuantizationType.F32
-            elif placed.tensor.shape[-1] % GGML_QUANT_SIZES[quantised][0]:
-                quantised = GGMLQuantizationType.F16
-            found[placed.name] = quantised
-        return found
+        return {
+            placed.name: GGMLQuantizationType[stored_type(kind, placed.tensor.shape, wide=placed.name in WIDE)]
+            for placed in self.tensors
+        }
 
     def write(self, path: Path, kind: str, on_tensor: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Write `path`, whole or not at all.
@@ -87,11 +83,15 @@ class GgufExport:
             describe(writer, config)
             self.vocabulary.write(writer)
             self._write_tensors(writer, self.types(kind), on_tensor)
+            claimed = writer.fout[0].tell() if writer.fout else 0
             writer.close()
+            if unfinished.stat().st_size != claimed:  # NumPy does not hear what the system says of its last bytes
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             unfinished.replace(path)
             sync_folder(path.parent)
         finally:
-            writer.close()
+            with suppress(OSError):  # what is left to write finds no room either
+                writer.close()
             unfinished.unlink(missing_ok=True)
 
     def _write_tensors(self, writer: Any, types: Mapping[str, Any], on_tensor: Callable[[int, int], None]) -> None:

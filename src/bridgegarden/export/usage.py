@@ -130,22 +130,23 @@ def with_ollama(gguf: str, modelfile: str, name: str) -> str:
     return commands
 
 
-def elsewhere(source: str, config: Any, tokenizer: Any, *, adapter: bool = False) -> str:
+def elsewhere(source: str, config: Any, tokenizer: Any, *, kind: str = "Q8_0", adapter: bool = False) -> str:
     """How a model's folder, or its name on the hub, becomes what llama.cpp, Ollama and onnxruntime run.
 
     Args:
         source: the folder or name.
         config: of the model.
         tokenizer: of the model.
+        kind: type of the weights in a GGUF file.
         adapter: whether the same card lies beside adapters, too.
     """
     model = shlex.quote(source)
     lines = []
     if gguf_fault(config, tokenizer) is None:
         lines = [
-            f"bridgegarden export {model} --to gguf --quantise Q8_0 --output gguf",
-            "llama-cli -m gguf/*-Q8_0.gguf   # llama.cpp",
-            "ollama create student -f gguf/*-Q8_0.Modelfile && ollama run student",
+            f"bridgegarden export {model} --to gguf --quantise {kind} --output gguf",
+            f"llama-cli -m gguf/*-{kind}.gguf   # llama.cpp",
+            f"ollama create student -f gguf/*-{kind}.Modelfile && ollama run student",
         ]
     lines.append(f"bridgegarden export {model} --to onnx --output onnx   # onnxruntime; the README.md there goes on")
     what = "For other programs, of the model with its adapters merged:" if adapter else "For other programs:"

@@ -202,6 +202,8 @@ class Setup:
     optim: str
     writes: bool = False
     """Whether the student answers some batches itself."""
+    quantised: str | None = None
+    """The type of file that the student is trained for; None is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,8 +251,12 @@ class MemoryPlanner:
             peak, left = self._teacher(setup)
             found.append(_moment("teacher", fixed, gradients=held // share, activations=peak))
         if setup.writes:
+            # Rounded weights are kept while it writes.
+            kept = 0 if setup.quantised is None else fixed["student weights"]
             found.append(
-                _moment("writing", fixed, gradients=held // share, activations=_writing(setup), gathered=gathered)
+                _moment(
+                    "writing", fixed, gradients=held // share, activations=_writing(setup) + kept, gathered=gathered
+                )
             )
         # The head's gradient is there from the loss on.
         at_loss = step.at_loss + left - copies
@@ -331,6 +337,7 @@ class MemoryPlanner:
             "gradient_checkpointing": setup.gradient_checkpointing,
             "autocast": setup.autocast,
             "accumulates": setup.accumulation > 1,
+            "quantised": setup.quantised,
         }
         key = "student", setup.batch, setup.lora is None, *arguments.values()
         if key not in self._walked:

@@ -242,6 +242,7 @@ def _setup(
         accumulation=arguments.gradient_accumulation_steps,
         optim=str(getattr(arguments.optim, "value", arguments.optim)),
         writes=on_policy is not None,
+        quantised=None if recipe.training.quantised is None else recipe.training.quantised.kind,
     )
 
 

@@ -104,6 +104,12 @@ def _closing(plan: Plan) -> list[str]:
             f"The teacher {what} rows of {plan.teacher_longest:,} tokens at most; its "
             "operations are counted so, its memory by the student's rows."
         )
+    if plan.setup.quantised is not None:
+        lines.append(
+            f"The student is trained as a {plan.setup.quantised} file holds it: its rounded weights are counted among "
+            "activations. Rounding them once a batch is no matter of operations but of memory's speed, and not in the "
+            "times."
+        )
     loaded = plan.setup.loaded
     if loaded is not None and loaded.reference.gguf_file is None and (how := quantisation(loaded)) is not None:
         dtype = str(loaded.dtype).removeprefix("torch.")

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from bridgegarden.causal_lm import hidden_states
 from bridgegarden.errors import ModelError
+from bridgegarden.fake_quantisation import train_rounded, weight_of
 from bridgegarden.preflight.models import meta_model
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def student_memory(
     gradient_checkpointing: bool = False,
     autocast: torch.dtype | None = None,
     accumulates: bool = False,
+    quantised: str | None = None,
 ) -> StepMemory:
     """What a training step of the model of `config` takes beside its weights; the loss's own buffers come on top.
 
@@ -77,6 +79,7 @@ def student_memory(
         gradient_checkpointing: keep only what goes into each layer, and compute the rest again.
         autocast: the type of products under autocast; None is none.
         accumulates: whether gradients of an earlier batch are there already. They are not counted then.
+        quantised: the type of file that it is trained for; None is none.
 
     Raises:
         ModelError: the model's code cannot be walked through.
@@ -88,6 +91,8 @@ def student_memory(
             checkpoint_layers(model)
         if lora is not None:
             _add_adapters(model, lora, gradient_checkpointing)
+        if quantised is not None:
+            train_rounded(model, quantised, [model.get_input_embeddings(), model.get_output_embeddings()])
         with _fake(model):
             if accumulates:
                 _give_gradients(model)
@@ -238,8 +243,9 @@ def _step(model: "PreTrainedModel", batch: Batch, autocast: torch.dtype | None) 
         _watch_layers(model, tracker, windows)
         with nullcontext() if autocast is None else torch.autocast("cpu", autocast):
             hidden = _supervised(hidden_states(model, inputs), batch)
+            head = weight_of(model.get_output_embeddings())
             windows["at_loss"], windows["forward"] = tracker.now, tracker.mark()
-            loss = _Loss.apply(hidden, model.get_output_embeddings().weight)  # pyright: ignore  causal models have them
+            loss = _Loss.apply(hidden, head)
         tracker.mark()
         loss.backward()
         windows["backward_end"] = tracker.mark()

@@ -163,6 +163,11 @@ class Recipe:
                 "build --skip-unusable` leaves out those without a signal."
             )
         self._check_best()
+        if self.training.quantised is not None and self.student.lora is not None:
+            raise ConfigError(
+                "training.quantised: what is exported are weights with their adapters merged in, and what is rounded "
+                "in training would be those without. Leave out training.quantised or student.lora."
+            )
         require_text("output", str(self.output))
         strategy = self.training.arguments.get("eval_strategy", "no")
         if self.data.eval is None and strategy != "no":

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from bridgegarden.errors import ConfigError, MissingPackageError, foreign, quoted, unknown_name
 from bridgegarden.objective.loss_route import LossKernel
@@ -144,6 +144,23 @@ class EarlyStoppingSection:
             raise ConfigError(f"training.early_stopping.threshold must be >= 0, got {self.threshold}.")
 
 
+SAME = {"int8": "Q8_0", "int4": "Q4_0"}
+"""Other names of types of weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantisedSection:
+    """The student is trained as a GGUF file of few bits holds it: its weights are rounded in every forward, and the
+    gradient goes to the whole ones, which are saved (docs/export.md). The teacher stays as it is."""
+
+    kind: Literal["int8", "int4", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"]
+    """The type of the file that is exported (docs/export.md). ``int8`` is Q8_0, ``int4`` is Q4_0; all of them round 32
+    neighbouring weights together."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", SAME.get(self.kind, self.kind))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingSection:
     """Any field of ``trl.SFTConfig``; what is left out has a default suited to distillation."""
@@ -156,6 +173,8 @@ class TrainingSection:
     """What reads and writes the logits in the loss: ``torch``, or on a CUDA GPU, for a teacher of which the likeliest
     tokens or draws are kept, the kernels of ``triton``. ``auto`` is whichever docs/benchmarks.md has shown to be the
     faster: ``torch`` so far."""
+    quantised: QuantisedSection | None = None
+    """The file that the student is trained for; null trains it as it is."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arguments", checked_arguments(self.arguments))

@@ -1,12 +1,15 @@
 """A recipe whose models and data have been checked, with nothing heavy loaded yet; and ``--audit`` of its rows."""
 
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from bridgegarden.data import TokenisedRow, audit_text, vocabulary_size
 from bridgegarden.data.encode import Keep
 from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS
-from bridgegarden.errors import ConfigError, quoted
+from bridgegarden.errors import ConfigError, ModelError, quoted
+from bridgegarden.export.gguf_model import family_of
+from bridgegarden.export.gguf_tokenizer import vocabulary_of
 from bridgegarden.objective.loss_route import LossRoute, loss_route, route_text, whole_vocabulary_error
 from bridgegarden.preflight import Pair, Preflight, preflight
 from bridgegarden.recipe import Recipe, build_lora_config, build_objective, build_sft_config, describe_objective
@@ -82,6 +85,12 @@ class CheckedRun:
         return loss_route(self.recipe.training.loss_kernel, self.arguments.device, self.preflight.student.dtype)
 
     @property
+    def quantised(self) -> str | None:
+        """The type of file that the student is trained for; None where it is trained as it is."""
+        section = self.recipe.training.quantised
+        return None if section is None else section.kind
+
+    @property
     def keeps_checkpoints(self) -> bool:
         """Whether checkpoints stay once the model is saved. Else the newest two are kept only until then."""
         return _asks_for_checkpoints(self.recipe)
@@ -110,6 +119,8 @@ def check_run(recipe: Recipe, folder: OutputFolder, arguments: "SFTConfig", cons
         top_k=recipe.teacher.top_k,
     )
     _check_with_student(arguments, checked)
+    if recipe.training.quantised is not None:
+        _check_quantised(checked)
     probes = check_probes(
         build_objective(recipe.objective),
         checked.teachers,
@@ -158,6 +169,22 @@ def _whole_vocabulary(recipe: Recipe, pair: Pair) -> bool:
     if section.is_cached:
         return any(read_spec(folder).is_dense for folder in cache_folders(recipe) if (folder / MANIFEST).exists())
     return section.top_k is None or section.top_k >= vocabulary_size(pair.endings.tokenizer)
+
+
+def _check_quantised(checked: Preflight) -> None:
+    """A student that is trained for a file has to be one that can be written to it.
+
+    Raises:
+        ModelError: it is not.
+    """
+
+    def error(message: str) -> ModelError:
+        return ModelError(f"training.quantised: the student {checked.student.reference.model!r}: {message}")
+
+    endings = checked.endings
+    family_of(checked.student.config, error)
+    if find_spec("gguf") is not None:
+        vocabulary_of(endings.tokenizer, checked.student.width, endings.stops, error)
 
 
 def training_arguments(recipe: Recipe, folder: OutputFolder) -> "SFTConfig":

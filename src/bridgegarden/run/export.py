@@ -3,13 +3,14 @@
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from bridgegarden.errors import ConfigError, MissingPackageError, ModelError
-from bridgegarden.export.gguf_file import check_kind, gguf_export
+from bridgegarden.errors import ConfigError, MissingPackageError, ModelError, OutputError
+from bridgegarden.export.gguf_file import KINDS, check_kind, gguf_export
 from bridgegarden.export.gguf_model import context_length
 from bridgegarden.export.modelfile import modelfile
 from bridgegarden.export.onnx_model import check_onnx_kind, write_onnx
@@ -17,9 +18,11 @@ from bridgegarden.export.usage import Made, folder_card, gguf_card, with_onnxrun
 from bridgegarden.files import partial, sync_folder, write_text
 from bridgegarden.preflight import ModelFacts, ModelReference, load_facts, quantisation
 from bridgegarden.run.models import load_model
-from bridgegarden.run.output import check_writable, named_model
+from bridgegarden.run.output import check_writable, full_disk, named_model
 from bridgegarden.run.quiet import quiet_libraries
+from bridgegarden.run.record import QUANTISED
 from bridgegarden.run.save import CARD, Origin, set_generation_stops
+from bridgegarden.teacher.foreign_values import read_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 Format = Literal["gguf", "onnx", "hf"]
 NEEDS: dict[str, tuple[str, ...]] = {"gguf": ("gguf",), "onnx": ("onnx", "onnxscript", "onnxruntime"), "hf": ()}
 """Packages of the extra ``export`` that each format is written with."""
+NOT_MADE_FOR = (
+    "it was trained for a GGUF file of type {0} (training.quantised), which is written with --to gguf --quantise {0}"
+)
 OF_DTYPE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """Types in which nothing is lost, by the type in which weights were saved."""
 
@@ -43,7 +49,8 @@ class ExportTarget:
     overrides: tuple[str, ...] = ()
     """Changes to the recipe."""
     quantise: tuple[str, ...] = ()
-    """Types of weights, a file of each; none is the one in which they were saved."""
+    """Types of weights, a file of each; none is the one that the model was trained for, else that in which its weights
+    were saved."""
     output: Path | None = None
     """Folder for the files; None is ``OUTPUT/export`` of a recipe, else ``runs/export/NAME``."""
     overwrite: bool = False
@@ -98,15 +105,40 @@ def export_model(target: ExportTarget) -> ExportResult:
         if (how := quantisation(facts)) is not None:
             raise ModelError(f"model {model_name!r}: its weights are quantised ({how}). Export it as it was before.")
         plain = "F32" if target.to == "onnx" else OF_DTYPE[str(facts.dtype).removeprefix("torch.")]
-        kinds = target.quantise or (plain,)
-        if target.to == "gguf":
-            paths = {kind: folder / f"{name}-{kind}.gguf" for kind in kinds}
-            beside = [of(path) for path in paths.values() for of in (_modelfile_of, _card_of)]
-            _refuse_existing([*paths.values(), *beside], overwrite=target.overwrite)
-            return _write_gguf(name, facts, paths, console)
-        paths = {kind: folder / f"{name}-{target.to}-{kind}" for kind in kinds}
-        _refuse_existing(list(paths.values()), overwrite=target.overwrite)
-        return _write_folders(facts, paths, target, console)
+        made_for = trained_for(Path(model_name).expanduser())
+        kinds = target.quantise or (made_for if made_for is not None and target.to == "gguf" else plain,)
+        with full_disk(lambda reason: _no_room(folder, reason)):
+            if target.to == "gguf":
+                paths = {kind: folder / f"{name}-{kind}.gguf" for kind in kinds}
+                beside = [of(path) for path in paths.values() for of in (_modelfile_of, _card_of)]
+                _refuse_existing([*paths.values(), *beside], overwrite=target.overwrite)
+                result = _write_gguf(name, facts, paths, console)
+            else:
+                paths = {kind: folder / f"{name}-{target.to}-{kind}" for kind in kinds}
+                _refuse_existing(list(paths.values()), overwrite=target.overwrite)
+                result = _write_folders(facts, paths, target, console)
+        if made_for is None or made_for in kinds:
+            return result
+        return result._replace(notes=(*result.notes, NOT_MADE_FOR.format(made_for)))
+
+
+def trained_for(model: Path) -> str | None:
+    """The type of GGUF file that the model in this folder of a run was trained for, as the run's record says."""
+    record = model.resolve().parent / "run.json"
+    if not (model.is_dir() and record.is_file()):
+        return None
+    kind = None
+    with suppress(OSError, ValueError):  # somebody else's file
+        tree = read_json(record)
+        kind = tree.get(QUANTISED) if isinstance(tree, dict) else None
+    return kind if kind in KINDS else None
+
+
+def _no_room(folder: Path, reason: str) -> OutputError:
+    return OutputError(
+        f"--output: nothing more can be written to {folder} ({reason}). Make room on its disk, or give another folder "
+        "(--output DIR)."
+    )
 
 
 def _write_folders(facts: ModelFacts, paths: dict[str, Path], target: ExportTarget, console: "Console") -> ExportResult:

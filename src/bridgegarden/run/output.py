@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from bridgegarden.errors import ConfigError, OutputError
+from bridgegarden.errors import ConfigError, ModelError, OutputError
 from bridgegarden.files import partial, write_json, write_text
 from bridgegarden.recipe import Recipe, list_recipes, load_recipe
 from bridgegarden.recipe.values import read_yaml, read_yaml_file
@@ -47,8 +47,9 @@ SIGNS = {
     **{os.strerror(number): os.strerror(number) for number in FULL},
     "PytorchStreamWriter failed writing": "PyTorch could write only a part of a file",
     "unexpected pos": "PyTorch could write only a part of a file",
+    " requested and ": "NumPy could write only a part of a file",
 }
-"""What the messages of safetensors and PyTorch, which carry no error number, are known by, and what they mean."""
+"""What messages of safetensors, PyTorch and NumPy, which carry no error number, are known by, and what they mean."""
 
 
 @dataclass(frozen=True)
@@ -361,22 +362,33 @@ def full_disk_is_one_line(folder: OutputFolder, *, is_main: bool) -> Iterator[No
 
     The checkpoint or model that was being written is removed; earlier checkpoints stay.
     """
-    from safetensors import SafetensorError
 
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = _reason(error)
-        if reason is None:
-            raise
+    def refusal(reason: str) -> ConfigError:
         if is_main:
             _remove_unfinished(folder)
         checkpoint, _ = folder.usable_checkpoint()
         onwards = "begins anew" if checkpoint is None else f"goes on from {checkpoint.name}"
-        raise OutputError(
+        return OutputError(
             f"output: nothing more can be written to {folder.path} ({reason}). Make room on its disk (training."
             f"save_total_limit says how many checkpoints are kept), and run the same command again: it {onwards}."
-        ) from error
+        )
+
+    with full_disk(refusal):
+        yield
+
+
+@contextmanager
+def full_disk(refusal: Callable[[str], ConfigError]) -> Iterator[None]:
+    """Whatever libraries raise when nothing more can be written, or make of that, becomes ``refusal(reason)``."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError, ModelError) as error:
+        reason = _reason(error)
+        if reason is None:
+            raise
+        raise refusal(reason) from error
 
 
 def _remove_unfinished(folder: OutputFolder) -> None:

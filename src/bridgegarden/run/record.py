@@ -56,6 +56,8 @@ PACKAGES = (
     "tokenizers",
     "safetensors",
 )
+QUANTISED = "quantised"
+"""The type of GGUF file that a student was trained for; not there where it was trained as it is."""
 HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 LONGEST_CHAIN = 5
 """References that name each other, as git follows them."""
@@ -159,6 +161,7 @@ def run_record(run: CheckedRun) -> dict[str, Any]:
         "objective": run.objective_text,
         "on_policy": run.on_policy_text,
         "loss_kernel": run.loss_route,
+        **({} if run.quantised is None else {QUANTISED: run.quantised}),
         "data": run.data.fingerprints,
         **({"probes": run.probes} if run.probes else {}),
         "rows": {"train": len(run.data.train), "eval": None if held_out is None else len(held_out)},

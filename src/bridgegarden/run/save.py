@@ -244,6 +244,7 @@ def card_text(
         | ({} if recipe.teacher.prompt is None else {"the teacher's prompt": str(recipe.teacher.prompt)})
         | ({} if run.preflight.tokens is None else {"tokenizers": f"two, {run.preflight.tokens.settings_text}"}),
         training={name: arguments[name] for name in ARGUMENTS if arguments.get(name) is not None},
+        quantised=run.quantised,
         metrics=dict(training) | {f"eval_{name}": value for name, value in evaluation.items()},
         versions=package_versions(),
         end_of_turn=str(endings.tokenizer.convert_ids_to_tokens(endings.taught)),
@@ -254,6 +255,7 @@ def card_text(
             "." if hub is None else hub.repo,
             run.preflight.student.config,
             endings.tokenizer,
+            kind=run.quantised or "Q8_0",
             adapter=run.lora is not None,
         ),
     ).render()
@@ -308,6 +310,8 @@ class ModelCard:
     end_of_turn: str
     """The token with which the model ends its turn."""
     has_chat_template: bool
+    quantised: str | None = None
+    """The type of GGUF file that it was trained for."""
     adapter: bool = False
     """Whether adapters were trained and merged."""
     repo: str | None = None
@@ -324,6 +328,7 @@ class ModelCard:
             f"A student, {self._student()}, distilled from {self._taught_by()} with {BRIDGEGARDEN}: hard "
             f"and soft labels together. {kind}"
             f"It ends its turn with {code(self.end_of_turn)}.",
+            *self._made_for(),
             "## Run it",
             "In this folder, with transformers:" if self.repo is None else "With transformers:",
             with_transformers(self.repo or ".", chat=self.has_chat_template),
@@ -349,6 +354,14 @@ class ModelCard:
 
     def _student(self) -> str:
         return self.student.shown if self.cut is None else f"cut out of its teacher ({self.cut})"
+
+    def _made_for(self) -> list[str]:
+        if self.quantised is None:
+            return []
+        return [
+            f"It was trained as a GGUF file of type {self.quantised} holds it: its weights here are whole, and were "
+            "rounded to that file's in every forward. The metrics below are those of the file."
+        ]
 
     def _taught_by(self) -> str:
         shares = [one.shown if weight is None else f"{weight:g} x {one.shown}" for weight, one in self.teachers]

@@ -251,6 +251,8 @@ def _trainer(run: CheckedRun, console: "Console", callbacks: Sequence[TrainerCal
 
     teacher = signals_of(run.recipe, run.preflight, lambda line: console.print(Text(line), soft_wrap=True))
     console.print(Text(f"loading student {run.preflight.student.reference.model}"), soft_wrap=True)
+    if run.quantised is not None:
+        console.print(f"its weights are rounded to those of a GGUF file of type {run.quantised} in every forward")
     student = load_model(run.preflight.student, spread=True)
     # Before training, so that the trainer can save checkpoints.
     set_generation_stops(student, run.preflight.endings.stops)
@@ -266,6 +268,7 @@ def _trainer(run: CheckedRun, console: "Console", callbacks: Sequence[TrainerCal
             peft_config=run.lora,
             on_policy=run.recipe.on_policy,
             loss_kernel=run.recipe.training.loss_kernel,
+            quantised=run.quantised,
         )
     trainer.remove_callback(PrinterCallback)
     for callback in callbacks:

@@ -28,7 +28,8 @@ from bridgegarden.causal_lm import (
 )
 from bridgegarden.data import vocabulary_size
 from bridgegarden.data.teacher_prompt import TEACHER_IDS
-from bridgegarden.errors import ConfigError, ModelError
+from bridgegarden.errors import ConfigError, ModelError, unknown_name
+from bridgegarden.fake_quantisation import QUANTISED, train_rounded, train_whole
 from bridgegarden.model_probes import Collate, check_causal_lm, check_packing, position_table
 from bridgegarden.teacher.by_row import TeachersByRow
 from bridgegarden.teacher.cache.reader import CachesByRow, TeacherCache
@@ -37,6 +38,7 @@ from bridgegarden.teacher.mixture import MixedTeacher
 from bridgegarden.teacher.protocol import DataTokens, ProcessTeacher, Teacher
 from bridgegarden.teacher.translated import TranslatedCache, TranslatedModel
 from bridgegarden.training.batches import CacheOfRows, Reach, RowCollator
+from bridgegarden.training.student_writer import WHOLE
 
 
 def as_teacher(teacher: Any, student: Any, *, adapters: bool) -> Teacher:
@@ -94,6 +96,33 @@ def take_hidden_loss(student: PreTrainedModel, teachers: Sequence[PreTrainedMode
         decode = compiled(args.torch_compile_backend, args.torch_compile_mode) if compiles else last_hidden
         take_off_wrappers(model)
         add_hidden_loss(model, decode)
+
+
+def learn_rounded(student: PreTrainedModel, kind: str | None, accelerator: Accelerator, *, adapters: bool) -> None:
+    """Let `student` compute with its weights as a file of `kind` will hold them; None leaves them whole.
+
+    Raises:
+        ConfigError: no such kind, adapters, or weights that are split over processes.
+        ModelError: as :func:`train_rounded`.
+    """
+    train_whole(student)
+    if kind is None:
+        return
+    if kind not in QUANTISED:
+        raise unknown_name(kind, QUANTISED, field="quantised")
+    if adapters:
+        raise ConfigError(
+            "peft_config: what is exported are weights with their adapters merged in, and `quantised` would round "
+            "those without. Leave one of them out."
+        )
+    if accelerator.distributed_type not in WHOLE:
+        raise ConfigError(
+            f"training.quantised: the student is sharded ({accelerator.distributed_type}): its weights are gathered in "
+            "a type of fewer bits, and would be rounded from that, which the exported file is not. Train with "
+            "DistributedDataParallel, or leave out training.quantised."
+        )
+    head: Any = student.get_output_embeddings()
+    train_rounded(student, kind, [student.get_input_embeddings(), head])
 
 
 def check_loaded(student: nn.Module, environment: Mapping[str, str] = os.environ) -> None:

@@ -73,6 +73,7 @@ from bridgegarden.training.models import (
     check_same_teacher,
     check_teacher_rows,
     gives_whole_vocabulary,
+    learn_rounded,
     models_of,
     readers_of,
     take_hidden_loss,
@@ -121,6 +122,7 @@ class HybridDistillationTrainer(SFTTrainer):
         columns: Columns | None = None,
         on_policy: OnPolicy | None = None,
         loss_kernel: LossKernel = "auto",
+        quantised: str | None = None,
         **kwargs: Any,
     ) -> None:
         """
@@ -137,6 +139,8 @@ class HybridDistillationTrainer(SFTTrainer):
             loss_kernel: what reads and writes the logits in the loss: ``torch``, or ``triton`` on a CUDA GPU with a
                 teacher that gives its top tokens or samples; ``auto`` is what has been shown to be the faster one
                 there, see :func:`~bridgegarden.objective.loss_route.loss_route`. :attr:`loss_route` is what is taken.
+            quantised: compute with the student's weights as a GGUF file of this type (``Q4_0``, ...) will hold them;
+                those that are trained and saved stay whole. The model goes on so until another trainer takes it.
             kwargs: the further arguments of :class:`~trl.SFTTrainer` (``train_dataset``, ``eval_dataset``,
                 ``processing_class``, ``peft_config``, ``callbacks``, ...).
 
@@ -165,6 +169,7 @@ class HybridDistillationTrainer(SFTTrainer):
             packed=args is not None and (args.packing or args.padding_free),
         )
         self._loss_kernel: LossKernel = loss_kernel
+        self._quantised = quantised
         self._columns = columns
         self._asked = copy(args)
         self._prepared: WeakSet[Dataset | IterableDataset] = WeakSet()
@@ -218,6 +223,7 @@ class HybridDistillationTrainer(SFTTrainer):
             check_apart(whole, model, adapters=student is not whole)
         take_off_wrappers(whole)
         take_off_wrappers(student)
+        learn_rounded(student, self._quantised, self.accelerator, adapters=student is not whole)
         self.teacher.place(self.accelerator.device)
         if self._skip_prepare_dataset:
             check_prepared(data)
