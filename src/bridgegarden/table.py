@@ -79,6 +79,10 @@ class Cell(NamedTuple):
         return " ".join(part for part in (between.join(filter(None, self[:2])), self.unit) if part)
 
 
+BITS = 1 / math.log(2)
+"""Of a nat."""
+
+
 def mean_cell(mean: float, interval: tuple[float, float], *, times: float = 1.0, unit: str = "") -> Cell:
     """A mean with half its interval, both multiplied by `times`; or without, where the interval has no ends."""
     low, high = interval

@@ -11,19 +11,25 @@ import numpy as np
 from rich.console import Console
 
 from bridgegarden.data import load_rows
+from bridgegarden.data.teacher_prompt import TEACHER_IDS
 from bridgegarden.errors import ConfigError
 from bridgegarden.preflight import Endings, ModelFacts
 from bridgegarden.preflight.flops import ForwardFlops, StepFlops, forward_flops
-from bridgegarden.recipe import Recipe, build_lora_config
+from bridgegarden.recipe import Recipe, build_lora_config, build_objective
 from bridgegarden.run.pair import recipe_pair, student_reference
 from bridgegarden.run.prune import made_student
 from bridgegarden.run.teachers import teacher_of
+from bridgegarden.run.translation import translating
 from bridgegarden.study.arms import ComparedRow
 from bridgegarden.teacher.cache.shard import Document, documents_of
 from bridgegarden.teacher.cache.spec import weights_fingerprint
+from bridgegarden.teacher.translated import as_read, check_translated_objective
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from bridgegarden.run.rows import RunData
+    from bridgegarden.teacher.tokenizer_pair import TokenizerPair
 
 SEED = "{seed}"
 """In ``student.model``: stands for the seed, so that each has a student of its own."""
@@ -46,6 +52,10 @@ class RowCounts:
     """Tokens of all different rows, for training and evaluation: what the teacher reads to fill a cache."""
     distinct_positions: int
     """Supervised positions of these."""
+    teacher_tokens: float
+    """Tokens of a row as the teacher reads it, which may be in a tokenizer of its own."""
+    teacher_positions: float
+    """Supervised positions of these."""
 
     @property
     def prompt(self) -> float:
@@ -55,16 +65,23 @@ class RowCounts:
     @classmethod
     def of(cls, data: "RunData") -> "RowCounts":
         """Count the rows of a recipe."""
-        train = list(documents_of(data.train))
-        held_out = [] if data.evaluation is None else list(documents_of(data.evaluation))
-        distinct: dict[bytes, Document] = {document.key: document for document in (*train, *held_out)}
+        asked = {name: _as_teacher_reads(rows, name) for name, rows in data.by_name.items()}
+        train, read = list(documents_of(data.train)), list(documents_of(asked["train"]))
+        held_out = [] if data.evaluation is None else list(documents_of(asked["evaluation"]))
+        distinct: dict[bytes, Document] = {document.key: document for document in (*read, *held_out)}
         return cls(
             rows=len(train),
             tokens=float(np.mean([len(document.ids) for document in train])),
             positions=float(np.mean([document.positions for document in train])),
             distinct_tokens=sum(len(document.ids) for document in distinct.values()),
             distinct_positions=sum(document.positions for document in distinct.values()),
+            teacher_tokens=float(np.mean([len(document.ids) for document in read])),
+            teacher_positions=float(np.mean([document.positions for document in read])),
         )
+
+
+def _as_teacher_reads(rows: "Dataset", name: str) -> "Dataset":
+    return as_read(rows, name) if TEACHER_IDS in rows.column_names else rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +96,9 @@ class Pair:
     endings: Endings
     """The tokenizer and chat template, and where a turn ends."""
     vocab_size: int
-    """Tokens that both models share."""
+    """Tokens that both models share; the student's, where the teacher has others."""
+    tokens: "TokenizerPair | None"
+    """How the teacher reads what the student does, where their tokenizers differ."""
     counts: RowCounts
     fingerprints: dict[str, Any]
     """Of the rows and the teacher's weights."""
@@ -129,15 +148,21 @@ def check_recipe(recipe: Recipe, rows: Sequence[ComparedRow]) -> None:
         _check_written_by_teacher(recipe)
 
 
-def check_pair(recipe: Recipe, seeds: Sequence[int], console: Console | None = None) -> tuple[Pair, "RunData"]:
-    """Models and rows of `recipe`, checked and counted, with the rows. A student that is cut out of the teacher is
-    made, and `console` told of it.
+def check_pair(
+    recipe: Recipe, seeds: Sequence[int], console: Console | None = None, rows: Sequence[ComparedRow] = ()
+) -> tuple[Pair, "RunData"]:
+    """Models and rows of `recipe`, checked and counted, with the rows. What is not defined for a pair with different
+    tokenizers is refused. A student that is cut out of the teacher is made, and `console` told of it.
 
     Raises:
+        ConfigError: the recipe, or one of `rows`, does not go with such a pair.
         ModelError: the models cannot be used, or not with each other.
         DataError: a row cannot be used.
     """
-    checked = recipe_pair(seeded(recipe, seeds[0]))
+    watched = dataclasses.replace(recipe, free_running=None)  # no training of a comparison is
+    checked = translating(recipe_pair(seeded(watched, seeds[0]), translates=True), watched)
+    for row in rows if checked.translates else ():
+        _check_translated(row)
     data = teacher_of(recipe).rows(checked)
     student = made_student(recipe, checked, data, console or Console(quiet=True))
     teacher = checked.teacher
@@ -150,10 +175,21 @@ def check_pair(recipe: Recipe, seeds: Sequence[int], console: Console | None = N
         student=student,
         endings=checked.endings,
         vocab_size=checked.match.vocab_size,
+        tokens=checked.tokens,
         counts=RowCounts.of(data),
         fingerprints={**data.fingerprints, "teacher": weights},
     )
     return pair, data
+
+
+def _check_translated(row: ComparedRow) -> None:
+    objective = build_objective(row.objective)
+    if objective.learns_data_alone:
+        return
+    try:
+        check_translated_objective(objective)
+    except ConfigError as error:
+        raise ConfigError(f"--objectives {row.name}: {error}") from error
 
 
 def placed(recipe: Recipe, source: str) -> Recipe:
@@ -227,6 +263,8 @@ class PairFlops:
     """Of the student, forward and backward."""
     context: float
     """Tokens that a token attends to, on average."""
+    teacher_context: float
+    """The same of the teacher's."""
 
     @classmethod
     def of(cls, pair: Pair) -> "PairFlops":
@@ -246,6 +284,7 @@ class PairFlops:
             student=learning.forward,
             learning=learning,
             context=(pair.counts.tokens + 1) / 2,
+            teacher_context=(pair.counts.teacher_tokens + 1) / 2,
         )
 
     def training(self, work: Work) -> float:
@@ -261,7 +300,7 @@ class PairFlops:
         return self._asked(pair.counts.distinct_tokens, pair.counts.distinct_positions)
 
     def _asked(self, tokens: float, positions: float) -> float:
-        return self.teacher.layers(self.context) * tokens + self.teacher.head * positions
+        return self.teacher.layers(self.teacher_context) * tokens + self.teacher.head * positions
 
 
 def expected_work(pair: Pair, row: ComparedRow, steps: int) -> Work:
@@ -271,8 +310,8 @@ def expected_work(pair: Pair, row: ComparedRow, steps: int) -> Work:
     return Work(
         student_tokens=rows * counts.tokens,
         student_positions=rows * counts.positions,
-        teacher_tokens=rows * counts.tokens * asked,
-        teacher_positions=rows * counts.positions * asked,
+        teacher_tokens=rows * counts.teacher_tokens * asked,
+        teacher_positions=rows * counts.teacher_positions * asked,
         generated_tokens=rows * counts.positions * row.lmbda,
         prompt_tokens=rows * counts.prompt * row.lmbda,
     )

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from markupsafe import Markup
 
+from bridgegarden.compare.across import PER_BYTE, PER_TOKEN, across_table
 from bridgegarden.compare.drafts import DRAFTS, draft_table
 from bridgegarden.compare.findings import (
     LOSSES,
@@ -43,6 +44,9 @@ def report_page(result: CompareResult) -> Page:
         Section(anchor="quality", title="Quality and drift", body=_quality(result)),
         Section(anchor="cost", title="Cost", body=cost_table(result).html()),
     ]
+    across = across_table(result)
+    if across is not None:
+        sections.append(Section(anchor="bytes", title="By the byte and by the token", body=across.html()))
     drafts = draft_table(result)
     if drafts is not None:
         sections.append(Section(anchor="drafts", title="As draft models", body=drafts.html()))
@@ -258,8 +262,8 @@ UNITS = ("", "k", "M", "G", "T", "P", "E")
 
 def terminal_tables(result: CompareResult) -> list[Table]:
     """Quality and cost, for a terminal; the files have more."""
-    drafts = draft_table(result)
-    return [quality_table(result), *([] if drafts is None else [drafts]), cost_table(result)]
+    further = [table for table in (across_table(result), draft_table(result)) if table is not None]
+    return [quality_table(result), *further, cost_table(result)]
 
 
 def quality_table(result: CompareResult) -> Table:
@@ -271,14 +275,15 @@ def quality_table(result: CompareResult) -> Table:
     columns = [
         "objective",
         *(f"{QUALITIES[q]}, %" for q in qualities(result)),
-        *("entropy kept", *on_data, *LOSSES.values()),
+        *([] if pair.translated else ["entropy kept"]),
+        *(*on_data, *LOSSES.values()),
     ]
     return Table(
         columns=columns,
         rows=[[result.label(name), *_quality_cells(result, name)] for name in result.objectives],
         note=f"95 % intervals {over}. Losses and exposure bias in nats a text, on {pair.prompts} "
-        f"{'held-out' if pair.held_out else 'training'} prompts, {result.settings.samples} texts each. Entropy kept: "
-        "of the teacher's, on held-out rows."
+        f"{'held-out' if pair.held_out else 'training'} prompts, {result.settings.samples} texts each."
+        + ("" if pair.translated else " Entropy kept: of the teacher's, on held-out rows.")
         + ("" if teacher is None else f" Loss on the data: nats a token of these; the teacher's is {number(teacher)}."),
     )
 
@@ -290,7 +295,7 @@ def _quality_cells(result: CompareResult, objective: str) -> list[Cell]:
     on_data = label_loss(result, objective)
     return [
         *(Cell(*share_parts(mean.value, mean.interval)) for mean in shares),
-        Cell("–" if kept is None else f"{100 * kept:.0f} %"),
+        *([] if result.pair.translated else [Cell("–" if kept is None else f"{100 * kept:.0f} %")]),
         *([] if label_loss(result, None) is None else [Cell("–" if on_data is None else number(on_data))]),
         *(mean_cell(mean.value, mean.interval) for mean in losses),
     ]
@@ -428,6 +433,7 @@ def tables_markdown(result: CompareResult) -> str:
     """Everything for a reader."""
     tables: dict[str, Table | None] = {
         "Quality and drift": quality_table(result),
+        "By the byte and by the token": across_table(result),
         "As draft models": draft_table(result),
     }
     tables["Cost"] = cost_table(result)
@@ -458,7 +464,8 @@ def _plain_row(result: CompareResult, name: str) -> dict[str, Any]:
     runs = list(result.runs_of(name).values())
     row: dict[str, Any] = {"objective": name, "label": result.label(name), "seeds": len(runs)}
     drafts = () if draft_table(result) is None else DRAFTS
-    for quantity in (*qualities(result), *LOSSES, *drafts):
+    across = (*PER_BYTE, *PER_TOKEN) if result.pair.translated else ()
+    for quantity in (*qualities(result), *LOSSES, *across, *drafts):
         mean = summary(result, name, quantity)
         row |= {quantity: mean.value, f"{quantity}_low": mean.interval.low, f"{quantity}_high": mean.interval.high}
     row["entropy_kept"] = entropy_kept(result, name)

@@ -93,6 +93,9 @@ class Measured:
     """Minus the log-probability of the held-out rows' tokens, nats a token; None without such rows."""
     teacher_label_loss: float | None = None
     """The teacher's, on the same tokens; None also where it does not say."""
+    known: Mapping[str, float] | None = None
+    """Mean probability of the teacher's that is known, on ``teacher_texts`` and ``student_texts``, where it has another
+    tokenizer; None where all is."""
     seconds: float
     """Wall time of measuring."""
     cpu_seconds: float
@@ -165,6 +168,8 @@ class PairInfo:
     """Whether they are no training rows."""
     device: str
     """Where students were: ``cpu`` or ``cuda``."""
+    translated: bool = False
+    """Whether teacher and students have different tokenizers."""
 
 
 @dataclass(frozen=True, kw_only=True)

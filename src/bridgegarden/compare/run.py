@@ -336,7 +336,7 @@ def _check(recipe: Recipe, rows: Sequence[ComparedRow], settings: CompareSetting
     console.print("checking models and rows")
     for seed in settings.seeds[1:]:
         check_student(recipe, seed)
-    pair, _ = check_pair(recipe, settings.seeds, console)
+    pair, _ = check_pair(recipe, settings.seeds, console, rows)
     for warning in pair.endings.warnings:
         console.print(Text.assemble(("warning: ", "yellow"), warning), soft_wrap=True)
     for row in rows:
@@ -399,6 +399,7 @@ def _pair_info(pair: Pair, settings: CompareSettings) -> PairInfo:
         prompts=len(read_held_out(pair, settings).ids),
         held_out=pair.recipe.data.eval is not None,
         device=device_of(pair),
+        translated=pair.tokens is not None,
     )
 
 

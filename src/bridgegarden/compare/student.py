@@ -15,12 +15,13 @@ import torch
 from rich.console import Console
 
 from bridgegarden.causal_lm_policy import CausalLMPolicy
+from bridgegarden.compare.across import drift_across, losses_by_prompt
 from bridgegarden.compare.drafts import drafts_by_prompt
 from bridgegarden.compare.pair import Pair, PairFlops, Work, seeded
 from bridgegarden.compare.result import CompareSettings, Measured, Spent
 from bridgegarden.data import end_of_turn_ids
 from bridgegarden.diagnostics.exposure_bias import exposure_bias
-from bridgegarden.diagnostics.rollout import RollOuts, Sampling
+from bridgegarden.diagnostics.rollout import Sampling
 from bridgegarden.evaluation.lm_eval import evaluate_model, prepare_tasks
 from bridgegarden.evaluation.results import SHARES, Evaluation
 from bridgegarden.preflight import ModelFacts, ModelReference, load_facts
@@ -89,7 +90,7 @@ def train_one(
         student_tokens=cost.student_tokens,
         student_positions=positions,
         teacher_tokens=cost.teacher_tokens,
-        teacher_positions=positions if cost.teacher_tokens else 0,
+        teacher_positions=positions * counts.teacher_positions / counts.positions if cost.teacher_tokens else 0,
         generated_tokens=cost.generated_tokens,
         prompt_tokens=cost.prompt_tokens,
     )
@@ -145,7 +146,8 @@ class Meter:
         wall, cpu = time.perf_counter(), time.process_time()
         facts = load_facts(ModelReference(role="student", model=str(folder), dtype=self.pair.recipe.student.dtype))
         model = self._load(facts)
-        by_unit, by_task = self._drift(model), {}
+        by_unit, known = self._drift(model)
+        by_task = {}
         if self.settings.evaluation is not None:
             # Tasks keep what a model answered, so each student gets its own.
             prepared = prepare_tasks(self.settings.evaluation, quiet=True)
@@ -156,30 +158,33 @@ class Meter:
                 )
             scores, by_task = scores_of(found)
             by_unit |= scores
-        entropies = [held_out.get(name) for name in ("student_entropy", "teacher_entropy")]
+        # Where tokenizers differ, of the teacher's entropy and of its loss a part alone is known.
+        kept = (None, None) if known else [held_out.get(name) for name in ("student_entropy", "teacher_entropy")]
         return Measured(
             by_unit=by_unit,
             by_task=by_task,
-            entropy_kept=entropies[0] / entropies[1] if entropies[0] is not None and entropies[1] else None,
+            entropy_kept=kept[0] / kept[1] if kept[0] is not None and kept[1] else None,
             loss=held_out.get("loss"),
             label_loss=held_out.get("student_label_loss"),
-            teacher_label_loss=held_out.get("teacher_label_loss"),
+            teacher_label_loss=None if known else held_out.get("teacher_label_loss"),
+            known=known,
             seconds=time.perf_counter() - wall,
             cpu_seconds=time.process_time() - cpu,
         )
 
-    def _drift(self, model: "PreTrainedModel") -> dict[str, dict[str, float]]:
-        teacher, student = (
-            CausalLMPolicy(one, end_ids=_end_ids(self.pair), vocab_size=self.pair.vocab_size)
-            for one in (self._load(self.pair.teacher), model)
-        )
+    def _drift(self, model: "PreTrainedModel") -> tuple[dict[str, dict[str, float]], dict[str, float] | None]:
+        """By prompt; and how much of the teacher is known, where its tokenizer is another one."""
         sampling = Sampling(samples=self.settings.samples, max_new_tokens=self.settings.max_new_tokens)
         generator = torch.Generator().manual_seed(GENERATOR_SEED)
-        found = exposure_bias(teacher, student, self.prompts.ids, sampling, generator=generator)
-        on_teacher, on_student = (_by_prompt(texts) for texts in (found.teacher_texts, found.student_texts))
-        bias = {prompt: on_student[prompt] - on_teacher[prompt] for prompt in on_teacher}
-        losses = {"teacher_loss": on_teacher, "student_loss": on_student, "exposure_bias": bias}
-        return losses | drafts_by_prompt(found)
+        teacher = self._load(self.pair.teacher)
+        if self.pair.tokens is not None:
+            return drift_across(self.pair, teacher, model, self.prompts, sampling, generator)
+        lead, own = (
+            CausalLMPolicy(one, end_ids=_end_ids(self.pair), vocab_size=self.pair.vocab_size)
+            for one in (teacher, model)
+        )
+        found = exposure_bias(lead, own, self.prompts.ids, sampling, generator=generator)
+        return losses_by_prompt(found) | drafts_by_prompt(found), None
 
     def _load(self, facts: ModelFacts) -> "PreTrainedModel":
         return placed(load_model(facts), self.device)
@@ -200,6 +205,7 @@ def read_held_out(pair: Pair, settings: CompareSettings) -> Prompts:
         room=None if window is None else window - settings.max_new_tokens,
         vocab_size=pair.vocab_size,
         limit=settings.prompts,
+        asked=None if pair.tokens is None else pair.tokens.tokenizer,
     )
 
 
@@ -238,9 +244,3 @@ def _end_ids(pair: Pair) -> tuple[int, ...]:
     """Tokens at which a text of either model is over."""
     ids = [*pair.endings.stops, *end_of_turn_ids(pair.teacher.tokenizer, pair.teacher.generation_config)]
     return tuple(token for token in dict.fromkeys(ids) if token < pair.vocab_size)
-
-
-def _by_prompt(texts: RollOuts) -> dict[str, float]:
-    """Loss summed over a text, mean over the texts of each prompt."""
-    values = texts.per_prompt(texts.losses[0].sum(-1)).tolist()
-    return {str(number): value for number, value in enumerate(values)}

@@ -48,6 +48,40 @@ class ExcessErrorPoint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossPerByte:
+    """The losses over the bytes of the texts, which do not depend on how a text is cut into tokens. The end of a text
+    counts as a byte."""
+
+    teacher_loss: Estimate
+    """Nats a byte, on the teacher's texts."""
+    student_loss: Estimate
+    """Nats a byte, on the student's."""
+    exposure_bias: Estimate
+    """Their difference, paired by prompt."""
+    teacher_bytes: Estimate
+    """Bytes of the teacher's texts."""
+    student_bytes: Estimate
+    """Bytes of the student's."""
+
+    @classmethod
+    def of(cls, teacher_texts: RollOuts, student_texts: RollOuts) -> "LossPerByte | None":
+        """Of the only student in both; None where the bytes are not counted."""
+        sizes = [None if t.sizes is None else t.per_prompt(t.sizes) for t in (teacher_texts, student_texts)]
+        if sizes[0] is None or sizes[1] is None:
+            return None
+        on_teacher, on_student = (
+            linearised(_sums(texts), size) for texts, size in ((teacher_texts, sizes[0]), (student_texts, sizes[1]))
+        )
+        return cls(
+            teacher_loss=Estimate.cautious(on_teacher, beside=on_student),
+            student_loss=Estimate.cautious(on_student, beside=on_teacher),
+            exposure_bias=Estimate.cautious(on_student - on_teacher, size=_largest(on_student, on_teacher)),
+            teacher_bytes=Estimate.over(sizes[0]),
+            student_bytes=Estimate.over(sizes[1]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExposureBias:
     """One student against its teacher."""
 
@@ -89,6 +123,8 @@ class ExposureBias:
     """The teacher's texts; this student is the only one in it. Not part of `to_dict`."""
     student_texts: RollOuts = field(repr=False)
     """The student's own texts. Not part of `to_dict`."""
+    per_byte: LossPerByte | None = None
+    """The losses by the byte, where teacher and student have different tokenizers."""
 
     @classmethod
     def of(cls, teacher_texts: RollOuts, student_texts: RollOuts, *, temperature: float) -> "ExposureBias":
@@ -102,7 +138,7 @@ class ExposureBias:
         on_teacher, on_student = _sums(teacher_texts), _sums(student_texts)
         lengths = [texts.per_prompt(texts.lengths.double()) for texts in (teacher_texts, student_texts)]
         per_token = [linearised(sums, length) for sums, length in zip((on_teacher, on_student), lengths, strict=True)]
-        full = [texts.per_prompt((texts.lengths == texts.horizon).double()) for texts in (teacher_texts, student_texts)]
+        full = [texts.per_prompt(texts.full) for texts in (teacher_texts, student_texts)]
         return cls(
             teacher_loss=Estimate.cautious(on_teacher, beside=on_student),
             student_loss=Estimate.cautious(on_student, beside=on_teacher),
@@ -123,6 +159,7 @@ class ExposureBias:
             generated_tokens=int(teacher_texts.lengths.sum() + student_texts.lengths.sum()),
             teacher_texts=teacher_texts,
             student_texts=student_texts,
+            per_byte=LossPerByte.of(teacher_texts, student_texts),
         )
 
     def per_prompt(self) -> Tensor:

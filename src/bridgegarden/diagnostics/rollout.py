@@ -84,6 +84,15 @@ class RollOuts:
     """``(N, T)`` nats: the teacher's entropy before each token, at temperature 1."""
     teacher_max_prob: Tensor
     """``(N, T)``: probability of the teacher's likeliest token, at temperature 1."""
+    sizes: Tensor | None = None
+    """``(N,)`` float64: bytes of each text, its end one more; None where nobody counted them."""
+    cut: Tensor | None = None
+    """``(N,)`` 1 where a text is as long as allowed, else 0; None: those of T tokens are."""
+
+    @property
+    def full(self) -> Tensor:
+        """``(N,)`` 1 where a text is as long as allowed, else 0."""
+        return (self.lengths == self.horizon).double() if self.cut is None else self.cut.double()
 
     @property
     def horizon(self) -> int:
@@ -110,6 +119,8 @@ class RollOuts:
             lengths=self.lengths[rows],
             **{name: getattr(self, name)[:, rows] for name in OF_STUDENTS},
             **{name: getattr(self, name)[rows] for name in OF_TEACHER},
+            sizes=None if self.sizes is None else self.sizes[rows],
+            cut=None if self.cut is None else self.cut[rows],
         )
 
     def per_prompt(self, values: Tensor) -> Tensor:

@@ -68,6 +68,10 @@ class Prompts:
     """Of the rows that have one."""
     used: PromptsUsed
     """The same in numbers."""
+    teacher_ids: tuple[tuple[int, ...], ...] = ()
+    """Each prompt as a teacher with another tokenizer reads it; empty where it reads `ids`."""
+    teacher_answers: tuple[Answer, ...] = ()
+    """`answers` as it reads them."""
 
 
 def read_prompts(
@@ -77,6 +81,7 @@ def read_prompts(
     room: int | None,
     vocab_size: int,
     limit: int | None = None,
+    asked: "PreTrainedTokenizerBase | None" = None,
 ) -> Prompts:
     """The first prompts of `source`. Repeated ones are taken once: they would not be independent.
 
@@ -87,29 +92,56 @@ def read_prompts(
         room: most tokens of a prompt; longer ones are left out. None is no limit.
         vocab_size: of which ids may be.
         limit: most prompts.
+        asked: of the teacher, where it is another one: it reads the prompts, too, and for it they must not be longer,
+            either.
 
     Raises:
         DataError: a row has no prompt, or fewer than two prompts are left.
         ModelError: the tokenizer has no chat template and needs one.
     """
     tokeniser = RowTokeniser.of(tokenizer)
+    asker = None if asked is None else RowTokeniser.of(asked)
     found: dict[tuple[int, ...], Answer | None] = {}
+    teachers: list[tuple[tuple[int, ...], Answer | None]] = []
     left_out: list[str] = []
     rows, columns = _rows(source)
     for where, row in rows:
         ids = _ids(row, columns, tokeniser, where)
         if not ids or max(ids) >= vocab_size:
             raise DataError(f"{where}: {'an id outside the shared vocabulary' if ids else 'the prompt has no tokens'}.")
-        if room is not None and len(ids) > room:
-            left_out.append(f"{where}: {len(ids)} tokens, where {room} fit")
+        theirs = () if asker is None else _as_asked(row, columns, asker, where)
+        longest = max(len(ids), len(theirs))
+        if room is not None and longest > room:
+            left_out.append(f"{where}: {longest} tokens, where {room} fit")
             continue
         if ids not in found:
             found[ids] = _answer(row, columns, tokeniser, where, vocab_size)
+            if asker is not None:
+                teachers.append((theirs, _answer(row, columns, asker, where, None)))
         if len(found) == (limit or DEFAULT_LIMIT):
             break
     _check_enough(source.shown, len(found), left_out)
     used = PromptsUsed(source=source.shown, used=len(found), left_out=tuple(left_out), tokens=sum(map(len, found)))
-    return Prompts(ids=tuple(found), answers=tuple(one for one in found.values() if one is not None), used=used)
+    if asker is None:
+        return Prompts(ids=tuple(found), answers=tuple(one for one in found.values() if one is not None), used=used)
+    both = [(own, other) for own, (_, other) in zip(found.values(), teachers, strict=True) if own is not None and other]
+    return Prompts(
+        ids=tuple(found),
+        answers=tuple(own for own, _ in both),
+        used=used,
+        teacher_ids=tuple(ids for ids, _ in teachers),
+        teacher_answers=tuple(other for _, other in both),
+    )
+
+
+def _as_asked(row: Mapping[str, Any], columns: Columns, asker: RowTokeniser, where: str) -> tuple[int, ...]:
+    """The prompt of `row` for a teacher with another tokenizer."""
+    if isinstance(row.get("input_ids"), list):
+        raise DataError(
+            f"{where}: has 'input_ids' of the student's tokenizer, which a teacher with another tokenizer cannot read. "
+            "Give prompts as text or messages."
+        )
+    return _ids(row, columns, asker, where)
 
 
 def _check_enough(name: str, count: int, left_out: list[str]) -> None:
@@ -148,7 +180,9 @@ def _ids(row: Mapping[str, Any], columns: Columns, tokeniser: RowTokeniser, wher
     return tuple(tokeniser.prompt(prompt(row, columns, place=where), where))
 
 
-def _answer(row: Mapping[str, Any], columns: Columns, tokeniser: RowTokeniser, where: str, size: int) -> Answer | None:
+def _answer(
+    row: Mapping[str, Any], columns: Columns, tokeniser: RowTokeniser, where: str, size: int | None
+) -> Answer | None:
     """What the row would have a student learn; None where it has no answer, or one with ids from `size` on."""
     if isinstance(row.get("input_ids"), list):
         ids, labels = row["input_ids"], row.get("labels") or []
@@ -160,7 +194,7 @@ def _answer(row: Mapping[str, Any], columns: Columns, tokeniser: RowTokeniser, w
             return None
         ids, labels = written.input_ids, written.labels
     places = [at for at, label in enumerate(labels) if at and label != IGNORED]
-    if not places or max(ids) >= size:
+    if not places or (size is not None and max(ids) >= size):
         return None
     behind = slice(places[0], places[-1] + 1)
     learnt = tuple(label != IGNORED for label in labels[behind])

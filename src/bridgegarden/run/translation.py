@@ -56,6 +56,19 @@ def with_tokens(pair: Pair, recipe: Recipe) -> Pair:
     return dataclasses.replace(pair, tokens=tokenizer_pair(pair, section or TranslationSection()))
 
 
+def translating(pair: Pair, recipe: Recipe) -> Pair:
+    """`pair`, which knows how its teacher reads what its student does, also where a training would not ask.
+
+    Raises:
+        ConfigError: something in the recipe does not go with such a teacher.
+        ModelError: what one of the tokenizers writes is not known.
+    """
+    if not pair.translates or pair.tokens is not None:
+        return pair
+    _check_recipe(recipe)
+    return dataclasses.replace(pair, tokens=tokenizer_pair(pair, recipe.teacher.translation or TranslationSection()))
+
+
 def tokenizer_pair(pair: Pair, section: TranslationSection) -> "TokenizerPair":
     """How the teacher of `pair` reads what its student reads.
 

@@ -1,6 +1,7 @@
 """How rows are read by two tokenizers: which stretches of the teacher's tokens and the student's are the same text."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -45,8 +46,9 @@ class TokenizerPair:
             translation: from the one to the other.
         """
         self.tokenizer, self.translation = tokenizer, translation
-        theirs, self._opening_ids = _opening(tokenizer, translation.teacher)
-        self._openings = theirs, _opening(student, translation.student)[0]
+        opened = _opening(tokenizer, translation.teacher), _opening(student, translation.student)
+        self._openings = opened[0][0], opened[1][0]
+        self._opening_ids = opened[0][1], opened[1][1]
 
     @property
     def settings(self) -> dict[str, float]:
@@ -152,17 +154,35 @@ class TokenizerPair:
             answer: the student's tokens.
         """
         first = next((at for at, label in enumerate(labels) if label != IGNORED), None)
-        written = self.translation.student.join(answer)
         if first is None:
             return {TEACHER_IDS: list(read), TEACHER_LABELS: [IGNORED] * len(read)}
-        lead: list[int] = []
-        if written.startswith(self._openings[1]):  # in the teacher's words, where it has any
-            written, lead = written[len(self._openings[1]) :], self._opening_ids
-        found = self.translation.teacher.encode(written)
-        if found is None:  # words, which begin with a space
-            found = self.translation.teacher.encode(b" " + written) or []
-        ids = [*lead, *found]
+        ids = self.as_teacher_writes(answer)
         return {TEACHER_IDS: [*read[:first], *ids], TEACHER_LABELS: [IGNORED] * first + ids}
+
+    def as_teacher_writes(self, answer: Sequence[int]) -> list[int]:
+        """The student's tokens `answer` in the teacher's; empty where it cannot write those bytes."""
+        return self._rewritten(answer, (1, 0))
+
+    def as_student_writes(self, answer: Sequence[int]) -> list[int]:
+        """The teacher's tokens `answer` in the student's; empty where it cannot write those bytes."""
+        return self._rewritten(answer, (0, 1))
+
+    def _rewritten(self, answer: Sequence[int], sides: tuple[int, int]) -> list[int]:
+        source, target = ((self.translation.teacher, self.translation.student)[side] for side in sides)
+        opening = self._openings[sides[0]]
+        written, lead = source.join(answer), []
+        if written.startswith(opening):  # in the other's words, where it has any
+            written, lead = written[len(opening) :], self._opening_ids[sides[1]]
+        found = target.encode(written)
+        if found is None:  # words, which begin with a space
+            found = target.encode(b" " + written) or []
+        return [*lead, *found]
+
+    def at_threshold(self, threshold: float) -> "TokenizerPair":
+        """The same, where so much has to be known for a position to be soft."""
+        other, now = copy(self), self.translation
+        other.translation = Translation(now.teacher, now.student, threshold=threshold, tolerance=now.tolerance)
+        return other
 
     def decided(self, pairs: Sequence[Paired]) -> "Decided":
         """How much the teacher's own tokens of some stretches say of the student's; no distribution is needed."""
