@@ -67,6 +67,17 @@ def test_other_numbers_of_the_guide_stand_on_the_page_that_it_names():
                 assert number in there, f"{number} is not in {page}"
 
 
+def test_likeness_to_the_teacher_is_what_was_measured_of_these_methods():
+    page = (DOCS / "results" / "methods.md").read_text(encoding="utf-8")
+    lines = page.split("## Quality and drift")[1].split("## ")[0].splitlines()
+    heads, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|"))
+    loss = {row[0]: row[heads.index("L_dθ")] for row in rows}
+    row = guide()["a student that is to draft for its teacher"]
+    said = re.search(r"L_dθ is \[(.*?) nats a text\]\(results/methods\.md\) with `soft`, (.*?) with `confidence`", row)
+    assert said is not None
+    assert said.groups() == (loss["soft"], loss["confidence"])
+
+
 def test_the_options_that_are_said_to_be_trl_s_are(monkeypatch):
     from dataclasses import fields
 

@@ -102,10 +102,15 @@ def in_short(result: LabResult, lines: Sequence[ClaimSummary]) -> str:
         what: sum(one.verdict == "hybrid" for place in found if (one := compared(result, place, *quantity)) is not None)
         for what, quantity in (("L_dθ", LIKENESS), ("right answers", SUCCESS))
     }
+    gains = sorted(_gains(result), key=lambda gain: gain[2].mean or 0.0)
+    most = ""
+    if gains:
+        place, name, effect = gains[-1]
+        most = f" Most is gained over soft labels in {place} by {label(name)}: {_with_interval(effect, 100)} points."
     return (
         f"**In short: the claims hold in so many places (regimes of worlds): {told}.** A hybrid is better than labels "
         f"of every single kind by L_dθ in {won['L_dθ']} of {len(found)} places, by right answers in "
-        f"{won['right answers']}."
+        f"{won['right answers']}.{most}"
     )
 
 
@@ -154,20 +159,25 @@ def _by_quantity(result: LabResult) -> Iterator[str]:
 
 def _righter_than_soft(result: LabResult) -> Iterator[str]:
     """Hybrids with more right answers than soft labels, and what variety they keep."""
-    told = []
+    told = [
+        f"  * {place}, {label(name)}: {_with_interval(effect, 100)} points, "
+        f"{_percent(result.values(*place, name, _variety))} of the variety"
+        for place, name, effect in _gains(result)
+    ]
+    if told:
+        head = "* More often right than soft labels, at an interval widened for the number of hybrids:"
+        yield "\n".join([head, *told])
+
+
+def _gains(result: LabResult) -> Iterator[tuple[Place, str, Effect]]:
+    """Hybrids with more right answers than soft labels, where, and by how much."""
     for place in places(result):
         run = result.objectives(*place)
         hybrids = [name for name in HYBRIDS if name in run]
         for name in hybrids if "soft" in run else ():
             effect = difference(result, *place, name, "soft", SUCCESS[0], tests=len(hybrids))
             if effect.corrected is not None and effect.corrected.low > 0:
-                variety = _percent(result.values(*place, name, _variety))
-                told.append(
-                    f"  * {place}, {label(name)}: {_with_interval(effect, 100)} points, {variety} of the variety"
-                )
-    if told:
-        head = "* More often right than soft labels, at an interval widened for the number of hybrids:"
-        yield "\n".join([head, *told])
+                yield place, name, effect
 
 
 def _slips(result: LabResult) -> Iterator[str]:

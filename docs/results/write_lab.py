@@ -1,4 +1,4 @@
-"""Write lab.md beside this file from the result of a run.
+"""Write lab.md, and lab_WORLD.md for every world, beside this file from the result of a run.
 
 bridgegarden lab run --world all --objectives all --seeds 5
 python docs/results/write_lab.py runs/lab/result.json
@@ -7,6 +7,7 @@ python docs/results/write_lab.py runs/lab/result.json
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lab_words import (
@@ -31,28 +32,67 @@ from bridgegarden.table import Table
 UNDERPOWERED = """With five seeds these intervals are wide, so "not enough evidence" here is no finding. \
 [evidence.md](evidence.md) is the
 study that decides; this page has further worlds."""
+RULES = (
+    "A claim *holds* where the 95 % interval of its effect over seeds lies on the claimed side of zero, *does not "
+    "hold* where it lies on the other; else there is *not enough evidence*. A claim about hybrids holds if it does "
+    "for one of them at an interval widened for their number; with {seeds} seeds such an interval is wide."
+)
+MEANS = "Means with half of their 95 % t-intervals over seeds. Losses and exposure bias are in nats an answer."
 
 
-def page(result: LabResult) -> str:
-    """The whole page."""
+def pages(result: LabResult) -> dict[str, str]:
+    """Every page by the name of its file: the answers, and a page of tables a world."""
     rows = findings(result)
+    written = {"lab.md": page(result, rows)}
+    return written | {f"lab_{world}.md": world_page(result, rows, world) for world in result.worlds}
+
+
+def page(result: LabResult, rows: Sequence[Finding]) -> str:
+    """The answers."""
     lines = summaries(rows)
     parts = [
-        "# The lab: Bridges, Gardens and exposure bias, computed",
+        "# Do the claims hold in further worlds?",
+        in_short(result, lines),
         UNDERPOWERED,
         made(result),
-        in_short(result, lines),
+        f"Every effect and every mean: {', '.join(f'[{world}](lab_{world}.md)' for world in result.worlds)}.",
         "## What came of the claims",
-        claims(result, rows, lines),
+        RULES.format(seeds=len(result.settings.seeds)),
+        "\n".join(_counted(lines)),
         "## Where a hybrid pays, and where it does not",
         paying(result),
         "## What to make of it",
         "\n".join(remarks(result, rows, lines)),
-        "Mean κ(s) in nats of the soft students, on the example answers of all seeds (number of positions):",
-        kappa_by_role(result),
-        "## Every objective",
-        "Means with half of their 95 % t-intervals over seeds. Losses and exposure bias are in nats an answer.",
-        *means(result),
+        _folded(
+            "Mean κ(s) in nats of the soft students, on the example answers of all seeds (number of positions)",
+            kappa_by_role(result),
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def world_page(result: LabResult, rows: Sequence[Finding], world: str) -> str:
+    """The tables of one world."""
+    texts = {row.claim: row.text for row in rows if row.world == world}
+    quantities = [[name, texts.pop(name), claim.quantity] for name, claim in CLAIMS.items() if name in texts]
+    quantities += [[name, text, ""] for name, text in texts.items()]
+    parts = [
+        f"# The lab: {world}",
+        "The tables behind [the answers](lab.md): written by `python docs/results/write_lab.py RESULT` from the result "
+        f"of `{result.command}`.",
+        verdict_table(result, world, rows).markdown(),
+        _folded("The claims", Table(columns=["claim", "what is claimed", "quantity"], rows=quantities).markdown()),
+        "## Effects",
+    ]
+    for regime in result.regimes(world):
+        here = [row for row in rows if (row.world, row.regime) == (world, regime)]
+        table = effect_table(result, here)
+        short = replace(table, rows=[[one.claim, *row[1:]] for one, row in zip(here, table.rows, strict=True)])
+        parts.append(_folded(f"{Place(world, regime)}", short.markdown()))
+    parts += ["## Every objective", MEANS]
+    parts += [
+        _folded(str(Place(world, regime)), mean_table(result, world, regime).markdown())
+        for regime in result.regimes(world)
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -80,25 +120,6 @@ the same for all objectives of a seed, so effects are paired. `bridgegarden lab 
 `bridgegarden lab check` verifies the identities that the numbers rest on."""
 
 
-def claims(result: LabResult, rows: Sequence[Finding], lines: Sequence[ClaimSummary]) -> str:
-    """Verdicts of every claim, then every effect."""
-    quantities = [[name, claim.quantity] for name, claim in CLAIMS.items()]
-    parts = [
-        "A claim *holds* where the 95 % interval of its effect over seeds lies on the claimed side of zero, *does not "
-        "hold* where it lies on the other; else there is *not enough evidence*. A claim about hybrids holds if it does "
-        f"for one of them at an interval widened for their number; with {len(result.settings.seeds)} seeds such an "
-        "interval is wide.",
-        "\n".join(_counted(lines)),
-        _folded("What is compared", Table(columns=["claim", "quantity"], rows=quantities).markdown()),
-    ]
-    for world in result.worlds:
-        parts += [f"### {world}", verdict_table(result, world, rows).markdown()]
-        for regime in result.regimes(world):
-            here = [row for row in rows if (row.world, row.regime) == (world, regime)]
-            parts.append(_folded(f"Effects: {Place(world, regime)}", effect_table(result, here).markdown()))
-    return "\n\n".join(parts)
-
-
 def paying(result: LabResult) -> str:
     """The best hybrid against the best pure objective, place by place, by likeness and by success."""
     rows = []
@@ -115,16 +136,6 @@ def paying(result: LabResult) -> str:
         "is the probability of a right answer when sampling. On the *frontier* are objectives that no other beats at "
         "both right answers and variety kept, by mean.\n\n" + Table(columns=heads, rows=rows).markdown()
     )
-
-
-def means(result: LabResult) -> Iterator[str]:
-    """Tables; the first regime of a world is open, the others are folded."""
-    for world in result.worlds:
-        first, *others = result.regimes(world)
-        yield f"### {Place(world, first)}"
-        yield mean_table(result, world, first).markdown()
-        for regime in others:
-            yield _folded(str(Place(world, regime)), mean_table(result, world, regime).markdown())
 
 
 def _counted(lines: Sequence[ClaimSummary]) -> Iterator[str]:
@@ -145,4 +156,5 @@ def _folded(title: str, table: str) -> str:
 
 if __name__ == "__main__":
     read = LabResult.from_dict(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
-    Path(__file__).with_name("lab.md").write_text(page(read), encoding="utf-8")
+    for name, text in pages(read).items():
+        Path(__file__).with_name(name).write_text(text, encoding="utf-8")

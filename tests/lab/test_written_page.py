@@ -1,6 +1,7 @@
 """What docs/results/lab.md says is what the result says."""
 
 import importlib
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -33,12 +34,31 @@ def planted(**of_hybrids):
 
 
 def test_the_page_has_every_claim_place_and_objective(words):
-    text = importlib.import_module("write_lab").page(made_up_result())
-    for place in ("arithmetic (small student)", "control (no limit)"):
-        assert place in text
-    assert text.count("<details>") == text.count("</details>") > 0
-    assert "* **2: a hybrid has less exposure bias than soft labels.** Of 8 places:" in text
-    assert "| risk-guided |" in text
+    pages = importlib.import_module("write_lab").pages(made_up_result())
+    assert set(pages) == {"lab.md", "lab_arithmetic.md", "lab_control.md"}
+    for text in pages.values():
+        assert text.count("<details>") == text.count("</details>") > 0
+    assert "* **2: a hybrid has less exposure bias than soft labels.** Of 8 places:" in pages["lab.md"]
+    for world, place in (("arithmetic", "small student"), ("control", "no limit")):
+        assert f"{world} ({place})" in pages["lab.md"]
+        text = pages[f"lab_{world}.md"]
+        assert text.count(f"<summary>{world} ({place})</summary>") == 2
+        assert "| risk-guided |" in text
+        effects = text.split("## Effects")[1].split("## Every objective")[0]
+        named = set(re.findall(r"^\| (\d[\w.:-]*(?: \d\w*)?) \| \w", effects, flags=re.MULTILINE))
+        assert len(named) > 5
+        assert named <= set(
+            re.findall(r"^\| (\d[\w.:-]*(?: \d\w*)?) \| \w", text.split("## Effects")[0], flags=re.MULTILINE)
+        )
+
+
+def test_the_pages_that_are_kept_are_of_one_run():
+    kept = {path.name: path.read_text(encoding="utf-8") for path in sorted(SCRIPTS.glob("lab*.md"))}
+    assert len(kept) == 5
+    (command,) = re.findall(r"^    (bridgegarden lab run .*)$", kept["lab.md"], flags=re.MULTILINE)
+    assert all(command in text for text in kept.values())
+    for name in kept:
+        assert name == "lab.md" or f"]({name})" in kept["lab.md"]
 
 
 @pytest.mark.parametrize(
