@@ -1,6 +1,7 @@
 """Write methods.md beside this file from the result of a comparison of all methods on the quickstart pair.
 
 python examples/quickstart_pair/prepare.py --output runs/quickstart_pair
+bridgegarden diagnose ... --output runs/quickstart_pair       (as below: it writes kappa_probe.json)
 bridgegarden compare runs/quickstart_pair/compare.yaml --objectives ...
 python docs/results/write_methods.py runs/quickstart_pair/compare/result.json
 """
@@ -8,22 +9,42 @@ python docs/results/write_methods.py runs/quickstart_pair/compare/result.json
 import json
 import statistics
 import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from bridgegarden.compare.findings import QUALITIES, difference, entropy_kept, qualities, sentences, summary
+from bridgegarden.compare.findings import (
+    QUALITIES,
+    called,
+    difference,
+    entropy_kept,
+    qualities,
+    sentences,
+    spent,
+    summary,
+)
 from bridgegarden.compare.report import cost_caption, cost_table, difference_table, quality_table, seed_table
-from bridgegarden.compare.result import CompareResult
+from bridgegarden.compare.result import CompareResult, Quantity
 from bridgegarden.objective.methods import METHODS
 from bridgegarden.statistics import spearman
-from bridgegarden.table import Table
+from bridgegarden.study.arms import ALIASES, ON_POLICY
+from bridgegarden.table import Cell, Table, difference_cell, mean_cell, number
+
+PROBE = """\
+    bridgegarden diagnose --teacher TEACHER --student runs/quickstart_pair/student-0 \\
+        --prompts runs/quickstart_pair/held_out.jsonl --prompt-column question --max-new-tokens 64 \\
+        --budget 800k --batch-size 512 --limit 190 --show 0 --output runs/quickstart_pair
+"""
+"""Where the recipe's rule comes from."""
+RECIPE = "recipe"
+"""The row of the recipe's own objective: the rule that was fitted on the pair."""
 
 
 def page(result: CompareResult) -> str:
     """The whole page."""
-    result = by_what_came_out(result)
+    result = by_what_came_out(with_probe_named(result))
     settings, pair = result.settings, result.pair
     base, first = settings.baseline, qualities(result)[0]
     steps = max(run.spent.steps for run in result.runs if run.spent is not None)
@@ -34,12 +55,12 @@ def page(result: CompareResult) -> str:
 Written by `python docs/results/write_methods.py RESULT` from the result of
 
     python examples/quickstart_pair/prepare.py --output runs/quickstart_pair
-    {result.command}
+{PROBE if RECIPE in result.rows else ""}    {result.command}
 
 started {result.started[:10]} ({_versions(result)}). The pair is that of [compare.md](compare.md), where it is told;
 the methods are those of [methods.md](../methods.md). Every one gets {steps} steps on {pair.rows:,} rows of
 {pair.row_tokens:.0f} tokens, with {_seeds(result)} and the same first student for all methods of a seed. Quality is
-measured on {problems} problems, drift on {pair.prompts} held-out prompts. {not_run(result)}
+measured on {problems} problems, drift on {pair.prompts} held-out prompts.{not_run(result)}
 
 ## What came out
 
@@ -56,6 +77,10 @@ measured on {problems} problems, drift on {pair.prompts} held-out prompts. {not_
 {"" if against is None else _told(against)}
 
 {power(result)}
+
+{own_texts(result)}
+
+{fitted_rule(result)}
 
 ## Cost
 
@@ -88,7 +113,76 @@ def not_run(result: CompareResult) -> str:
             f"All rows are fixed: {written}, which their papers put on the student's own texts, are on the data's "
             "here, which is another method than theirs."
         )
-    return told.strip()
+    return f" {told.strip()}" if told else ""
+
+
+def with_probe_named(result: CompareResult) -> CompareResult:
+    """The same, with the recipe's rule called what it is."""
+    if RECIPE not in result.rows:
+        return result
+    return replace(result, rows={**result.rows, RECIPE: replace(result.rows[RECIPE], label="kappa probe")})
+
+
+def own_texts(result: CompareResult) -> str:
+    """Every objective on the student's own texts, held against itself on fixed rows."""
+    quantity, rows = qualities(result)[0], []
+    for name in [name for name in result.objectives if result.rows[name].lmbda]:
+        fixed = ALIASES[name][0].removeprefix(ON_POLICY) if name in ALIASES else name.removeprefix(ON_POLICY)
+        if fixed not in result.rows:
+            continue
+        cost = [spent(result.runs_of(one).values(), "cpu_seconds") for one in (name, fixed)]
+        losses = [_mean(result, one, "student_loss") for one in (name, fixed)]
+        right = [_mean(result, one, quantity, 100) for one in (name, fixed)]
+        rows.append([result.label(fixed), *reversed(right), _difference(result, name, fixed), *reversed(losses)])
+        rows[-1].append(f"{number(cost[0] / cost[1], 2)}×")
+    if not rows:
+        return ""
+    columns = [
+        *("objective", "right, sampled, %: fixed rows", "own texts", "points"),
+        *("L_dθ: fixed rows", "own texts", "processor time"),
+    ]
+    told = (
+        "The same objective at the same number of steps, once on the fixed rows and once on texts that the student "
+        "writes anew for every step. The second asks the teacher as it goes and costs what the last column says. "
+        "Higher or lower is said where it holds for all comparisons of the page together."
+    )
+    return _section("On the student's own texts", told, Table(columns=columns, rows=rows))
+
+
+def fitted_rule(result: CompareResult) -> str:
+    """What the rule that was fitted on the pair gave, against those that need no fitting."""
+    if RECIPE not in result.rows:
+        return ""
+    quantity = qualities(result)[0]
+    rows = [
+        [result.label(name), _mean(result, name, quantity, 100), _difference(result, RECIPE, name)]
+        for name in ("static", "confidence", "entropy", "hard", "soft")
+        if name in result.rows
+    ]
+    told = (
+        "`kappa probe` is the rule that the diagnosis above fitted on the first seed's student and 190 held-out "
+        "prompts, for all seeds ([how](../diagnose.md#a-rule-fitted-on-the-pair)). Its students draw right answers in "
+        f"{_mean(result, RECIPE, quantity, 100).line()} % of cases. A rule that predicts kappa hardens where much "
+        "hangs on a token; whether that makes a student right more often is another question, answered here."
+    )
+    columns = ["against", "right, sampled, %", "kappa probe minus it, points"]
+    return _section("The rule fitted on the pair", told, Table(columns=columns, rows=rows))
+
+
+def _section(title: str, told: str, table: Table) -> str:
+    return f"## {title}\n\n{textwrap.fill(told, 118)}\n\n{table.markdown()}"
+
+
+def _mean(result: CompareResult, name: str, quantity: Quantity, times: float = 1) -> Cell:
+    found = summary(result, name, quantity)
+    return mean_cell(found.value, found.interval, times=times)
+
+
+def _difference(result: CompareResult, first: str, second: str) -> Cell:
+    quantity = qualities(result)[0]
+    found = difference(result, first, second, quantity)
+    assert found is not None
+    return difference_cell(found.mean, found.interval, times=100, side=called(result, first, second, quantity))
 
 
 def reading(result: CompareResult) -> str:
