@@ -1,6 +1,7 @@
 """Intervals where few units were seen and what matters is rare, against dynamic programming.
 
-``pytest -m slow tests/diagnostics/test_small_budgets.py -s`` prints how often each interval held the truth.
+``python -m tests.diagnostics.test_small_budgets`` prints how often each interval held the truth, the table of
+docs/diagnose.md, in some two minutes.
 """
 
 from dataclasses import replace
@@ -135,9 +136,7 @@ def test_caution_hardly_widens_an_interval_where_nothing_is_rare():
     assert all(one.exposure_bias.stderr < 1.4 * stderr for one, stderr in zip(found, plain, strict=True))
 
 
-@pytest.mark.slow
-def test_how_often_every_interval_holds_the_truth():
-    """The table of docs/diagnose.md."""
+def print_how_often_every_interval_holds_the_truth() -> None:
     for uneven in (NO_SPREAD, SOME):
         for prompts, samples in ((5, 1), (10, 1), (24, 2), (64, 2)):
             print(f"uneven {uneven}, {prompts} x {samples}:", coverage_of_biases(prompts, samples, uneven))
@@ -145,3 +144,7 @@ def test_how_often_every_interval_holds_the_truth():
             print(f"uneven {uneven}, {prompts} prompts:", coverage_of_attribution(prompts, uneven, runs=200))
         for rounds in (4, 8, 16, 30):
             print(f"uneven {uneven}, {rounds} rounds:", coverage_of_kappa(rounds, uneven, runs=40))
+
+
+if __name__ == "__main__":
+    print_how_often_every_interval_holds_the_truth()
