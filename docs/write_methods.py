@@ -76,14 +76,22 @@ that it is trained on: `on_policy: {{lmbda: 1.0}}` in a recipe, `on_policy:NAME`
   not here.
 * `late_positions` has the release's schedule. There every answer weighs the same and the divergence is clipped token by
   token; here every position does, and nothing is clipped.
-* `head_tail_kl` has the head of the authors' release: the likeliest token, and then those that end within half of the
-  mass.
-* `token_wise_kl`: its *value* is that of $KL(p \\| q) + KL(q \\| p)$ exactly; it differs in its gradient alone.
-* `lk_hybrid` takes the acceptance at each position; some releases take the batch's.
+* `head_tail_kl` is the authors' code, term by term: the head is the likeliest token and then those that end within
+  half of the mass; its share of the summed differences weighs the forward KL, the tail's the reverse one. Where the
+  two models do not differ at all that code divides zero by zero; here either has half.
+* `token_wise_kl`: a weight for every token of the vocabulary at every position, held fast, as in the paper. Its *value*
+  is that of $KL(p \\| q) + KL(q \\| p)$ exactly; it differs in its gradient alone.
+* `lk_hybrid` takes the acceptance at each position. SpecForge's code takes the mean over the batch, one weight for all
+  positions, and by a reading of it so does the paper; here nothing depends on how a batch is cut. For the heads of
+  MEDUSA the paper has 10 in the place of 3 (`divergence_options: {{eta: 10}}`).
 * `label_corrected`: the teacher's probabilities at temperature 1 decide how much is moved. With a top-k teacher it
   needs the log-probability of the data's token, which live teachers and caches have.
 * Weights of positions below 1 make the loss smaller: it is divided by the number of supervised positions, whatever
   their weights.
+
+Held against what: `head_tail_kl` against a copy of its authors' code, `lk_hybrid` against SpecForge's `lk_loss.py` and a
+reading of the paper, `token_wise_kl` against the abstract and a review that quotes the formula. The full text of these
+three could not be read for this, so the numbers of their equations are unchecked.
 
 Not here: token importance (arXiv:2604.14084) ranks the positions of a batch by the student's entropy and its
 divergence from the teacher, both scaled by the batch's extremes, and keeps the best share. A rule here is local to a
