@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bridgegarden.errors import ConfigError, DataError, ModelError
 from bridgegarden.evaluation.tasks.questions import final_answer
+from bridgegarden.pruning.cut import Kept, cut
 from bridgegarden.recipe import load_recipe
 from tests.tiny import save_tiny, tiny_model
 
@@ -36,7 +37,7 @@ def script(name: str) -> ModuleType:
     return module
 
 
-problems, prepare, run = script("problems"), script("prepare"), script("run")
+problems, prepare, run, depth = (script(name) for name in ("problems", "prepare", "run", "depth"))
 
 WORKED = [
     (
@@ -151,6 +152,30 @@ def test_the_student_is_the_teacher_without_its_upper_layers():
     assert torch.equal(reached.hidden_states[1], teacher(ids, output_hidden_states=True).hidden_states[1])
     torch.testing.assert_close(reached.hidden_states[2], teacher.model.norm(expected))
     assert student.lm_head.weight.data_ptr() == student.model.embed_tokens.weight.data_ptr()
+    # A recipe that says `{from: teacher, layers: 2, keep: first}` cuts the very same.
+    by_recipe = cut(teacher, Kept(layers=(0, 1)))
+    assert all(torch.equal(value, by_recipe.state_dict()[name]) for name, value in student.state_dict().items())
+    one, other = (json.loads(model.config.to_json_string(use_diff=False)) for model in (student, by_recipe))
+    assert {key for key in one | other if one.get(key) != other.get(key)} <= {"_name_or_path", "dtype"}
+
+
+@pytest.mark.slow
+def test_the_curve_against_depth_begins_at_the_teacher_and_falls_with_its_layers(tmp_path):
+    save_tiny(tmp_path / "base", tiny_model("llama", layers=4))
+    rows = [{"prompt": f"{n} + 1 =", "completion": str(n + 1)} for n in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    paths = {"teacher.model": "base", "data.train": "rows.jsonl", "data.eval": "rows.jsonl", "output": "out"}
+    overrides = [f"{key}={tmp_path / name}" for key, name in paths.items()]
+    result = depth.curve(EXAMPLE / "depth.yaml", ["student.layers=2", *overrides], [4, 2, 1])
+    assert result["depths"][0]["kept"] == [0, 1, 2, 3]
+    assert result["depths"][0]["loss"] == 0 < min(record["loss"] for record in result["depths"][1:])
+    assert [record["kept"] for record in result["depths"] if "first" in record["choices"]] == [
+        [0, 1, 2, 3],
+        [0, 1],
+        [0],
+    ]
+    assert depth.table(result).count("\n") == len(result["depths"]) + 1
+    assert "by influence" in depth.draw(result)
 
 
 def test_a_student_is_not_as_deep_as_its_teacher_nor_another_than_was_asked_for(tmp_path):
@@ -164,7 +189,7 @@ def test_a_student_is_not_as_deep_as_its_teacher_nor_another_than_was_asked_for(
 
 
 def test_the_recipes_load_and_the_sizes_fit_what_they_name():
-    for name in ("teacher", "compare"):
+    for name in ("teacher", "compare", "depth"):
         load_recipe(str(EXAMPLE / f"{name}.yaml"), [])
     for size in run.SIZES.values():
         assert set(size.tasks) <= problems.TASKS.keys()

@@ -54,8 +54,7 @@ class StudentSection:
     revision: str | None = None
     """Branch, tag or commit on the hub; null is the newest."""
     from_: Literal["teacher"] | None = None
-    """``teacher``: the student is the teacher with fewer layers, heads or channels, and its weights where it begins.
-    Null is `model`."""
+    """``teacher``: the student begins as the teacher with fewer layers, heads or channels; null is `model`."""
     layers: int | None = None
     """With `from`: how many of the teacher's layers stay, those that change the residual stream most over the
     calibration rows, unless `keep` says which; null is all."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridgegarden.data.encode import TokenisedRow
-from bridgegarden.errors import ConfigError
+from bridgegarden.errors import ConfigError, OutputError
 from bridgegarden.preflight import ModelFacts, ModelReference, Pair, load_facts, load_tokenizer, quantisation
 from bridgegarden.preflight.models import meta_model, parameter_count
 from bridgegarden.pruning.shape import ARCHITECTURES, Shape, cut_config, possible_heads
@@ -101,7 +101,7 @@ class CutStudent:
         Which layers stay is then left open, and the first so many stand for them: all are of one size.
 
         Raises:
-            ConfigError: the folder holds something else.
+            OutputError: the folder holds something else.
             ModelError: what it holds cannot be read.
         """
         if self.folder.exists():
@@ -139,24 +139,24 @@ class CutStudent:
         """What is noted of the student in the folder, if it is what `wanted` says.
 
         Raises:
-            ConfigError: it is another, or nothing that was cut here.
+            OutputError: it is another, or nothing that was cut here.
         """
         advice = (
             "Remove that folder to have it cut anew, or name another (--set student.folder=FOLDER, or another output)."
         )
         note = noted(self.folder)
         if note is None:
-            raise ConfigError(f"student.folder: {self.folder} holds no student that was cut here. {advice}")
+            raise OutputError(f"student.folder: {self.folder} holds no student that was cut here. {advice}")
         words = {"teacher": "another teacher's weights", "rows": "other rows of data.train"}
         for part, value in wanted.items():
             if note[part] == value:
                 continue
             if part == "asked":
                 then, now = (_asked_text(asked) for asked in (note[part], value))
-                raise ConfigError(
+                raise OutputError(
                     f"student.folder: {self.folder} holds a student of {then}, and {now} is asked for. {advice}"
                 )
-            raise ConfigError(f"student.folder: {self.folder} holds a student that was cut on {words[part]}. {advice}")
+            raise OutputError(f"student.folder: {self.folder} holds a student that was cut on {words[part]}. {advice}")
         return note
 
     def summary(self, student: ModelFacts) -> str:

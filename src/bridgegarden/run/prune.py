@@ -93,7 +93,8 @@ def prune(recipe: Recipe, *, dry_run: bool = False, console: "Console | None" = 
         console: for progress; stderr if None.
 
     Raises:
-        ConfigError: the recipe cuts nothing, or what is kept in the folder is something else.
+        ConfigError: the recipe cuts nothing.
+        OutputError: what is kept in the folder is something else, or it cannot be written.
         ModelError: the teacher cannot be read or cut.
         DataError: a row cannot be used.
     """
@@ -128,7 +129,7 @@ def with_student(run: CheckedRun, console: "Console") -> CheckedRun:
     the run is not finished.
 
     Raises:
-        ConfigError: as in :func:`made_student`.
+        OutputError: as in :func:`made_student`.
         ModelError: likewise.
     """
     if run.recipe.student.from_ is None or run.folder.model.exists():
@@ -149,7 +150,7 @@ def made_student(recipe: Recipe, pair: Pair, data: RunData, console: "Console") 
         console: is told.
 
     Raises:
-        ConfigError: the folder where it is kept holds something else, or cannot be written.
+        OutputError: the folder where it is kept holds something else, or cannot be written.
         ModelError: the teacher cannot be loaded or cut.
     """
     if recipe.student.from_ is None:
