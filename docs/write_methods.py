@@ -89,9 +89,9 @@ that it is trained on: `on_policy: {{lmbda: 1.0}}` in a recipe, `on_policy:NAME`
 * Weights of positions below 1 make the loss smaller: it is divided by the number of supervised positions, whatever
   their weights.
 
-Held against what: `head_tail_kl` against a copy of its authors' code, `lk_hybrid` against SpecForge's `lk_loss.py` and a
-reading of the paper, `token_wise_kl` against the abstract and a review that quotes the formula. The full text of these
-three could not be read for this, so the numbers of their equations are unchecked.
+Held against what: `head_tail_kl` against a copy of its authors' code, `lk_hybrid` against SpecForge's `lk_loss.py` and
+a reading of the paper, `token_wise_kl` against the abstract and a review that quotes the formula. The full text of
+these three could not be read for this, so the numbers of their equations are unchecked.
 
 Not here: token importance (arXiv:2604.14084) ranks the positions of a batch by the student's entropy and its
 divergence from the teacher, both scaled by the batch's extremes, and keeps the best share. A rule here is local to a
