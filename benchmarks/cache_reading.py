@@ -106,7 +106,8 @@ def main() -> None:
 
         def collate() -> None:
             for start in range(0, len(order), BATCH):
-                cache.collate([rows[index] for index in order[start : start + BATCH]])
+                batch = (rows[index] for index in order[start : start + BATCH])
+                cache.said(document for row in batch for document in documents_in(row))
 
         def records() -> None:
             for index in order:

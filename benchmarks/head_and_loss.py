@@ -3,24 +3,33 @@
     python benchmarks/head_and_loss.py [--vocab 151936] [--tokens 512 1024 2048 4096] [--markdown FILE]
     python benchmarks/head_and_loss.py --device cuda --student 2048 --teacher 3584 --tokens 4096 16384 --repeats 5
 
-Each route runs forward and backward on the same random hidden states in a process of its own. On a CPU: float32, one
+Each route runs forward and backward on the same random hidden states. On a CPU in a process of its own: float32, one
 thread, and memory is the peak of the resident set above what stood before (inputs and weights), so the weight's
-gradient counts. On a GPU: bfloat16, and memory is the peak of what PyTorch allocated above what stood before. The
-routes:
+gradient counts. On a GPU one after the other: bfloat16, and memory is the peak of what PyTorch allocated above what
+stood before. A route that cannot run here is named with the reason. The routes:
 
 * ``sft``: student logits, cross-entropy against the data (what plain fine-tuning pays).
+* ``sft, trl``: the head of TRL's ``SFTTrainer``, with the entropy and the accuracy that it logs.
+* ``sft, liger``: Liger's fused linear cross-entropy (``pip install liger-kernel``), on a GPU.
+* ``sft, cut``: Apple's cut cross-entropy (``pip install cut-cross-entropy``); on a CPU its own compiled stand-in.
+* ``trl distillation``: the loss of TRL's ``DistillationTrainer``, in chunks, from hidden states of both models.
 * ``dense hybrid``: the hybrid loss as usually written, float32 logits of both models, static weight.
 * ``trl gkd``: ``GKDTrainer.generalized_jsd_loss`` of TRL on dense logits of both models (no hard term).
 * ``two-pass top-64``: ours over ``selected_logits``, whose backward projects again; teacher signal given (cached).
 * ``fused top-64``: ours, gradients finished in the forward; teacher signal given (cached).
-* ``kernels top-64``: the same by Triton's kernels, on a GPU only; teacher signal given (cached).
+* ``kernels top-64``: the same by Triton's kernels, on a GPU; teacher signal given (cached).
 * ``fused live top-64`` and ``fused live dense``: the same with the teacher projected chunk by chunk.
+
+With ``TRITON_INTERPRET=1`` Triton's kernels, ours and others', run on a CPU, slowly, and all routes in one process:
+that shows whether they run, and is no figure.
 """
 
 import argparse
 import ctypes
 import gc
+import importlib.util
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -103,6 +112,38 @@ def trl_gkd(problem: Problem) -> Callable[[], torch.Tensor]:
     return loss
 
 
+def trl_sft(problem: Problem) -> Callable[[], torch.Tensor]:
+    from trl.kernels import ChunkedLogProbFunction
+    from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
+
+    logged = ("log_probs", "entropy", "is_top1")
+    rest = 1.0, _CHUNKED_LOGPROB_CHUNK_SIZE, None, 1.0, logged
+    return lambda: -ChunkedLogProbFunction.apply(problem.hidden, problem.weight, None, problem.data, *rest)[0].mean()
+
+
+def liger(problem: Problem) -> Callable[[], torch.Tensor]:
+    from liger_kernel.transformers.fused_linear_cross_entropy import (  # pyright: ignore[reportMissingImports]
+        LigerFusedLinearCrossEntropyLoss,
+    )
+
+    loss = LigerFusedLinearCrossEntropyLoss()
+    return lambda: loss(problem.weight, problem.hidden, problem.data)
+
+
+def cut(problem: Problem) -> Callable[[], torch.Tensor]:
+    from cut_cross_entropy import linear_cross_entropy  # pyright: ignore[reportMissingImports]
+
+    impl = "cce" if problem.hidden.is_cuda else "torch_compile"
+    return lambda: linear_cross_entropy(problem.hidden, problem.weight, problem.data, impl=impl)
+
+
+def trl_distillation(problem: Problem) -> Callable[[], torch.Tensor]:
+    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+
+    heads = problem.hidden, problem.weight, None, problem.teacher_hidden, problem.teacher_weight, None
+    return lambda: ChunkedDivergenceFunction.apply(*heads, 0.5)[0].mean()
+
+
 def two_pass(problem: Problem) -> Callable[[], torch.Tensor]:
     signal = problem.cached_signal()
     signal_ids = cast(torch.Tensor, signal.ids)
@@ -150,15 +191,30 @@ def live(top_k: int | None) -> Callable[[Problem], ProjectedTeacher]:
 
 ROUTES: dict[str, Callable[[Problem], Callable[[], torch.Tensor]]] = {
     "sft": sft,
+    "sft, trl": trl_sft,
+    "sft, liger": liger,
+    "sft, cut": cut,
     "dense hybrid": dense_hybrid,
     "trl gkd": trl_gkd,
+    "trl distillation": trl_distillation,
     "two-pass top-64": two_pass,
     "fused top-64": fused(Problem.cached_signal),
     "kernels top-64": fused(Problem.cached_signal, kernels=True),
     "fused live top-64": fused(live(K)),
     "fused live dense": fused(live(None)),
 }
-ON_GPU_ONLY = ("kernels top-64",)
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+PACKAGES = {"sft, liger": "liger_kernel", "sft, cut": "cut_cross_entropy", "kernels top-64": "triton"}
+
+
+def why_not(route: str, device: str) -> str | None:
+    """Why a route cannot run on `device`; None if it can."""
+    package = PACKAGES.get(route)
+    if package is not None and importlib.util.find_spec(package) is None:
+        return f"the package {package} is not installed"
+    if device == "cpu" and route in ("sft, liger", "kernels top-64") and not INTERPRETED:
+        return "Triton's kernels need a GPU"
+    return None
 
 
 def measure(
@@ -211,13 +267,29 @@ def reset_peak() -> int:
     return resident("VmRSS")
 
 
+def row_of(route: str, tokens: int, arguments: argparse.Namespace) -> str:
+    """Markdown of one route: in a process of its own where that is how memory is measured."""
+    sizes = tokens, arguments.vocab, arguments.student, arguments.teacher, arguments.repeats, arguments.device
+    if arguments.device == "cpu" and not INTERPRETED:
+        names = ("--tokens", "--vocab", "--student", "--teacher", "--repeats", "--device")
+        options = [part for name, value in zip(names, sizes, strict=True) for part in (name, str(value))]
+        done = subprocess.run([sys.executable, __file__, "--one", route, *options], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        result = json.loads(done.stdout.strip().rpartition("\n")[2])
+    else:
+        result = measure(route, *sizes)
+        gc.collect()
+    return f"| {route} | {tokens} | {result['cpu_s']:.3f} | {result['wall_s']:.3f} | {result['peak_mib']:.0f} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocab", type=int, default=151_936)
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 1024, 2048])
     parser.add_argument("--student", type=int, default=512, help="hidden size of the student")
     parser.add_argument("--teacher", type=int, default=1024, help="hidden size of the teacher")
-    parser.add_argument("--routes", nargs="+", choices=list(ROUTES), help="all that the device has by default")
+    parser.add_argument("--routes", nargs="+", choices=list(ROUTES), help="all by default")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--markdown", type=Path)
@@ -228,10 +300,6 @@ def main() -> None:
         sizes = tokens, arguments.vocab, arguments.student, arguments.teacher, arguments.repeats, arguments.device
         print(json.dumps(measure(arguments.one, *sizes)))
         return
-    on_cpu = arguments.device == "cpu"
-    routes = arguments.routes or [route for route in ROUTES if not (on_cpu and route in ON_GPU_ONLY)]
-    if on_cpu and set(routes) & set(ON_GPU_ONLY):
-        parser.error(f"{', '.join(ON_GPU_ONLY)}: on a GPU only; add --device cuda or name other --routes")
     lines = [
         f"V = {arguments.vocab}, hidden {arguments.student} (student) and {arguments.teacher} (teacher), "
         f"{where(arguments.device)}, torch {torch.__version__}",
@@ -240,26 +308,23 @@ def main() -> None:
         "|---|---|---|---|---|",
     ]
     print("\n".join(lines), flush=True)
+    failed = False
     for tokens in arguments.tokens:
-        for route in routes:
-            command = [
-                sys.executable,
-                __file__,
-                "--one",
-                route,
-                "--tokens",
-                str(tokens),
-                "--vocab",
-                str(arguments.vocab),
-            ]
-            command += ["--student", str(arguments.student), "--teacher", str(arguments.teacher)]
-            command += ["--repeats", str(arguments.repeats), "--device", arguments.device]
-            result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            row = f"| {route} | {tokens} | {result['cpu_s']:.3f} | {result['wall_s']:.3f} | {result['peak_mib']:.0f} |"
+        for route in arguments.routes or ROUTES:
+            reason = why_not(route, arguments.device)
+            if reason is None:
+                try:
+                    row = row_of(route, tokens, arguments)
+                except Exception as error:
+                    failed, reason = True, f"failed: {str(error).strip().splitlines()[-1]}"
+            if reason is not None:
+                row = f"| {route} | {tokens} | not run: {reason} | | |"
             print(row, flush=True)
             lines.append(row)
     if arguments.markdown:
         arguments.markdown.write_text("\n".join(lines) + "\n")
+    if failed:
+        raise SystemExit("a route failed; the table says why")
 
 
 if __name__ == "__main__":

@@ -244,7 +244,7 @@ def compare(arguments: argparse.Namespace, answer: int) -> list[str]:
             gc.collect()
             print(f"answers of {answer}, {name}: {total(found[name]):.2f} s a step", file=sys.stderr, flush=True)
     head = ["", f"Answers of {answer} tokens ({size}):", ""]
-    return [*head, *table(found, built), "", *verdicts(found, built, arguments, answer)]
+    return [*head, *table(found, built, size.rows * answer), "", *verdicts(found, built, arguments, answer)]
 
 
 def total(result: Mapping[str, Any]) -> float:
@@ -252,22 +252,23 @@ def total(result: Mapping[str, Any]) -> float:
     return sum(result["phases"].values())
 
 
-def table(found: Mapping[str, Any], built: float) -> list[str]:
-    """Markdown; seconds a step."""
+def table(found: Mapping[str, Any], built: float, written: int) -> list[str]:
+    """Markdown; seconds a step, of `written` tokens where the student writes."""
     base = total(found[PEER])
     lines = [
-        f"| trainer | s a step | {' | '.join(PHASES)} | wall s | TRL GKD costs, times this |",
-        f"|---|---|{'---|' * len(PHASES)}---|---|",
+        f"| trainer | s a step | {' | '.join(PHASES)} | wall s | TRL GKD costs, times this | tokens written a s |",
+        f"|---|---|{'---|' * len(PHASES)}---|---|---|",
     ]
     for name, result in found.items():
         phases = " | ".join(f"{result['phases'][phase]:.3f}" for phase in PHASES)
-        whole = total(result)
-        lines.append(f"| {name} | {whole:.3f} | {phases} | {result['wall']:.2f} | {base / whole:.1f} |")
+        whole, writing = total(result), result["phases"]["generation"]
+        speed = f"{written / writing:,.0f}" if writing else ""
+        lines.append(f"| {name} | {whole:.3f} | {phases} | {result['wall']:.2f} | {base / whole:.1f} | {speed} |")
     for uses in USES:
         whole = total(found[CACHED]) + built / uses
         what = f"{CACHED}, and building: rows used {uses} time{'s' if uses > 1 else ''}"
         dashes = " | ".join(f"{built / uses:.3f}" if phase == "teacher" else "" for phase in PHASES)
-        lines.append(f"| {what} | {whole:.3f} | {dashes} | | {base / whole:.1f} |")
+        lines.append(f"| {what} | {whole:.3f} | {dashes} | | {base / whole:.1f} | |")
     return lines
 
 

@@ -36,6 +36,7 @@ os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from train_step import inner_sizes
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -107,6 +108,10 @@ CUDA_CASES = (
     ),
     Case(name="1024x16, teacher's top 64, adapters", **{**_BIG, "signals": "top_k"}, lora=True),
     Case(name="1024x16, teacher's top 64, varied lengths", **{**_BIG, "signals": "top_k"}, varied=True),
+    *(
+        Case(name=f"Qwen2.5 {size}, teacher's top 64", **{**_BIG, "signals": "top_k", "student": student, "rows": 4})
+        for size, student in (("0.5B", (896, 24)), ("1.5B", (1536, 28)), ("3B", (2048, 36)))
+    ),
 )
 
 
@@ -122,15 +127,15 @@ def tokenizer_of(vocab: int) -> PreTrainedTokenizerFast:
 def config_of(case: Case, shape: tuple[int, int]) -> Any:
     """A model's configuration."""
     hidden, layers = shape
-    heads = hidden // 64
+    inner, heads, key_value_heads = inner_sizes(shape)
     own: dict[str, Any] = {"head_dim": 64, "sliding_window": 128} if case.family == "gemma2" else {}
     return FAMILIES[case.family](
         vocab_size=case.vocab,
         hidden_size=hidden,
-        intermediate_size=4 * hidden,
+        intermediate_size=inner,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=heads // 2,
+        num_key_value_heads=key_value_heads,
         tie_word_embeddings=case.family != "llama",
         max_position_embeddings=4096,
         bos_token_id=None,
@@ -175,10 +180,11 @@ def write_recipe(case: Case, folder: Path, steps: int) -> Path:
     return folder / "recipe.yaml"
 
 
-def random_model(facts: ModelFacts, seed: int) -> Any:
-    """Of its configuration."""
+def random_model(facts: ModelFacts, seed: int, device: str = "cpu") -> Any:
+    """Of its configuration, made on `device`: on a GPU that takes no time."""
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(facts.config, dtype=facts.dtype)
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(facts.config, dtype=facts.dtype)
 
 
 def build_cache_of(recipe: Recipe) -> None:
@@ -208,9 +214,9 @@ def trainer_of(recipe: Recipe, device: str, steps: int) -> Callable[[], HybridDi
         if recipe.teacher.cache is not None:
             source: Any = TeacherCache(Path(recipe.teacher.cache))
         else:
-            source = LiveTeacher(random_model(teacher, 1), top_k=recipe.teacher.top_k)
+            source = LiveTeacher(random_model(teacher, 1, device), top_k=recipe.teacher.top_k)
         trainer = HybridDistillationTrainer(
-            random_model(student, 2),
+            random_model(student, 2, device),
             source,
             build_objective(recipe.objective),
             arguments,

@@ -59,6 +59,7 @@ from bridgegarden.data import chat_template_fingerprint, tokenizer_fingerprint
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.methods import PRESETS
 from bridgegarden.teacher.cache.reader import TeacherCache
+from bridgegarden.teacher.cache.shard import documents_in
 from bridgegarden.teacher.cache.spec import DEFAULT_EXPONENTS, CacheSpec, Support
 from bridgegarden.teacher.cache.writer import OneTeacher, build_cache
 from bridgegarden.teacher.live import LiveTeacher
@@ -70,6 +71,21 @@ WARM_UP = 2
 SFT = ("HF Trainer SFT", "TRL SFTTrainer")
 CACHED = "hybrid, cached"
 CONTESTANTS = (*SFT, CACHED, "hybrid, live top-64", "hybrid, live dense")
+
+
+QWEN = {
+    (896, 24): (4864, 14, 2),
+    (1536, 28): (8960, 12, 2),
+    (2048, 36): (11008, 16, 2),
+    (3584, 28): (18944, 28, 4),
+}
+"""Qwen2.5 0.5B, 1.5B, 3B and 7B: hidden size and layers to inner size, heads, key and value heads."""
+
+
+def inner_sizes(shape: tuple[int, int]) -> tuple[int, int, int]:
+    """Inner size, heads, and heads of keys and values of a model: Qwen2.5's where it has one of that shape."""
+    heads = max(2, shape[0] // 64)
+    return QWEN.get(shape, (4 * shape[0], heads, heads // 2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,14 +111,14 @@ class Size:
     ) -> PreTrainedModel:
         """A random model."""
         hidden, layers = shape
-        heads = max(2, hidden // 64)
+        inner, heads, key_value_heads = inner_sizes(shape)
         config = self.config(
             vocab_size=self.vocab,
             hidden_size=hidden,
-            intermediate_size=4 * hidden,
+            intermediate_size=inner,
             num_hidden_layers=layers,
             num_attention_heads=heads,
-            num_key_value_heads=heads // 2,
+            num_key_value_heads=key_value_heads,
             tie_word_embeddings=self.tied,
             bos_token_id=None,
             eos_token_id=0,
@@ -146,6 +162,9 @@ SIZES = {
     ),
     "qwen-1.5b": Size(
         config=Qwen2Config, vocab=151_936, student=(1536, 28), teacher=(2048, 36), rows=8, length=1024, tied=True
+    ),
+    "qwen-3b": Size(
+        config=Qwen2Config, vocab=151_936, student=(2048, 36), teacher=(3584, 28), rows=8, length=1024, tied=True
     ),
     "tiny": Size(config=LlamaConfig, vocab=512, student=(64, 1), teacher=(64, 2), rows=2, length=32, tied=False),
 }
@@ -310,11 +329,15 @@ def reading(task: Task) -> float:
     """CPU seconds to get the signals of a batch: keys, lookup, decoding, tensors."""
     rows, cache, count = task.data(), TeacherCache(task.folder), task.size.rows
     batches = [[rows[start + index] for index in range(count)] for start in range(0, len(rows), count)]
-    cache.collate(batches[0])
+
+    def read(batch: list[Any]) -> None:
+        cache.said(document for row in batch for document in documents_in(row))
+
+    read(batches[0])
     began = time.process_time()
     for _ in range(repeats := 10):
         for batch in batches:
-            cache.collate(batch)
+            read(batch)
     return (time.process_time() - began) / (repeats * len(batches))
 
 

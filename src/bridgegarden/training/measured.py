@@ -64,7 +64,7 @@ class TermSums:
         self._sums: Tensor | None = None
         self._weighs_positions = weighs_positions
 
-    def add(self, fused: FusedLoss, tokens: int, shares: Tensor | None = None) -> None:
+    def add(self, fused: FusedLoss, tokens: Tensor | int, shares: Tensor | None = None) -> None:
         """Add one batch.
 
         Args:
@@ -81,7 +81,8 @@ class TermSums:
         )
         sums = [column.sum(dtype=torch.float64) for column in columns]
         entropy, hit = fused.student_entropy, fused.student_hit
-        count = sums[0].new_tensor(len(terms.total))
+        # Filled in on the device: a copy from the CPU's memory would wait for the GPU.
+        count = sums[0].new_full((), len(terms.total))
         if not self._weighs_positions:
             sums.insert(_NAMES.index("position_weight"), count)
         sums += [
@@ -90,7 +91,7 @@ class TermSums:
             sums[0].new_zeros(()) if entropy is None else entropy.sum(dtype=torch.float64),
             sums[0].new_zeros(()) if hit is None else hit.sum(dtype=torch.float64),
             torch.zeros_like(count) if entropy is None else count,
-            sums[0].new_tensor(tokens),
+            tokens.to(count) if isinstance(tokens, Tensor) else count.new_full((), tokens),
         ]
         known = ~fused.teacher_label_logp.isnan()
         sums += [
@@ -215,12 +216,12 @@ class CostLedger:
         self._before = Cost()
         self.logged = Cost()
         """What the last log told."""
-        self._own = {f.name: 0 for f in fields(Cost) if f.type is int}
+        self._own: dict[str, Tensor | int] = {f.name: 0 for f in fields(Cost) if f.type is int}
         self._seconds: dict[Phase, float] = dict.fromkeys(("generation", "teacher", "step"), 0.0)
         self._events: list[tuple[Phase, torch.cuda.Event, torch.cuda.Event]] = []
 
-    def add(self, **counts: int) -> None:
-        """Add to the counts of :class:`Cost`, by name."""
+    def add(self, **counts: Tensor | int) -> None:
+        """Add to the counts of :class:`Cost`, by name; what is counted on a GPU is read when somebody asks."""
         for name, count in counts.items():
             self._own[name] += count
 
@@ -251,6 +252,7 @@ class CostLedger:
             "student_seconds": self._seconds["step"] - self._seconds["teacher"],
         }
         # Whole microseconds, so that one sum of integers carries everything, exactly.
+        self._own = {name: int(count) for name, count in self._own.items()}
         numbers = [*self._own.values(), *(round(1e6 * value) for value in seconds.values())]
         if self._accelerator.num_processes > 1:
             mine = torch.tensor(numbers, device=self._accelerator.device)

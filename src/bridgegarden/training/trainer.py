@@ -267,7 +267,7 @@ class HybridDistillationTrainer(SFTTrainer):
         asked = inputs.get(TEACHER, inputs)
         with self._costs.phase("teacher", counted=mode == "train"):
             teacher = self.teacher.at(
-                SupervisedPositions.from_labels(asked["labels"]),
+                positions if asked is inputs else SupervisedPositions.from_labels(asked["labels"]),
                 asked,
                 vocab_size=self.vocab_size,
                 exponents=self.objective.exponents,
@@ -298,7 +298,8 @@ class HybridDistillationTrainer(SFTTrainer):
         tokens = _token_count(forward_inputs)
         if mode == "train":
             readers = 0 if SIGNAL in inputs else readers_of(self.teacher)
-            self._costs.add(student_tokens=tokens, teacher_tokens=readers * _token_count(asked))
+            of_teacher = tokens if asked is inputs else _token_count(asked)
+            self._costs.add(student_tokens=tokens, teacher_tokens=readers * of_teacher)
             if ROW in inputs:
                 self._window_rows.append(inputs[ROW])
         self._terms[mode].add(results[0], tokens, teacher.sums if isinstance(teacher, TranslatedSignal) else None)
@@ -527,6 +528,7 @@ class HybridDistillationTrainer(SFTTrainer):
         return f"step {self.state.global_step + 1}"
 
 
-def _token_count(inputs: Mapping[str, Any]) -> int:
+def _token_count(inputs: Mapping[str, Any]) -> Tensor | int:
+    """Those that are no padding; where that has to be counted, on the device, which nobody waits for."""
     mask = inputs.get("attention_mask")
-    return inputs["input_ids"].numel() if mask is None else int(mask.sum())
+    return inputs["input_ids"].numel() if mask is None else mask.sum()
