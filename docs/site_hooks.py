@@ -61,10 +61,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links as the site needs them, and Markdown inside what is folded away."""
+    """Links as the site needs them, Markdown inside what is folded away, and a number with its error on one line."""
     uri = page.file.src_uri
     text = "".join(
-        part if fenced else _linked(part.replace("<details>", '<details markdown="1">'), uri)
+        part if fenced else _unbroken(_linked(part.replace("<details>", '<details markdown="1">'), uri))
         for part, fenced in _parts(markdown)
     )
     return text
@@ -121,6 +121,16 @@ def _linked(text: str, uri: str) -> str:
         return before + posixpath.relpath(page, posixpath.dirname(uri) or ".") + after
 
     return LINK.sub(turned, text)
+
+
+def _unbroken(text: str) -> str:
+    """`text`, in whose tables no line ends between a number and its error."""
+    return re.sub(
+        r"^\|.*$",
+        lambda row: re.sub(r"(?<=\d) ([±≥]) (?=\d)", "\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", row[0]),
+        text,
+        flags=re.M,
+    )
 
 
 def _opening(uri: str) -> tuple[str, str]:

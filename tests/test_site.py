@@ -107,6 +107,13 @@ def test_a_link_that_leads_nowhere_fails_the_build(tmp_path):
     assert "#nowhere" in done.stderr
 
 
+def test_no_line_of_a_table_ends_between_a_number_and_its_error(site):
+    page = (site / "results" / "methods" / "index.html").read_text(encoding="utf-8")
+    cells = re.findall(r"<td>([^<]*±[^<]*)</td>", page)
+    assert len(cells) > 50
+    assert not [cell for cell in cells if " ±" in cell or "± " in cell]
+
+
 def test_every_public_name_is_described_with_its_equations_drawn(site):
     page = (site / "api" / "index.html").read_text(encoding="utf-8")
     for name in set(bridgegarden.__all__) - {"__version__"}:

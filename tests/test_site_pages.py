@@ -144,3 +144,18 @@ def test_the_paper_s_claims_hold_in_as_many_cells_as_is_said(writer):  # noqa: F
     fives = [claim for claim in {row["claim"] for row in evidence.claims} if claim.startswith("5")]
     assert len(fives) == 8
     assert {f"{list(evidence.verdicts(c).values()).count('holds')} of 32" for c in fives} == {count}
+
+
+@pytest.mark.parametrize("page", ["compare", "evidence", "lab", "lightning", "methods"])
+def test_a_page_of_results_begins_with_its_answer_and_an_interval(page):
+    text = (DOCS / "results" / f"{page}.md").read_text(encoding="utf-8")
+    before, _, after = text.partition("Written by")
+    assert re.search(r"± \d|[\[(][+−][\d.]+(?:,| to) [+−]", before)
+    assert re.search(r"^    (?:bridgegarden|bash) ", after.split("\n\n## ")[0], flags=re.MULTILINE), "the command"
+
+
+def test_lists_in_lists_are_indented_as_the_site_reads_them():
+    """By four spaces: Python-Markdown takes what stands behind two for one more point of the list outside."""
+    for page in sorted(DOCS.rglob("*.md")):
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        assert not re.search(r"^ {1,3}[*-] ", text, flags=re.MULTILINE), page.name

@@ -150,7 +150,7 @@ def _by_quantity(result: LabResult) -> Iterator[str]:
     for quantity, what in ((LIKENESS, "L_dθ"), (SUCCESS, "right answers")):
         judged = [one for place in places(result) if (one := compared(result, place, *quantity)) is not None]
         told = [
-            f"  * {words} in {len(where)}: {listed(where)}"
+            f"    * {words} in {len(where)}: {listed(where)}"
             for verdict, words in VERDICTS.items()
             if (where := [one.place for one in judged if one.verdict == verdict])
         ]
@@ -160,7 +160,7 @@ def _by_quantity(result: LabResult) -> Iterator[str]:
 def _righter_than_soft(result: LabResult) -> Iterator[str]:
     """Hybrids with more right answers than soft labels, and what variety they keep."""
     told = [
-        f"  * {place}, {label(name)}: {_with_interval(effect, 100)} points, "
+        f"    * {place}, {label(name)}: {_with_interval(effect, 100)} points, "
         f"{_percent(result.values(*place, name, _variety))} of the variety"
         for place, name, effect in _gains(result)
     ]

@@ -28,6 +28,10 @@ def page(result: CompareResult) -> str:
     against = difference_table(result)
     return f"""# Objectives compared on the quickstart pair
 
+{found}
+
+## How it was measured
+
 Written by `python docs/results/write_compare.py RESULT` from the result of
 
     python examples/quickstart_pair/prepare.py --output runs/quickstart_pair
@@ -41,10 +45,6 @@ first, as students of real pairs are: it is right as often as its teacher and sl
 objective gets {steps} steps on {pair.rows:,} rows of {pair.row_tokens:.0f} tokens, with {seeds} seeds and a student
 for each, the same one for all objectives of a seed. Quality is measured on {problems} problems, drift on
 {pair.prompts} held-out prompts.
-
-## What came out
-
-{found}
 
 ## Quality and drift
 

@@ -143,7 +143,7 @@ def _counted(lines: Sequence[ClaimSummary]) -> Iterator[str]:
     for claim in dict.fromkeys(line.claim for line in lines):
         here = [line for line in lines if line.claim == claim]
         told = [
-            f"  * {verdict} in {len(where)}: {listed(where)}"
+            f"    * {verdict} in {len(where)}: {listed(where)}"
             for verdict in Verdict
             if (where := [Place(line.world, line.regime) for line in here if line.verdict is verdict])
         ]

@@ -103,6 +103,10 @@ def page(result: CompareResult, writing: dict[int, float]) -> str:
     seconds = ", ".join(f"{writing[seed]:.1f}" for seed in SEEDS)
     return f"""# On-policy labels, written once
 
+{verdict(result)}
+
+## How it was measured
+
 Written by `python docs/results/write_lightning.py runs/quickstart_pair` from what
 
     python examples/quickstart_pair/prepare.py --output runs/quickstart_pair
@@ -113,10 +117,6 @@ are those of [Objectives compared on the quickstart pair](compare.md); "written 
 answers that the student wrote before it was trained, at temperature 1, and about which the teacher was asked once; each
 of three students wrote its own. Their cost holds writing ({seconds} seconds of processor time, the start of Python
 included) and asking the teacher.
-
-## What came out
-
-{verdict(result)}
 
 ## Quality and drift
 

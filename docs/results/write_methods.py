@@ -52,6 +52,12 @@ def page(result: CompareResult) -> str:
     against = difference_table(result)
     return f"""# Methods compared on the quickstart pair
 
+{chr(10).join(f"* {sentence}" for sentence in sentences(result))}
+
+{reading(result)}
+
+## How it was measured
+
 Written by `python docs/results/write_methods.py RESULT` from the result of
 
     python examples/quickstart_pair/prepare.py --output runs/quickstart_pair
@@ -61,12 +67,6 @@ started {result.started[:10]} ({_versions(result)}). The pair is that of [compar
 the methods are those of [methods.md](../methods.md). Every one gets {steps} steps on {pair.rows:,} rows of
 {pair.row_tokens:.0f} tokens, with {_seeds(result)} and the same first student for all methods of a seed. Quality is
 measured on {problems} problems, drift on {pair.prompts} held-out prompts.{not_run(result)}
-
-## What came out
-
-{chr(10).join(f"* {sentence}" for sentence in sentences(result))}
-
-{reading(result)}
 
 ## Quality and drift, the best first
 

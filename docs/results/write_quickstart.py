@@ -32,6 +32,8 @@ def page(result: QuickstartResult) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items() if name != "platform")
     return f"""# Quickstart: hard labels, soft labels, and both
 
+**{finding(result)}**
+
 Written by `python docs/results/write_quickstart.py RESULT` from the result of
 
     {result.command}
@@ -43,8 +45,6 @@ value in ten wrong. Students seven times smaller are trained on {settings.train_
 {settings.steps} steps of {settings.batch}; data, order and first weights are the same for every objective of a seed;
 seeds: {seeds}. The teacher was asked once, for {result.teacher_tokens:,} tokens; students read what it said from disk.
 Everything is measured on {settings.test_problems:,} problems that are not among the training problems.
-
-**{finding(result)}**
 
 {table(result)}
 
