@@ -148,6 +148,7 @@ def print_diagnosis(diagnosis: "Diagnosis", files: "DiagnosisFiles", *, as_json:
     from rich.text import Text
 
     from bridgegarden.report.acceptance import draft_table
+    from bridgegarden.report.diagnosis_across import byte_table, known_words, left_out_lines
     from bridgegarden.report.diagnosis_words import (
         advice_words,
         agreement_words,
@@ -169,9 +170,12 @@ def print_diagnosis(diagnosis: "Diagnosis", files: "DiagnosisFiles", *, as_json:
     console.print(bias_table(diagnosis))
     if diagnosis.findings.differences:
         console.print(difference_table(diagnosis))
-    console.print(draft_table(diagnosis))
+    console.print(byte_table(diagnosis) if diagnosis.translated else draft_table(diagnosis))
     for student in diagnosis.findings.students:
         console.print(Text(f"\n{student.name}", style="bold"), soft_wrap=True)
+        if diagnosis.translated:
+            console.print(Text(f"It {bias_words(student)} {known_words(student)}"))
+            continue
         for line in (f"It {bias_words(student)}", agreement_words(student), f"Kappa: {kind_words(student)}."):
             if line is not None:
                 console.print(Text(line))
@@ -186,6 +190,8 @@ def print_diagnosis(diagnosis: "Diagnosis", files: "DiagnosisFiles", *, as_json:
         console.print(Text(f"\nVerdict on {student.name}", style="bold"), soft_wrap=True)
         for head, why in verdict_lines(diagnosis, student):
             console.print(Text.assemble((head, "bold"), f" {why}"))
+    for line in left_out_lines() if diagnosis.translated else ():
+        console.print(Text(f"\n{line}"))
     console.print(Text(f"\n{thanks_to(diagnosis)}"))
     if diagnosis.findings.interrupted:
         console.print(Text(f"Interrupted during “{diagnosis.findings.interrupted}”; what came after it is missing."))

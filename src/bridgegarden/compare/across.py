@@ -14,7 +14,7 @@ from bridgegarden.diagnostics.exposure_bias import ExposureBias, linearised
 from bridgegarden.diagnostics.rollout import RollOuts, Sampling
 from bridgegarden.diagnostics.two_tokenizers import PairReader, Prompt, compare_across
 from bridgegarden.run.prompts import Prompts
-from bridgegarden.table import BITS, Cell, Table, mean_cell
+from bridgegarden.table import BITS, Cell, Column, Table, mean_cell
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -112,7 +112,12 @@ def across_table(result: CompareResult) -> Table | None:
         cells = [mean_cell(mean.value, mean.interval, times=times) for mean, times in means]
         rows.append([result.label(objective), *cells, *(Cell(_known(result, objective, name)) for name in KNOWN)])
     return Table(
-        columns=["objective", *PER_BYTE.values(), *PER_TOKEN.values(), *KNOWN.values()],
+        columns=[
+            "objective",
+            *PER_BYTE.values(),
+            *(Column(head, detail=True) for head in PER_TOKEN.values()),
+            *KNOWN.values(),
+        ],
         rows=rows,
         note="Means over seeds and prompts, of what is known: the teacher's probabilities of the student's tokens, all "
         "else as one, so losses are at least these. By the byte they can be held against those of students with "

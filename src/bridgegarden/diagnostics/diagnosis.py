@@ -170,8 +170,8 @@ class StudentDiagnosis:
     """What it is called here."""
     exposure_bias: ExposureBias
     """What it loses on its own texts and on the teacher's."""
-    draft_model: DraftModel
-    """What it is worth as a draft model, from the same texts."""
+    draft_model: DraftModel | None
+    """What it is worth as a draft model, from the same texts; None where the teacher has another tokenizer."""
     label_losses: LabelLosses | None
     """What it and the teacher lose on the answers of the rows; None where there are none."""
     kappa: KappaResult | None
@@ -188,6 +188,9 @@ class StudentDiagnosis:
     """Some of its own texts, token by token."""
     largest: tuple[CostlyDraw, ...]
     """What cost most among the attribution's draws, largest first."""
+    known: Mapping[str, Mapping[str, float]] | None = None
+    """On ``teacher_texts`` and ``student_texts``, how much is known of a teacher with another tokenizer
+    (:data:`~bridgegarden.teacher.translated.SHARES`); None where all is."""
 
     @property
     def generated_tokens(self) -> int:
@@ -298,6 +301,11 @@ class Diagnosis:
     versions: Mapping[str, str]
     """Python, the platform, packages."""
 
+    @property
+    def translated(self) -> bool:
+        """Whether the teacher has another tokenizer than the students, so that a part alone can be measured."""
+        return any(student.known is not None for student in self.findings.students)
+
     def cost_ratio(self, name: str) -> float:
         """Time of a token of the student `name` over that of one of the teacher: as given, or by their parameters."""
         if self.settings.cost_ratio is not None:
@@ -329,9 +337,11 @@ class Diagnosis:
         found["cost"]["seconds"] = self.findings.cost.seconds
         return {**tree, "findings": {"students": students, **found}}
 
-    def _draft_model(self, student: StudentDiagnosis) -> dict[str, Any]:
+    def _draft_model(self, student: StudentDiagnosis) -> dict[str, Any] | None:
         """With the speed-up of every draft."""
         model, ratio = student.draft_model, self.cost_ratio(student.name)
+        if model is None:
+            return None
         tree = to_plain(model) | {"cost_ratio": ratio, "fastest": model.fastest(ratio).drafted}
         for name in ("teacher_texts", "student_texts"):
             for draft, one in zip(getattr(model, name).drafts, tree[name]["drafts"], strict=True):

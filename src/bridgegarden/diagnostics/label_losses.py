@@ -1,7 +1,7 @@
 """Whether the teacher knows the rows better than the student does: what both lose on the same answers."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -140,7 +140,39 @@ def answer_losses(
         max_rows: answers read at a time.
     """
     kept = [one for one in answers if any(one.learnt[:longest])]
-    losses = torch.zeros(1 + len(students), len(kept), dtype=torch.float64)
+    losses, tokens = _followed((teacher, *students.values()), kept, longest, max_rows)
+    return _by_student(students, losses, tokens)
+
+
+def losses_across(
+    teacher: Policy,
+    students: Mapping[str, Policy],
+    answers: Sequence[tuple[Answer, Answer]],
+    *,
+    longest: int,
+    max_rows: int,
+) -> dict[str, LabelLosses]:
+    """As :func:`answer_losses`, of a teacher with another tokenizer: each reads the same answers in its own tokens, and
+    what they lose on a whole answer does not depend on those. By the token is by the student's.
+
+    Args:
+        teacher: p.
+        students: each q, all of one vocabulary.
+        answers: one a row, as the teacher reads it and as the students do; those that are longer for one are left out.
+        longest: tokens of an answer.
+        max_rows: answers read at a time.
+    """
+    kept = [pair for pair in answers if all(len(one.tokens) <= longest and all(one.learnt) for one in pair)]
+    theirs, _ = _followed((teacher,), [pair[0] for pair in kept], longest, max_rows)
+    ours, tokens = _followed(tuple(students.values()), [pair[1] for pair in kept], longest, max_rows)
+    return _by_student(students, torch.cat([theirs, ours]), tokens)
+
+
+def _followed(
+    policies: Sequence[Policy], kept: Sequence[Answer], longest: int, max_rows: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``(P, N)`` what each policy loses on each answer, and ``(N,)`` how many tokens of it are learnt."""
+    losses = torch.zeros(len(policies), len(kept), dtype=torch.float64)
     tokens = torch.zeros(len(kept), dtype=torch.long)
     for first in range(0, len(kept), max_rows):
         part = kept[first : first + max_rows]
@@ -148,16 +180,21 @@ def answer_losses(
         width = int(lengths.max())
         given = torch.tensor([[*one.tokens[:width], *[0] * (width - len(one.tokens))] for one in part])
         learnt = torch.tensor([[*one.learnt[:width], *[False] * (width - len(one.learnt))] for one in part])
-        decodings = [policy.start([one.prompt for one in part]) for policy in (teacher, *students.values())]
+        decodings = [policy.start([one.prompt for one in part]) for policy in policies]
         for visit in walk(decodings, torch.arange(len(part)), limits=lengths, given=given):
             counts = learnt[visit.rows, visit.step]
             tokens[first + visit.rows] += counts
             for number, logp in enumerate(visit.logp):
                 found = logp.gather(-1, visit.tokens.to(logp.device).unsqueeze(-1)).squeeze(-1).double().cpu()
                 losses[number, first + visit.rows] -= torch.where(counts, found, 0.0)
+    return losses, tokens
+
+
+def _by_student(students: Iterable[str], losses: torch.Tensor, tokens: torch.Tensor) -> dict[str, LabelLosses]:
+    """From the teacher's losses, which are the first, and each student's."""
     found = {}
     for number, name in enumerate(students, 1):
-        rows = zip(range(len(kept)), losses[0].tolist(), losses[number].tolist(), tokens.tolist(), strict=True)
+        rows = zip(range(len(tokens)), losses[0].tolist(), losses[number].tolist(), tokens.tolist(), strict=True)
         over = LabelLosses.over([row for row in map(RowLoss._make, rows) if row.tokens])
         if over is not None:
             found[name] = over

@@ -33,17 +33,17 @@ class Verdict:
     """*Easier*: its own texts cost it less than the teacher's. *Does not drift*: less than :data:`NOTICEABLE`."""
     rule: Rule | None
     """Which rule for the soft weight; None is undecided."""
-    draft: Literal["worth it", "not worth it", "undecided"]
-    """As a draft model: whether it makes the teacher faster."""
-    drafted: int
-    """Length of drafts that is fastest."""
+    draft: Literal["worth it", "not worth it", "undecided", "not defined"]
+    """As a draft model: whether it makes the teacher faster; *not defined* where their tokens differ."""
+    drafted: int | None
+    """Length of drafts that is fastest; None where there are none."""
 
     @classmethod
     def of(
         cls,
         *,
         bias: ExposureBias,
-        draft_model: DraftModel,
+        draft_model: DraftModel | None,
         advice: Advice | None,
         losses: LabelLosses | None,
         cost_ratio: float,
@@ -52,20 +52,21 @@ class Verdict:
 
         Args:
             bias: its exposure bias.
-            draft_model: what it is as a draft model.
+            draft_model: what it is as a draft model; None where that is not defined.
             advice: None if interrupted before.
             losses: on the answers of the rows; None without any.
             cost_ratio: of a token of the student to one of the teacher.
         """
         rows: Rows = "unknown" if losses is None else losses.standing
-        best = draft_model.fastest(cost_ratio)
+        texts = [] if draft_model is None else [draft_model.teacher_texts, draft_model.student_texts]
+        best = None if draft_model is None else draft_model.fastest(cost_ratio)
         return cls(
-            distilling=_distilling(rows, [draft_model.teacher_texts, draft_model.student_texts]),
+            distilling=_distilling(rows, texts),
             rows=rows,
             drift=_drift(bias),
             rule=None if advice is None else advice.recommended,
-            draft=_draft(best, cost_ratio),
-            drafted=best.drafted,
+            draft="not defined" if best is None else _draft(best, cost_ratio),
+            drafted=None if best is None else best.drafted,
         )
 
 
@@ -74,7 +75,7 @@ def _distilling(
 ) -> Literal["can help", "nothing left", "will not help", "undecided"]:
     if rows == "worse":
         return "will not help"
-    if all(one.acceptance.interval().low > ALIKE for one in texts):
+    if texts and all(one.acceptance.interval().low > ALIKE for one in texts):
         return "nothing left"
     if rows == "no better":
         return "will not help"

@@ -145,7 +145,7 @@ def _different(
         f"teacher {teacher.reference.model!r} and student {student.reference.model!r} have different tokenizers: "
         f"{_pairs(differing, teacher_names, student_names)}; {len(differing)} ids differ "
         f"(vocabularies of {len(teacher_names)} and {len(student_names)} tokens, {shared} of them in common). "
-        "`bridgegarden cache build`, `train` and `compare` translate what such a teacher says (docs/tokenizers.md); "
+        "`cache build`, `train`, `compare` and `diagnose` translate what such a teacher says (docs/tokenizers.md); "
         "this takes two models of one family (`bridgegarden recipes list` shows pairs), or the teacher's answers as "
         "data."
     )

@@ -15,6 +15,7 @@ def draft_table(diagnosis: Diagnosis) -> Table:
     rows = []
     for student in diagnosis.findings.students:
         found, ratio = student.draft_model, diagnosis.cost_ratio(student.name)
+        assert found is not None
         on_teacher, on_own = found.teacher_texts, found.student_texts
         best = found.fastest(ratio)
         rows.append(
@@ -57,6 +58,7 @@ def draft_section(diagnosis: Diagnosis) -> Markup:
 def lengths_table(diagnosis: Diagnosis, student: StudentDiagnosis) -> Table:
     """Drafts of every length."""
     found, ratio = student.draft_model, diagnosis.cost_ratio(student.name)
+    assert found is not None
     best = found.fastest(ratio)
 
     def row(on_teacher: Draft, on_own: Draft) -> list[Cell]:

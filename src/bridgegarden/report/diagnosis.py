@@ -2,9 +2,10 @@
 
 from markupsafe import Markup
 
-from bridgegarden.diagnostics.diagnosis import Diagnosis, ModelUsed, StudentDiagnosis
+from bridgegarden.diagnostics.diagnosis import Diagnosis, DiagnosisSettings, ModelUsed, StudentDiagnosis
 from bridgegarden.report.acceptance import draft_section
 from bridgegarden.report.charts import responsive
+from bridgegarden.report.diagnosis_across import byte_table, known_words, left_out
 from bridgegarden.report.diagnosis_figures import (
     bias_chart,
     confidence_chart,
@@ -45,17 +46,32 @@ def diagnosis_page(diagnosis: Diagnosis) -> Page:
         sections=(
             Section(anchor="bias", title="Exposure bias", body=_bias(diagnosis)),
             Section(anchor="length", title="Along the text", body=_along(diagnosis)),
-            Section(anchor="tokens", title="Token by token", body=texts_section(diagnosis)),
-            Section(anchor="origin", title="Where it comes from", body=_origin(diagnosis)),
-            Section(anchor="rule", title="Which rule suits", body=_rule(diagnosis)),
-            Section(anchor="draft", title="As a draft model", body=draft_section(diagnosis)),
-            words_section(*WORDS),
+            *(_across(diagnosis) if diagnosis.translated else _parts(diagnosis)),
+            words_section(*(WORDS_ACROSS if diagnosis.translated else WORDS)),
             _made(diagnosis),
         ),
         data=texts_data(diagnosis.findings),
     )
 
 
+def _parts(diagnosis: Diagnosis) -> tuple[Section, ...]:
+    return (
+        Section(anchor="tokens", title="Token by token", body=texts_section(diagnosis)),
+        Section(anchor="origin", title="Where it comes from", body=_origin(diagnosis)),
+        Section(anchor="rule", title="Which rule suits", body=_rule(diagnosis)),
+        Section(anchor="draft", title="As a draft model", body=draft_section(diagnosis)),
+    )
+
+
+def _across(diagnosis: Diagnosis) -> tuple[Section, ...]:
+    return (
+        Section(anchor="bytes", title="By the byte and by the token", body=byte_table(diagnosis).html()),
+        Section(anchor="left", title="What is not measured", body=left_out()),
+    )
+
+
+WORDS_ACROSS = ("exposure bias", "loss l(s)", "ExAccErr")
+"""What the page explains where teacher and student have different tokenizers."""
 WORDS = (
     "exposure bias",
     "loss l(s)",
@@ -77,8 +93,9 @@ def _lead(diagnosis: Diagnosis) -> Markup:
     done = Markup(
         "<p>The teacher and {students} wrote {samples} from each of {prompts} prompts, at most {most} tokens long, at "
         "temperature {temperature}. What each student loses on its own texts beyond what it loses on the teacher's is "
-        "its exposure bias; continuations from single tokens show where it comes from.</p>"
+        "its exposure bias{origin}.</p>"
     ).format(
+        origin="" if diagnosis.translated else "; continuations from single tokens show where it comes from",
         students=counted(count, "student"),
         samples="a text" if settings.samples == 1 else f"{settings.samples} texts",
         prompts=used,
@@ -86,7 +103,11 @@ def _lead(diagnosis: Diagnosis) -> Markup:
         temperature=number(settings.temperature),
     )
     said = findings(
-        Markup("<b>{}</b> {} <b>{}</b> {}").format(student.name, bias_words(student), *advice_words(student.advice))
+        Markup("<b>{}</b> {} {}").format(student.name, bias_words(student), known_words(student))
+        if diagnosis.translated
+        else Markup("<b>{}</b> {} <b>{}</b> {}").format(
+            student.name, bias_words(student), *advice_words(student.advice)
+        )
         for student in found.students
     )
     stopped = (
@@ -95,6 +116,11 @@ def _lead(diagnosis: Diagnosis) -> Markup:
         else Markup("")
     )
     return stopped + _verdicts(diagnosis) + done + said
+
+
+def _drift_and_rule(student: StudentDiagnosis) -> Markup:
+    words = (bias_words(student), *advice_words(student.advice))
+    return Markup("<b>{}</b> {} <b>{}</b> {}").format(student.name, *words)
 
 
 def _verdicts(diagnosis: Diagnosis) -> Markup:
@@ -262,12 +288,16 @@ def _made(diagnosis: Diagnosis) -> Section:
         "prompts": f"{diagnosis.prompts.used} from {diagnosis.prompts.source}, {diagnosis.prompts.tokens:,} tokens",
         "texts": f"{settings.samples} a prompt and writer, at most {settings.max_new_tokens} tokens, temperature "
         f"{number(settings.temperature)}, seed {settings.seed}",
-        "loss": f"{settings.divergence}, at temperature 1, over {diagnosis.vocab_size:,} shared tokens and one cell "
-        "for all others",
-        "budget": f"{settings.budget:,} generated tokens for each student: a quarter for where it comes from, at most "
-        "a quarter for kappa at the texts that are shown, the rest for kappa at " + _POSITIONS[settings.positions],
-        "kappa": f"{settings.rounds} rounds; the {settings.top} likeliest tokens of each model, and in every round one "
-        "more token of each that stands for all others; the same random numbers for all tokens of a round",
+        "loss": f"{settings.divergence}, at temperature 1, over "
+        + (
+            f"what is known of the teacher among the student's {diagnosis.vocab_size:,} tokens, all else as one cell"
+            if diagnosis.translated
+            else f"{diagnosis.vocab_size:,} shared tokens and one cell for all others"
+        ),
+    }
+    if not diagnosis.translated:
+        facts |= _budget(settings)
+    facts |= {
         "cost": f"{thanks_to(diagnosis)}; {cost.read:,} tokens of prefixes read",
         "ran on": diagnosis.device,
     }
@@ -284,6 +314,15 @@ def _made(diagnosis: Diagnosis) -> Section:
         started=diagnosis.started,
         more=details("Time part by part", phases) + _notes(),
     )
+
+
+def _budget(settings: DiagnosisSettings) -> dict[str, str | Markup]:
+    return {
+        "budget": f"{settings.budget:,} generated tokens for each student: a quarter for where it comes from, at most "
+        "a quarter for kappa at the texts that are shown, the rest for kappa at " + _POSITIONS[settings.positions],
+        "kappa": f"{settings.rounds} rounds; the {settings.top} likeliest tokens of each model, and in every round one "
+        "more token of each that stands for all others; the same random numbers for all tokens of a round",
+    }
 
 
 _POSITIONS = {

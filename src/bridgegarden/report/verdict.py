@@ -11,9 +11,11 @@ from bridgegarden.terminal import counted
 
 def verdict_lines(diagnosis: Diagnosis, student: StudentDiagnosis) -> list[tuple[str, str]]:
     """What is decided of `student`, and why and what to do: a head and a sentence or two for each question."""
+    first = [_distilling(diagnosis, student), _drift(diagnosis, student)]
+    if diagnosis.translated:
+        return first
     return [
-        _distilling(diagnosis, student),
-        _drift(diagnosis, student),
+        *first,
         _rule(diagnosis, student),
         _draft(diagnosis, student),
     ]
@@ -21,10 +23,7 @@ def verdict_lines(diagnosis: Diagnosis, student: StudentDiagnosis) -> list[tuple
 
 def _distilling(diagnosis: Diagnosis, student: StudentDiagnosis) -> tuple[str, str]:
     verdict, rows = diagnosis.verdict(student), _rows(student)
-    taken = (
-        f"The teacher accepts {_share(student.draft_model.teacher_texts.acceptance)} of its tokens on its own texts, "
-        f"{_share(student.draft_model.student_texts.acceptance)} on the student's."
-    )
+    taken = _taken(student)
     if verdict.distilling == "will not help":
         why = "is worse" if verdict.rows == "worse" else "is no better"
         return "Distillation will not help here.", (
@@ -35,13 +34,27 @@ def _distilling(diagnosis: Diagnosis, student: StudentDiagnosis) -> tuple[str, s
     if verdict.distilling == "nothing left":
         return "There is nothing left to distil here.", f"{taken} It writes as its teacher does."
     if verdict.distilling == "can help":
-        return "Distillation can help here.", f"The teacher knows the rows better than the student: {rows}. {taken}"
+        return (
+            "Distillation can help here.",
+            f"The teacher knows the rows better than the student: {rows}. {taken}".rstrip(),
+        )
     missing = {
         "unknown": "the prompts have no answers to hold both models against: give rows with answers (data.eval, "
         "--completion-column)",
         "undecided": f"{rows}, which leaves open who is better: at least {FEWEST_ROWS} rows, and rather more, decide",
     }
-    return "Whether distillation can help is undecided.", f"{missing[verdict.rows].capitalize()}. {taken}"
+    return "Whether distillation can help is undecided.", f"{missing[verdict.rows].capitalize()}. {taken}".rstrip()
+
+
+def _taken(student: StudentDiagnosis) -> str:
+    """How much of its tokens the teacher accepts; empty where that is not defined."""
+    model = student.draft_model
+    if model is None:
+        return ""
+    return (
+        f"The teacher accepts {_share(model.teacher_texts.acceptance)} of its tokens on its own texts, "
+        f"{_share(model.student_texts.acceptance)} on the student's."
+    )
 
 
 def _rows(student: StudentDiagnosis) -> str:
@@ -101,6 +114,7 @@ def _known_rule(diagnosis: Diagnosis, student: StudentDiagnosis) -> tuple[str, s
 
 def _draft(diagnosis: Diagnosis, student: StudentDiagnosis) -> tuple[str, str]:
     verdict, ratio = diagnosis.verdict(student), diagnosis.cost_ratio(student.name)
+    assert student.draft_model is not None
     best: Draft = student.draft_model.fastest(ratio)
     speed, cost = measured(best.speed_up(ratio)), number(ratio, 2)
     size = (

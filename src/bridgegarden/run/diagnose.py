@@ -12,14 +12,16 @@ from rich.console import Console
 from rich.text import Text
 
 from bridgegarden.causal_lm_policy import CausalLMPolicy
-from bridgegarden.data import Columns, Source, end_of_turn_ids
+from bridgegarden.data import Columns, Source, end_of_turn_ids, vocabulary_size
 from bridgegarden.data.audit import TokenTexts
+from bridgegarden.data.encode import tokenizer_fingerprint
 from bridgegarden.diagnostics.diagnose import diagnose
-from bridgegarden.diagnostics.diagnosis import Diagnosis, DiagnosisSettings, ModelUsed
+from bridgegarden.diagnostics.diagnosis import Diagnosis, DiagnosisSettings, Findings, ModelUsed
 from bridgegarden.errors import ConfigError
 from bridgegarden.files import write_json
 from bridgegarden.preflight import ModelFacts, ModelReference, check_endings, compare_tokenizers, load_facts
 from bridgegarden.recipe import Recipe, list_recipes, load_recipe
+from bridgegarden.recipe.teacher import TranslationSection
 from bridgegarden.report.diagnosis import diagnosis_page
 from bridgegarden.run.kappa_probe import probe_file
 from bridgegarden.run.models import load_model, placed, usable_device
@@ -29,11 +31,14 @@ from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import now, package_versions
 from bridgegarden.run.rows import columns_of
 from bridgegarden.run.teachers import LiveModel
+from bridgegarden.run.translation import tokenizers_of
 from bridgegarden.terminal import Display, counted
 
 if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedTokenizerBase
+
+    from bridgegarden.teacher.tokenizer_pair import TokenizerPair
 
 EVERY = 10.0
 """Seconds between lines where there is no terminal."""
@@ -117,6 +122,8 @@ class CheckedPair:
     end_ids: tuple[int, ...]
     """Tokens at which a text is over."""
     warnings: tuple[str, ...]
+    tokens: "TokenizerPair | None" = None
+    """How the teacher reads what the students do, where its tokenizer is another one."""
 
     @property
     def window(self) -> int | None:
@@ -157,18 +164,7 @@ def diagnose_pair(
         _tell(console, inputs, pair, prompts)
         policies = [_policy(facts, pair, where, console) for facts in (pair.teacher, *pair.students.values())]
         reader = TokenTexts(pair.tokenizer, shared_size=pair.vocab_size)
-        total = len(prompts.ids) * settings.samples * settings.max_new_tokens * len(policies)
-        with DiagnoseDisplay(console, total + settings.budget * len(pair.students)) as display:
-            findings = diagnose(
-                policies[0],
-                dict(zip(pair.students, policies[1:], strict=True)),
-                prompts.ids,
-                settings,
-                vocab_size=pair.vocab_size,
-                reader=reader,
-                answers=prompts.answers,
-                watcher=display,
-            )
+        findings = _findings(console, pair, policies, prompts, settings, reader)
     models = [("teacher", pair.teacher), *pair.students.items()]
     used = tuple(_used(name, facts, policy) for (name, facts), policy in zip(models, policies, strict=True))
     diagnosis = Diagnosis(
@@ -186,6 +182,42 @@ def diagnose_pair(
     )
     write_or_rescue(files.folder, lambda folder: _write(DiagnosisFiles(folder), diagnosis, pair, reader))
     return diagnosis, files
+
+
+def _findings(
+    console: "Console",
+    pair: CheckedPair,
+    policies: Sequence[CausalLMPolicy],
+    prompts: Prompts,
+    settings: DiagnosisSettings,
+    reader: TokenTexts,
+) -> Findings:
+    """Of `policies`, the teacher's first, in sight of the user."""
+    teacher, students = policies[0], dict(zip(pair.students, policies[1:], strict=True))
+    total = len(prompts.ids) * settings.samples * settings.max_new_tokens * len(policies)
+    if pair.tokens is not None:
+        from bridgegarden.diagnostics.diagnose_across import diagnose_across
+        from bridgegarden.diagnostics.two_tokenizers import PairReader, Prompt
+
+        with DiagnoseDisplay(console, total) as display:
+            return diagnose_across(
+                {name: PairReader(pair.tokens, teacher, student) for name, student in students.items()},
+                [Prompt(*ids) for ids in zip(prompts.teacher_ids, prompts.ids, strict=True)],
+                settings,
+                answers=list(zip(prompts.teacher_answers, prompts.answers, strict=True)),
+                watcher=display,
+            )
+    with DiagnoseDisplay(console, total + settings.budget * len(students)) as display:
+        return diagnose(
+            teacher,
+            students,
+            prompts.ids,
+            settings,
+            vocab_size=pair.vocab_size,
+            reader=reader,
+            answers=prompts.answers,
+            watcher=display,
+        )
 
 
 def _write(files: DiagnosisFiles, diagnosis: Diagnosis, pair: CheckedPair, reader: TokenTexts) -> None:
@@ -207,11 +239,13 @@ def _write(files: DiagnosisFiles, diagnosis: Diagnosis, pair: CheckedPair, reade
 def _check(inputs: DiagnoseInputs) -> CheckedPair:
     teacher = load_facts(inputs.teacher)
     students = {name: load_facts(reference) for name, reference in inputs.students.items()}
-    matches = [compare_tokenizers(teacher, facts) for facts in students.values()]
-    endings = [check_endings(teacher, facts) for facts in students.values()]
+    matches = [compare_tokenizers(teacher, facts, translates=True) for facts in students.values()]
+    translated = _translates(teacher, students, [match.relation == "translated" for match in matches])
+    endings = [check_endings(teacher, facts, translated=translated) for facts in students.values()]
     vocab_size = min(match.vocab_size for match in matches)
     stops = [index for ending in endings for index in ending.stops]
-    stops += end_of_turn_ids(teacher.tokenizer, teacher.generation_config)
+    if not translated:
+        stops += end_of_turn_ids(teacher.tokenizer, teacher.generation_config)
     warnings = [text for part in (*endings, *matches) for text in part.warnings]
     return CheckedPair(
         teacher=teacher,
@@ -220,7 +254,28 @@ def _check(inputs: DiagnoseInputs) -> CheckedPair:
         vocab_size=vocab_size,
         end_ids=tuple(dict.fromkeys(index for index in stops if index < vocab_size)),
         warnings=tuple(dict.fromkeys(warnings)),
+        tokens=tokenizers_of(teacher, endings[0], TranslationSection()) if translated else None,
     )
+
+
+def _translates(teacher: ModelFacts, students: Mapping[str, ModelFacts], differ: Sequence[bool]) -> bool:
+    """Whether the students have another tokenizer than the teacher; they need one among them.
+
+    Raises:
+        ConfigError: some have the teacher's and some not, or they have several.
+    """
+    if not any(differ):
+        return False
+    named = list(students.items())
+    kinds = {tokenizer_fingerprint(facts.tokenizer) for facts in students.values()}
+    if len(kinds) > 1 or not all(differ):
+        first, other = named[0][0], named[-1][0]
+        raise ConfigError(
+            f"--student: {first!r} and {other!r} (of {len(named)} students) have different tokenizers, and losses by "
+            "their tokens cannot be held against each other. Diagnose one at a time; what their pages say in bits a "
+            "byte can be compared."
+        )
+    return True
 
 
 def _prompts(inputs: DiagnoseInputs, pair: CheckedPair, limit: int | None, settings: DiagnosisSettings) -> Prompts:
@@ -230,6 +285,7 @@ def _prompts(inputs: DiagnoseInputs, pair: CheckedPair, limit: int | None, setti
         room=None if pair.window is None else pair.window - settings.max_new_tokens,
         vocab_size=pair.vocab_size,
         limit=limit,
+        asked=None if pair.tokens is None else pair.teacher.tokenizer,
     )
 
 
@@ -244,6 +300,10 @@ def _tell(console: "Console", inputs: DiagnoseInputs, pair: CheckedPair, prompts
         console.print(
             Text(f"warning: too long and left out: {first}{f', and {more} more' if more else ''}"), soft_wrap=True
         )
+    if pair.tokens is not None:
+        said = "teacher and student have different tokenizers: exposure bias and losses are of what is known of the "
+        said += "teacher; kappa, attribution and draft models are not measured, so that --budget, --positions, "
+        console.print(Text(f"{said}--rounds, --top and --show change nothing"), soft_wrap=True)
     for warning in pair.warnings:
         console.print(Text.assemble(("warning: ", "yellow"), warning), soft_wrap=True)
 
@@ -252,6 +312,9 @@ def _policy(facts: ModelFacts, pair: CheckedPair, device: str, console: "Console
     reference: ModelReference = facts.reference
     console.print(f"loading {reference.role} {reference.model}", markup=False, soft_wrap=True)
     model = placed(load_model(facts), device)
+    if pair.tokens is not None and facts is pair.teacher:
+        stops = end_of_turn_ids(facts.tokenizer, facts.generation_config)
+        return CausalLMPolicy(model, end_ids=stops, vocab_size=vocabulary_size(facts.tokenizer))
     return CausalLMPolicy(model, end_ids=pair.end_ids, vocab_size=pair.vocab_size)
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, cast
 
 from bridgegarden.data import end_of_turn_ids
 from bridgegarden.errors import ConfigError
-from bridgegarden.preflight import Pair
+from bridgegarden.preflight import Endings, ModelFacts, Pair
 from bridgegarden.recipe import Recipe, TeacherSection, build_objective
 from bridgegarden.recipe.teacher import TranslationSection
 from bridgegarden.terminal import counted
@@ -75,16 +75,25 @@ def tokenizer_pair(pair: Pair, section: TranslationSection) -> "TokenizerPair":
     Raises:
         ModelError: what one of the tokenizers writes is not known.
     """
+    assert pair.teacher is not None
+    return tokenizers_of(pair.teacher, pair.endings, section)
+
+
+def tokenizers_of(teacher_facts: ModelFacts, endings: Endings, section: TranslationSection) -> "TokenizerPair":
+    """The same of a teacher, and of the tokenizer and turns of its student.
+
+    Raises:
+        ModelError: what one of the tokenizers writes is not known.
+    """
     from bridgegarden.teacher.tokenizer_pair import TokenizerPair
     from bridgegarden.teacher.translation.byte_view import ByteView
     from bridgegarden.teacher.translation.translate import Translation
 
-    assert pair.teacher is not None
-    theirs, ours = pair.teacher.tokenizer, pair.endings.tokenizer
-    their_end = end_of_turn_ids(theirs, pair.teacher.generation_config)[0]
+    theirs, ours = teacher_facts.tokenizer, endings.tokenizer
+    their_end = end_of_turn_ids(theirs, teacher_facts.generation_config)[0]
     teacher, student = (
         ByteView(cast("PreTrainedTokenizerFast", tokenizer), end, name=f"the {role}'s tokenizer")
-        for role, tokenizer, end in (("teacher", theirs, their_end), ("student", ours, pair.endings.taught))
+        for role, tokenizer, end in (("teacher", theirs, their_end), ("student", ours, endings.taught))
     )
     translation = Translation(teacher, student, threshold=section.threshold, tolerance=section.tolerance)
     return TokenizerPair(theirs, ours, translation)
