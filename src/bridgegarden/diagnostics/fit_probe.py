@@ -96,10 +96,10 @@ def fit_probe(
     outside = _out_of_fold(features, aims.kappa, folds)
     score = aims.score("kappa_probe", outside, tests=TESTS)
     existing = teacher_weights(result, vocab_size)
-    rival = _best(scores)
+    rival, rivals_share = _best(scores)
     ahead = aims.difference(outside, existing[rival], tests=len(ADAPTIVE))
     prompts = len(set(aims.prompts))
-    standing, reason = _judge(score, rival, ahead, prompts, result.generated_tokens)
+    standing, reason = _judge(score, rival, rivals_share, ahead, prompts, result.generated_tokens)
     penalty = _penalty(features, aims.kappa, folds)
     return FittedProbe(
         probe=ridge(features, aims.kappa, penalty),
@@ -205,16 +205,18 @@ def _out_of_fold(features: Tensor, kappa: Tensor, folds: Tensor) -> Tensor:
     return found
 
 
-def _best(scores: Sequence[RuleScore]) -> Rule:
-    """The rule whose gain is the largest share of the most it could be, if it is a gain."""
+def _best(scores: Sequence[RuleScore]) -> tuple[Rule, float]:
+    """The rule whose gain is the largest share of the most it could be, if it is a gain, and that share."""
     shares: dict[Rule, float] = {"static": 0.0}
     for score in scores:
         assert score.rule != "kappa_probe"
         shares[score.rule] = (score.gain.value or 0.0) / score.most if score.most > 0 else 0.0
-    return max(shares, key=lambda rule: shares[rule])
+    return max(shares.items(), key=lambda entry: entry[1])
 
 
-def _judge(score: RuleScore, rival: Rule, ahead: Bootstrapped, prompts: int, tokens: int) -> tuple[Standing, str]:
+def _judge(
+    score: RuleScore, rival: Rule, rivals_share: float, ahead: Bootstrapped, prompts: int, tokens: int
+) -> tuple[Standing, str]:
     if prompts < LEAST_PROMPTS:
         return "too few", (
             f"The probe was fitted on positions of {prompts} prompts, too few to say whether it predicts anything; it "
@@ -226,7 +228,9 @@ def _judge(score: RuleScore, rival: Rule, ahead: Bootstrapped, prompts: int, tok
     covers = f"hard labels cover {value:+.2g} nats a place ({interval.low:+.2g} to {interval.high:+.2g}) more"
     on = "On prompts that it was not fitted on its"
     if interval.side() > 0:
-        return _beside(rival, ahead.interval, f"{on} {covers} than those of a static rule of the same mean")
+        gain = f"{on} {covers} than those of a static rule of the same mean"
+        shares = f"{value / score.most:.0%} of the most that they could, those of the {rival} rule {rivals_share:.0%}"
+        return _beside(rival, ahead.interval, gain, shares)
     if interval.high < NOTICEABLE * score.most:
         return "nothing", (
             f"The probe predicts nothing; do not use it. {on} {covers} than those of a static rule: a gain of a tenth "
@@ -239,15 +243,15 @@ def _judge(score: RuleScore, rival: Rule, ahead: Bootstrapped, prompts: int, tok
     )
 
 
-def _beside(rival: Rule, interval: Interval | None, gain: str) -> tuple[Standing, str]:
+def _beside(rival: Rule, interval: Interval | None, gain: str, shares: str) -> tuple[Standing, str]:
     """Of a probe that predicts kappa: whether better than a rule that needs no file."""
     if rival == "static":
         return "ahead", f"The probe predicts kappa. {gain}; no rule that needs no fitting gains anything."
     side = 0 if interval is None else interval.side()
     if side > 0:
-        return "ahead", f"The probe predicts kappa. {gain}, and it aims better than the {rival} rule."
+        return "ahead", f"The probe predicts kappa, and aims better than the {rival} rule. {gain}, {shares}."
     told = "worse than" if side < 0 else "not told apart from"
     return "as good", (
         f"The probe predicts kappa, but its aim is {told} that of the {rival} rule, which needs no file: take that "
-        f"one. {gain}."
+        f"one. {gain}, {shares}."
     )
