@@ -11,7 +11,7 @@ from rich.console import Console
 from bridgegarden.compare import student
 from bridgegarden.compare.pair import PairFlops, Work, check_pair, check_recipe, expected_work, placed, seeded, steps_of
 from bridgegarden.compare.result import CompareResult, CompareSettings
-from bridgegarden.compare.run import CompareFolder, compare, decided_by
+from bridgegarden.compare.run import CompareFolder, _with_export, compare, decided_by
 from bridgegarden.compare.student import run_recipe
 from bridgegarden.errors import ConfigError, ModelError, NonFiniteError
 from bridgegarden.evaluation.lm_eval import EvaluationOptions
@@ -303,3 +303,45 @@ def test_the_baseline_is_one_of_the_objectives_the_dearest_unless_named():
     assert default_baseline(("soft", "hard")) == "soft"
     with pytest.raises(ConfigError, match="--baseline"):
         replace(SETTINGS, baseline="static")
+
+
+def test_students_are_measured_as_the_file_that_is_exported_of_them(source, tmp_path, monkeypatch):
+    pytest.importorskip("gguf")
+    read = []
+    original = student.load_model
+
+    def load_model(facts, **options):
+        read.append(facts.reference.gguf_file)
+        return original(facts, **options)
+
+    monkeypatch.setattr(student, "load_model", load_model)
+    settings = replace(SETTINGS, objectives=("soft", "quantised:soft"), baseline="soft", seeds=(0,), export="Q4_0")
+    wide = [f"student.model={source.parent / 'teacher'}", "training.learning_rate=0.02"]
+    result, folder = run(source, tmp_path / "out", settings, wide)
+    plain, for_file = (result.runs_of(name)[0].measured for name in settings.objectives)
+    assert read.count("student-Q4_0.gguf") == 2
+    assert plain.by_unit["teacher_loss"] != for_file.by_unit["teacher_loss"]
+    assert "quantised soft" in (folder.path / "tables.md").read_text()
+    assert "GGUF files of type Q4_0" in folder.report.read_text()
+    # The evaluation of training is that of the file for one of them alone.
+    assert (plain.label_loss, for_file.label_loss is None) == (None, False)
+    record = json.loads((folder.path / "runs" / "quantised-soft-seed0" / "run.json").read_text())
+    assert record["quantised"] == "Q4_0"
+    assert (folder.path / "runs" / "soft-seed0" / "export" / "student-Q4_0.gguf").is_file()
+
+
+def test_what_is_measured_follows_the_recipe_and_no_file_is_trained_for_unnamed(source):
+    with pytest.raises(ConfigError, match=r"'quantised:soft' is trained for a file, and nothing says which: add --exp"):
+        run(source, None, replace(SETTINGS, objectives=("quantised:soft",), baseline="quantised:soft"))
+    with pytest.raises(ConfigError, match=r"--export: 'Q9' is no type"):
+        run(source, None, replace(SETTINGS, export="Q9"))
+    with pytest.raises(ConfigError, match=r"--export: F16 rounds nothing to blocks"):
+        run(source, None, replace(SETTINGS, objectives=("quantised:soft",), baseline="quantised:soft", export="F16"))
+    recipe = load_recipe(source, ["training.quantised.kind=int8"])
+    settings = _with_export(recipe, (), SETTINGS)
+    assert settings.export == "Q8_0"
+    assert settings.measuring != SETTINGS.measuring
+    (row,) = compared_rows(["quantised:gkd"], recipe.objective)
+    assert (row.lmbda, row.for_file, row.label) == (1.0, True, "quantised GKD")
+    own = run_recipe(recipe, row, 0, steps=1, cache=None, output=source, export="Q4_1")
+    assert own.training.quantised.kind == "Q4_1"

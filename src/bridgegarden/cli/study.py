@@ -117,6 +117,12 @@ def quickstart_command(
 @click.option(
     "--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Of such a text, at most."
 )
+@click.option(
+    "--export",
+    metavar="KIND",
+    help="Measure every student as the GGUF file of this type, such as Q4_0, that is exported of it.  [default: the "
+    "recipe's training.quantised, else as it was saved]",
+)
 @click.option("--keep-models/--no-keep-models", default=True, show_default=True, help="Keep students once measured.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes, on CPUs.")
 @click.option(
@@ -156,6 +162,7 @@ def compare_command(recipe: str, overrides: tuple[str, ...], **options: Any) -> 
         prompts=options["prompts"],
         samples=options["texts"],
         max_new_tokens=options["max_new_tokens"],
+        export=options["export"],
         keep_models=options["keep_models"],
     )
     result, folder = compare(

@@ -266,6 +266,10 @@ def _mean(values: Sequence[float]) -> float:
 def sentences(result: CompareResult) -> list[str]:
     """The findings, the most important first."""
     found = [*_quality(result), *_cost(result), *_drift(result), *_on_the_data(result), _corrected(result)]
+    if result.settings.export is not None:
+        found.append(
+            f"Students were measured as the GGUF files of type {result.settings.export} that are written of them"
+        )
     for run in result.failures:
         found.append(f"{result.label(run.objective)} failed with seed {run.seed}: {run.failure}")
     return found

@@ -20,7 +20,7 @@ from bridgegarden.run.pair import recipe_pair, student_reference
 from bridgegarden.run.prune import made_student
 from bridgegarden.run.teachers import teacher_of
 from bridgegarden.run.translation import translating
-from bridgegarden.study.arms import ComparedRow
+from bridgegarden.study.arms import FOR_FILE, ComparedRow
 from bridgegarden.teacher.cache.shard import Document, documents_of
 from bridgegarden.teacher.cache.spec import weights_fingerprint
 from bridgegarden.teacher.translated import as_read, check_translated_objective
@@ -144,7 +144,7 @@ def check_recipe(recipe: Recipe, rows: Sequence[ComparedRow]) -> None:
         )
     if recipe.training.arguments.get("packing") and any(row.on_policy for row in rows):
         raise ConfigError("training.packing: packed rows have no prompts to write from; set it to false.")
-    if any(row.name == "seqkd" for row in rows):
+    if any(row.name.removeprefix(FOR_FILE) == "seqkd" for row in rows):
         _check_written_by_teacher(recipe)
 
 

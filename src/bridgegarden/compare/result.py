@@ -35,6 +35,8 @@ class CompareSettings(Plain):
     """Texts of each prompt, by teacher and student, >= 1."""
     max_new_tokens: int = 256
     """Most tokens of such a text, >= 1."""
+    export: str | None = None
+    """The type of GGUF file as which every student is measured; None measures it as it was saved."""
     keep_models: bool = True
     """Whether trained students stay on disk once they are measured."""
 
@@ -50,7 +52,8 @@ class CompareSettings(Plain):
     def measuring(self) -> dict[str, Any]:
         """What decides how a student is measured."""
         tree = self.to_dict()
-        return {name: tree[name] for name in ("evaluation", "prompts", "samples", "max_new_tokens")}
+        exported = {} if self.export is None else {"export": self.export}
+        return {name: tree[name] for name in ("evaluation", "prompts", "samples", "max_new_tokens")} | exported
 
 
 @dataclass(frozen=True, kw_only=True)

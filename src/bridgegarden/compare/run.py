@@ -22,12 +22,15 @@ from bridgegarden.compare.pair import (
     student_fingerprint,
 )
 from bridgegarden.compare.result import CacheCost, CompareResult, CompareRun, CompareSettings, PairInfo, RowInfo, Spent
-from bridgegarden.errors import NonFiniteError
+from bridgegarden.errors import ConfigError, NonFiniteError
 from bridgegarden.evaluation.tasks import is_file
+from bridgegarden.export.gguf_file import check_kind
+from bridgegarden.fake_quantisation import QUANTISED
 from bridgegarden.preflight.models import meta_model, parameter_count
 from bridgegarden.pruning.shape import Shape
 from bridgegarden.recipe import Recipe, build_objective, describe_objective, load_recipe
 from bridgegarden.run.cut_student import sizes_text
+from bridgegarden.run.export import check_installed
 from bridgegarden.run.kappa_probe import check_probes, probe_hashes
 from bridgegarden.study.arms import ComparedRow, compared_rows
 from bridgegarden.study.kept import StudyFolder, keep, kept
@@ -163,8 +166,14 @@ class CompareJob(Job[CompareSettings, CompareFolder, CompareRun]):
         except NonFiniteError as error:
             return dataclasses.replace(run, failure=str(error))
         tell(self.steps * self.weight)
-        measured = meter.measure(self.output / "model", trained.held_out)
+        measured = meter.measure(self.output / "model", self._held_out(trained))
         return dataclasses.replace(run, spent=trained.spent, measured=measured)
+
+    def _held_out(self, trained: Trained) -> Mapping[str, float]:
+        """What the last evaluation of training found; nothing where it was not of the file that is measured."""
+        trained_for = self.recipe.training.quantised
+        same = self.settings.export == (None if trained_for is None else trained_for.kind)
+        return trained.held_out if same else {}
 
     def _trained(self, meter: "Meter", tell: Tell) -> Trained:
         """The training itself; one that was interrupted while it was measured does not cost it again.
@@ -187,7 +196,7 @@ class CompareJob(Job[CompareSettings, CompareFolder, CompareRun]):
     def keep(self, run: CompareRun) -> None:
         super().keep(run)
         if run.failure is None and not self.settings.keep_models:
-            for name in ("model", "adapter"):
+            for name in ("model", "adapter", "export"):
                 shutil.rmtree(self.output / name, ignore_errors=True)
 
     def told(self, run: CompareRun) -> str:
@@ -216,7 +225,15 @@ def make_jobs(
         steps = steps_of(pair, flops, row, sharers=sharers) if settings.budget == "compute" else pair.steps
         where = None if row.on_policy else cache
         for seed in settings.seeds:
-            recipe = run_recipe(pair.recipe, row, seed, steps=steps, cache=where, output=folder.run(row, seed))
+            recipe = run_recipe(
+                pair.recipe,
+                row,
+                seed,
+                steps=steps,
+                cache=where,
+                output=folder.run(row, seed),
+                export=settings.export,
+            )
             jobs.append(
                 CompareJob(
                     row=row,
@@ -302,6 +319,7 @@ def compare(
     recipe = placed(load_recipe(source, overrides), source)
     rows = compared_rows(settings.objectives, recipe.objective)
     check_recipe(recipe, rows)
+    settings = _with_export(recipe, rows, settings)
     folder = CompareFolder(output or recipe.output / "compare")
     with study(folder, command, console or _console()) as begun:
         with one_thread():
@@ -319,6 +337,32 @@ def compare(
         )
         folder.save(result)
     return result, folder
+
+
+def _with_export(recipe: Recipe, rows: Sequence[ComparedRow], settings: CompareSettings) -> CompareSettings:
+    """`settings` with the file as which students are measured, where the recipe says for which they are trained.
+
+    Raises:
+        ConfigError: no such type, rows that are trained for a file which nobody names, or GGUF cannot be written here.
+    """
+    trained_for = recipe.training.quantised
+    if settings.export is None and trained_for is not None:
+        settings = dataclasses.replace(settings, export=trained_for.kind)
+    if settings.export is None:
+        if named := [row.name for row in rows if row.for_file]:
+            raise ConfigError(
+                f"--objectives: {named[0]!r} is trained for a file, and nothing says which: add --export Q4_0, or "
+                "another type."
+            )
+        return settings
+    check_kind(settings.export, "--export")
+    check_installed("gguf", "--export")
+    if any(row.for_file for row in rows) and settings.export not in QUANTISED:
+        raise ConfigError(
+            f"--export: {settings.export} rounds nothing to blocks, so no row can be trained for it; expected one of "
+            f"{', '.join(QUANTISED)}."
+        )
+    return settings
 
 
 def _console() -> "Console":

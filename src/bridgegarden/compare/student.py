@@ -6,10 +6,10 @@ import gc
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from rich.console import Console
@@ -24,8 +24,10 @@ from bridgegarden.diagnostics.exposure_bias import exposure_bias
 from bridgegarden.diagnostics.rollout import Sampling
 from bridgegarden.evaluation.lm_eval import evaluate_model, prepare_tasks
 from bridgegarden.evaluation.results import SHARES, Evaluation
+from bridgegarden.export.gguf_file import gguf_export
 from bridgegarden.preflight import ModelFacts, ModelReference, load_facts
 from bridgegarden.recipe import Recipe
+from bridgegarden.recipe.training import QuantisedSection
 from bridgegarden.run.models import load_model, placed
 from bridgegarden.run.prompts import Prompts, PromptSource, read_prompts
 from bridgegarden.run.record import TrainSummary
@@ -42,7 +44,16 @@ WITHOUT = ("load_best_model_at_end", "metric_for_best_model", "greater_is_better
 watched on its way there (`free_running`), which would be part of its cost."""
 
 
-def run_recipe(recipe: Recipe, row: ComparedRow, seed: int, *, steps: int, cache: Path | None, output: Path) -> Recipe:
+def run_recipe(
+    recipe: Recipe,
+    row: ComparedRow,
+    seed: int,
+    *,
+    steps: int,
+    cache: Path | None,
+    output: Path,
+    export: str | None = None,
+) -> Recipe:
     """`recipe` for one training of the comparison.
 
     Args:
@@ -52,6 +63,7 @@ def run_recipe(recipe: Recipe, row: ComparedRow, seed: int, *, steps: int, cache
         steps: optimiser steps.
         cache: the teacher's signals; None for rows that ask it as they go.
         output: folder of the run.
+        export: the type of file as which students are measured, and for which some rows are trained.
     """
     recipe = seeded(recipe, seed)
     kept = {name: value for name, value in recipe.training.arguments.items() if name not in WITHOUT}
@@ -59,13 +71,16 @@ def run_recipe(recipe: Recipe, row: ComparedRow, seed: int, *, steps: int, cache
     on_policy = None
     if row.on_policy:
         on_policy = dataclasses.replace(recipe.on_policy or OnPolicy(lmbda=row.lmbda), lmbda=row.lmbda)
+    training = dataclasses.replace(recipe.training, arguments=arguments, early_stopping=None)
+    if row.for_file:
+        training = dataclasses.replace(training, quantised=QuantisedSection(kind=cast(Any, export)))
     return dataclasses.replace(
         recipe,
         teacher=dataclasses.replace(recipe.teacher, cache=None if cache is None else str(cache)),
         objective=row.objective,
         on_policy=on_policy,
         free_running=None,
-        training=dataclasses.replace(recipe.training, arguments=arguments, early_stopping=None),
+        training=training,
         output=output,
     )
 
@@ -145,14 +160,17 @@ class Meter:
         """
         wall, cpu = time.perf_counter(), time.process_time()
         facts = load_facts(ModelReference(role="student", model=str(folder), dtype=self.pair.recipe.student.dtype))
-        model = self._load(facts)
+        if self.settings.export is not None:
+            facts = exported(folder, facts, self.settings.export, self.pair.endings.stops)
+        with _silent():  # transformers draws a bar for every file
+            model = self._load(facts)
         by_unit, known = self._drift(model)
         by_task = {}
         if self.settings.evaluation is not None:
             # Tasks keep what a model answered, so each student gets its own.
             prepared = prepare_tasks(self.settings.evaluation, quiet=True)
             # lm-eval draws a bar for every task of every student.
-            with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
+            with _silent():
                 found = evaluate_model(
                     model, facts.tokenizer, self.settings.evaluation, name=folder.parent.name, prepared=prepared
                 )
@@ -188,6 +206,26 @@ class Meter:
 
     def _load(self, facts: ModelFacts) -> "PreTrainedModel":
         return placed(load_model(facts), self.device)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
+        yield
+
+
+def exported(folder: Path, facts: ModelFacts, kind: str, stops: Sequence[int]) -> ModelFacts:
+    """The student in `folder` as the GGUF file of type `kind` that is written of it here, for transformers to read.
+
+    Raises:
+        ModelError: llama.cpp would compute or read something else.
+    """
+    path = folder.parent / "export" / f"student-{kind}.gguf"
+    path.parent.mkdir(exist_ok=True)
+    gguf_export(folder.parent.name, load_model(facts), facts.tokenizer, stops).write(path, kind)
+    # In whole numbers: in fewer bits what the file holds would be rounded once more.
+    as_file = dataclasses.replace(facts.reference, model=str(path.parent), gguf_file=path.name, dtype="float32")
+    return dataclasses.replace(facts, reference=as_file)
 
 
 def read_held_out(pair: Pair, settings: CompareSettings) -> Prompts:

@@ -130,15 +130,15 @@ def _numbers(placed: Placed, kind: Any) -> "np.ndarray":
     return quants.quantize(placed.arranged(whole).contiguous().numpy(), kind)
 
 
-def check_kind(kind: str) -> None:
-    """Refuse a type of weights that the package ``gguf`` cannot write.
+def check_kind(kind: str, place: str = "--quantise") -> None:
+    """Refuse a type of weights, named at `place`, that the package ``gguf`` cannot write.
 
     Raises:
         ConfigError: it is none of `KINDS`.
     """
     if kind not in KINDS:
         raise ConfigError(
-            f"--quantise: {kind!r} is no type of weights that can be written to GGUF here; it has {', '.join(KINDS)}. "
+            f"{place}: {kind!r} is no type of weights that can be written to GGUF here; it has {', '.join(KINDS)}. "
             "Others are made of an F32 or BF16 file by llama.cpp's own llama-quantize."
         )
 

@@ -1,15 +1,13 @@
 """A recipe whose models and data have been checked, with nothing heavy loaded yet; and ``--audit`` of its rows."""
 
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from bridgegarden.data import TokenisedRow, audit_text, vocabulary_size
 from bridgegarden.data.encode import Keep
 from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS
 from bridgegarden.errors import ConfigError, ModelError, quoted
-from bridgegarden.export.gguf_model import family_of
-from bridgegarden.export.gguf_tokenizer import vocabulary_of
+from bridgegarden.export.usage import gguf_fault
 from bridgegarden.objective.loss_route import LossRoute, loss_route, route_text, whole_vocabulary_error
 from bridgegarden.preflight import Pair, Preflight, preflight
 from bridgegarden.recipe import Recipe, build_lora_config, build_objective, build_sft_config, describe_objective
@@ -178,13 +176,9 @@ def _check_quantised(checked: Preflight) -> None:
         ModelError: it is not.
     """
 
-    def error(message: str) -> ModelError:
-        return ModelError(f"training.quantised: the student {checked.student.reference.model!r}: {message}")
-
-    endings = checked.endings
-    family_of(checked.student.config, error)
-    if find_spec("gguf") is not None:
-        vocabulary_of(endings.tokenizer, checked.student.width, endings.stops, error)
+    fault = gguf_fault(checked.student.config, checked.endings.tokenizer)
+    if fault is not None:
+        raise ModelError(f"training.quantised: the student {checked.student.reference.model!r}: {fault}")
 
 
 def training_arguments(recipe: Recipe, folder: OutputFolder) -> "SFTConfig":

@@ -89,7 +89,7 @@ def export_model(target: ExportTarget) -> ExportResult:
     """
     from bridgegarden.terminal import stderr_console
 
-    _check_installed(target.to)
+    check_installed(target.to, f"--to {target.to}")
     for kind in target.quantise:
         CHECKS[target.to](kind)
     if target.without_past and target.to != "onnx":
@@ -238,11 +238,16 @@ def _card_of(gguf: Path) -> Path:
     return gguf.with_suffix(".md")
 
 
-def _check_installed(to: Format) -> None:
+def check_installed(to: Format, place: str) -> None:
+    """Make sure that what a format is written with is there.
+
+    Raises:
+        MissingPackageError: names the extra that brings it.
+    """
     missing = [package for package in NEEDS[to] if find_spec(package) is None]
     if missing:
         raise MissingPackageError(
-            f"--to {to}: needs {', '.join(missing)}. Install the extra: pip install 'bridgegarden[export]'"
+            f"{place}: needs {', '.join(missing)}. Install the extra: pip install 'bridgegarden[export]'"
         )
 
 

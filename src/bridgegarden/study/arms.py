@@ -117,6 +117,8 @@ ALL_OBJECTIVES: Mapping[str, ComparedObjective] = MappingProxyType({**OBJECTIVES
 
 HYBRID, ON_POLICY = "hybrid:", "on_policy:"
 """Before the name of a divergence: in the place of the forward KL of `static`. Before a row: on the student's texts."""
+FOR_FILE = "quantised:"
+"""Before any row: trained for the file of few bits as which students are measured."""
 
 
 DATA_ROWS = ("sft", "seqkd")
@@ -150,6 +152,8 @@ class ComparedRow:
     """What is minimised."""
     lmbda: float = 0.0
     """Share of the batches whose answers the student writes, in [0, 1]."""
+    for_file: bool = False
+    """Whether the student is trained for the file as which it is measured."""
 
     @property
     def on_policy(self) -> bool:
@@ -233,6 +237,12 @@ def compared_rows(names: Sequence[str], base: ObjectiveSection) -> tuple[Compare
 
 
 def _row(name: str, base: ObjectiveSection) -> ComparedRow:
+    if name.startswith(FOR_FILE):
+        inner = name.removeprefix(FOR_FILE)
+        if inner.startswith(FOR_FILE):
+            raise ConfigError(f"--objectives: {name!r} says {FOR_FILE} twice.")
+        row = _row(inner, base)
+        return replace(row, name=name, label=f"quantised {row.label}", for_file=True)
     if name in ALIASES:
         target, label, lmbda = ALIASES[name]
         return replace(_row(target, base), name=name, label=label, lmbda=lmbda)
