@@ -56,18 +56,30 @@ teacher's on held-out rows: hard labels give up the wordings (and the slips), so
 
 ## Cost
 
+<details><summary>Cost of every objective</summary>
+
 {cost_table(result).markdown()}
+
+</details>
 
 {cost_caption(result)}
 
 ## Against {base}
 
+<details><summary>Every difference</summary>
+
 {"" if against is None else against.markdown()}
+
+</details>
 
 The objective minus {base}, paired by seed and problem. Higher and lower are said only where the interval leaves zero
 out.
 
+<details><summary>Every training</summary>
+
 {by_seed}
+
+</details>
 
 ## What to make of it
 

@@ -124,11 +124,19 @@ included) and asking the teacher.
 
 ## Cost
 
+<details><summary>Cost of every objective</summary>
+
 {markdown(cost_table(result))}
+
+</details>
 
 ## Against GKD
 
+<details><summary>Every difference</summary>
+
 {markdown(difference_table(result))}
+
+</details>
 """
 
 

@@ -74,7 +74,11 @@ measured on {problems} problems, drift on {pair.prompts} held-out prompts.{not_r
 
 ## Against {result.label(base)}
 
+<details><summary>Every difference</summary>
+
 {"" if against is None else _told(against)}
+
+</details>
 
 {power(result)}
 
@@ -84,7 +88,11 @@ measured on {problems} problems, drift on {pair.prompts} held-out prompts.{not_r
 
 ## Cost
 
+<details><summary>Cost of every method</summary>
+
 {cost_table(result).markdown()}
+
+</details>
 
 {cost_caption(result)} Other work ran on the machine at the same time, so processor times say more than wall times.
 
@@ -92,7 +100,11 @@ measured on {problems} problems, drift on {pair.prompts} held-out prompts.{not_r
 
 {QUALITIES[first].capitalize()}, in per cent:
 
+<details><summary>Every training</summary>
+
 {seed_table(result, first).markdown()}
+
+</details>
 """
 
 

@@ -34,6 +34,8 @@ def page(result: QuickstartResult) -> str:
 
 **{finding(result)}**
 
+![Right answers against variety kept, for every objective](../figures/quickstart-frontier.svg)
+
 Written by `python docs/results/write_quickstart.py RESULT` from the result of
 
     {result.command}
@@ -57,9 +59,11 @@ Gardens of the teacher's answers. *L_dT* is the divergence from the teacher summ
 On the frontier of accuracy and diversity: {", ".join(result.label(name) for name in frontier(result))}.
 {beaten(result)}
 
-Right answers when sampling, seed by seed, in per cent:
+<details><summary>Right answers when sampling, seed by seed, in per cent</summary>
 
 {by_seed(result)}
+
+</details>
 
 ## What to make of it
 
