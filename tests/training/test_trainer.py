@@ -124,7 +124,10 @@ def test_the_weight_of_positions_is_logged_where_a_rule_gives_one(make_trainer):
     without = make_trainer(evaluate=token_rows(6))
     without.train()
     assert not history(without, "position_weight")
-    assert "eval_position_weight" not in without.evaluate()
+    weighed, plain = trainer.evaluate(), without.evaluate()
+    assert "eval_position_weight" not in plain
+    for name in ("eval_teacher_entropy", "eval_captured_mass", "eval_teacher_label_loss"):
+        assert plain[name] == pytest.approx(weighed[name], rel=1e-6), "of the teacher alone, whatever is weighed"
 
 
 def test_a_weight_of_positions_that_is_no_number_is_said_to_be_the_cause(make_trainer):
