@@ -1,7 +1,7 @@
 """Tiny random models of every architecture that is written to GGUF, with what each can have; and their tokenizers."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -107,5 +107,57 @@ def trained_tokenizer(
     backend.train_from_iterator(TEXTS * 3, trainer)
     backend.add_special_tokens([AddedToken(token, special=True) for token in (END_OF_TEXT, TURN_START, TURN_END)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=TURN_END, pad_token=END_OF_TEXT)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def sentencepiece_tokenizer(
+    how: Literal["prefix", "gemma", "never"] = "prefix", *, tied: bool = True
+) -> PreTrainedTokenizerFast:
+    """Merges of characters learnt from `TEXTS`, a byte for what is no token, as transformers has SentencePiece's BPE.
+
+    Args:
+        how: what is done with spaces: one before every stretch of text; none, as Gemma has it; none, by Metaspace.
+        tied: whether runs of spaces have one rank, as those of Llama 2 and Mistral.
+    """
+    learnt = Tokenizer(models.BPE())
+    learnt.normalizer = normalizers.Replace(" ", "▁")
+    trainer = trainers.BpeTrainer(vocab_size=500, show_progress=False)
+    learnt.train_from_iterator([f" {text}" for text in TEXTS[:4]] * 3, trainer)
+    pieces = sorted(learnt.get_vocab(), key=lambda piece: learnt.get_vocab()[piece])
+    runs = ["▁" * size for size in range(2, 17)]
+    made = [piece for piece in pieces if len(piece) > 1 and piece not in runs]
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *runs, *made]
+    names += [piece for piece in pieces if len(piece) == 1]
+    vocabulary = {piece: row for row, piece in enumerate(names)}
+
+    def splits(piece: str) -> list[tuple[str, str]]:
+        pairs = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
+        return [pair for pair in pairs if pair[0] in vocabulary and pair[1] in vocabulary]
+
+    of_runs = [pair for piece in runs for pair in splits(piece)]
+    if tied:
+        of_runs.sort(key=lambda pair: (len(pair[0]), len(pair[1])), reverse=True)
+    merges = [pair for piece in made for pair in splits(piece)]
+    merges = [*merges, *of_runs] if tied else [*of_runs, *merges]
+    backend = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if how == "prefix":
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        steps.append(decoders.Strip(" ", 1, 0))
+    elif how == "gemma":
+        backend.normalizer = normalizers.Replace(" ", "▁")
+        backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", "never", split=False)
+    backend.decoder = decoders.Sequence(steps)
+    special = ["<unk>", "<s>", "</s>", TURN_START, TURN_END]
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    backend.add_tokens([AddedToken("<table>", special=False, normalized=False)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", add_bos_token=True
+    )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer

@@ -1,5 +1,7 @@
 """What is written to GGUF, as transformers reads it; and what is refused before anything is written."""
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from bridgegarden.export.gguf_file import KINDS, check_kind, gguf_export
 from bridgegarden.export.gguf_tokenizer import BPE_WORDS
 from bridgegarden.export.modelfile import modelfile, turn_marks
 from tests.architectures import tiny_architecture
-from tests.export.models import TEXTS, random_model, trained_tokenizer
+from tests.export.models import TEXTS, random_model, sentencepiece_tokenizer, trained_tokenizer
 from tests.tiny import VOCABULARY, tiny_tokenizer
 
 TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}, {"role": "user", "content": "?"}]
@@ -125,6 +127,66 @@ def tokenizer_of(pre: Any = None, normalizer: Any = None, **token: bool) -> PreT
 def test_a_tokenizer_that_llama_cpp_does_not_have_is_refused(tokenizer, words):
     with pytest.raises(ModelError, match=rf"its tokenizer cannot be written as GGUF: .*{words}"):
         gguf_export("x", random_model("llama"), tokenizer, [257])
+
+
+def changed(change: Callable[[Any], None]) -> PreTrainedTokenizerFast:
+    """A tokenizer of SentencePiece's merges with something that llama.cpp has no equal for."""
+    tokenizer = sentencepiece_tokenizer()
+    tree = json.loads(tokenizer.backend_tokenizer.to_str())
+    change(tree)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(tree)), bos_token="<s>", eos_token="</s>"
+    )
+
+
+def metaspace(scheme: str, split: bool = False) -> Callable[[Any], None]:
+    own = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split}
+    return lambda tree: tree.update(normalizer=None, pre_tokenizer=own)
+
+
+def of_model(**own: Any) -> Callable[[Any], None]:
+    return lambda tree: tree["model"].update(own)
+
+
+def without(name: str) -> Callable[[Any], None]:
+    return lambda tree: tree["model"]["vocab"].pop(name)
+
+
+def apart(tree: Any) -> None:
+    """One merge into a token comes before those into others, and one behind."""
+    merges = tree["model"]["merges"]
+    at = next(at for at in range(1, len(merges)) if "".join(merges[at]) == "".join(merges[at - 1]))
+    merges.append(merges.pop(at))
+
+
+def looked_for_later(tree: Any) -> None:
+    tree["added_tokens"][-1]["normalized"] = True
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (of_model(byte_fallback=False), "not with a byte for what is no token"),
+        (of_model(ignore_merges=True), "not with a byte for what is no token"),
+        (without("<0x1F>"), "no token for the byte <0x1F>"),
+        (lambda tree: tree["model"]["merges"].pop(7), "it does not merge '.*' and '.*', although that is a token"),
+        (apart, "before and after others"),
+        # Runs of spaces, the shortest left part first.
+        (lambda tree: tree["model"]["merges"].reverse(), "before and after others"),
+        (lambda tree: tree.update(normalizer={"type": "Lowercase"}), "changes a text before it is cut"),
+        (lambda tree: tree.update(pre_tokenizer={"type": "Whitespace"}), "it cuts words by .*Whitespace"),
+        (metaspace("first"), "it puts spaces before words by Metaspace .prepend_scheme 'first', split False"),
+        (metaspace("always"), "it puts spaces before words by Metaspace .prepend_scheme 'always', split False"),
+        (
+            metaspace("never", split=True),
+            "it puts spaces before words by Metaspace .prepend_scheme 'never', split True",
+        ),
+        (looked_for_later, "its token '<table>' is looked for in a text that was changed before"),
+    ],
+)
+def test_merges_of_characters_that_llama_cpp_has_no_scores_for_are_refused(change, words):
+    with pytest.raises(ModelError, match=rf"its tokenizer cannot be written as GGUF: .*{words}"):
+        gguf_export("x", random_model("llama", 700), changed(change), [2])
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused():

@@ -1,5 +1,6 @@
 """Files of ours as llama.cpp itself reads and computes them."""
 
+import random
 from unicodedata import normalize
 
 import pytest
@@ -8,8 +9,8 @@ import torch
 from bridgegarden.export.gguf_file import KINDS, gguf_export
 from bridgegarden.export.gguf_tokenizer import BPE_WORDS
 from tests.export.llama_cpp import LlamaCpp
-from tests.export.models import DECOMPOSED, MODELS, TEXTS, random_model, trained_tokenizer
-from tests.tiny import VOCABULARY, tiny_tokenizer
+from tests.export.models import DECOMPOSED, MODELS, TEXTS, random_model, sentencepiece_tokenizer, trained_tokenizer
+from tests.tiny import TURN_END, TURN_START, VOCABULARY, tiny_tokenizer
 
 IDS = torch.randint(0, 256, (60,), generator=torch.Generator().manual_seed(0)).tolist()
 EXACT = 2e-5
@@ -65,5 +66,53 @@ def test_llama_cpp_reads_every_text_to_the_ids_of_the_tokenizer(rules, whole, tm
     assert bool(export.notes) == (pre in ("qwen2", "tekken"))
     for text in TEXTS:
         assert llama.text(tokenizer(text).input_ids) == (text if pre != "qwen2" else normalize("NFC", text))
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}, {"role": "user", "content": "?"}]
+    assert llama.rendered(talk) == tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+
+
+PARTS = (
+    *[
+        " ",
+        "  ",
+        "a",
+        "aa",
+        "ab",
+        "▁",
+        "\n",
+        "\t",
+        "\r",
+        "é",
+        "e\u0301",
+        "👩",
+        "\u200d",
+        "世",
+        "ß",
+        "0",
+        "--",
+        "\ufffd",
+    ],
+    *["<s>", "</s>", "<unk>", "<0x0A>", "<table>", TURN_START, TURN_END, "The", " two", "wor", "ld"],
+)
+"""What hostile texts are made of."""
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("how", ["prefix", "gemma", "never"])
+def test_llama_cpp_reads_every_text_to_the_ids_of_sentencepiece_s_merges(how, tied, tmp_path):
+    tokenizer, path = sentencepiece_tokenizer(how, tied=tied), tmp_path / "model.gguf"
+    export = gguf_export("tiny", random_model("llama", len(tokenizer) + 3), tokenizer, [2])
+    assert (export.vocabulary.model, export.notes) == ("llama", ())
+    export.write(path, "F32")
+    llama, draw = LlamaCpp(path), random.Random(0)
+    texts = [*TEXTS, *("".join(draw.choices(PARTS, k=draw.randint(1, 20))) for _ in range(150))]
+    texts += [letter * size for letter in " a-\n世" for size in (2, 3, 5, 8, 15, 16, 17, 31, 33, 64, 77, 200)]
+    assert [text for text in texts if llama.ids(text) != tokenizer(text).input_ids] == []
+    assert tokenizer("a").input_ids[0] == tokenizer.bos_token_id
+    without = [
+        text for text in texts if llama.ids(text, special=False) != tokenizer.encode(text, add_special_tokens=False)
+    ]
+    assert without == []
+    for text in (text for text in TEXTS if TURN_END not in text):
+        assert llama.text(tokenizer(text, add_special_tokens=False).input_ids) == " " * (how == "prefix") + text
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}, {"role": "user", "content": "?"}]
     assert llama.rendered(talk) == tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)

@@ -192,6 +192,102 @@ def _bytes(tree: Mapping[str, Any], width: int, refuse: Any) -> dict[str, Any]:
     return {"model": "gpt2", "pre": pre, "tokens": tokens, "types": types, "merges": merges or [NEVER], "notes": notes}
 
 
+def _characters(tree: Mapping[str, Any], width: int, refuse: Any) -> dict[str, Any]:
+    """Merges of characters, with bytes for those that are no token: SentencePiece's BPE.
+
+    llama.cpp has no merges here but scores: of two neighbours it merges those that make the token of the highest score,
+    whatever merges there are. So a merge there has to be for every way to make a token of two, and in one order of
+    tokens, which is what the scores are.
+    """
+    model = tree["model"]
+    _no_extras(model, refuse)
+    if model.get("ignore_merges") or not model["byte_fallback"]:
+        raise refuse("its merges of characters are not with a byte for what is no token, as SentencePiece's are")
+    prefix = _puts_space_before(tree, refuse)
+    for token in tree["added_tokens"]:
+        if tree["normalizer"] is not None and token["normalized"] and (prefix or " " in token["content"]):
+            raise refuse(f"its token {quoted(token['content'])} is looked for in a text that was changed before")
+    tokens, types = _tokens(tree, width, {row: token for token, row in model["vocab"].items()})
+    if missing := [name for name in (f"<0x{byte:02X}>" for byte in range(256)) if name not in model["vocab"]]:
+        raise refuse(f"it has no token for the byte {missing[0]}")
+    order = _order_of_merges(model["merges"], tokens, refuse)
+    # What nothing merges into is written by itself or not at all: its score is never looked at.
+    scores = [-float(order.get(token, len(model["merges"]))) for token in tokens]
+    for row, token in enumerate(tokens):
+        if BYTE.fullmatch(token):
+            types[row] = TYPE_OF_BYTES
+        elif token == model["unk_token"]:
+            types[row] = TYPE_OF_UNKNOWN
+    flags = {"add_space_prefix": prefix}
+    return {"model": "llama", "tokens": tokens, "types": types, "scores": scores, "flags": flags}
+
+
+TYPE_OF_UNKNOWN, TYPE_OF_BYTES = 2, 6
+"""Values of ``gguf.TokenType``."""
+SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+BEFORE = {"type": "Prepend", "prepend": SPACE}
+AT_SPACES = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+"""Of which a text has none any more."""
+
+
+def _puts_space_before(tree: Mapping[str, Any], refuse: Any) -> bool:
+    """Whether every stretch of text between special tokens is given a space before it, as llama.cpp does it.
+
+    Spaces are written as `SPACE` in any case.
+    """
+    words = tree["pre_tokenizer"]
+    match tree["normalizer"]:
+        case {"type": "Sequence", "normalizers": [*steps]}:
+            pass
+        case None:
+            steps = []
+        case step:
+            steps = [step]
+    if words is not None and words["type"] == "Metaspace" and not steps:
+        if (words["replacement"], words["prepend_scheme"], words["split"]) == (SPACE, "never", False):
+            return False
+        raise refuse(
+            f"it puts spaces before words by Metaspace (prepend_scheme {quoted(words['prepend_scheme'])}, split "
+            f"{words['split']}), and not before every stretch of text"
+        )
+    if words not in (None, AT_SPACES):
+        raise refuse(f"it cuts words by {quoted(dict(words))}, which is none of llama.cpp's ways")
+    if steps not in ([SPACES], [BEFORE, SPACES]):
+        raise refuse(f"it changes a text before it is cut (normalizer {quoted(tree['normalizer'])})")
+    return len(steps) == 2
+
+
+def _order_of_merges(merges: Sequence[Any], tokens: Sequence[str], refuse: Any) -> dict[str, int]:
+    """Tokens that are merged into, by when: what is merged first has 0.
+
+    Runs of one character (spaces) may have one rank, the longest left part first: from the left on both then make the
+    longest token that there is.
+    """
+    pairs = [(left, right) for left, right in (pair.split(" ") if isinstance(pair, str) else pair for pair in merges)]
+    spans: dict[str, list[int]] = {}
+    for at, (left, right) in enumerate(pairs):
+        spans.setdefault(left + right, [at, at])[1] = at
+    order: dict[str, int] = {}
+    first, end = 0, -1
+    for made, (begins, ends) in sorted(spans.items(), key=lambda span: span[1]):
+        if begins > end:
+            first, end = begins, ends
+        else:
+            end = max(end, ends)
+            tied = pairs[first : end + 1]
+            in_order = sorted(tied, key=lambda pair: (len(pair[0]), len(pair[1])), reverse=True)
+            if len({letter for pair in tied for letter in "".join(pair)}) > 1 or tied != in_order:
+                raise refuse(f"its merges into {quoted(made)} come before and after others")
+        order[made] = first
+    known, there = set(tokens), set(pairs)
+    for token in tokens:
+        for at in range(1, len(token)):
+            pair = (token[:at], token[at:])
+            if pair not in there and pair[0] in known and pair[1] in known:
+                raise refuse(f"it does not merge {quoted(pair[0])} and {quoted(pair[1])}, although that is a token")
+    return order
+
+
 def _no_extras(model: Mapping[str, Any], refuse: Any) -> None:
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
@@ -241,7 +337,7 @@ def _whole_words(tree: Mapping[str, Any], width: int, refuse: Any) -> dict[str, 
     return {"model": "t5", "tokens": tokens, "types": types, "scores": scores, "flags": flags, "notes": notes}
 
 
-KINDS = MappingProxyType({"BPE of bytes": _bytes, "WordLevel": _whole_words})
+KINDS = MappingProxyType({"BPE of bytes": _bytes, "BPE of characters": _characters, "WordLevel": _whole_words})
 
 
 def _begins(tokenizer: "PreTrainedTokenizerBase", refuse: Any) -> bool:
