@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
@@ -16,6 +17,7 @@ from bridgegarden.compare.student import run_recipe
 from bridgegarden.errors import ConfigError, ModelError, NonFiniteError
 from bridgegarden.evaluation.lm_eval import EvaluationOptions
 from bridgegarden.plan import machine_of, plan_recipe
+from bridgegarden.preflight import ModelReference, load_facts
 from bridgegarden.recipe import load_recipe
 from bridgegarden.study.arms import compared_rows, default_baseline
 from bridgegarden.study.kept import key_of
@@ -323,11 +325,28 @@ def test_students_are_measured_as_the_file_that_is_exported_of_them(source, tmp_
     assert plain.by_unit["teacher_loss"] != for_file.by_unit["teacher_loss"]
     assert "quantised soft" in (folder.path / "tables.md").read_text()
     assert "GGUF files of type Q4_0" in folder.report.read_text()
-    # The evaluation of training is that of the file for one of them alone.
-    assert (plain.label_loss, for_file.label_loss is None) == (None, False)
+    # The evaluation of training is that of the file for one of them, and is made anew for the other.
+    job = folder.path / "runs" / "soft-seed0"
+    facts = load_facts(ModelReference(role="model", model=str(job / "model")))
+    file = original(student.exported(job / "model", facts, "Q4_0", []))
+    rows = check_pair(load_recipe(source, wide), [0])[1].evaluation
+    assert plain.label_loss == pytest.approx(label_loss(file, rows), rel=1e-5)
+    trained = json.loads((job / "run.json").read_text())["evaluation"]["student_label_loss"]
+    assert plain.label_loss != pytest.approx(trained, rel=1e-4)
+    again = json.loads((job.parent / "quantised-soft-seed0" / "run.json").read_text())["evaluation"]
+    assert for_file.label_loss == pytest.approx(again["student_label_loss"], rel=1e-6)
     record = json.loads((folder.path / "runs" / "quantised-soft-seed0" / "run.json").read_text())
     assert record["quantised"] == "Q4_0"
     assert (folder.path / "runs" / "soft-seed0" / "export" / "student-Q4_0.gguf").is_file()
+
+
+def label_loss(model, rows) -> float:
+    losses = []
+    with torch.no_grad():
+        for row in rows:
+            logp = model(torch.tensor([row["input_ids"]])).logits[0].double().log_softmax(-1)
+            losses += [-logp[place - 1, label] for place, label in enumerate(row["labels"]) if label != -100]
+    return float(torch.stack(losses).mean())
 
 
 def test_what_is_measured_follows_the_recipe_and_no_file_is_trained_for_unnamed(source):

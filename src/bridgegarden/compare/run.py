@@ -169,11 +169,11 @@ class CompareJob(Job[CompareSettings, CompareFolder, CompareRun]):
         measured = meter.measure(self.output / "model", self._held_out(trained))
         return dataclasses.replace(run, spent=trained.spent, measured=measured)
 
-    def _held_out(self, trained: Trained) -> Mapping[str, float]:
-        """What the last evaluation of training found; nothing where it was not of the file that is measured."""
+    def _held_out(self, trained: Trained) -> Mapping[str, float] | Recipe:
+        """What the last evaluation of training found; or, where it was not of what is measured, how to."""
         trained_for = self.recipe.training.quantised
         same = self.settings.export == (None if trained_for is None else trained_for.kind)
-        return trained.held_out if same else {}
+        return trained.held_out if same else self.recipe
 
     def _trained(self, meter: "Meter", tell: Tell) -> Trained:
         """The training itself; one that was interrupted while it was measured does not cost it again.

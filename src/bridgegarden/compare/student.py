@@ -31,7 +31,7 @@ from bridgegarden.recipe.training import QuantisedSection
 from bridgegarden.run.models import load_model, placed
 from bridgegarden.run.prompts import Prompts, PromptSource, read_prompts
 from bridgegarden.run.record import TrainSummary
-from bridgegarden.run.train import train
+from bridgegarden.run.train import held_out_terms, train
 from bridgegarden.study.arms import ComparedRow
 from bridgegarden.study.students import Clock
 from bridgegarden.training.on_policy import OnPolicy
@@ -151,12 +151,13 @@ class Meter:
         """Read the prompts."""
         return cls(pair=pair, settings=settings, prompts=read_held_out(pair, settings), device=device_of(pair))
 
-    def measure(self, folder: Path, held_out: Mapping[str, float]) -> Measured:
+    def measure(self, folder: Path, held_out: Mapping[str, float] | Recipe) -> Measured:
         """The student in `folder`.
 
         Args:
             folder: of the trained model.
-            held_out: its terms on held-out rows; empty without such rows.
+            held_out: its terms on held-out rows, empty without such rows; or the recipe of its training, where those
+                are still to be found.
         """
         wall, cpu = time.perf_counter(), time.process_time()
         facts = load_facts(ModelReference(role="student", model=str(folder), dtype=self.pair.recipe.student.dtype))
@@ -177,6 +178,8 @@ class Meter:
             scores, by_task = scores_of(found)
             by_unit |= scores
         # Where tokenizers differ, of the teacher's entropy and of its loss a part alone is known.
+        if isinstance(held_out, Recipe):
+            held_out = held_out_terms(held_out, model)
         kept = (None, None) if known else [held_out.get(name) for name in ("student_entropy", "teacher_entropy")]
         return Measured(
             by_unit=by_unit,

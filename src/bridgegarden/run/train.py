@@ -42,6 +42,7 @@ from bridgegarden.run.teachers import CachedByRow, signals_of, teacher_of
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from transformers import PreTrainedModel
     from trl.trainer.sft_config import SFTConfig
 
     from bridgegarden.diagnostics.label_losses import LabelLosses
@@ -242,8 +243,42 @@ def _finished_now(
     )
 
 
-def _trainer(run: CheckedRun, console: "Console", callbacks: Sequence[TrainerCallback]) -> "HybridDistillationTrainer":
-    """The trainer with the student loaded, and the teacher unless it is cached."""
+def held_out_terms(recipe: Recipe, student: "PreTrainedModel") -> dict[str, float]:
+    """What a run of `recipe` finds on its held-out rows, of another model in its student's place, as it is.
+
+    Args:
+        recipe: of the run, which has made its folder.
+        student: such as one that was read from a file.
+
+    Returns:
+        The terms of the objective, as in the run's last evaluation; none where there are no such rows.
+    """
+    from rich.console import Console
+
+    folder, console = OutputFolder(recipe.output), Console(quiet=True)
+    whole = replace(
+        recipe,
+        student=replace(recipe.student, lora=None),
+        training=replace(recipe.training, quantised=None),
+        free_running=None,
+    )
+    with quiet_libraries(interactive=False):
+        run = check_run(whole, folder, training_arguments(whole, folder), console)
+        if run.data.evaluation is None:
+            return {}
+        trainer = _trainer(run, console, (), student)
+        trainer.evaluate()
+        remove_checkpoints(folder)
+        return _newest(trainer, "eval_")
+
+
+def _trainer(
+    run: CheckedRun,
+    console: "Console",
+    callbacks: Sequence[TrainerCallback],
+    student: "PreTrainedModel | None" = None,
+) -> "HybridDistillationTrainer":
+    """The trainer with the teacher loaded unless it is cached, and the student unless it is given."""
     from rich.text import Text
     from transformers import PrinterCallback
 
@@ -253,7 +288,8 @@ def _trainer(run: CheckedRun, console: "Console", callbacks: Sequence[TrainerCal
     console.print(Text(f"loading student {run.preflight.student.reference.model}"), soft_wrap=True)
     if run.quantised is not None:
         console.print(f"its weights are rounded to those of a GGUF file of type {run.quantised} in every forward")
-    student = load_model(run.preflight.student, spread=True)
+    if student is None:
+        student = load_model(run.preflight.student, spread=True)
     # Before training, so that the trainer can save checkpoints.
     set_generation_stops(student, run.preflight.endings.stops)
     with _trackers_write_to(run.folder.logs):
