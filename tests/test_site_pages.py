@@ -1,6 +1,9 @@
 """What the pages of the site claim is what is kept and what is there."""
 
+import importlib
+import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -146,12 +149,22 @@ def test_the_paper_s_claims_hold_in_as_many_cells_as_is_said(writer):  # noqa: F
     assert {f"{list(evidence.verdicts(c).values()).count('holds')} of 32" for c in fives} == {count}
 
 
-@pytest.mark.parametrize("page", ["compare", "evidence", "lab", "lightning", "methods"])
+@pytest.mark.parametrize("page", ["compare", "evidence", "lab", "lightning", "methods", "tokenizers"])
 def test_a_page_of_results_begins_with_its_answer_and_an_interval(page):
     text = (DOCS / "results" / f"{page}.md").read_text(encoding="utf-8")
     before, _, after = text.partition("Written by")
-    assert re.search(r"± \d|[\[(][+−][\d.]+(?:,| to) [+−]", before)
-    assert re.search(r"^    (?:bridgegarden|bash) ", after.split("\n\n## ")[0], flags=re.MULTILINE), "the command"
+    assert re.search(r"± \d|[\[(][+−-][\d.]+(?:,| to) [+−-]", before)
+    assert re.search(r"^    (?:bridgegarden|bash|python) ", after.split("\n\n## ")[0], flags=re.MULTILINE), (
+        "the command"
+    )
+
+
+def test_the_page_of_tokenizers_is_what_its_numbers_say(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS / "results"))
+    page = importlib.import_module("write_tokenizers")
+    monkeypatch.delitem(sys.modules, "write_tokenizers")
+    runs = json.loads((DOCS / "results" / "tokenizers.json").read_text(encoding="utf-8"))
+    assert page.page(runs) == (DOCS / "results" / "tokenizers.md").read_text(encoding="utf-8")
 
 
 def test_lists_in_lists_are_indented_as_the_site_reads_them():

@@ -62,6 +62,10 @@ def label(arm: str) -> str:
     return OTHERS[arm] if arm in OTHERS else GOLD[arm] if arm in GOLD else OBJECTIVES[arm].label
 
 
+HEADS = ("objective", "against", "decoding", "right, points", "95 % interval", "after Holm")
+"""Of the table of differences."""
+
+
 def quality(results: Results) -> Table:
     """Every objective beside the teacher."""
     teacher = results.mean("teacher", "entropy")
@@ -102,21 +106,13 @@ def differences(results: Results) -> tuple[Table, str]:
     for (first, second, decoding, one), p in zip(found, adjusted, strict=True):
         halves[decoding] = max(halves[decoding], 50 * (one.interval.high - one.interval.low))
         told = "open" if p >= 0.05 else ("more" if one.mean > 0 else "fewer")
-        records.append(
-            {
-                "objective": label(first),
-                "against": label(second),
-                "decoding": decoding,
-                "right, points": f"{100 * one.mean:+.1f}",
-                "95 % interval": f"{100 * one.interval.low:+.1f} to {100 * one.interval.high:+.1f}",
-                "after Holm": told,
-            }
-        )
+        between = f"{100 * one.interval.low:+.1f} to {100 * one.interval.high:+.1f}"
+        records.append([label(first), label(second), decoding, f"{100 * one.mean:+.1f}", between, told])
     power = (
         f"A difference that is told from zero has to be about {halves['sampled']:.0f} points or more when sampling and "
         f"{halves['greedy']:.0f} when decoding greedily, before Holm's correction over these {len(found)} comparisons."
     )
-    return Table.of(records), power
+    return Table(columns=HEADS, rows=records), power
 
 
 def part(name: str, results: Results) -> str:
@@ -139,10 +135,30 @@ variety. *Loss*: nats an answer, on {len(run["greedy"])} held-out answers of the
 Asking the teacher about all rows once took {run["asking"]:.0f} s and translating {run["translating"]:.1f} s, for all of
 ours together. GOLD was given these answers, too; its own trainer asks a live teacher at every step, {asked:.0f} s more.
 
+<details><summary>Every difference</summary>
+
 {table.markdown()}
+
+</details>
 
 {power}
 """
+
+
+def answer(name: str, results: Results) -> str:
+    """How many differences are told from zero, and the largest of ours over hard labels."""
+    rows = [dict(zip(HEADS, row, strict=True)) for row in differences(results)[0].rows]
+    told = sum(row["after Holm"] != "open" for row in rows)
+    ours = [row for row in rows if (row["against"], row["decoding"]) == (label("hard_data"), "sampled")]
+    said = f"* {name.capitalize()}: {told} of {len(rows)} differences in right answers are told from zero."
+    if not ours:
+        return said
+    most = max(ours, key=lambda row: float(row["right, points"]))
+    verdict = "not told from zero" if most["after Holm"] == "open" else "told from zero"
+    return (
+        f"{said} The largest over {label('hard_data')}, sampled, is that of {most['objective']}: "
+        f"{most['right, points']} ({most['95 % interval']}) points, {verdict}."
+    )
 
 
 def page(runs: Sequence[dict[str, Any]]) -> str:
@@ -151,7 +167,12 @@ def page(runs: Sequence[dict[str, Any]]) -> str:
     parts = {name: Results([run for run in runs if run["tokenizer"] == name]) for name in names}
     run = runs[0]
     settings = run["settings"]
+    answers = [answer(name, results) for name, results in parts.items() if results.seeds]
     return f"""# A student with another tokenizer
+
+{chr(10).join(answers)}
+
+## How it was measured
 
 Written by `python docs/results/write_tokenizers.py FOLDER` from what
 
