@@ -225,6 +225,7 @@ def test_labels_of_the_data_alone_need_neither_a_cache_nor_tokens_that_can_be_tr
     ("changes", "message"),
     [
         (["training.packing=true"], "training.packing: teacher and student have different tokenizers"),
+        (["training.padding_free=true"], "training.padding_free: teacher and student have different tokenizers"),
         (["free_running.prompts=2"], "free_running: teacher and student have different tokenizers"),
         (["objective.temperature=2"], "objective: the teacher has another tokenizer"),
         (["teacher.translation.threshold=2"], "teacher.translation.threshold must be in [0, 1], got 2"),
@@ -278,3 +279,25 @@ def test_a_mixture_of_one_family_is_translated_and_one_of_two_is_refused(recipe,
     refused = run("train", recipe, *other)
     assert refused.exit_code == 2
     assert "have different tokenizers; several teachers need one" in refused.stderr
+
+
+def test_teachers_of_single_rows_need_the_students_tokenizer(recipe, tmp_path):
+    tree = yaml.safe_load(recipe.read_text())
+    of = {"a": {"model": str(tmp_path / "teacher")}, "b": {"model": str(tmp_path / "teacher")}}
+    tree["teacher"] = {"by": "domain", "of": of}
+    recipe.write_text(yaml.safe_dump(tree))
+    refused = run("train", recipe)
+    assert refused.exit_code == 2
+    assert "teacher.by: teacher and student have different tokenizers, and teachers of single rows" in refused.stderr
+    assert "Train from one teacher, or from teachers of the student's family" in refused.stderr
+
+
+def test_a_run_that_learns_hard_labels_alone_at_most_positions_says_so_once(recipe):
+    all_known = ("--set", "teacher.top_k=4", "--set", "teacher.translation.threshold=1")
+    few = run("train", recipe, "--set", "teacher.cache=null", *all_known)
+    assert few.exit_code == 0, few.output
+    said = " ".join(few.stderr.split())
+    assert said.count("too little is known of the teacher, whose tokenizer is another one") == 1
+    many = run("train", recipe, "--set", "teacher.cache=null", "--set", "output=" + str(recipe.parent / "many"))
+    assert many.exit_code == 0, many.output
+    assert "too little is known" not in many.stderr

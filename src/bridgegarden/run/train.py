@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import IntervalStrategy
+from transformers import TrainerCallback
 
 from bridgegarden.errors import ConfigError, Stopped
 from bridgegarden.files import write_json
 from bridgegarden.recipe import FreeRunningSection, Recipe
 from bridgegarden.run.checked import CheckedRun, check_run, training_arguments
-from bridgegarden.run.checkpoints import PREFIX, StopSignals, checkpoints_in, put_aside, seal
+from bridgegarden.run.checkpoints import StopSignals, checkpoints_in, put_aside
 from bridgegarden.run.models import check_processes, load_model, placed, usable_device
 from bridgegarden.run.output import OutputFolder, RunLock, full_disk_is_one_line
 from bridgegarden.run.prune import with_student
@@ -38,6 +37,7 @@ from bridgegarden.run.save import (
     save_trained,
     set_generation_stops,
 )
+from bridgegarden.run.step_callbacks import EpochEndBeforeSave, SealCheckpoints, StopWhenAsked
 from bridgegarden.run.teachers import CachedByRow, signals_of, teacher_of
 
 if TYPE_CHECKING:
@@ -368,7 +368,7 @@ def _fit(
     checkpoint: Path | None,
 ) -> dict[str, float]:
     """Train, in sight of the user; the metrics on held-out rows after the last step, empty if there are none."""
-    from bridgegarden.training.callbacks import EarlyStopping, TeacherCheck
+    from bridgegarden.training.callbacks import EarlyStopping, HardOnlyCheck, TeacherCheck
     from bridgegarden.training.progress import MetricsLog, ProgressDisplay
 
     if torch.cuda.is_available():
@@ -377,6 +377,7 @@ def _fit(
     for callback in (log, SealCheckpoints(), StopWhenAsked(signals), EpochEndBeforeSave()):
         trainer.add_callback(callback)
     trainer.add_callback(TeacherCheck(trainer, partial(_tell_losses, console)))
+    trainer.add_callback(HardOnlyCheck(partial(_warn, console)))
     stopping = run.recipe.training.early_stopping
     if stopping is not None:
         trainer.add_callback(EarlyStopping(stopping.patience, stopping.threshold, say=console.print))
@@ -401,7 +402,13 @@ def _tell_losses(console: "Console", losses: "LabelLosses") -> None:
 
     console.print(Text(str(losses)), soft_wrap=True)
     if losses.teacher_is_worse:
-        console.print(Text.assemble(("warning: ", "yellow"), losses.warning), soft_wrap=True)
+        _warn(console, losses.warning)
+
+
+def _warn(console: "Console", what: str) -> None:
+    from rich.text import Text
+
+    console.print(Text.assemble(("warning: ", "yellow"), what), soft_wrap=True)
 
 
 def _train(
@@ -457,87 +464,3 @@ def _peak_memory() -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-class SealCheckpoints(TrainerCallback):
-    """Every checkpoint is sealed as soon as all processes have written theirs."""
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if args.world_size > 1:
-            torch.distributed.barrier()
-        if args.process_index == 0:
-            seal(_at_step(args, state))
-
-
-class EpochEndBeforeSave(TrainerCallback):
-    """What is due at the end of an epoch is done before its last step is saved, rather than after.
-
-    A run that is resumed from there goes on with the next epoch: what came after the checkpoint would be left out.
-    Add it after the trainer's own callbacks.
-    """
-
-    def __init__(self) -> None:
-        self._evaluated: int | None = None
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        at_end = state.global_step >= state.max_steps or float(state.epoch or 0).is_integer()
-        if not (control.should_save and at_end):
-            return
-        if args.logging_strategy == IntervalStrategy.EPOCH:
-            control.should_log = True
-        if args.eval_strategy == IntervalStrategy.EPOCH and args.eval_delay <= (state.epoch or 0):
-            control.should_evaluate = True
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._evaluated = state.global_step
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self._evaluated == state.global_step:
-            control.should_evaluate = False
-
-
-class StopWhenAsked(TrainerCallback):
-    """A run that is asked to stop saves the step it is at, and ends with :class:`~bridgegarden.errors.Stopped`.
-
-    The processes of a distributed run agree on the step.
-    """
-
-    def __init__(self, signals: StopSignals) -> None:
-        self._signals = signals
-        self._number = 0
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._signals.can_wait = True
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._signals.can_wait = False
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._number = self._signals.asked or 0
-        if args.world_size > 1:
-            number = torch.tensor(self._number, device=args.device)
-            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
-            self._number = int(number)
-        if self._number:
-            if args.save_only_model:
-                raise Stopped(self._number)
-            control.should_save = True
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._number:
-            name = _at_step(args, state)
-            raise Stopped(
-                self._number,
-                f"stopped at step {state.global_step} of {state.max_steps}, which is saved ({name}). The same command "
-                "goes on.",
-            )
-
-
-def _at_step(args: TrainingArguments, state: TrainerState) -> Path:
-    return Path(str(args.output_dir)) / f"{PREFIX}{state.global_step}"

@@ -107,10 +107,11 @@ def _check_recipe(recipe: Recipe) -> None:
             f"teacher.by: {why}, and teachers of single rows need the student's. Train from one teacher, or from "
             "teachers of the student's family."
         )
-    if recipe.training.arguments.get("packing"):
-        raise ConfigError(
-            f"training.packing: {why}, and packed rows are in the student's tokens alone. Set it to false."
-        )
+    for name in ("packing", "padding_free"):
+        if recipe.training.arguments.get(name):
+            raise ConfigError(
+                f"training.{name}: {why}, and packed rows are in the student's tokens alone. Set it to false."
+            )
     if recipe.free_running is not None:
         raise ConfigError(
             f"free_running: {why}, so that the losses of one text are not of the same tokens. Leave free_running out."

@@ -127,6 +127,38 @@ class TeacherCheck(TrainerCallback):
             self._tell(losses)
 
 
+MOSTLY = 0.5
+"""Share of positions that learn hard labels alone, from which on it is said."""
+
+
+class HardOnlyCheck(TrainerCallback):
+    """Says once if at most positions too little is known of a teacher with another tokenizer to learn from it."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        """
+        Args:
+            tell: is told a sentence in the main process, at most once.
+        """
+        self._tell, self._told = tell, False
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        share = (logs or {}).get("hard_only_share", 0.0)
+        if share > MOSTLY and not self._told and state.is_world_process_zero:
+            self._told = True
+            self._tell(
+                f"of {share:.0%} of the positions up to step {state.global_step} too little is known of the teacher, "
+                "whose tokenizer is another one: there hard labels alone are learnt. More tokens kept of it "
+                "(teacher.top_k, cache build --top-k) or a lower teacher.translation.threshold leave fewer."
+            )
+
+
 class ExposureBiasCallback(TrainerCallback):
     """Measures exposure bias at every evaluation, and every so many steps, on a few fixed prompts.
 

@@ -1,11 +1,14 @@
 """Where a student's tokens begin inside a teacher's."""
 
+import unicodedata
+
 import pytest
 
 from bridgegarden.errors import DataError
 from bridgegarden.teacher.translation.align import align
 from bridgegarden.teacher.translation.byte_view import ByteView
 from tests.teacher.translation.small import ids, view
+from tests.tiny import tiny_tokenizer
 
 
 def of(found: object) -> tuple[list[int], list[int]]:
@@ -44,3 +47,15 @@ def test_a_difference_of_bytes_names_the_place(teacher: ByteView, student: ByteV
         align(teacher, student, ids(teacher, b"abc"), ids(student, b"aba"), "row 7")
     with pytest.raises(DataError, match="different bytes from byte 1 on"):
         align(teacher, student, ids(teacher, b"a"), ids(student, b"aba"))
+
+
+def test_texts_that_differ_by_their_normal_form_alone_are_refused_by_that_name():
+    """As a tokenizer writes them that normalises (Qwen's does, NFC), beside one that does not."""
+    view = ByteView(tiny_tokenizer())
+    composed, apart = (unicodedata.normalize(form, "Le café est là.") for form in ("NFC", "NFD"))
+    ids = [view.encode(text.encode()) for text in (composed, apart)]
+    with pytest.raises(DataError, match="different bytes from byte 6 on, and the same text but for its Unicode"):
+        align(view, view, *ids, "row 7")
+    other = view.encode(apart.replace("est", "ist").encode())
+    with pytest.raises(DataError, match="expected the same answer behind both chat templates"):
+        align(view, view, ids[0], other, "row 7")

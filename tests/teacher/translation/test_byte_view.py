@@ -92,5 +92,5 @@ def test_a_tokenizer_that_changes_the_text_is_refused():
 
     tokenizer = merged("a b")
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
-    with pytest.raises(ModelError, match="differs from byte 0 on"):
+    with pytest.raises(ModelError, match=r"differs from byte 0 on; it normalises text before cutting it \(Lowercase\)"):
         ByteView(tokenizer)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from typing import NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,13 @@ class Alignment(NamedTuple):
     inside: NDArray[np.int64]
     """``(M,)`` bytes of that token before it: 0 where both begin there (*aligned*), more where the teacher is in the
     middle of a token (*conditional*)."""
+
+
+def _same_when_normalised(one: bytes, other: bytes) -> bool:
+    """Whether the shorter of two texts is how the other begins, in the same Unicode normal form."""
+    first, second = (normalize("NFKC", text.decode(errors="replace")).strip(" ") for text in (one, other))
+    size = min(len(first), len(second))
+    return size > 0 and first[:size] == second[:size]
 
 
 def align(
@@ -44,6 +52,12 @@ def align(
     common = min(len(ours), len(theirs))
     if ours[:common] != theirs[:common]:
         at = next(i for i in range(common) if ours[i] != theirs[i])
+        if _same_when_normalised(*written):
+            raise DataError(
+                f"{place}: teacher and student write different bytes from byte {at} on, and the same text but for its "
+                "Unicode normal form: the tokenizer of one of them normalises text (NFC or the like) and the other's "
+                "does not. Normalise the rows (unicodedata.normalize('NFC', text)), or leave this one out."
+            )
         shown = [quoted(text[max(0, at - SHOWN) : at + SHOWN].decode(errors="replace")) for text in (theirs, ours)]
         raise DataError(
             f"{place}: teacher and student write different bytes from byte {at} on: {shown[0]} and {shown[1]}; "

@@ -199,6 +199,12 @@ class ByteView:
             return bytes([int(token[3:5], 16)])
         return token.replace(_MARKER, " ").encode()
 
+    @property
+    def _normaliser(self) -> str:
+        """That text is changed before it is cut, for a message; empty where it is not."""
+        found = self.backend.normalizer
+        return "" if found is None else f"it normalises text before cutting it ({type(found).__name__}), and "
+
     def _verify(self, tokenizer: PreTrainedTokenizerFast, added: dict[int, Any]) -> None:
         probes = PROBES
         if self.kind == "words":
@@ -208,11 +214,12 @@ class ByteView:
             joined = self.join(tokenizer.encode(text, add_special_tokens=False))
             expected = text.encode()
             if joined != expected and joined != b" " + expected:
+                normalised = self._normaliser
                 place = next((i for i, (a, b) in enumerate(zip(joined, expected, strict=False)) if a != b), 0)
                 raise ModelError(
                     f"{self.name}: its tokens for {quoted(text)} write {quoted(joined.decode(errors='replace'))}, "
-                    f"which differs from byte {place} on; soft labels across tokenizers need tokens that write the "
-                    "text. Use a teacher with the student's tokenizer."
+                    f"which differs from byte {place} on; {normalised}soft labels across tokenizers need tokens that "
+                    "write the text. Use a teacher with the student's tokenizer."
                 )
 
 
