@@ -112,6 +112,7 @@ def test_bytes_that_are_no_character_do_not_hold_back_what_follows(monkeypatch):
     tokenizer = tiny_tokenizer()
     lone = tokenizer("世")["input_ids"][0]
     written = dictated(monkeypatch, chat(), [lone] * 6 + tokenizer("ab")["input_ids"] + [END])
+    assert [bool(one.piece.text) for one in written[:4]] == [False, False, False, True]
     assert written[-3].piece.text.endswith("a")
     assert written[-2].piece.text == "b"
 
