@@ -23,7 +23,7 @@ import torch
 from bridgegarden.teacher.cache.manifest import write_spec
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.record import RecordFormat, Signals
-from bridgegarden.teacher.cache.shard import Entry, document_key, write_shard
+from bridgegarden.teacher.cache.shard import Entry, document_key, documents_in, write_shard
 from bridgegarden.teacher.cache.spec import DEFAULT_EXPONENTS, CacheSpec, Support
 from bridgegarden.teacher.cache.writer import shard_path
 

@@ -283,7 +283,8 @@ def row_of(route: str, tokens: int, arguments: argparse.Namespace) -> str:
     return f"| {route} | {tokens} | {result['cpu_s']:.3f} | {result['wall_s']:.3f} | {result['peak_mib']:.0f} |"
 
 
-def main() -> None:
+def options() -> argparse.ArgumentParser:
+    """Of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocab", type=int, default=151_936)
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 1024, 2048])
@@ -294,7 +295,11 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    arguments = options().parse_args()
     if arguments.one:
         tokens = arguments.tokens[0]
         sizes = tokens, arguments.vocab, arguments.student, arguments.teacher, arguments.repeats, arguments.device

@@ -287,7 +287,8 @@ def verdicts(found: Mapping[str, Any], built: float, arguments: argparse.Namespa
     ]
 
 
-def main() -> None:
+def options() -> argparse.ArgumentParser:
+    """Of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="small", choices=list(SIZES))
     parser.add_argument("--prompt", type=int, default=128, help="tokens of a prompt")
@@ -298,7 +299,11 @@ def main() -> None:
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--markdown", type=Path)
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    arguments = options().parse_args()
     warnings.simplefilter("ignore")
     if arguments.device == "cpu":
         torch.set_num_threads(1)

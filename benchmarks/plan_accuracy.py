@@ -330,13 +330,18 @@ def summary(found: Sequence[dict[str, Any]]) -> str:
     return "; ".join(parts)
 
 
-def main() -> None:
+def options() -> argparse.ArgumentParser:
+    """Of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--cases", nargs="+", help="names; all by default")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--markdown", type=Path)
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    arguments = options().parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     cases = CPU_CASES if arguments.device == "cpu" else CUDA_CASES

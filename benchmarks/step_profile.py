@@ -66,13 +66,18 @@ def table(contestant: str, task: Task) -> list[str]:
     ]
 
 
-def main() -> None:
+def options() -> argparse.ArgumentParser:
+    """Of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="small", choices=list(SIZES))
     parser.add_argument("--contestants", nargs="+", default=[CACHED, "TRL SFTTrainer"], choices=CONTESTANTS)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--markdown", type=Path)
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    arguments = options().parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     lines = [f"{SIZES[arguments.size]}, {arguments.device}, torch {torch.__version__}.", ""]

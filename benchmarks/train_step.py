@@ -435,7 +435,8 @@ def verdict(met: bool) -> str:
     return "met" if met else "MISSED"
 
 
-def main() -> None:
+def options() -> argparse.ArgumentParser:
+    """Of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=list(CPU_SIZES), choices=list(SIZES))
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -446,7 +447,11 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    arguments = options().parse_args()
     if arguments.one:
         torch.set_num_threads(1)
         warnings.simplefilter("ignore")

@@ -538,6 +538,37 @@ def test_a_chunk_is_as_large_as_the_free_memory_allows_and_the_loss_is_the_same(
     torch.testing.assert_close(*losses)
 
 
+@pytest.mark.parametrize("by_kernels", [False, True])
+def test_in_float16_a_scaled_gradient_keeps_what_a_small_part_of_many_positions_adds(by_kernels):
+    """The scaler multiplies after the gradient has been made: divided by all positions before, most of it were zero."""
+    if by_kernels and not pytest.importorskip("bridgegarden.objective.kernels").INTERPRETED:
+        pytest.skip("the student is on the CPU")
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, teacher = (
+        torch.randn(*shape, generator=generator) / 2 for shape in ((8, 16), (3000, 16), (8, 3000))
+    )
+    signal, data = TeacherSignal.from_logits(teacher, 8), torch.arange(8)
+    items, scale = 65_536, 65_536.0
+
+    def gradients(dtype: torch.dtype | None) -> list[torch.Tensor]:
+        given = [part.clone().requires_grad_() for part in (hidden, weight)]
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+            loss = fused_hybrid_loss(
+                given[0],
+                LanguageModelHead(weight=given[1]),
+                signal,
+                data,
+                torch.ones(8, dtype=torch.bool),
+                HybridObjective(),
+                num_items=items,
+                kernels=by_kernels,
+            ).loss
+        return list(torch.autograd.grad(loss * scale, given))
+
+    for found, exact in zip(gradients(torch.float16), gradients(None), strict=True):
+        assert (found - exact).norm() < 2e-3 * exact.norm()
+
+
 def test_a_second_backward_is_refused_and_not_silently_wrong():
     pair = Pair()
     loss = pair.fast(HybridObjective()).loss

@@ -199,6 +199,7 @@ class _FusedHybridLoss(torch.autograd.Function):
         merged = tuple(torch.cat(column) for column in zip(*records, strict=True))
         ctx.gradients = gradients.hidden, gradients.weight, gradients.bias
         ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
+        ctx.num_items = walk.num_items
         ctx.mark_non_differentiable(*merged)
         ctx.set_materialize_grads(False)
         return merged[0].sum() / walk.num_items, *merged
@@ -209,8 +210,11 @@ class _FusedHybridLoss(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("the fused hybrid loss keeps its gradients for one backward only")
         gradients, ctx.gradients = ctx.gradients, None
+        # Here and not before: in float16 a small part of so many positions would be zero by the time that a gradient
+        # scaler multiplies it.
+        factor = d_loss / ctx.num_items
         scaled = (
-            None if gradient is None else gradient.mul_(d_loss).to(dtype)
+            None if gradient is None else gradient.to(torch.promote_types(gradient.dtype, dtype)).mul_(factor).to(dtype)
             for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
         )
         return *scaled, None
@@ -288,7 +292,7 @@ def _by_autograd(piece: _Piece, walk: _Walk) -> _Found:
     student = _student_support(logits, piece.signal, walk, piece.seen)
     terms = _terms(piece.signal[:count], student, walk, piece.rows)
     if gradients is not None:
-        (d_logits,) = torch.autograd.grad(terms.total.sum() / walk.num_items, logits)
+        (d_logits,) = torch.autograd.grad(terms.total.sum(), logits)
         gradients.add(piece.seen, head.pull_back(logits.detach(), d_logits))
         # As large as the logits: the entropy's buffer can take its place.
         del d_logits
@@ -322,8 +326,7 @@ def _by_kernels(piece: _Piece, walk: _Walk) -> _Found:
         entropy, hit = swept.measured(log_normaliser, label_logit)
         measured = entropy[:count], hit[:count], *_acceptance(piece, student)
     if gradients is not None:
-        loss = terms.total.sum() / walk.num_items
-        kept, d_logits = swept.gradient(loss, keep_logits=head.softcap is not None)
+        kept, d_logits = swept.gradient(terms.total.sum(), keep_logits=head.softcap is not None)
         gradients.add(piece.seen, head.pull_back(kept, d_logits))
     return _Found(terms, (label_logit - log_normaliser)[:count], measured)
 

@@ -6,7 +6,7 @@ The result is the same to round-off. Nothing heavy is imported before something 
 import importlib.util
 from typing import TYPE_CHECKING, Literal
 
-from bridgegarden.errors import ConfigError
+from bridgegarden.errors import ConfigError, MissingPackageError
 
 if TYPE_CHECKING:
     import torch
@@ -42,12 +42,13 @@ def check_kernels(device: "torch.device", dtype: "torch.dtype") -> None:
     """Whether the loss kernels can run on `device` over logits of `dtype`.
 
     Raises:
-        ConfigError: not a CUDA GPU, no Triton, or float64, of which they would lose half the digits.
+        MissingPackageError: no Triton.
+        ConfigError: not a CUDA GPU, or float64, of which they would lose half the digits.
     """
     import torch
 
     if importlib.util.find_spec("triton") is None:
-        raise ConfigError(
+        raise MissingPackageError(
             "training.loss_kernel: triton needs the package triton, which is not installed; a CUDA build of PyTorch "
             "brings it. Install one, or set it to auto."
         )
