@@ -4,7 +4,9 @@ import json
 from html import unescape
 
 import pytest
+import torch
 from click.testing import CliRunner
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bridgegarden.cli.main import cli
 from bridgegarden.report.diagnosis_across import LEFT_OUT
@@ -77,19 +79,14 @@ def test_losses_are_told_by_the_byte_and_by_the_token_with_what_is_known(found, 
 
 def test_both_losses_on_the_answers_are_of_the_same_bytes(found, folder):
     """By the student's token, summed over the teacher's own: no translation has a part in it."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
     losses = found[1]["findings"]["students"][0]["label_losses"]
     sums, tokens = [0.0, 0.0], 0
     for row in ROWS:
         for side, (name, tokenizer) in enumerate((("teacher", threes()), ("student-2", None))):
-            from transformers import AutoTokenizer
-
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder / name)
             model = AutoModelForCausalLM.from_pretrained(folder / name)
             turn = [{"role": "user", "content": row["question"]}]
-            prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+            prompt = list(tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False))
             answer = [*tokenizer.encode(row["answer"], add_special_tokens=False), tokenizer.eos_token_id]
             logp = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)[len(prompt) - 1 : -1]
             sums[side] -= logp.gather(1, torch.tensor(answer)[:, None]).sum().item()
