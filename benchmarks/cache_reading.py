@@ -59,7 +59,7 @@ def signals(rng: np.random.Generator, count: int, spec: CacheSpec) -> Signals:
         ids=ids,
         logp=logp,
         log_tail=-scalars[0],
-        tail_powers=rng.normal(2, 1, (count, 2)).astype(np.float32),
+        tail_powers=rng.normal(2, 1, (count, len(DEFAULT_EXPONENTS))).astype(np.float32),
         entropy=scalars[1],
         argmax=np.take_along_axis(ids, logp.argmax(1)[:, None], 1)[:, 0],
         max_logp=logp.max(1),
