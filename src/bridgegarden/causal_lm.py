@@ -321,6 +321,15 @@ def whole(parameter: Tensor, name: str) -> Tensor:
     return parameter.full_tensor()
 
 
+def stored_parts(parameter: Tensor) -> list[Tensor]:
+    """The tensors in memory of which `parameter` is made: its part in this process, or several where it stands for
+    rounded weights and their scales (torchao)."""
+    if isinstance(parameter, DTensor):
+        return [parameter.to_local()]
+    flatten = getattr(parameter, "__tensor_flatten__", None)
+    return [parameter] if flatten is None else [getattr(parameter, part) for part in flatten()[0]]
+
+
 def rows(parameter: Tensor) -> int:
     """Rows of `parameter` as a whole, without gathering it."""
     shape: Any = getattr(parameter, "ds_shape", parameter.shape)

@@ -16,7 +16,15 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from bridgegarden.causal_lm import architecture, decoder_of, gathered_by_zero, input_device, name_of, read_hidden
+from bridgegarden.causal_lm import (
+    architecture,
+    decoder_of,
+    gathered_by_zero,
+    input_device,
+    name_of,
+    read_hidden,
+    stored_parts,
+)
 from bridgegarden.errors import BridgegardenError, ModelError
 
 ORDER = tuple((7 * index + 3) % 16 for index in range(16))
@@ -271,7 +279,12 @@ class _Lookups(TorchDispatchMode):
         self.rooms: list[int] = []
         self._length = length
         tensors = (*model.parameters(), *model.buffers())
-        self._own = {tensor.untyped_storage().data_ptr() for tensor in tensors if not isinstance(tensor, DTensor)}
+        self._own = {
+            part.untyped_storage().data_ptr()
+            for tensor in tensors
+            if not isinstance(tensor, DTensor)
+            for part in stored_parts(tensor)
+        }
         self._stated: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:

@@ -1,12 +1,15 @@
 """A teacher whose weights are rounded as they are loaded."""
 
+import json
+import sys
 from dataclasses import asdict
 from importlib.util import find_spec
+from inspect import signature
 
 import pytest
 import torch
 from click.testing import CliRunner
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, TorchAoConfig
 
 from bridgegarden.cli.main import cli
 from bridgegarden.errors import ModelError
@@ -17,6 +20,8 @@ from bridgegarden.run.models import load_model
 from tests.tiny import save_tiny, tiny_model
 
 needs_it = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+needs_ao = pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao")
+AO = {"quant_type": "int8_weight_only"}
 FOUR, EIGHT = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, {"load_in_8bit": True}
 
 
@@ -86,6 +91,40 @@ def test_a_cache_of_it_is_not_that_of_the_whole_model_nor_of_other_bits(recipe):
     assert run("cache", "check", recipe, *same).exit_code == 0
 
 
+@needs_ao
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # as it is imported
+def test_torchao_rounds_layers_alone_and_its_cache_teaches_as_it_does_live(recipe, tmp_path):
+    whole = tiny_model("llama", 264, hidden_size=64, seed=1).eval()
+    facts = facts_of(tmp_path / "teacher", **AO)
+    rounded = load_model(facts)
+    weight = rounded.get_submodule("model.layers.0.mlp.down_proj").weight
+    assert weight.qdata.dtype == torch.int8
+    want = whole.get_submodule("model.layers.0.mlp.down_proj").weight
+    scale = want.abs().amax(1, keepdim=True) / 127.5
+    torch.testing.assert_close(weight.dequantize(), (want / scale).round().clamp(-128, 127) * scale, atol=2e-3, rtol=0)
+    for name in ("model.embed_tokens", "lm_head"):
+        torch.testing.assert_close(rounded.get_submodule(name).weight, whole.get_submodule(name).weight)
+    parts = [(w.qdata, w.scale) if hasattr(w, "qdata") else (w,) for w in rounded.parameters()]
+    assert weight_bytes(facts) == sum(part.numel() * part.element_size() for one in parts for part in one)
+    by_ao = changed("teacher.quantization={quant_type: int8_weight_only}")
+    built = run("cache", "build", recipe, *by_ao, "--top-k", "264", "--bits", "16")
+    assert built.exit_code == 0, built.output
+    assert "the teacher is quantised (torchao, quant_type int8_weight_only). Soft labels" in built.stderr
+    losses = []
+    for name, cache in (("cached", []), ("live", changed("teacher.cache=null"))):
+        trained = run("train", recipe, *by_ao, *cache, *changed(f"output={tmp_path / name}"))
+        assert trained.exit_code == 0, trained.output
+        losses.append(json.loads((tmp_path / name / "run.json").read_text())["training"]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_torchao_is_named_where_it_is_missing(recipe, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    missing = run("cache", "build", recipe, *changed("teacher.quantization={quant_type: int8_weight_only}"))
+    assert missing.exit_code == 2, missing.output
+    assert "pip install torchao" in missing.stderr
+
+
 @needs_it
 @pytest.mark.parametrize("settings", [FOUR, FOUR | {"bnb_4bit_use_double_quant": True}, EIGHT])
 def test_a_plan_counts_what_its_weights_take(tmp_path, settings):
@@ -122,8 +161,11 @@ def test_a_checkpoint_that_is_quantised_already_is_not_rounded_again(tmp_path):
     ("given", "words"),
     [
         ("{load_in_4bits: true}", "Did you mean 'load_in_4bit'?"),
-        ("{}", "set one of load_in_4bit and load_in_8bit"),
-        ("{load_in_4bit: true, load_in_8bit: true}", "set one of load_in_4bit and load_in_8bit"),
+        ("{}", "set one of load_in_4bit, load_in_8bit (true) and quant_type"),
+        ("{load_in_4bit: true, quant_type: int8_weight_only}", "set one of load_in_4bit, load_in_8bit"),
+        ("{quant_type: int8_weight_only, bnb_4bit_quant_type: nf4}", "goes with load_in_4bit, which is not set"),
+        ("{quant_type: int4_weight_only}", "int8_weight_only"),
+        ("{load_in_4bit: true, load_in_8bit: true}", "set one of load_in_4bit, load_in_8bit"),
         ("{load_in_8bit: true, bnb_4bit_quant_type: nf4}", "goes with load_in_4bit, which is not set"),
         ("{load_in_8bit: true, llm_int8_threshold: -1}", "llm_int8_threshold must be > 0, got -1"),
         ("{load_in_4bit: true, bnb_4bit_quant_type: nf5}", "bnb_4bit_quant_type"),
@@ -147,4 +189,7 @@ def test_it_is_refused_beside_a_file_that_is_rounded_a_server_and_a_mixture(reci
 
 def test_its_fields_and_their_defaults_are_those_of_transformers():
     theirs = BitsAndBytesConfig(load_in_4bit=True).to_dict()
-    assert asdict(QuantizationSection(load_in_4bit=True)).items() <= theirs.items()
+    ours = asdict(QuantizationSection(load_in_4bit=True))
+    assert ours.pop("quant_type") is None
+    assert "quant_type" in signature(TorchAoConfig).parameters
+    assert ours.items() <= theirs.items()

@@ -13,7 +13,12 @@ from bridgegarden.preflight.models import (
     load_facts,
     load_tokenizer,
 )
-from bridgegarden.preflight.quantisation import check_quantised, quantisation, settings_text
+from bridgegarden.preflight.quantisation import (
+    check_quantised,
+    quantisation,
+    quantiser_settings,
+    settings_text,
+)
 from bridgegarden.preflight.tokenizers import Endings, TokenizerMatch, check_endings, compare_tokenizers
 
 if TYPE_CHECKING:
@@ -40,6 +45,7 @@ __all__ = [
     "load_tokenizer",
     "preflight",
     "quantisation",
+    "quantiser_settings",
     "settings_text",
 ]
 

@@ -201,11 +201,12 @@ BLOCK, DOUBLE_BLOCK = 64, 256
 
 
 def weight_bytes(teacher: ModelFacts) -> int:
-    """What the weights of `teacher` take once they are loaded, rounded by bitsandbytes if it is to be.
+    """What the weights of `teacher` take once they are loaded, rounded by bitsandbytes or torchao if it is to be.
 
     Only linear layers are rounded, and not the head: to four bits with a float32 scale for :data:`BLOCK` of them (with
     double quantisation eight bits, and a float32 for :data:`DOUBLE_BLOCK` of those), or to eight with one for each
-    output. What a checkpoint that is rounded already takes is not known here; it is counted whole.
+    output (torchao's is of the teacher's type). What a checkpoint that is rounded already takes is not known here; it
+    is counted whole.
     """
     import torch
 
@@ -219,8 +220,9 @@ def weight_bytes(teacher: ModelFacts) -> int:
             continue
         count = layer.weight.numel()
         whole -= count * teacher.dtype.itemsize
-        if settings.get("load_in_8bit"):
-            whole += count + 4 * layer.out_features
+        if settings.get("load_in_8bit") or "quant_type" in settings:
+            scale = 4 if settings.get("load_in_8bit") else teacher.dtype.itemsize
+            whole += count + scale * layer.out_features
             continue
         scales = -(-count // BLOCK)
         rounded = settings.get("bnb_4bit_use_double_quant")

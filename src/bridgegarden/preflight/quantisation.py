@@ -12,7 +12,8 @@ def quantisation(facts: ModelFacts) -> str | None:
     if facts.reference.gguf_file is not None:
         return f"GGUF, {facts.reference.gguf_file}"
     if facts.reference.quantization is not None:
-        return f"bitsandbytes, {settings_text(facts.reference.quantization)}"
+        package = "torchao" if "quant_type" in facts.reference.quantization else "bitsandbytes"
+        return f"{package}, {settings_text(facts.reference.quantization)}"
     settings = getattr(facts.config, "quantization_config", None)
     if settings is None:
         return None
@@ -30,13 +31,29 @@ def settings_text(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in sorted(settings.items()))
 
 
+def quantiser_settings(given: Mapping[str, Any]) -> Any:
+    """``BitsAndBytesConfig`` or ``TorchAoConfig`` of the settings in a recipe.
+
+    Raises:
+        ImportError: the package that reads it is not there.
+    """
+    from transformers import BitsAndBytesConfig, TorchAoConfig
+
+    if "quant_type" not in given:
+        return BitsAndBytesConfig(**given)
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig  # pyright: ignore[reportMissingImports]  optional
+    except ImportError as error:
+        raise ImportError(f"{error}: pip install torchao") from error
+    return TorchAoConfig(Int8WeightOnlyConfig())  # the one that a recipe can name
+
+
 def check_quantised(facts: ModelFacts) -> None:
     """Make sure that what a quantised model is read with is there, if it is one.
 
     Raises:
         ModelError: a package is missing, or this machine cannot compute with such weights.
     """
-    from transformers import BitsAndBytesConfig
     from transformers.quantizers.auto import AutoHfQuantizer
 
     settings = getattr(facts.config, "quantization_config", None)
@@ -57,7 +74,7 @@ def check_quantised(facts: ModelFacts) -> None:
         )
 
     with foreign(refusal):
-        given = BitsAndBytesConfig(**(wanted or {})) if settings is None else settings
+        given = quantiser_settings(wanted or {}) if settings is None else settings
         AutoHfQuantizer.from_config(given, pre_quantized=wanted is None).validate_environment(
             device_map=None, weights_only=True
         )

@@ -25,7 +25,7 @@ only its answers are known."""
 @dataclass(frozen=True, kw_only=True)
 class QuantizationSection:
     """How the teacher's weights are rounded as they are loaded; the fields are those of transformers'
-    ``BitsAndBytesConfig``. Its embeddings and head stay whole."""
+    ``BitsAndBytesConfig``, and `quant_type` of its ``TorchAoConfig``. Its embeddings and head stay whole."""
 
     load_in_4bit: bool = False
     """To four bits."""
@@ -38,22 +38,27 @@ class QuantizationSection:
     bnb_4bit_use_double_quant: bool = False
     """Round the scales of blocks of four-bit weights, too."""
     llm_int8_threshold: float = 6.0
-    """With eight bits: activations beyond it are outliers, > 0."""
+    """With `load_in_8bit`: activations beyond it are outliers, > 0."""
+    quant_type: Literal["int8_weight_only"] | None = None
+    """By the package ``torchao``, in place of bitsandbytes: weights of eight bits with a scale for each output,
+    activations whole."""
 
     def __post_init__(self) -> None:
-        if self.load_in_4bit == self.load_in_8bit:
-            raise ConfigError("teacher.quantization: set one of load_in_4bit and load_in_8bit to true.")
-        other = "llm_int8_" if self.load_in_4bit else "bnb_4bit_"
+        if self.load_in_4bit + self.load_in_8bit + (self.quant_type is not None) != 1:
+            raise ConfigError("teacher.quantization: set one of load_in_4bit, load_in_8bit (true) and quant_type.")
+        others = {"load_in_4bit": "bnb_4bit_", "load_in_8bit": "llm_int8_"}
         for f in fields(self):
-            if f.name.startswith(other) and getattr(self, f.name) != f.default:
-                bits = "load_in_8bit" if self.load_in_4bit else "load_in_4bit"
+            bits = next((name for name, own in others.items() if f.name.startswith(own)), None)
+            if bits is not None and not getattr(self, bits) and getattr(self, f.name) != f.default:
                 raise ConfigError(f"teacher.quantization.{f.name}: goes with {bits}, which is not set; leave it out.")
         if not 0 < self.llm_int8_threshold < math.inf:
             raise ConfigError(f"teacher.quantization.llm_int8_threshold must be > 0, got {self.llm_int8_threshold}.")
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Arguments of ``BitsAndBytesConfig``: those that mean something."""
+        """Arguments of ``BitsAndBytesConfig`` or ``TorchAoConfig``: those that mean something."""
+        if self.quant_type is not None:
+            return {"quant_type": self.quant_type}
         means = ("load_in_4bit", "bnb_4bit_") if self.load_in_4bit else ("load_in_8bit", "llm_int8_")
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name.startswith(means)}
 
@@ -112,7 +117,7 @@ class TeacherSection:
     unpacked to `dtype`; null is ``*.safetensors``. Needs the package ``gguf``."""
     quantization: QuantizationSection | None = None
     """Rounds its weights to a few bits as they are loaded, as in ``{load_in_4bit: true}``; null is not. Needs the
-    package ``bitsandbytes``."""
+    package ``bitsandbytes``, or ``torchao``."""
     top_k: int | None = None
     """Tokens kept per position, >= 1, with the rest as one tail; null keeps the whole vocabulary, or 64 in memory where
     the teacher has another tokenizer than the student."""

@@ -14,7 +14,18 @@ from bridgegarden.recipe.load import list_recipes, load_recipe, read_recipe_text
 from bridgegarden.recipe.values import REMOVED, SECRET_TEXT, is_secret, read_yaml, read_yaml_file, write_yaml
 from bridgegarden.run.record import PACKAGES, git_commit
 
-OPTIONAL = ("bitsandbytes", "deepspeed", "gguf", "lm_eval", "ray", "triton", "kernels", "liger-kernel", "flash-attn")
+OPTIONAL = (
+    "bitsandbytes",
+    "deepspeed",
+    "gguf",
+    "lm_eval",
+    "ray",
+    "torchao",
+    "triton",
+    "kernels",
+    "liger-kernel",
+    "flash-attn",
+)
 """Packages that change what is run where they are there."""
 VARIABLES = (
     *("CUDA_VISIBLE_DEVICES", "CUDA_LAUNCH_BLOCKING", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"),

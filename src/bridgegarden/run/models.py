@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridgegarden.errors import ConfigError, ModelError, foreign
-from bridgegarden.preflight import ModelFacts, quantisation
+from bridgegarden.preflight import ModelFacts, quantisation, quantiser_settings
 from bridgegarden.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def load_model(facts: ModelFacts, *, spread: bool = False) -> "PreTrainedModel":
     Raises:
         ModelError: its files cannot be read, or lack weights (which would be random).
     """
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GgufConfig
+    from transformers import AutoModelForCausalLM, GgufConfig
 
     from bridgegarden.causal_lm import whole_in_every_process
 
@@ -81,7 +81,7 @@ def load_model(facts: ModelFacts, *, spread: bool = False) -> "PreTrainedModel":
     # Dense: left in their blocks, weights are multiplied by kernels that are downloaded and run.
     stored = {} if gguf is None else {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)}
     if facts.reference.quantization is not None:
-        stored = {"quantization_config": BitsAndBytesConfig(**facts.reference.quantization)}
+        stored = {"quantization_config": quantiser_settings(facts.reference.quantization)}
 
     def refusal(words: str) -> ModelError:
         return facts.reference.error(f"its weights cannot be loaded ({words}). Are its files complete?")

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from bridgegarden.causal_lm import (
@@ -24,6 +23,7 @@ from bridgegarden.causal_lm import (
     name_of,
     read_hidden,
     rows,
+    stored_parts,
     take_off_wrappers,
 )
 from bridgegarden.data import vocabulary_size
@@ -303,12 +303,13 @@ def _overlapping(student: nn.Module, teacher: nn.Module) -> list[str]:
 
 def _memory(model: nn.Module) -> Iterator[_Memory]:
     for name, parameter in model.named_parameters():
-        tensor: Tensor = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-        # Weights that are not here (meta, split by ZeRO-3) lie nowhere.
-        if tensor.device.type == "meta" or tensor.numel() == 0:
-            continue
-        reach = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-        yield _Memory(str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + reach * tensor.element_size(), name)
+        for tensor in stored_parts(parameter):
+            # Weights that are not here (meta, split by ZeRO-3) lie nowhere.
+            if tensor.device.type == "meta" or tensor.numel() == 0:
+                continue
+            reach = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+            start = tensor.data_ptr()
+            yield _Memory(str(tensor.device), start, start + reach * tensor.element_size(), name)
 
 
 def _holds_parameters(module: nn.Module) -> bool:
