@@ -168,6 +168,11 @@ def test_a_text_goes_no_farther_for_the_student_than_the_teacher_has_read():
     teacher, student = reader.student, reader.teacher
     turned = PairReader(pair, teacher, student, top_k=50)
     ids = threes().encode("The answer is", add_special_tokens=False)
+    # Where one of the student's begins at the very byte that the teacher has not read any more.
+    third = len(pair.translation.student.join(ids[:2]))
+    text = turned.text(Prompt(*reversed(chat("there"))), ids, third, teachers=False)
+    assert (len(text.teacher), text.student) == (third, ids[:2])
+    assert turned.tokens.translation.threshold == 0 < pair.translation.threshold
     text = turned.text(Prompt(*reversed(chat("there"))), ids, 8, teachers=False)
     assert len(text.teacher) == 8
     begins = [len(pair.translation.student.join(ids[:at])) for at in range(len(ids))]
