@@ -3,9 +3,11 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 from bridgegarden.recipe import Recipe, load_recipe
+from docs.figures.draw_badges import badges
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,3 +35,17 @@ def test_every_file_that_the_readme_links_to_exists():
     assert targets
     for target in targets:
         assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_the_badges_are_what_the_package_declares():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    least = project["requires-python"].removeprefix(">=")
+    versions = re.findall(r"Python :: (\d+\.\d+)", " ".join(project["classifiers"]))
+    assert min(versions, key=lambda version: tuple(map(int, version.split(".")))) == least
+    head = README.splitlines()[0]
+    assert re.findall(r"!\[(.*?)\]", head) == [f"Python ≥ {least}", f"License: {project['license']}"]
+    for file, value in (("badge-python.svg", f"≥ {least}"), ("badge-license.svg", project["license"])):
+        text = (ROOT / "docs" / "figures" / file).read_text(encoding="utf-8")
+        assert f"docs/figures/{file}" in head
+        assert text == badges()[file]
+        assert f">{value}</text>" in text

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from docs.figures.draw_results import FIGURES, svg, with_figure
 from tests.test_evidence import writer  # noqa: F401  a fixture
 
 ROOT = Path(__file__).parents[1]
@@ -157,6 +158,47 @@ def test_a_page_of_results_begins_with_its_answer_and_an_interval(page):
     assert re.search(r"^    (?:bridgegarden|bash|python) ", after.split("\n\n## ")[0], flags=re.MULTILINE), (
         "the command"
     )
+
+
+@pytest.mark.parametrize("name", sorted(FIGURES))
+def test_the_figure_of_a_page_of_results_is_drawn_from_its_tables(name):
+    page = (DOCS / "results" / f"{name}.md").read_text(encoding="utf-8")
+    assert page == with_figure(name, page)
+    assert (DOCS / "figures" / f"results-{name}.svg").read_text(encoding="utf-8") == svg(name, page)
+
+
+def test_every_page_of_results_shows_a_figure_behind_its_first_answer():
+    # Pages of one world are the tables behind lab.md.
+    pages = [path for path in sorted((DOCS / "results").glob("*.md")) if not path.name.startswith("lab_")]
+    assert {path.stem for path in pages} > set(FIGURES)
+    for path in pages:
+        figures = re.findall(r"^!\[(.+)\]\((.+)\)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert figures, path.name
+        assert all((path.parent / file).is_file() for _, file in figures), path.name
+        if path.stem in FIGURES:
+            assert re.search(r"\d", figures[0][0]), path.name
+
+
+@pytest.mark.parametrize("name", sorted(FIGURES))
+def test_a_page_that_is_written_anew_keeps_its_figure(name):
+    """The figure's line is put where it was, once, and its numbers are those of the text."""
+    page = (DOCS / "results" / f"{name}.md").read_text(encoding="utf-8")
+    without = "".join(line for line in page.splitlines(keepends=True) if not line.startswith("![")).replace(
+        "\n\n\n", "\n\n"
+    )
+    assert without != page
+    assert with_figure(name, without) == page
+    script = (DOCS / "results" / f"write_{name}.py").read_text(encoding="utf-8")
+    assert f'with_figure("{name}", ' in script
+    assert f'draw("{name}")' in script
+
+
+def test_a_changed_cell_is_another_figure():
+    page = (DOCS / "results" / "compare.md").read_text(encoding="utf-8")
+    changed = page.replace("| soft | 63.6 ± 8.9 |", "| soft | 99.0 ± 0.5 |")
+    assert changed != page
+    assert svg("compare", changed) != svg("compare", page)
+    assert "in per cent with 95 % intervals: soft 99.0 ± 0.5; hard 98.5 ± 1.9" in with_figure("compare", changed)
 
 
 def test_the_page_of_tokenizers_is_what_its_numbers_say(monkeypatch):

@@ -13,6 +13,9 @@ from bridgegarden.compare.findings import QUALITIES, price, qualities, sentences
 from bridgegarden.compare.report import cost_caption, cost_table, difference_table, quality_table, seed_table
 from bridgegarden.compare.result import CompareResult
 
+sys.path.append(str(Path(__file__).parents[2]))
+from docs.figures.draw_results import draw, with_figure
+
 
 def page(result: CompareResult) -> str:
     """The whole page."""
@@ -26,7 +29,7 @@ def page(result: CompareResult) -> str:
         for q in qualities(result)
     )
     against = difference_table(result)
-    return f"""# Objectives compared on the quickstart pair
+    text = f"""# Objectives compared on the quickstart pair
 
 {found}
 
@@ -85,6 +88,7 @@ out.
 
 {remarks(result)}
 """
+    return with_figure("compare", text)
 
 
 def remarks(result: CompareResult) -> str:
@@ -142,3 +146,4 @@ def _minutes(result: CompareResult) -> str:
 if __name__ == "__main__":
     result_tree = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     Path(__file__).with_name("compare.md").write_text(page(CompareResult.from_dict(result_tree)), encoding="utf-8")
+    draw("compare")

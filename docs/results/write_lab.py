@@ -29,6 +29,9 @@ from bridgegarden.lab.result import REGIMES, LabResult
 from bridgegarden.lab.tables import effect_table, label, mean_table, verdict_table
 from bridgegarden.table import Table
 
+sys.path.append(str(Path(__file__).parents[2]))
+from docs.figures.draw_results import draw, with_figure
+
 UNDERPOWERED = """With five seeds these intervals are wide, so "not enough evidence" here is no finding. \
 [evidence.md](evidence.md) is the
 study that decides; this page has further worlds."""
@@ -68,7 +71,7 @@ def page(result: LabResult, rows: Sequence[Finding]) -> str:
             kappa_by_role(result),
         ),
     ]
-    return "\n\n".join(parts) + "\n"
+    return with_figure("lab", "\n\n".join(parts) + "\n")
 
 
 def world_page(result: LabResult, rows: Sequence[Finding], world: str) -> str:
@@ -158,3 +161,4 @@ if __name__ == "__main__":
     read = LabResult.from_dict(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     for name, text in pages(read).items():
         Path(__file__).with_name(name).write_text(text, encoding="utf-8")
+    draw("lab")

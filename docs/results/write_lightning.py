@@ -17,6 +17,9 @@ from bridgegarden.compare.report import cost_table, difference_table, quality_ta
 from bridgegarden.compare.result import CompareResult, CompareRun, Spent
 from bridgegarden.table import Table
 
+sys.path.append(str(Path(__file__).parents[2]))
+from docs.figures.draw_results import draw, with_figure
+
 SEEDS = (0, 1, 2)
 SUFFIX = "_lightning"
 
@@ -101,7 +104,7 @@ def page(result: CompareResult, writing: dict[int, float]) -> str:
     """The whole page."""
     pair = result.pair
     seconds = ", ".join(f"{writing[seed]:.1f}" for seed in SEEDS)
-    return f"""# On-policy labels, written once
+    text = f"""# On-policy labels, written once
 
 {verdict(result)}
 
@@ -138,6 +141,7 @@ included) and asking the teacher.
 
 </details>
 """
+    return with_figure("lightning", text)
 
 
 def main() -> None:
@@ -147,6 +151,7 @@ def main() -> None:
     live = read(folder / "live" / "result.json")
     once = {seed: read(folder / f"lightning-{seed}" / "result.json") for seed in SEEDS}
     Path(__file__).with_name("lightning.md").write_text(page(together(live, once, writing), writing), encoding="utf-8")
+    draw("lightning")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,9 @@ from bridgegarden.statistics import spearman
 from bridgegarden.study.arms import ALIASES, ON_POLICY
 from bridgegarden.table import Cell, Table, difference_cell, mean_cell, number
 
+sys.path.append(str(Path(__file__).parents[2]))
+from docs.figures.draw_results import draw, with_figure
+
 PROBE = """\
     bridgegarden diagnose --teacher TEACHER --student runs/quickstart_pair/student-0 \\
         --prompts runs/quickstart_pair/held_out.jsonl --prompt-column question --max-new-tokens 64 \\
@@ -50,7 +53,7 @@ def page(result: CompareResult) -> str:
     steps = max(run.spent.steps for run in result.runs if run.spent is not None)
     problems = len(next(run.measured.by_unit["greedy"] for run in result.runs if run.measured is not None))
     against = difference_table(result)
-    return f"""# Methods compared on the quickstart pair
+    text = f"""# Methods compared on the quickstart pair
 
 {chr(10).join(f"* {sentence}" for sentence in sentences(result))}
 
@@ -106,6 +109,7 @@ measured on {problems} problems, drift on {pair.prompts} held-out prompts.{not_r
 
 </details>
 """
+    return with_figure("methods", text)
 
 
 def by_what_came_out(result: CompareResult) -> CompareResult:
@@ -259,3 +263,4 @@ def _versions(result: CompareResult) -> str:
 if __name__ == "__main__":
     result_tree = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     Path(__file__).with_name("methods.md").write_text(page(CompareResult.from_dict(result_tree)), encoding="utf-8")
+    draw("methods")

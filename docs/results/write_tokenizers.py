@@ -14,6 +14,9 @@ from bridgegarden.statistics import PairedDifference, SeedSpread, holm_adjusted,
 from bridgegarden.study.arms import OBJECTIVES
 from bridgegarden.table import Table
 
+sys.path.append(str(Path(__file__).parents[2]))
+from docs.figures.draw_results import draw, with_figure
+
 OURS = ("soft", "confidence", "static", "hard_data", "hard")
 GOLD = {
     "gold": "GOLD, as it is",
@@ -168,7 +171,7 @@ def page(runs: Sequence[dict[str, Any]]) -> str:
     run = runs[0]
     settings = run["settings"]
     answers = [answer(name, results) for name, results in parts.items() if results.seeds]
-    return f"""# A student with another tokenizer
+    text = f"""# A student with another tokenizer
 
 {chr(10).join(answers)}
 
@@ -194,6 +197,7 @@ student's own texts, which its trainer mixes in by half. *As it is*: its default
 `uld_crossentropy_weight=1`.
 
 {chr(10).join(part(name, results) for name, results in parts.items() if results.seeds)}"""
+    return with_figure("tokenizers", text)
 
 
 def write(folder: Path, beside: Path) -> None:
@@ -208,3 +212,4 @@ def write(folder: Path, beside: Path) -> None:
 
 if __name__ == "__main__":
     write(Path(sys.argv[1]), Path(__file__).parent)
+    draw("tokenizers")
