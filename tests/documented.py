@@ -157,7 +157,13 @@ def check_command(words: list[str]) -> None:
             raise
         return
     for change in context.params.get("overrides") or ():
-        check_recipe({}, change)
+        check_recipe(next(map(own_recipe, words), {}), change)
+
+
+def own_recipe(word: str) -> dict[str, Any]:
+    """The recipe of this repository that a command is given; nothing if it is one of the reader's."""
+    path = ROOT / word
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.suffix == ".yaml" and path.is_file() else {}
 
 
 def check_program(words: list[str]) -> None:
