@@ -92,7 +92,7 @@ def test_the_page_has_every_key_with_its_meaning():
         if path == "training":
             continue
         for name in section.__dataclass_fields__:
-            key = f"| `{f'{path}.{name}'.lstrip('.')}` | "
+            key = f"| `{f'{path}.{name}'.strip('._')}` | "
             row = next(line for line in page.splitlines() if line.startswith(key))
             assert len(row.split(" | ")) == 4
             assert len(row.rpartition(" | ")[2]) > 5

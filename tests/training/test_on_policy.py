@@ -101,7 +101,9 @@ def test_loss_and_gradient_are_those_of_the_slow_path_on_the_planted_text(make_t
     torch.testing.assert_close(loss, slow)
     slow.backward()
     for key, parameter in trainer.model.named_parameters():
-        torch.testing.assert_close(ours[key], parameter.grad, rtol=1e-4, atol=1e-6)
+        # Either is off by some 4e-6 of the largest entry against float64: digits of float32, lost in sums.
+        largest = float(parameter.grad.abs().max())
+        torch.testing.assert_close(ours[key], parameter.grad, rtol=1e-4, atol=1e-5 * largest)
 
 
 def test_accumulated_micro_batches_train_exactly_as_one_batch(make_trainer):
