@@ -174,6 +174,7 @@ def test_the_page_may_do_nothing_but_ask_this_server(server):
         ({"temperature": -1}, 400, "temperature must be"),
         ({"max_new_tokens": 1.5}, 400, "most tokens: expected a whole number"),
         ({"max_new_tokens": 0}, 400, "max_new_tokens must be"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, "whole characters"),
         ({"messages": []}, 400, "conversation: expected 'messages'"),
         ({"messages": [{"role": "system", "content": "x"}, *ASKED["messages"]]}, 400, "roles are user and assistant"),
         ({"messages": [{"role": "user", "content": "1 " * 200}]}, 400, "128 is the most that can be read"),

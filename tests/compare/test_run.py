@@ -352,6 +352,9 @@ def label_loss(model, rows) -> float:
 def test_what_is_measured_follows_the_recipe_and_no_file_is_trained_for_unnamed(source):
     with pytest.raises(ConfigError, match=r"'quantised:soft' is trained for a file, and nothing says which: add --exp"):
         run(source, None, replace(SETTINGS, objectives=("quantised:soft",), baseline="quantised:soft"))
+    every = ("training.quantised.kind=Q8_0",)
+    with pytest.raises(ConfigError, match=r"'quantised:soft' is .* trains every row for Q8_0. Leave it out"):
+        run(source, None, replace(SETTINGS, objectives=("soft", "quantised:soft"), baseline="soft"), overrides=every)
     with pytest.raises(ConfigError, match=r"--export: 'Q9' is no type"):
         run(source, None, replace(SETTINGS, export="Q9"))
     with pytest.raises(ConfigError, match=r"--export: F16 rounds nothing to blocks"):

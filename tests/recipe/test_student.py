@@ -1,12 +1,14 @@
 """What a recipe may say of a student that is cut out of its teacher."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.recipe import Recipe, load_recipe
+from bridgegarden.recipe.student import NO_WEIGHTS
+from bridgegarden.recipe.teacher import TeacherKind
 
 OF = {"a": {"model": "one", "cache": "c1"}, "b": {"model": "two", "cache": "c2"}}
 MIXED = {"mix": {"a": 0.5, "b": 0.5}, "of": {name: {"model": part["model"]} for name, part in OF.items()}}
@@ -71,6 +73,10 @@ def test_what_means_nothing_is_refused_with_its_place(student, message):
         recipe(student)
 
 
+def test_every_kind_of_teacher_can_be_cut_or_says_why_not():
+    assert set(get_args(TeacherKind)) - set(NO_WEIGHTS) == {"live", "cached"}
+
+
 @pytest.mark.parametrize(
     ("teacher", "why"),
     [
@@ -80,6 +86,10 @@ def test_what_means_nothing_is_refused_with_its_place(student, message):
         (MIXED, "teacher.mix has several models"),
         (MIXED | {"cache": "c"}, "teacher.mix has several models"),
         ({"by": "who", "of": OF}, "teacher.by has several models"),
+        (
+            {"by": "who", "of": {name: {"model": name} for name in OF}, "together": True},
+            "teacher.by has several models",
+        ),
     ],
 )
 def test_a_teacher_without_weights_of_its_own_here_is_refused_by_name(teacher, why):

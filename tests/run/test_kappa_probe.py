@@ -92,6 +92,8 @@ def test_a_recipe_whose_probe_is_gone_says_where_it_was_looked_for(probed, tmp_p
 def test_of_several_students_each_has_a_probe_of_its_own(write_recipe, tmp_path):
     recipe, found = write_recipe(), tmp_path / "found"
     student = ("--student", f"a b={tmp_path / 'student'}")
+    found.mkdir()
+    (found / "kappa_probe-2-of-an-earlier-diagnosis.json").write_text("{}")
     assert bridgegarden("diagnose", recipe, *student, *SMALL, "--output", found).exit_code == 0
     names = sorted(path.name for path in found.glob("*.json"))
     assert names == ["kappa_probe-0-student.json", "kappa_probe-1-a-b.json", "result.json"]

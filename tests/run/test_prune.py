@@ -17,7 +17,7 @@ from bridgegarden.cli.main import cli
 from bridgegarden.compare.pair import placed
 from bridgegarden.compare.result import CompareSettings
 from bridgegarden.compare.run import compare, decided_by
-from bridgegarden.errors import BridgegardenError, ConfigError, ModelError
+from bridgegarden.errors import BridgegardenError, ConfigError, ModelError, OutputError
 from bridgegarden.plan import machine_of, plan_recipe
 from bridgegarden.recipe import Recipe, load_recipe
 from bridgegarden.run import prune as prune_module
@@ -164,11 +164,27 @@ def test_a_cut_that_fails_leaves_nothing_behind(recipe, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(prune_module, "write_json", fails)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(
+        OutputError, match=r"^student.folder: nothing more can be written to .*\(No space left on device"
+    ):
         prune(recipe, console=QUIET)
     assert list(recipe.output.iterdir()) == []
     monkeypatch.undo()
     assert prune(recipe, console=QUIET).made
+
+
+def test_what_another_process_cut_meanwhile_is_taken(recipe, monkeypatch):
+    write, whole = prune_module.write_json, []
+
+    def meanwhile(*arguments: Any) -> None:
+        monkeypatch.setattr(prune_module, "write_json", write)
+        whole.append(prune(recipe, console=QUIET))
+        write(*arguments)
+
+    monkeypatch.setattr(prune_module, "write_json", meanwhile)
+    found = prune(recipe, console=QUIET)
+    assert found.kept == whole[0].kept
+    assert [path.name for path in recipe.output.iterdir()] == [found.folder.name]
 
 
 def test_a_plan_counts_the_student_that_is_not_made_yet(recipe):

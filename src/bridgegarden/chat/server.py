@@ -149,10 +149,11 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         try:
             asked = json.loads(self.rfile.read(int(length)))
+            json.dumps(asked, ensure_ascii=False).encode()  # half a character (a lone surrogate) is no text
         except (ValueError, RecursionError):
             asked = None
         if not isinstance(asked, dict):
-            self._refuse(HTTPStatus.BAD_REQUEST, "expected a JSON object.")
+            self._refuse(HTTPStatus.BAD_REQUEST, "expected a JSON object in whole characters.")
         elif type(asked.get("temperature")) not in (int, float):
             self._refuse(HTTPStatus.BAD_REQUEST, "temperature: expected a number, 0 for the likeliest tokens.")
         elif type(asked.get("max_new_tokens")) is not int:

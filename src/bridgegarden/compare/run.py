@@ -346,6 +346,11 @@ def _with_export(recipe: Recipe, rows: Sequence[ComparedRow], settings: CompareS
         ConfigError: no such type, rows that are trained for a file which nobody names, or GGUF cannot be written here.
     """
     trained_for = recipe.training.quantised
+    if trained_for is not None and (named := [row.name for row in rows if row.for_file]):
+        raise ConfigError(
+            f"--objectives: {named[0]!r} is trained for a file, and training.quantised of the recipe trains every row "
+            f"for {trained_for.kind}. Leave it out (--set training.quantised=null), and say which with --export."
+        )
     if settings.export is None and trained_for is not None:
         settings = dataclasses.replace(settings, export=trained_for.kind)
     if settings.export is None:

@@ -22,6 +22,7 @@ NO_WEIGHTS: Mapping[TeacherKind, str] = MappingProxyType(
         "recorded": "teacher.only_cache says that its weights are not here",
         "mixed": "teacher.mix has several models",
         "mixed_cached": "teacher.mix has several models",
+        "by_row": "teacher.by has several models",
         "by_row_cached": "teacher.by has several models",
     }
 )

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
     from bridgegarden.teacher.tokenizer_pair import TokenizerPair
 
+PROBE = "kappa_probe"
+"""What names of files of probes begin with."""
 EVERY = 10.0
 """Seconds between lines where there is no terminal."""
 NAMED = re.compile(r"([\w .+-]+)=(.+)")
@@ -106,7 +108,7 @@ class DiagnosisFiles(NamedTuple):
         """The probe that was fitted on a student."""
         names = [used.name for used in diagnosis.students]
         own = "" if len(names) == 1 else f"-{names.index(student)}-" + re.sub(r"[^\w.+-]+", "-", student)[:80]
-        return self.folder / f"kappa_probe{own}.json"
+        return self.folder / f"{PROBE}{own}.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +225,7 @@ def _findings(
 def _write(files: DiagnosisFiles, diagnosis: Diagnosis, pair: CheckedPair, reader: TokenTexts) -> None:
     write_json(files.result, diagnosis.to_dict())
     diagnosis_page(diagnosis).write(files.report)
+    written: set[Path] = set()
     for student in diagnosis.findings.students:
         if student.probe is not None:
             held = probe_file(
@@ -233,7 +236,11 @@ def _write(files: DiagnosisFiles, diagnosis: Diagnosis, pair: CheckedPair, reade
                 vocab_size=pair.vocab_size,
                 reader=reader,
             )
+            written.add(files.probe(diagnosis, student.name))
             write_json(files.probe(diagnosis, student.name), held.to_dict())
+    # What an earlier diagnosis left is of other models or texts than the report beside it.
+    for old in set(files.folder.glob(f"{PROBE}*.json")) - written:
+        old.unlink()
 
 
 def _check(inputs: DiagnoseInputs) -> CheckedPair:

@@ -1,22 +1,22 @@
 """``bridgegarden prune``, and what ``train`` and ``compare`` do first: the student is cut out of the teacher, once."""
 
 import gc
-import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridgegarden.data.encode import TokenisedRow
-from bridgegarden.errors import ConfigError
-from bridgegarden.files import partial, sync_folder, write_json
+from bridgegarden.errors import ConfigError, OutputError
+from bridgegarden.files import sync_folder, write_json
 from bridgegarden.preflight import ModelFacts, Pair, load_facts
 from bridgegarden.recipe import Recipe
 from bridgegarden.run.checked import CheckedRun
-from bridgegarden.run.cut_student import NOTE, CutStudent, spans_text
+from bridgegarden.run.cut_student import NOTE, PARTS, CutStudent, spans_text
 from bridgegarden.run.models import load_model, usable_device
-from bridgegarden.run.output import check_writable
+from bridgegarden.run.output import check_writable, full_disk
 from bridgegarden.run.pair import recipe_pair
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.rows import RunData
@@ -185,25 +185,42 @@ def _note(student: CutStudent, rows: Sequence[TokenisedRow], console: "Console",
     }
     if pair is None:
         return note
-    folder = student.folder
-    unfinished = partial(folder)
-    shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        left = cut(model, kept)
+        with full_disk(lambda reason: _no_room(student.folder, reason)):
+            _write(student, cut(model, kept), note, pair)
+    finally:
+        del model
+        gc.collect()
+    folder = student.folder
+    layers = spans_text(kept.layers)
+    console.print(f"the student keeps the layers {layers}; it is in {folder}", markup=False, soft_wrap=True)
+    return note
+
+
+def _write(student: CutStudent, left: "PreTrainedModel", note: dict[str, Any], pair: Pair) -> None:
+    """Keep what is left of the teacher, under its name when it is whole; another process may have been faster."""
+    folder = student.folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as own:
+        unfinished = Path(own) / folder.name
         set_generation_stops(left, pair.endings.stops)
         left.save_pretrained(unfinished)
         student.parent.tokenizer.save_pretrained(unfinished)
         write_json(unfinished / NOTE, note)
-        unfinished.rename(folder)
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+            student.check({name: note[name] for name in PARTS})
         sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        del model
-        gc.collect()
-    layers = spans_text(kept.layers)
-    console.print(f"the student keeps the layers {layers}; it is in {folder}", markup=False, soft_wrap=True)
-    return note
+
+
+def _no_room(folder: Path, reason: str) -> OutputError:
+    return OutputError(
+        f"student.folder: nothing more can be written to {folder} ({reason}). Make room on its disk, or name another "
+        "(--set student.folder=FOLDER, or another output)."
+    )
 
 
 def _measured(

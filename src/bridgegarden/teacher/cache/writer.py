@@ -248,7 +248,8 @@ def begin_cache(folder: Path, spec: CacheSpec) -> None:
         if differences and shard_files(folder):
             raise CacheError(
                 f"teacher cache {folder}: holds signals of another kind than asked for: {differences}. Build in "
-                "another folder (--set teacher.cache=FOLDER), or add --replace to remove what it holds."
+                "another folder (--set teacher.cache=FOLDER; with teacher.by, another cache there or another output), "
+                "or have what it holds replaced: bridgegarden cache build RECIPE --replace."
             )
         with writing(folder, folder / SHARDS):
             (folder / SHARDS).mkdir(exist_ok=True)
