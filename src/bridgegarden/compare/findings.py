@@ -346,12 +346,14 @@ def _cost(result: CompareResult) -> list[str]:
     found = []
     fixed = [name for name in others if not result.rows[name].lmbda]
     if fixed:
-        time = times_less(_ratios(result, "seconds", base, fixed), "less")
-        flops = times_less(_ratios(result, "flops", base, fixed), "fewer")
-        found.append(
-            f"On fixed rows a training takes {time} time and {flops} FLOPs than {result.label(base)}"
-            f"{_with_teacher(result)}."
-        )
+        ratios = [_ratios(result, field, base, fixed) for field in ("seconds", "flops")]
+        if all(min(each) > 1 and times(min(each)) != times(1) for each in ratios):
+            time, flops = (times_less(each, less) for each, less in zip(ratios, ("less", "fewer"), strict=True))
+            words = f"{time} time and {flops} FLOPs than"
+        else:
+            time, flops = (" to ".join(dict.fromkeys((times(1 / max(each)), times(1 / min(each))))) for each in ratios)
+            words = f"{time} the time and {flops} the FLOPs of"
+        found.append(f"On fixed rows a training takes {words} {result.label(base)}{_with_teacher(result)}.")
     for name in others:
         if result.rows[name].lmbda:
             time, flops = (1 / _ratios(result, field, base, [name])[0] for field in ("seconds", "flops"))
