@@ -10,6 +10,7 @@ from rich.console import Console
 
 from bridgegarden.compare.across import LEFT_OUT, PER_BYTE, PER_TOKEN
 from bridgegarden.compare.drafts import DRAFTS
+from bridgegarden.compare.findings import sentences
 from bridgegarden.compare.report import tables_markdown, terminal_tables
 from bridgegarden.compare.result import CompareSettings
 from bridgegarden.compare.run import compare
@@ -85,6 +86,8 @@ def test_what_is_left_out_is_named_with_the_reason_in_terminal_file_and_page(fin
         (folder.path / "report.html").read_text(),
     ):
         assert LEFT_OUT in " ".join(unescape(text).split())
+        assert "exposure bias, a difference of two, may be more or less" in " ".join(unescape(text).split())
+    assert any(line.startswith("Exposure bias (of what is known of the teacher) is ") for line in sentences(result))
     quality, across, *_ = terminal_tables(result)
     assert "entropy kept" not in [str(column) for column in quality.columns]
     values = list(result.runs[0].measured.by_unit["student_loss_per_byte"].values())

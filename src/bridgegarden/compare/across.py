@@ -120,7 +120,8 @@ def across_table(result: CompareResult) -> Table | None:
         ],
         rows=rows,
         note="Means over seeds and prompts, of what is known: the teacher's probabilities of the student's tokens, all "
-        "else as one, so losses are at least these. By the byte they can be held against those of students with "
+        "else as one, so losses are at least these; exposure bias, a difference of two, may be more or less. "
+        "By the byte they can be held against those of students with "
         f"another vocabulary. {LEFT_OUT}",
     )
 

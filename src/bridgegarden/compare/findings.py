@@ -401,8 +401,9 @@ def _drift(result: CompareResult) -> list[str]:
     if len(signs["not told from zero"]) == len(result.objectives):
         told = "not told from zero for any objective"
     lowest = min(result.objectives, key=lambda name: summary(result, name, "student_loss").value)
+    known = " (of what is known of the teacher)" if result.pair.translated else ""
     return [
-        f"Exposure bias is {told}.",
+        f"Exposure bias{known} is {told}.",
         f"The lowest loss on a student's own texts, L_dθ, is that of {result.label(lowest)}; it measures likeness to "
         "the teacher, mistakes included.",
     ]

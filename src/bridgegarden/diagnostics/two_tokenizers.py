@@ -7,7 +7,8 @@ What the teacher says is translated into the student's vocabulary as for trainin
 .. math:: l(s) = D(p_{cells}(\cdot|s) \,\|\, q_{cells}(\cdot|s)) \le D(p(\cdot|s) \,\|\, q(\cdot|s))
 
 for what merging cells does to a divergence. Where no cell is known it is zero. What the two lose is thus at least what
-is said here, on both kinds of texts, and as much less as less is known there: the shares stand beside it. (Some of what
+is said here, on both kinds of texts, and as much less as less is known there: the shares stand beside it. Exposure bias
+is the difference of two such losses, and so bounded on neither side. (Some of what
 the teacher was not asked for, its tail beyond the tokens that are kept, may belong to a cell, which then is too small.)
 
 A text counts up to where either of the two has read as many of its own tokens as are allowed, whoever wrote it. Sums

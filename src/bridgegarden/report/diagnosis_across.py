@@ -40,7 +40,8 @@ def byte_table(diagnosis: Diagnosis) -> Table:
     note = (
         "Teacher and student have different tokenizers, and each reads the bytes that the other wrote in its own. The "
         "loss is over what is known of the teacher: its probabilities of the student's tokens, all else as one; so it "
-        "is at least this. Tokens are the student's. By the byte it can be held against that of students with another "
+        "is at least this. Exposure bias, a difference of two such losses, may be more or less than this. "
+        "Tokens are the student's. By the byte it can be held against that of students with another "
         "vocabulary. A text counts up to where either has read as many of its own tokens as are allowed."
     )
     return Table(columns=columns, rows=rows, title="By the byte and by the token", note=note)
