@@ -137,7 +137,8 @@ The soft weight is a half where the probe predicts its mean, and a standard devi
 0.27$. What lies beyond the range that was seen counts as its end. `compare --objectives soft,static,recipe` holds it
 against others. The file is for one tokenizer and one teacher, and is refused with others; a run goes on, and a
 comparison keeps what it has, only with the same content. It is fitted on the student's own texts, of the student as
-it was: fit it again when the student has changed much.
+it was: fit it again when the student has changed much. It looks at the teacher's two likeliest tokens, so that
+`teacher.top_k: 1` is refused when the recipe is read, and `--samples` and `--top-k 1` before a cache is built.
 
 ## A method of your own
 

@@ -83,6 +83,46 @@ def test_a_probe_of_another_teacher_or_tokenizer_is_refused_before_training(prob
     assert not (tmp_path / "out").exists()
 
 
+def test_a_teacher_of_which_too_little_is_kept_is_refused_when_the_recipe_is_read(probed):
+    load_recipe(probed, ["teacher.top_k=2"])
+    with pytest.raises(ConfigError, match=r"teacher.top_k is 1: the rule kappa_probe looks at the teacher's two like"):
+        load_recipe(probed, ["teacher.top_k=1"])
+    rules = ["objective.soft_weight=1.0", "teacher.top_k=1"]
+    load_recipe(probed, rules)
+    probe = {"rule": "kappa_probe", "file": str(probed.parent / "found" / "kappa_probe.json")}
+    mixed = {"first": "reverse_kl", "second": "forward_kl", "rule": probe}
+    for field, value in (("position_weight", probe), ("divergence", mixed)):
+        with pytest.raises(ConfigError, match=r"teacher\.top_k is 1"):
+            load_recipe(probed, [*rules, f"objective.{field}={json.dumps(value)}"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--samples", "8"], "8 draws a position would be of no use for this recipe: the rule kappa_probe"),
+        (["--top-k", "1"], "top 1 a position would be of no use for this recipe: the rule kappa_probe"),
+    ],
+)
+def test_a_cache_that_its_rule_cannot_read_is_refused_before_the_teacher_is_asked(probed, tmp_path, options, said):
+    result = bridgegarden("cache", "build", probed, "--set", f"teacher.cache={tmp_path / 'kept'}", *options)
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.split())
+    assert "loading teacher" not in result.stderr
+    assert not (tmp_path / "kept").exists()
+
+
+def test_a_cache_that_is_there_and_says_too_little_is_refused_before_training(probed, tmp_path):
+    at = ("--set", f"teacher.cache={tmp_path / 'kept'}")
+    alone = ("--set", "objective={preset: soft}")
+    assert bridgegarden("cache", "build", probed, *at, *alone, "--top-k", "1").exit_code == 0
+    for command in (("train",), ("cache", "check")):
+        result = bridgegarden(*command, probed, *at)
+        assert result.exit_code == 2
+        assert "holds top 1; the rule kappa_probe looks at the teacher's two likeliest tokens" in " ".join(
+            result.stderr.split()
+        )
+
+
 def test_a_recipe_whose_probe_is_gone_says_where_it_was_looked_for(probed, tmp_path):
     shutil.rmtree(tmp_path / "found")
     with pytest.raises(ConfigError, match=r"recipe.yaml: kappa probe found/kappa_probe.json: cannot be read"):

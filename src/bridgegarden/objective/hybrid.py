@@ -179,6 +179,23 @@ class HybridObjective:
         """The rules that were read from a file: the objective is another one if that changes."""
         return tuple(rule for rule in self._rules().values() if isinstance(rule, KappaProbe))
 
+    def fault_of(self, *, kept: int | None, drawn: bool = False) -> str | None:
+        """Why it cannot be computed where no more is known of a teacher than this: a clause; None where it can.
+
+        Args:
+            kept: tokens at a position, the likeliest ones or draws; None for the whole vocabulary.
+            drawn: whether they are draws.
+        """
+        if drawn and (self.exponents or self.divergence is not forward_kl):
+            return (
+                "draws give the forward KL at temperature 1 and nothing else, and this objective has another "
+                "divergence, a temperature, sharpening, or the power entropy"
+            )
+        if self.probes and (drawn or kept == 1):
+            told = "draws do not say which they are" if drawn else "one is kept"
+            return f"the rule kappa_probe looks at the teacher's two likeliest tokens, and {told}"
+        return None
+
     def _rules(self) -> dict[str, Any]:
         """The rules that there are, by the field that they stand in."""
         rules: dict[str, Any] = {"soft_weight": self.soft_weight}

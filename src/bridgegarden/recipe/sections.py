@@ -178,10 +178,14 @@ class Recipe:
                 "on_policy: a row's own teacher has to judge what the student writes, so that all of them have to be "
                 "in memory. Set teacher.together to true, without teacher.of.NAME.cache; or leave out on_policy."
             )
+        objective = build_objective(self.objective)
+        fault = None if self.teacher.top_k is None else objective.fault_of(kept=self.teacher.top_k)
+        if fault is not None:
+            raise ConfigError(f"teacher.top_k is {self.teacher.top_k}: {fault}. Keep two or more, or leave it out.")
         check_on_policy(
             self.on_policy,
             cached=not self.teacher.reads_batches,
-            data_labels=build_objective(self.objective).learns_data_tokens,
+            data_labels=objective.learns_data_tokens,
             packed=bool(arguments.get("packing") or arguments.get("padding_free")),
         )
 

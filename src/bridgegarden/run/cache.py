@@ -25,6 +25,7 @@ from bridgegarden.run.served_cache import (
     ServedBuild,
     build_scored_cache,
     build_served_cache,
+    useful,
 )
 from bridgegarden.run.teachers import (
     CacheAlone,
@@ -367,7 +368,7 @@ def _spec(
         max_length=_max_length(recipe),
         vocab_size=min(vocabulary_size(tokenizer), width),
         teacher_width=width,
-        support=_support(recipe, options, there),
+        support=useful(recipe, _support(recipe, options, there)),
         exponents=exponents,
         bits=options.bits or (DEFAULT_BITS if there is None else there.bits),
         prompt=recipe.teacher.prompt,

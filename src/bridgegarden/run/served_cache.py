@@ -17,7 +17,7 @@ from bridgegarden.data import (
 from bridgegarden.data.encode import IGNORED, RowTokeniser
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.preflight import ModelFacts, ModelReference, Pair, check_pair, check_quantised
-from bridgegarden.recipe import Recipe
+from bridgegarden.recipe import Recipe, build_objective
 from bridgegarden.run.models import load_teacher
 from bridgegarden.run.pair import student_reference
 from bridgegarden.run.rows import (
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
 
-    from bridgegarden.teacher.cache.spec import Bits, CacheSpec, Served
+    from bridgegarden.teacher.cache.spec import Bits, CacheSpec, Served, Support
     from bridgegarden.teacher.cache.writer import BuildResult
     from bridgegarden.teacher.scoring import Unscored
     from bridgegarden.teacher.scoring_check import Example
@@ -182,6 +182,21 @@ def _served_spec(
     return spec_of_lists(recipe, pair, k, options.bits or (DEFAULT_BITS if there is None else there.bits), served)
 
 
+def useful(recipe: Recipe, support: "Support") -> "Support":
+    """`support`, of which the objective of `recipe` can be computed.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    fault = build_objective(recipe.objective).fault_of(kept=support.k, drawn=support.kind == "sampled")
+    if fault is not None:
+        raise ConfigError(
+            f"cache: {support} a position would be of no use for this recipe: {fault}. Keep two or more of the "
+            "likeliest tokens (--top-k), or change the objective."
+        )
+    return support
+
+
 def spec_of_lists(recipe: Recipe, pair: Pair, k: int, bits: "Bits", served: "Served") -> "CacheSpec":
     """What a cache means of which only the `k` likeliest tokens are known, and not who said so but by name."""
     from bridgegarden.teacher.cache.spec import CacheSpec, Support
@@ -197,7 +212,7 @@ def spec_of_lists(recipe: Recipe, pair: Pair, k: int, bits: "Bits", served: "Ser
         max_length=recipe.training.arguments["max_length"],
         vocab_size=vocab_size,
         teacher_width=vocab_size,
-        support=Support(k=k),
+        support=useful(recipe, Support(k=k)),
         exponents=(),
         bits=bits,
         served=served,

@@ -16,7 +16,6 @@ from bridgegarden.data.encode import chat_template_fingerprint, tokenizer_finger
 from bridgegarden.data.teacher_prompt import check_number
 from bridgegarden.errors import CacheError, ConfigError, MissingRowsError, TokenizerError
 from bridgegarden.objective.alignment import SupervisedPositions
-from bridgegarden.objective.divergences import forward_kl
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.support import TeacherSignal
 from bridgegarden.teacher.cache.manifest import (
@@ -213,14 +212,14 @@ class TeacherCache:
         """Make sure that `objective` can be computed from what is stored.
 
         Raises:
-            ConfigError: it needs a power sum of the tail that is not stored, or more than draws can give.
+            ConfigError: it needs a power sum of the tail that is not stored, or more than what is kept can give.
         """
-        needed = objective.exponents
-        if self.spec.support.kind == "sampled" and (needed or objective.divergence is not forward_kl):
+        needed, support = objective.exponents, self.spec.support
+        fault = objective.fault_of(kept=support.k, drawn=support.kind == "sampled")
+        if fault is not None:
             raise CacheError(
-                f"teacher cache {self.folder}: holds draws, which give the forward KL at temperature 1 and nothing "
-                "else; this objective has another divergence, a temperature, sharpening, or the power entropy. Keep "
-                f"the likeliest tokens instead. {replace_command(self.folder)}"
+                f"teacher cache {self.folder}: holds {support}; {fault}. Keep more of the likeliest tokens instead. "
+                f"{replace_command(self.folder)}"
             )
         missing = [g for g in needed if self.spec.has_tail and g not in self.spec.stored_exponents]
         if not missing:
