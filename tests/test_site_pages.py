@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from docs.figures.draw_results import FIGURES, svg, with_figure
-from tests.test_evidence import writer  # noqa: F401  a fixture
+from tests.test_evidence import QUESTIONS, TABLES, evidence  # noqa: F401  a fixture
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -42,8 +42,7 @@ def guide() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("have", GUIDE)
-def test_the_guide_counts_what_the_map_found(writer, have):  # noqa: F811
-    evidence = writer.Evidence()
+def test_the_guide_counts_what_the_map_found(evidence, have):  # noqa: F811
     found = []
     for claim, cells in GUIDE[have]:
         verdicts = [
@@ -135,8 +134,7 @@ def test_every_footgun_has_a_test():
 CLAIMS = {"1:": "1", "2:": "2", "3a:": "3a", "3b:": "3b", "4:": "4", "a hybrid is right more often": "right"}
 
 
-def test_the_paper_s_claims_hold_in_as_many_cells_as_is_said(writer):  # noqa: F811
-    evidence = writer.Evidence()
+def test_the_paper_s_claims_hold_in_as_many_cells_as_is_said(evidence):  # noqa: F811
     rows = [row for row in (DOCS / "paper.md").read_text(encoding="utf-8").splitlines() if "holds in" in row]
     said = {row.strip("| ").split(" | ")[0]: row.rpartition("holds in ")[2].strip("| ") for row in rows[1:]}
     assert len(said) == 7
@@ -150,7 +148,7 @@ def test_the_paper_s_claims_hold_in_as_many_cells_as_is_said(writer):  # noqa: F
     assert {f"{list(evidence.verdicts(c).values()).count('holds')} of 32" for c in fives} == {count}
 
 
-@pytest.mark.parametrize("page", ["compare", "evidence", "lab", "lightning", "methods", "tokenizers"])
+@pytest.mark.parametrize("page", ["compare", *QUESTIONS, "lab", "lightning", "methods", "tokenizers"])
 def test_a_page_of_results_begins_with_its_answer_and_an_interval(page):
     text = (DOCS / "results" / f"{page}.md").read_text(encoding="utf-8")
     before, _, after = text.partition("Written by")
@@ -169,7 +167,8 @@ def test_the_figure_of_a_page_of_results_is_drawn_from_its_tables(name):
 
 def test_every_page_of_results_shows_a_figure_behind_its_first_answer():
     # Pages of one world are the tables behind lab.md.
-    pages = [path for path in sorted((DOCS / "results").glob("*.md")) if not path.name.startswith("lab_")]
+    behind = (*TABLES, *(path.stem for path in (DOCS / "results").glob("lab_*.md")))
+    pages = [path for path in sorted((DOCS / "results").glob("*.md")) if path.stem not in behind]
     assert {path.stem for path in pages} > set(FIGURES)
     for path in pages:
         figures = re.findall(r"^!\[(.+)\]\((.+)\)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Write evidence.md and its figure from the files that a map left.
+"""Write the pages of the evidence and their figures from the files that a map left.
 
     bridgegarden lab map
     bridgegarden lab confirm
@@ -6,102 +6,52 @@
     python docs/results/write_evidence.py --take-confirmed runs/confirm     # in evidence/transformers/
     python docs/results/write_evidence.py                     # writes from what is kept
 
-Every number of the page is read from ``evidence/``; the sentences around them are checked against the same files.
+Each page is a template in ``evidence/`` of the same name. Every number in it is read from there; the sentences around
+them are checked against the same files.
 """
 
 import argparse
-import csv
-import io
 import json
+import re
 import statistics
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bridgegarden.lab.map.cells import ARMS, FAIRNESS
 from bridgegarden.lab.map.findings import CLAIMS, KAPPA, MAIN
-from bridgegarden.report.charts import Bar, bar_chart, standalone
+from bridgegarden.report.charts import standalone
 from bridgegarden.report.diagnosis_words import GUIDE
-from bridgegarden.report.marks import Axis
 from bridgegarden.statistics import spearman
 from bridgegarden.study.arms import HYBRIDS
 from bridgegarden.table import Column, Table
 
+sys.path.append(str(Path(__file__).parents[2]))
+from docs.figures.draw_evidence import FIGURED, figures
+from docs.results.evidence_numbers import (
+    CONFIRMED,
+    KEPT,
+    WAY,
+    Evidence,
+    best_arms,
+    best_reading,
+    between,
+    corrected_count,
+    counted,
+    furthest,
+    gain_of_oracle,
+    guide_rows,
+    points,
+    unit_of,
+    untrained,
+)
+
 HERE = Path(__file__).parent
-KEPT = HERE / "evidence"
-CONFIRMED = KEPT / "transformers"
-"""What tiny transformers say of two of its cells."""
-FIGURES = HERE.parent / "figures"
-WAY = "tuned by right answers"
-"""How settings were chosen where the page does not say."""
-FREE = ("by_role", "by_kappa", "on_policy")
-"""What is not to be had for the price of fine-tuning: oracles, and texts of the student that the teacher reads."""
-Row = dict[str, str]
-
-
-class Place(NamedTuple):
-    """A cell of the map."""
-
-    teacher: str
-    student: str
-    rows: str
-    budget: str
-
-    def __str__(self) -> str:
-        return f"{self.teacher.replace('_', ' ')}, {self.student}, {self.rows} rows, {self.budget}"
-
-
-class Evidence:
-    """What a map found, as it is kept."""
-
-    def __init__(self, folder: Path = KEPT) -> None:
-        self.cells = _rows(folder / "cells.csv")
-        self.claims = _rows(folder / "claims.csv")
-        self.made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
-        self.places = list(dict.fromkeys(map(_place, self.cells)))
-        self.arms = list(dict.fromkeys(row["arm"] for row in self.cells))
-        self._cell = {(row["settings"], _place(row), row["arm"]): row for row in self.cells}
-
-    def mean(self, place: Place, arm: str, measure: str, way: str = WAY) -> float:
-        """Over seeds."""
-        return float(self._cell[way, place, arm][measure])
-
-    def tests(self, claim: str, way: str = WAY, place: Place | None = None) -> list[Row]:
-        """Of a claim, in every cell or in one."""
-        return [
-            row
-            for row in self.claims
-            if row["claim"] == claim
-            and row["settings"] == way
-            and row["teacher"] != "all"
-            and place in (None, _place(row))
-        ]
-
-    def pooled(self, claim: str, way: str = WAY) -> list[Row]:
-        """Of a claim, over all cells."""
-        return [r for r in self.claims if (r["claim"], r["settings"], r["teacher"]) == (claim, way, "all")]
-
-    def verdicts(self, claim: str, way: str = WAY) -> dict[Place, str]:
-        """In every cell, of *some* arm of a claim: one that holds is enough."""
-        found: dict[Place, list[str]] = {}
-        for row in self.tests(claim, way):
-            found.setdefault(_place(row), []).append(row["verdict"])
-        return {
-            place: "holds" if "holds" in each else "undecided" if "undecided" in each else "does not hold"
-            for place, each in found.items()
-        }
-
-
-def _rows(path: Path) -> list[Row]:
-    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
-
-
-def _place(row: Row) -> Place:
-    return Place(*(row[name] for name in Place._fields))
+DRAWN = HERE.parent / "figures"
 
 
 def take(folder: Path) -> None:
@@ -130,29 +80,13 @@ def _keep(folder: Path, where: Path, more: dict[str, float]) -> None:
     (where / "made.json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
 
 
-def points(share: float) -> str:
-    """Of right answers."""
-    return f"{100 * share:.0f}"
-
-
-def between(row: Row, times: float = 1.0, digits: int = 3) -> str:
-    """A difference with its interval."""
-    mean, low, high = (times * float(row[name]) for name in ("difference as claimed", "low", "high"))
-    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]".replace("-", "−")
-
-
-def _unit(claim: str) -> tuple[float, int]:
-    measure = next(one.measure for one in CLAIMS if one.name == claim)
-    return (100.0, 1) if measure.startswith("right") else (1.0, 3)
-
-
 def claims_table(evidence: Evidence, way: str) -> str:
     """Every claim: in how many cells, and over all cells the arm with the largest effect."""
     rows = []
     for claim in CLAIMS:
         counts = list(evidence.verdicts(claim.name, way).values())
         best = max(evidence.pooled(claim.name, way), key=lambda row: float(row["difference as claimed"]))
-        times, digits = _unit(claim.name)
+        times, digits = unit_of(claim.name)
         spread = times * float(best["between cells"])
         verdict = best["verdict"].replace("undecided", f"depends on the cell (spread {spread:.{digits}f})")
         rows.append(
@@ -171,7 +105,7 @@ def claims_table(evidence: Evidence, way: str) -> str:
 
 def every_hybrid(evidence: Evidence, claim: str) -> str:
     """A claim over all cells, arm by arm, for each way of choosing settings."""
-    times, digits = _unit(claim)
+    times, digits = unit_of(claim)
     rows = []
     for way in FAIRNESS:
         by_arm = {row["arm"]: row for row in evidence.pooled(claim, way)}
@@ -226,30 +160,6 @@ def kappa_table(evidence: Evidence, way: str) -> str:
         )
     names = [teacher.replace("_", " ") for teacher in teachers]
     return Table(columns=["claim", "predictor", "kappa over", *names, "over all cells"], rows=rows).markdown()
-
-
-def mechanism(evidence: Evidence, place: Place, title: str) -> str:
-    """What the students of a cell pay on their own answers, at Bridges and at Gardens; an SVG file."""
-    bars = []
-    for arm in ("hard", "soft", "static", "confidence", "entropy", "risk_guided", "sharpened", "by_role"):
-        bridges, gardens = (evidence.mean(place, arm, f"L_dθ at {role}") for role in ("Bridges", "Gardens"))
-        right = points(evidence.mean(place, arm, "right, greedy"))
-        about = f"{ARMS[arm].label}\n{bridges:.2f} nats at Bridges, {gardens:.2f} at Gardens\nright {right} %, greedy"
-        bars.append(Bar(name=ARMS[arm].label, filled=bridges, hollow=gardens, label=f"right {right} %", about=about))
-    chart = bar_chart(
-        bars,
-        axis=Axis(label="L_dθ, nats an answer →"),
-        about=title,
-        parts=("lost at Bridges (values)", "lost at Gardens (wordings)"),
-    )
-    return standalone(chart, title=title)
-
-
-def best_arms(evidence: Evidence, place: Place, measure: str, way: str = WAY, within: float = 0.02) -> list[str]:
-    """Everything to be had for the price of fine-tuning that is within two points of the best, the best first."""
-    means = {arm: evidence.mean(place, arm, measure, way) for arm in evidence.arms if arm not in FREE}
-    top = max(means.values())
-    return sorted((arm for arm, mean in means.items() if mean >= top - within), key=lambda arm: -means[arm])
 
 
 def guide_table(evidence: Evidence) -> str:
@@ -309,7 +219,7 @@ def confirmed_claims(map_: Evidence) -> str:
             tests = evidence.tests(claim.name, way, place)
             best = max(tests, key=lambda row: float(row["difference as claimed"]))
             there = map_.verdicts(claim.name, way)[place]
-            told = between(best, *_unit(claim.name))
+            told = between(best, *unit_of(claim.name))
             row.append(f"{evidence.verdicts(claim.name, way)[place]}: {told}, {ARMS[best['arm']].label} (map: {there})")
         rows.append(row)
     columns = [Column(str(place), words=True) for place in evidence.places]
@@ -330,6 +240,14 @@ def confirmed_seeds(map_: Evidence, claim: str) -> str:
         best = max(evidence.tests(claim, FAIRNESS[0], place), key=lambda row: float(row["difference as claimed"]))
         found.append(best["needed"])
     return " and ".join(found)
+
+
+def confirmed_differences(map_: Evidence, claim: str) -> str:
+    """Of the arm that does most, in each of their cells."""
+    evidence = Evidence(CONFIRMED)
+    tests = [evidence.tests(claim, FAIRNESS[0], place) for place in evidence.places]
+    best = [max(each, key=lambda row: float(row["difference as claimed"])) for each in tests]
+    return " and ".join(between(row, *unit_of(claim)) for row in best)
 
 
 def confirmed_measures(map_: Evidence) -> str:
@@ -353,60 +271,6 @@ CONFIRMED_MEASURES = (
     ("L_dθ", 1.0, 2),
 )
 """Of what both kinds of students have, as shown: times, digits."""
-
-
-def untrained(evidence: Evidence, way: str = WAY) -> list[str]:
-    """Arms and cells in which more than one student of twenty guesses."""
-    return [
-        f"{place}: {ARMS[arm].label} {points(share)} %"
-        for place in evidence.places
-        for arm in evidence.arms
-        if (share := evidence.mean(place, arm, "at chance", way)) > 0.05
-    ]
-
-
-def counted(evidence: Evidence, claim: str, way: str = WAY, teacher: str | None = None, verdict: str = "holds") -> str:
-    """In how many cells of how many some arm of a claim has a verdict."""
-    here = [v for place, v in evidence.verdicts(claim, way).items() if teacher in (None, place.teacher)]
-    return f"{here.count(verdict)} of {len(here)}"
-
-
-def corrected_count(evidence: Evidence, claim: str, way: str = WAY) -> int:
-    """In how many cells a claim holds with a p value that Holm's correction over all its tests leaves below 0.05."""
-    tests = evidence.tests(claim, way)
-    held = {_place(row) for row in tests if row["verdict"] == "holds" and float(row["p, Holm"]) < 0.05}
-    return len(held)
-
-
-def gain_of_oracle(evidence: Evidence, arm: str) -> list[float]:
-    """In every cell, how much more often an arm is right than the better pure kind, greedy, points."""
-    found = []
-    for place in evidence.places:
-        (pure,) = {row["against"] for row in evidence.tests(MAIN, WAY, place)}
-        right, theirs = (evidence.mean(place, one, "right, greedy") for one in (arm, pure))
-        found.append(100 * (right - theirs))
-    return found
-
-
-def furthest(evidence: Evidence, claim: str) -> str:
-    """Of a claim, the largest difference of any arm over all cells."""
-    best = max(evidence.pooled(claim), key=lambda row: float(row["difference as claimed"]))
-    return between(best, *_unit(claim))
-
-
-def best_reading(evidence: Evidence) -> float:
-    """The largest rank correlation with kappa of any predictor and reading, over all cells."""
-    pooled = [row for claim in CLAIMS if claim.measure in KAPPA for row in evidence.pooled(claim.name)]
-    return max(float(row["difference as claimed"]) for row in pooled)
-
-
-def guide_rows(evidence: Evidence, teacher: str) -> dict[str, str]:
-    """What is right most often with a teacher, greedy, means over its cells: the best four, and what costs more."""
-    here = [place for place in evidence.places if place.teacher == teacher]
-    means = {arm: statistics.fmean(evidence.mean(p, arm, "right, greedy") for p in here) for arm in evidence.arms}
-    cheap = sorted((arm for arm in means if arm not in FREE), key=lambda arm: -means[arm])
-    best = ", ".join(f"{ARMS[arm].label} {points(means[arm])}" for arm in cheap[:4])
-    return {"best": best, "oracle": points(means["by_role"]), "on_policy": points(means["on_policy"])}
 
 
 def ways_table(evidence: Evidence) -> str:
@@ -435,10 +299,19 @@ MEASURED = {
 """Measures whose tables the page has: with shares in per cent."""
 
 
-def page(evidence: Evidence) -> str:
-    """The whole page: the words of ``evidence/page.md.jinja`` with the numbers in their places."""
-    environment = Environment(undefined=StrictUndefined, autoescape=False, trim_blocks=True, keep_trailing_newline=True)
-    text = environment.from_string((KEPT / "page.md.jinja").read_text(encoding="utf-8"))
+PAGES = tuple(sorted(path.name.removesuffix(".md.jinja") for path in KEPT.glob("*.md.jinja")))
+"""Names of the pages, one a question, and the one that answers them in short."""
+
+
+def pages(evidence: Evidence) -> dict[str, str]:
+    """By name, every page: the words of its template with the numbers in their places."""
+    environment = Environment(
+        loader=FileSystemLoader(KEPT),
+        undefined=StrictUndefined,
+        autoescape=False,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
     bound = {
         function.__name__: partial(function, evidence)
         for function in (
@@ -459,35 +332,32 @@ def page(evidence: Evidence) -> str:
             best_reading,
             furthest,
             confirmed_claims,
+            confirmed_differences,
             confirmed_measures,
             confirmed_seeds,
             confirmed_verdict,
         )
     }
-    return text.render(
-        **bound,
-        made=evidence.made,
-        confirmed=Evidence(CONFIRMED),
-        arms=evidence.arms,
-        cells=len(evidence.places),
-        figured=FIGURED,
-        guide=GUIDE,
-        measured=MEASURED,
-        ways=FAIRNESS,
-        shown=WAY,
-        points=points,
-    )
-
-
-FIGURED = {
-    "won": Place("slips", "too small", "many", "long"),
-    "lost": Place("perfect", "too small", "few", "long"),
-}
-"""Cells that are drawn: one where a hybrid is ahead of both pure kinds, one where it is behind; chosen for that."""
+    environment.globals |= bound | {
+        "made": evidence.made,
+        "confirmed": Evidence(CONFIRMED),
+        "arms": evidence.arms,
+        "cells": len(evidence.places),
+        "figured": FIGURED,
+        "drawn": figures(evidence),
+        "guide": GUIDE,
+        "measured": MEASURED,
+        "ways": FAIRNESS,
+        "shown": WAY,
+        "points": points,
+    }
+    texts = {name: environment.get_template(f"{name}.md.jinja").render() for name in PAGES}
+    # What a macro leaves empty is one empty line.
+    return {name: re.sub(r"\n{3,}", "\n\n", text).strip() + "\n" for name, text in texts.items()}
 
 
 def main() -> None:
-    """Take a map's numbers if asked to, and write the page and its figures."""
+    """Take a map's numbers if asked to, and write the pages and their figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--take", metavar="DIR", type=Path, help="a finished map whose numbers are kept first")
     parser.add_argument("--take-confirmed", metavar="DIR", type=Path, help="its cells with transformers, likewise")
@@ -497,9 +367,10 @@ def main() -> None:
     if arguments.take_confirmed is not None:
         take_confirmed(arguments.take_confirmed)
     evidence = Evidence()
-    HERE.joinpath("evidence.md").write_text(page(evidence), encoding="utf-8")
-    for name, place in FIGURED.items():
-        FIGURES.joinpath(f"bridges-{name}.svg").write_text(mechanism(evidence, place, str(place)), encoding="utf-8")
+    for name, text in pages(evidence).items():
+        HERE.joinpath(f"{name}.md").write_text(text, encoding="utf-8")
+    for name, figure in figures(evidence).items():
+        DRAWN.joinpath(f"{name}.svg").write_text(standalone(figure.chart, title=figure.title), encoding="utf-8")
 
 
 if __name__ == "__main__":
