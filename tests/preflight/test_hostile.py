@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from bridgegarden.cli.main import cli
 from bridgegarden.errors import BridgegardenError, ModelError
-from bridgegarden.preflight import ModelReference, estimate_memory, load_facts
+from bridgegarden.preflight import ModelReference, estimate_memory, load_facts, trial
 from bridgegarden.preflight.models import load_tokenizer, meta_model
 from bridgegarden.preflight.quantisation import check_quantised
 from bridgegarden.recipe import LoraSection, build_lora_config
@@ -154,7 +154,27 @@ def test_a_tokenizer_whose_parts_are_damaged_is_one_line(folder, normalizer):
 def test_a_tokenizer_is_tried_once_and_then_known(folder, monkeypatch):
     load_tokenizer(reference(folder))
     monkeypatch.setattr("subprocess.run", None)
+    monkeypatch.setattr("os.fork", None)
     load_tokenizer(reference(folder))
+    load_tokenizer(reference(folder.rename(folder.with_name("moved"))))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("tokenizer_config.json", lambda path: edit(path, eos_token="<|endoftext|>")),
+        ("chat_template.jinja", lambda path: path.write_text("{% for i in range(90000) %}x{% endfor %}")),
+        ("tokenizer.json", lambda path: edit(path, normalizer={"type": "Lowercase"})),
+    ],
+)
+def test_a_tokenizer_of_which_anything_differs_is_tried_again(folder, monkeypatch, name, change):
+    monkeypatch.setattr(trial, "_harmless", set())
+    load_tokenizer(reference(folder))
+    tried = []
+    monkeypatch.setattr(trial, "_status_of", lambda trial: tried.append(trial) or 0)
+    change(folder / name)
+    load_tokenizer(reference(folder))
+    assert len(tried) == 2
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bridgegarden.errors import ModelError, foreign, quoted
-from bridgegarden.preflight.trial import fault_of_template, fault_of_tokenizer, fault_of_tokenizer_file
+from bridgegarden.preflight.trial import fault_of_tokenizer, fault_of_tokenizer_file
 
 if TYPE_CHECKING:
     import torch
@@ -255,10 +255,7 @@ def load_tokenizer(reference: ModelReference, commit: str | None = None) -> "Pre
                 f"has, such as {tokenizer.eos_token!r}, or leave it out."
             )
         tokenizer.eos_token = reference.eos_token
-    fault = fault_of_tokenizer(tokenizer)
-    if fault is None and tokenizer.chat_template is not None:
-        fault = fault_of_template(tokenizer)
-    if fault is not None:
+    if (fault := fault_of_tokenizer(tokenizer, file)) is not None:
         raise reference.error(fault)
     return tokenizer
 

@@ -41,8 +41,8 @@ except BaseException as error:
     print(error)
     sys.exit(3)
 """
-_seen: set[str] = set()
-"""Hashes of files that did no harm."""
+_harmless: set[str] = set()
+"""Hashes of files, and of tokenizers made of them, that did no harm."""
 
 
 def fault_of_tokenizer_file(path: Path) -> str | None:
@@ -53,7 +53,7 @@ def fault_of_tokenizer_file(path: Path) -> str | None:
     A file with the same content is tried once a process.
     """
     content = hashlib.sha256(path.read_bytes()).hexdigest()
-    if content in _seen:
+    if content in _harmless:
         return None
     try:
         done = subprocess.run(
@@ -73,7 +73,7 @@ def fault_of_tokenizer_file(path: Path) -> str | None:
         return f"it ends the process that reads it ({ended}: {one_line(said[0])[:200]})"
     if done.returncode == 3:
         return one_line(done.stdout.decode(errors="replace"))[:200].rstrip(" .:")
-    _seen.add(content)
+    _harmless.add(content)
     return None
 
 
@@ -82,9 +82,27 @@ def fault_of_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     return _fault(lambda: _try_template(tokenizer), "its chat template")
 
 
-def fault_of_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    """As :func:`fault_of_template`, of encoding and decoding."""
-    return _fault(lambda: _try_tokenizer(tokenizer), "its tokenizer")
+def fault_of_tokenizer(tokenizer: "PreTrainedTokenizerBase", file: Path | None = None) -> str | None:
+    """As :func:`fault_of_template`, of encoding and decoding, and of the template if there is one.
+
+    What was made of the same `file` with the same settings is tried once a process.
+    """
+    content = None if file is None else _content(tokenizer, file)
+    if content in _harmless:
+        return None
+    fault = _fault(lambda: _try_tokenizer(tokenizer), "its tokenizer")
+    if fault is None and tokenizer.chat_template is not None:
+        fault = fault_of_template(tokenizer)
+    if fault is None and content is not None:
+        _harmless.add(content)
+    return fault
+
+
+def _content(tokenizer: "PreTrainedTokenizerBase", file: Path) -> str:
+    """A hash of all that `tokenizer`, which was read from `file`, does with text."""
+    settings = {key: value for key, value in tokenizer.init_kwargs.items() if key != "name_or_path"}
+    told = (type(tokenizer).__qualname__, settings, tokenizer.added_tokens_decoder, tokenizer.chat_template)
+    return hashlib.sha256(file.read_bytes() + repr(told).encode(errors="surrogatepass")).hexdigest()
 
 
 def _try_template(tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -124,13 +142,11 @@ def _status_of(trial: Callable[[], None]) -> int | None:
         if child == 0:
             _run_and_exit(trial)
     ends = time.monotonic() + WALL_SECONDS
-    pause = 0.001
     while time.monotonic() < ends:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)
-        time.sleep(pause)
-        pause = min(2 * pause, 0.05)
+        time.sleep(0.002)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return None
