@@ -1,5 +1,6 @@
 import random
 from dataclasses import replace
+from functools import cache, partial
 
 import pytest
 
@@ -17,9 +18,17 @@ from bridgegarden.compare.findings import (
 )
 from bridgegarden.compare.report import difference_table
 from bridgegarden.compare.result import CompareRun
+from bridgegarden.statistics import paired_difference
 from tests.compare.made_up import made_up_result
 
 RESULT = made_up_result()
+
+
+@pytest.fixture(autouse=True)
+def fewer_resamples(monkeypatch):
+    """Of hundreds of pages: enough for a share of pages, which is all that is asked of them."""
+    fewer = partial(paired_difference, resamples=500)
+    monkeypatch.setattr("bridgegarden.compare.findings.paired_difference", fewer)
 
 
 def with_runs(change, result=RESULT):
@@ -82,7 +91,8 @@ def test_where_students_were_on_a_gpu_time_is_on_the_clock():
     assert price(result, "soft").seconds == pytest.approx(22 + 18 / 6)
 
 
-def equal(seed, objectives=("soft", "confidence", "gkd")):
+@cache
+def equal(seed):
     """A comparison in which every objective is as good as every other, and none drifts."""
     draw = random.Random(seed)
 

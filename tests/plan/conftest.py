@@ -1,7 +1,11 @@
 import json
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 import pytest
 
+from bridgegarden.plan import memory
 from tests.tiny import tiny_config, tiny_tokenizer
 
 
@@ -20,3 +24,27 @@ def recipe_file(tmp_path):
         f"output: {tmp_path / 'output'}\n"
     )
     return path
+
+
+def remembered(walk: Callable[..., Any]) -> Callable[..., Any]:
+    """`walk` through a model's step, once for the same model, batch and settings."""
+    known: dict[str, Any] = {}
+
+    @wraps(walk)
+    def remembering(config, *arguments, **settings):
+        key = repr((config.to_json_string(use_diff=False), arguments, sorted(settings.items())))
+        if key not in known:
+            known[key] = walk(config, *arguments, **settings)
+        return known[key]
+
+    return remembering
+
+
+_WALKS = {name: remembered(getattr(memory, name)) for name in ("student_memory", "teacher_memory")}
+
+
+@pytest.fixture(autouse=True)
+def walks_once(monkeypatch):
+    """Plans of the tests are of the same two models: each way to train them is walked through once, not in every test."""
+    for name, walk in _WALKS.items():
+        monkeypatch.setattr(memory, name, walk)
