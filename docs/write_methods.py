@@ -34,6 +34,7 @@ HOW: dict[str, str] = {
     "entropy_gated": "$KL(q \\| p)$, and $KL(p \\| q)$ added where $H(p_t) > 0.8$",
     "early_positions": "$KL(q \\| p)$ on the first 30 % of each answer",
     "late_positions": "$w_t KL(p \\| q)$, $w_t$ from 0.25 to 1 along each answer",
+    "token_importance": "$KL(q \\| p)$ on the half of each answer where $q$ is unsure, or far from $p$",
     "label_corrected": "$KL(p' \\| q)$, $p'$ the teacher moved towards the token in the data until it leads by 0.2",
     "dft": "$-q \\log q$ of the token in the data, the factor held fast",
 }
@@ -84,19 +85,21 @@ that it is trained on: `on_policy: {{lmbda: 1.0}}` in a recipe, `on_policy:NAME`
 * `lk_hybrid` takes the acceptance at each position. SpecForge's code takes the mean over the batch, one weight for all
   positions, and by a reading of it so does the paper; here nothing depends on how a batch is cut. For the heads of
   MEDUSA the paper has 10 in the place of 3 (`divergence_options: {{eta: 10}}`).
+* `token_importance` is TIP's Soft-OR score: the student's entropy (the batch's highest 2 % count as one) and
+  $KL(q \\| p)$, each scaled from the batch's least to its most, $\\hat h + \\hat\\delta - \\hat h \\hat\\delta$; of
+  each answer the best half is kept (the paper's other share: `position_weight: {{rule: token_importance, share:
+  0.2}}`). It is the only method here that compares positions with each other, so what a position counts depends on the
+  micro-batch that it is read in. Ranking takes a further pass over both heads, which the FLOPs of `plan` and `compare`
+  leave out. The paper saves memory by leaving positions out; here the loss's memory does not grow with them.
 * `label_corrected`: the teacher's probabilities at temperature 1 decide how much is moved. With a top-k teacher it
   needs the log-probability of the data's token, which live teachers and caches have.
 * Weights of positions below 1 make the loss smaller: it is divided by the number of supervised positions, whatever
   their weights.
 
 Held against what: `head_tail_kl` against a copy of its authors' code, `lk_hybrid` against SpecForge's `lk_loss.py` and
-a reading of the paper, `token_wise_kl` against the abstract and a review that quotes the formula. The full text of
-these three could not be read for this, so the numbers of their equations are unchecked.
-
-Not here: token importance (arXiv:2604.14084) ranks the positions of a batch by the student's entropy and its
-divergence from the teacher, both scaled by the batch's extremes, and keeps the best share. A rule here is local to a
-position, so that nothing depends on how a batch is cut. The paper has no product of the teacher's confidence and the
-student's uncertainty.
+a reading of the paper, `token_wise_kl` against the abstract and a review that quotes the formula, `token_importance`
+against three descriptions of the paper by others that agree. The full text of these four could not be read for this, so
+the numbers of their equations are unchecked.
 
 ## Rules
 

@@ -22,7 +22,7 @@ from bridgegarden.teacher.cache.spec import DEFAULT_EXPONENTS, CacheSpec, Suppor
 from bridgegarden.teacher.cache.writer import OneTeacher, build_cache
 from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.training.trainer import HybridDistillationTrainer
-from tests.objective.presets import MECHANISMS
+from tests.objective.presets import MECHANISMS, RANKED
 from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
 from tests.training.conftest import token_rows
 
@@ -100,7 +100,7 @@ def test_the_kernels_in_bfloat16_are_no_further_off_than_pytorch_on_a_cpu(preset
         assert ours < 1.5 * theirs + 2e-3
 
 
-@pytest.mark.parametrize("preset", MECHANISMS)
+@pytest.mark.parametrize("preset", [*MECHANISMS, *RANKED])
 @pytest.mark.parametrize(("top_k", "kernels"), [(None, False), (16, False), (16, True)])
 def test_nothing_in_the_walk_over_chunks_waits_for_the_gpu(preset, top_k, kernels):
     objective = HybridObjective.preset(preset)

@@ -8,4 +8,9 @@ def _is_a_divergence_alone(fields) -> bool:
     return fields.keys() == {"divergence", "soft_weight"} and not isinstance(fields["divergence"], MixedDivergence)
 
 
-MECHANISMS = tuple(name for name, fields in PRESETS.items() if not _is_a_divergence_alone(fields))
+RANKED = ("token_importance",)
+"""Those that compare the positions of a batch: a number that is a little off, or a batch that is cut elsewhere, may
+choose others."""
+MECHANISMS = tuple(
+    name for name, fields in PRESETS.items() if not _is_a_divergence_alone(fields) and name not in RANKED
+)

@@ -14,9 +14,10 @@ from bridgegarden.objective.alignment import Places, Position, SupervisedPositio
 from bridgegarden.objective.divergences import DIVERGENCES, alpha_beta, entropy, forward_kl
 from bridgegarden.objective.fused import ProjectedTeacher, fused_hybrid_loss
 from bridgegarden.objective.head import LanguageModelHead, selected_logits
-from bridgegarden.objective.hybrid import HybridObjective, hybrid_loss_from_logits
+from bridgegarden.objective.hybrid import RANKED_BY, HybridObjective, hybrid_loss_from_logits
 from bridgegarden.objective.methods import PRESETS
 from bridgegarden.objective.mixed_divergence import MixedDivergence
+from bridgegarden.objective.position_weight import TokenImportance
 from bridgegarden.objective.soft_weight import (
     ConfidenceWeight,
     CurriculumWeight,
@@ -265,6 +266,19 @@ def test_chunks_caps_and_padded_vocabularies_change_nothing(chunk, softcap, stud
     assert_same(pair, pair.fast(objective, chunk=chunk), pair.slow(objective))
 
 
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+@pytest.mark.parametrize("share", [0.2, 0.6, 1.0])
+def test_positions_are_ranked_in_the_whole_batch_however_it_is_walked(chunk, share):
+    """And with soft labels that are none of what they are ranked by."""
+    pair = Pair()
+    objective = HybridObjective(temperature=2.0, risk_alpha=0.1, position_weight=TokenImportance(share))
+    fast, slow = pair.fast(objective, chunk=chunk), pair.slow(objective)
+    assert_same(pair, fast, slow)
+    lengths = Places(pair.positions.has_successor).length
+    whole = sum(math.ceil(share * length) / length for length in lengths.tolist())
+    assert fast.terms.position_weight.sum().item() == pytest.approx(whole)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("chunk", [2, 100])
 def test_top_k_agrees_with_the_route_over_selected_logits(preset, chunk):
@@ -287,7 +301,11 @@ def test_top_k_agrees_with_the_route_over_selected_logits(preset, chunk):
         chosen.logits, chosen.log_rest, at_target.logits[:, 0], chosen.log_normaliser, tempered.log_rest
     )
     following = torch.cat([chosen.log_normaliser[1:], chosen.log_normaliser[-1:]])
-    place = Position(positions.target, Places(positions.has_successor))
+    chosen, places = None, Places(positions.has_successor)
+    if objective.ranks is not None:
+        unsure = entropy(pair.head.logits(hidden).log_softmax(-1))
+        chosen = objective.ranks.choose(unsure, RANKED_BY(signal, student, positions.target).soft, places)
+    place = Position(positions.target, places, chosen=chosen)
     terms = objective(signal, student, positions.target, following, positions.has_successor, PROGRESS, place)
     torch.testing.assert_close(fast.loss, terms.mean())
     for ours, theirs in zip(

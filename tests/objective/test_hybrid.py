@@ -317,6 +317,7 @@ def test_fully_masked_row_adds_nothing():
 
 FROM_THE_STUDENTS_SIDE = {
     *("reverse_kl", "adaptive_kl", "head_tail_kl", "token_wise_kl", "entropy_gated", "early_positions"),
+    "token_importance",
 }
 """Infinite where the teacher has no mass and the student has some."""
 

@@ -14,7 +14,7 @@ from bridgegarden.objective.head import LanguageModelHead, select_support
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import TrainProgress
 from bridgegarden.objective.support import StudentSupport, TeacherSignal
-from tests.objective.presets import MECHANISMS
+from tests.objective.presets import MECHANISMS, RANKED
 
 pytest.importorskip("triton")
 
@@ -174,7 +174,7 @@ class Pair:
 
 
 OBJECTIVES = {
-    **{name: HybridObjective.preset(name) for name in MECHANISMS},
+    **{name: HybridObjective.preset(name) for name in (*MECHANISMS, *RANKED)},
     "warm": HybridObjective.preset("risk_guided", temperature=2.0, hard_target="data"),
 }
 

@@ -39,7 +39,7 @@ def test_all_is_every_method_once_on_fixed_rows_and_those_of_the_students_own_te
     assert names == all_rows()
     assert set(PRESETS) < set(names)
     on_policy = [row.name for row in compared_rows(names, BASE) if row.on_policy]
-    written = ["entropy_gated", "early_positions", "late_positions"]
+    written = ["entropy_gated", "early_positions", "late_positions", "token_importance"]
     assert on_policy == ["gkd", "on_policy:reverse_kl", "on_policy_hybrid", *(f"on_policy:{name}" for name in written)]
     assert named_rows(("soft", "gkd")) == ("soft", "gkd")
     with pytest.raises(ConfigError, match="'all' is every method; name nothing beside it"):

@@ -20,7 +20,7 @@ from bridgegarden.objective.position_weight import EarlyPositions
 from bridgegarden.objective.soft_weight import TrainProgress
 from bridgegarden.recipe.training import MEASURED
 from bridgegarden.teacher.live import LiveTeacher
-from tests.objective.presets import MECHANISMS
+from tests.objective.presets import MECHANISMS, RANKED
 from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
 from tests.training.conftest import token_rows
 
@@ -35,7 +35,7 @@ def in_order(trainer):
     return trainer
 
 
-@pytest.mark.parametrize("preset", MECHANISMS)
+@pytest.mark.parametrize("preset", [*MECHANISMS, *RANKED])
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_loss_and_gradient_are_those_of_the_slow_path(make_trainer, preset, family):
     objective = HybridObjective.preset(preset)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bridgegarden.errors import ConfigError
@@ -95,6 +95,8 @@ class Position:
     """Where in their answers the positions of the whole batch stand; None where that is not known."""
     rows: slice | None = None
     """Which of them these are; None is all."""
+    chosen: Float[Tensor, "*batch"] | None = None
+    """What a rule that ranks the positions of a batch made of these; None where none did."""
 
     @property
     def index(self) -> Int[Tensor, "*batch"]:

@@ -22,7 +22,7 @@ from bridgegarden.objective.head import (
     free_memory,
     select_support,
 )
-from bridgegarden.objective.hybrid import HybridLoss, HybridObjective, dense_student_support
+from bridgegarden.objective.hybrid import RANKED_BY, HybridLoss, HybridObjective, dense_student_support
 from bridgegarden.objective.loss_route import check_kernels, whole_vocabulary_error
 from bridgegarden.objective.soft_weight import TrainProgress
 from bridgegarden.objective.support import Bounds, StudentSupport, TeacherSignal, acceptance_bounds
@@ -126,17 +126,28 @@ def fused_hybrid_loss(
         kernels: read and write each chunk's logits by Triton's kernels (:mod:`bridgegarden.objective.kernels`): on a
             CUDA GPU, for a teacher signal that has ids.
 
+    An objective that ranks the positions of the batch (:attr:`HybridObjective.ranks`) takes a further walk over all
+    chunks, of both heads, without gradients.
+
     Raises:
         ConfigError: the kernels were asked for where they cannot run.
     """
     if kernels:
         check_kernels(hidden.device, compute_dtype(hidden, head.weight))
+    places, chosen = Places(has_successor), None
+    if objective.ranks is not None:
+        options = {"chunk_tokens": chunk_tokens, "measure_student": True, "kernels": kernels}
+        with torch.no_grad():
+            seen = fused_hybrid_loss(hidden, head, teacher, data_ids, has_successor, RANKED_BY, num_items=1, **options)
+        assert seen.student_entropy is not None
+        chosen = objective.ranks.choose(seen.student_entropy, seen.terms.soft, places)
     walk = _Walk(
         head=head,
         teacher=teacher,
         data_ids=data_ids,
         has_successor=has_successor,
-        places=Places(has_successor),
+        places=places,
+        chosen=chosen,
         objective=objective,
         progress=progress,
         num_items=_count(num_items, hidden.device).clamp(min=1),
@@ -177,6 +188,7 @@ class _Walk:
     data_ids: Tensor
     has_successor: Tensor
     places: Places
+    chosen: Tensor | None
     objective: HybridObjective
     progress: TrainProgress | None
     num_items: Tensor
@@ -347,8 +359,8 @@ def _terms(signal: TeacherSignal, student: StudentSupport, walk: _Walk, rows: sl
     count = rows.stop - rows.start
     normalisers = student.log_normaliser
     following = torch.cat([normalisers[1:], normalisers[-1:]])[:count]
-    ids, position = walk.data_ids[rows], Position(walk.data_ids[rows], walk.places, rows)
-    own = student[:count]
+    ids, own = walk.data_ids[rows], student[:count]
+    position = Position(ids, walk.places, rows, None if walk.chosen is None else walk.chosen[rows])
     return walk.objective(signal, own, ids, following, walk.has_successor[rows], walk.progress, position)
 
 

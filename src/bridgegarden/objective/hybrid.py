@@ -19,10 +19,10 @@ from torch import Tensor
 
 from bridgegarden.errors import ConfigError, check_temperature, lookup
 from bridgegarden.objective.alignment import IGNORE, Places, Position, next_token_labels
-from bridgegarden.objective.divergences import Divergence, forward_kl, without_gradient_unless
+from bridgegarden.objective.divergences import Divergence, entropy, forward_kl, reverse_kl, without_gradient_unless
 from bridgegarden.objective.methods import METHODS
 from bridgegarden.objective.mixed_divergence import MixedDivergence
-from bridgegarden.objective.position_weight import WITHOUT_TEACHER
+from bridgegarden.objective.position_weight import WITHOUT_TEACHER, TokenImportance
 from bridgegarden.objective.soft_weight import (
     EntropyWeight,
     KappaProbe,
@@ -179,6 +179,12 @@ class HybridObjective:
         """The rules that were read from a file: the objective is another one if that changes."""
         return tuple(rule for rule in self._rules().values() if isinstance(rule, KappaProbe))
 
+    @property
+    def ranks(self) -> TokenImportance | None:
+        """The rule that has to know of a whole batch before it can say what a position counts, by
+        :data:`RANKED_BY`; None where every rule looks at one position at a time."""
+        return self.position_weight if isinstance(self.position_weight, TokenImportance) else None
+
     def fault_of(self, *, kept: int | None, drawn: bool = False) -> str | None:
         """Why it cannot be computed where no more is known of a teacher than this: a clause; None where it can.
 
@@ -191,6 +197,8 @@ class HybridObjective:
                 "draws give the forward KL at temperature 1 and nothing else, and this objective has another "
                 "divergence, a temperature, sharpening, or the power entropy"
             )
+        if drawn and self.ranks is not None:
+            return "token importance compares whole distributions, which draws are not"
         if self.probes and (drawn or kept == 1):
             told = "draws do not say which they are" if drawn else "one is kept"
             return f"the rule kappa_probe looks at the teacher's two likeliest tokens, and {told}"
@@ -306,6 +314,10 @@ class HybridObjective:
         return (weights * (signal.logp - student.logp_at_support())).sum(-1)
 
 
+RANKED_BY = HybridObjective(divergence=reverse_kl, soft_weight=StaticWeight(1.0))
+"""The divergence that positions of a batch are ranked by is this objective's soft loss."""
+
+
 def hybrid_loss_from_logits(
     student_logits: Float[Tensor, "B T V"],
     teacher_logits: Float[Tensor, "B T W"],
@@ -341,7 +353,12 @@ def hybrid_loss_from_logits(
     student = dense_student_support(logits, width, objective.hard_ids(signal, data_ids), objective.temperature)
     following = torch.cat([student.log_normaliser[:, 1:], student.log_normaliser[:, -1:]], 1)
     has_next = torch.cat([mask[:, :-1] & mask[:, 1:], torch.zeros_like(mask[:, :1])], 1)
-    position = Position(data_ids, Places(has_next))
+    chosen = None
+    if objective.ranks is not None:
+        unsure, differs = entropy(logits.detach().log_softmax(-1)), RANKED_BY(signal, student, data_ids).soft.detach()
+        chosen = torch.zeros_like(unsure)
+        chosen[mask] = objective.ranks.choose(unsure[mask], differs[mask], Places(has_next[mask]))
+    position = Position(data_ids, Places(has_next), chosen=chosen)
     loss = objective(signal, student, data_ids, following, has_next, progress, position)
     return loss.map(lambda term: torch.where(mask, term, torch.zeros_like(term)))
 

@@ -24,7 +24,7 @@ from bridgegarden.objective.divergences import (
     total_variation,
 )
 from bridgegarden.objective.mixed_divergence import MixedDivergence
-from bridgegarden.objective.position_weight import EarlyPositions, LatePositions, TargetProbability
+from bridgegarden.objective.position_weight import EarlyPositions, LatePositions, TargetProbability, TokenImportance
 from bridgegarden.objective.registry import Registry
 from bridgegarden.objective.soft_weight import (
     ConfidenceWeight,
@@ -97,6 +97,9 @@ METHODS: Registry[Method] = Registry(
         ),
         "late_positions": _soft(
             "late positions", forward_kl, "2605.21606", on_policy=True, position_weight=LatePositions()
+        ),
+        "token_importance": _soft(
+            "token importance", reverse_kl, "2604.14084", on_policy=True, position_weight=TokenImportance()
         ),
         "label_corrected": _hybrid("label-corrected", LabelCorrection(), "2506.15702", hard_target="data"),
         "dft": _hybrid("DFT", StaticWeight(0.0), "2508.05629", hard_target="data", position_weight=TargetProbability()),

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.objective.alignment import Position
+from bridgegarden.objective.alignment import Places, Position
 from bridgegarden.objective.registry import Registry
 from bridgegarden.objective.soft_weight import SOFT_WEIGHTS, SoftWeight, StaticWeight, TrainProgress, is_rule, needs
 from bridgegarden.objective.support import StudentSupport, TeacherSignal
@@ -109,6 +109,71 @@ class TargetProbability:
         return needs(student, self, "the student").target_logp().exp()
 
 
+@dataclass(frozen=True)
+class TokenImportance:
+    r"""Only the most important share of each answer: :math:`w_t = 1` there, else 0.
+
+    .. math:: s_t = \hat h_t + \hat\delta_t - \hat h_t \hat\delta_t, \qquad h_t = H(q_t), \quad
+              \delta_t = KL(q_t \| p_t), \quad \hat x_t = \frac{x_t - \min x}{\max x - \min x}
+
+    Of an answer of n positions the :math:`\lceil \text{share} \cdot n \rceil` with the highest score are kept: where
+    the student is unsure, or sure and of another opinion than the teacher. Least and most are those of the batch, and
+    entropies above its 98th percentile count as that. So a weight depends on the rows that are read with it, which no
+    other rule's does: each micro-batch and each process ranks its own.
+
+    References:
+        Xu et al., 2026, arXiv:2604.14084 (TIP), the Soft-OR score, by three independent descriptions of it.
+    """
+
+    share: float = 0.5
+    """In (0, 1]: 1 is all of an answer. The paper has 0.5 and 0.2."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"objective.position_weight.share must be in (0, 1], got {self.share}.")
+
+    def __call__(
+        self,
+        signal: TeacherSignal,
+        student: StudentSupport | None = None,
+        position: Position | None = None,
+        progress: TrainProgress | None = None,
+    ) -> Float[Tensor, "*batch"]:
+        place = needs(position, self, "a whole batch of positions")
+        return needs(place.chosen, self, "a whole batch of positions").to(signal.entropy.dtype)
+
+    def choose(self, entropy: Float[Tensor, "N"], divergence: Float[Tensor, "N"], places: Places) -> Float[Tensor, "N"]:
+        r"""The weight of each position of a batch; NaN wherever one of the numbers is.
+
+        Args:
+            entropy: the student's, nats.
+            divergence: :math:`KL(q \| p)`, nats; may be infinite.
+            places: where in their answers the positions stand.
+        """
+        if not len(entropy):
+            return entropy
+        capped = torch.minimum(entropy, entropy.quantile(QUANTILE))
+        unsure, differs = _from_least_to_most(capped), _from_least_to_most(divergence)
+        score = unsure + differs - unsure * differs
+        # Answers stand one behind the other: sorted by score, then by answer, each fills the places that it had.
+        first = torch.arange(len(score), device=score.device) - places.index
+        order = score.argsort(descending=True, stable=True)
+        order = order[first[order].argsort(stable=True)]
+        rank = torch.empty_like(first).scatter_(0, order, places.index)
+        return (rank < self.share * places.length).to(score.dtype) + 0 * score
+
+
+QUANTILE = 0.98
+"""Of the entropies of a batch, what counts as the highest in token importance."""
+
+
+def _from_least_to_most(values: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
+    """Onto [0, 1]; 0 where all are the same. NaN everywhere if one is."""
+    values = values.clamp(max=torch.finfo(values.dtype).max)
+    least, most = values.aminmax()
+    return (values - least) / (most - least).clamp(min=torch.finfo(values.dtype).tiny)
+
+
 WITHOUT_TEACHER = (StaticWeight, EarlyPositions, LatePositions, TargetProbability)
 """Rules to which it does not matter what the teacher says."""
 
@@ -118,6 +183,7 @@ POSITION_WEIGHTS: Registry[type[SoftWeight]] = Registry(
         "early_positions": EarlyPositions,
         "late_positions": LatePositions,
         "target_probability": TargetProbability,
+        "token_importance": TokenImportance,
     },
     is_entry=is_rule,
     expected="a frozen dataclass that can be called",
