@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.export.gguf_file import KINDS, check_kind, gguf_export
-from bridgegarden.export.gguf_tokenizer import BPE_WORDS
+from bridgegarden.export.gguf_tokenizer import BPE_WORDS, Written
 from bridgegarden.export.modelfile import modelfile, turn_marks
 from tests.architectures import tiny_architecture
 from tests.export.models import TEXTS, random_model, sentencepiece_tokenizer, trained_tokenizer
@@ -253,3 +253,60 @@ def test_a_template_that_changes_messages_is_not_written_as_marks(tmp_path):
 def test_rows_without_a_token_are_given_names_of_their_own():
     vocabulary = gguf_export("x", random_model("llama", VOCABULARY + 5), tiny_tokenizer(), [258]).vocabulary
     assert len(set(vocabulary.tokens)) == VOCABULARY + 5
+
+
+TOKENIZERS: dict[str, Callable[[], Any]] = {
+    **{pre: lambda key=key: trained_tokenizer(*key, composed=key[0] == QWEN) for key, pre in BPE_WORDS.items()},
+    "prefix": sentencepiece_tokenizer,
+    "gemma": lambda: sentencepiece_tokenizer("gemma"),
+    "never": lambda: sentencepiece_tokenizer("never"),
+}
+QWEN = next(rules for (rules, _), pre in BPE_WORDS.items() if pre == "qwen2")
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_only_a_tokenizer_that_reads_as_the_file_does_is_taken_for_its_own(name, tmp_path):
+    tokenizer = TOKENIZERS[name]()
+    path, width = tmp_path / "model.gguf", len(tokenizer) + 3
+    gguf_export("x", random_model("llama", width), tokenizer, [tokenizer.eos_token_id]).write(path, "F32")
+    written = Written.of(path)
+    assert written.fault_of(tokenizer) is None
+    assert written.ends == [tokenizer.eos_token_id]
+    assert written.chat_template == tokenizer.chat_template
+    # What transformers makes of the file is sometimes another; it is not taken unless it gives the same ids.
+    theirs: Any = AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
+    fault = written.fault_of(theirs)
+    assert (fault is None) == (name in ("gpt-2", "dbrx", "qwen2"))
+    differing = [text for text in TEXTS if theirs(text).input_ids != tokenizer(text).input_ids]
+    assert fault is not None or name == "qwen2" or differing == []
+
+
+@pytest.mark.parametrize("change", ["pattern", "merge", "token", "special", "beginning"])
+def test_a_tokenizer_that_differs_in_anything_is_not_the_file_s(change, tmp_path):
+    key = next(key for key, pre in BPE_WORDS.items() if pre == "gpt-2")
+    tokenizer: Any = trained_tokenizer(*key)
+    path = tmp_path / "model.gguf"
+    gguf_export("x", random_model("llama", len(tokenizer)), tokenizer, [tokenizer.eos_token_id]).write(path, "F32")
+    tree = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary, merges = tree["model"]["vocab"], tree["model"]["merges"]
+    if change == "pattern":
+        tree["pre_tokenizer"]["use_regex"] = True
+        tree["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [DIGITS_APART, tree["pre_tokenizer"]]}
+    elif change == "merge":
+        merges[0], merges[1] = merges[1], merges[0]
+    elif change == "token":
+        first, second = list(vocabulary)[:2]
+        vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    elif change == "special":
+        tree["added_tokens"].pop(0)
+    other = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(tree)), eos_token="<|im_end|>", bos_token="<|im_start|>"
+    )
+    if change == "beginning":
+        other.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="<|im_start|> $A", special_tokens=[("<|im_start|>", other.bos_token_id)]
+        )
+    assert Written.of(path).fault_of(other) is not None
+
+
+DIGITS_APART = {"type": "Digits", "individual_digits": True}

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
 from bridgegarden.cli.main import cli
 from bridgegarden.data import Columns
@@ -17,7 +19,9 @@ from bridgegarden.evaluation.results import KeptAnswers
 from bridgegarden.files import write_whole
 from bridgegarden.quickstart import TEACHER
 from bridgegarden.run.evaluate import EvaluateTarget, evaluate_target, read_pairs
+from bridgegarden.run.export import ExportTarget, export_model
 from tests.teacher.servers import body, serving
+from tests.tiny import save_tiny, tiny_model
 
 OPTIONS = EvaluationOptions(limit=2, samples=0)
 
@@ -92,6 +96,69 @@ def uninterrupted(tmp_path_factory):
     return found
 
 
+@pytest.fixture(scope="module")
+def run_with_files(tmp_path_factory):
+    """A run's folder with its model, of which nothing but the tokenizer is left, and files that were exported of it."""
+    pytest.importorskip("gguf")
+    output = tmp_path_factory.mktemp("run")
+    shutil.copytree(TEACHER, output / "model")
+    kinds = ("F32", "Q4_0")
+    export_model(ExportTarget(source=str(output / "model"), to="gguf", quantise=kinds, output=output / "export"))
+    (output / "model" / "model.safetensors").unlink()
+    return output
+
+
+def test_an_exported_file_is_scored_as_the_model_that_it_was_made_of(run_with_files, uninterrupted, tmp_path, capsys):
+    file = run_with_files / "export" / "model-F32.gguf"
+    found, _ = evaluate_target(EvaluateTarget(source=str(file), output=tmp_path), ARITHMETIC)
+    assert greedy(found) == greedy(uninterrupted)
+    assert (found.model, found.settings["dtype"]) == (str(file), "float32")
+    assert found.settings["tokenizer"] == str(run_with_files / "model")
+    assert "Converting" not in capsys.readouterr().err
+
+
+def test_of_a_rounded_file_the_rounded_weights_are_scored(run_with_files, tmp_path, monkeypatch):
+    from bridgegarden.fake_quantisation import rounded
+
+    seen = []
+
+    def keep(model, tokenizer, options, **keywords):
+        seen.append(model)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bridgegarden.run.evaluate.evaluate_model", keep)
+    target = EvaluateTarget(source=str(run_with_files / "export" / "model-Q4_0.gguf"), output=tmp_path)
+    with pytest.raises(Stopped):
+        evaluate_target(target, OPTIONS)
+    name = "model.layers.1.mlp.up_proj.weight"
+    whole = load_file(TEACHER / "model.safetensors")[name].float()
+    assert torch.equal(seen[0].state_dict()[name], rounded(whole, "Q4_0"))
+
+
+def test_a_file_without_its_tokenizer_is_not_scored_with_another(run_with_files, tmp_path):
+    alone = shutil.copy(run_with_files / "export" / "model-F32.gguf", tmp_path / "alone.gguf")
+    own = ["--tasks", "bridgegarden_arithmetic", "--limit", "1", "--samples", "0", "--output", str(tmp_path / "out")]
+
+    def evaluate(*arguments):
+        return CliRunner().invoke(cli, ["evaluate", *map(str, arguments), *own])
+
+    refused = evaluate(alone)
+    assert refused.exit_code == 2
+    assert "alone.gguf" in refused.stderr
+    assert "--tokenizer FOLDER" in refused.stderr
+    assert evaluate(alone, "--tokenizer", TEACHER).exit_code == 0
+    other = save_tiny(tmp_path / "other", tiny_model("llama"))
+    refused = evaluate(alone, "--tokenizer", other)
+    assert refused.exit_code == 2
+    assert "other': is not that of alone.gguf: " in refused.stderr
+    assert "--tokenizer: is for a GGUF file" in evaluate(TEACHER, "--tokenizer", TEACHER).stderr
+    assert "--set changes a recipe" in evaluate(alone, "--set", "seed=1").stderr
+    assert "no such file" in evaluate(tmp_path / "nothere.gguf").stderr
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes((tmp_path / "alone.gguf").read_bytes()[:-1000])
+    assert "cut.gguf: cannot be read (" in evaluate(cut).stderr
+
+
 def end_after(answers, monkeypatch, error):
     """Raise `error` when so many answers have come; a list of all that are asked for from now on."""
     asked = []
@@ -136,7 +203,7 @@ def test_answers_of_other_weights_are_not_taken(uninterrupted, tmp_path, monkeyp
         end_after(5, patch, KeyboardInterrupt())
         with pytest.raises(Stopped):
             evaluate_target(target, ARITHMETIC)
-    monkeypatch.setattr("bridgegarden.run.evaluate.weights_fingerprint", lambda folder: "of others")
+    monkeypatch.setattr("bridgegarden.teacher.cache.spec.weights_fingerprint", lambda folder: "of others")
     asked = end_after(None, monkeypatch, None)
     found, _ = evaluate_target(target, ARITHMETIC)
     assert len(asked) == 12

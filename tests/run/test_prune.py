@@ -19,6 +19,7 @@ from bridgegarden.compare.result import CompareSettings
 from bridgegarden.compare.run import compare, decided_by
 from bridgegarden.errors import BridgegardenError, ConfigError, ModelError, OutputError
 from bridgegarden.plan import machine_of, plan_recipe
+from bridgegarden.plan.table import plan_text
 from bridgegarden.recipe import Recipe, load_recipe
 from bridgegarden.run import prune as prune_module
 from bridgegarden.run.cut_student import NOTE, noted, spans_text
@@ -193,6 +194,31 @@ def test_a_plan_counts_the_student_that_is_not_made_yet(recipe):
     assert not recipe.output.exists()
     found = prune(narrow, console=QUIET)
     assert sum(value.numel() for value in weights(found.folder).values()) == planned
+
+
+def test_a_plan_says_that_the_student_is_cut_and_what_that_takes(recipe):
+    def said(recipe: Recipe, **machine: Any) -> tuple[Any, str]:
+        plan = plan_recipe(recipe, machine_of(gpus=1, **machine))
+        assert plan.cut is not None
+        assert plan.to_dict()["cut"]["fits"] == plan.cut.fits
+        return plan.cut, " ".join(plan_text(plan).split())
+
+    teacher = sum(value.nbytes for value in weights(Path(recipe.teacher.model)).values())
+    cut, text = said(recipe)
+    assert (cut.what, cut.made, cut.memory, cut.fits) == ("2 of 4 layers", False, teacher, True)
+    assert "cut out of the teacher: 2 of 4 layers. It is not made yet" in text
+    cut, text = said(recipe, memory=f"{teacher}")  # of which a tenth is kept free
+    assert (cut.memory, cut.fits) == (teacher, False)
+    assert "does not fit. Cut it on the CPU before: bridgegarden prune RECIPE --set training.use_cpu=true" in text
+    cut, text = said(student(recipe, keep=(0, 1), layers=None), memory=f"{teacher}")  # nothing is measured
+    assert (cut.memory, cut.fits) == (None, True)
+    assert "outside this device's memory" in text
+    on_cpu = dataclasses.replace(recipe.training, arguments={**recipe.training.arguments, "use_cpu": True})
+    assert said(dataclasses.replace(recipe, training=on_cpu))[0].memory is None
+    found = prune(dataclasses.replace(recipe, training=on_cpu), console=QUIET)
+    cut, text = said(recipe, memory=f"{teacher}")
+    assert (cut.made, cut.fits) == (True, True)
+    assert f"It is in {found.folder}." in text
 
 
 def load_recipe_with(recipe: Recipe, section: dict[str, Any]) -> Recipe:

@@ -12,10 +12,10 @@ from bridgegarden.terminal import plain_console, plain_json, say
 
 @click.command(
     "evaluate",
-    short_help="Score a model on tasks: of RECIPE its trained student, or MODEL.",
+    short_help="Score a model on tasks: of RECIPE its trained student, or MODEL, or FILE.gguf.",
     epilog=example("bridgegarden evaluate my.yaml --tasks offline --limit 100"),
 )
-@click.argument("target", metavar="RECIPE|MODEL")
+@click.argument("target", metavar="RECIPE|MODEL|FILE.gguf")
 @SET
 @click.option(
     "--tasks",
@@ -59,13 +59,19 @@ from bridgegarden.terminal import plain_console, plain_json, say
     type=click.Choice(["auto", "bfloat16", "float16", "float32"]),
     default="auto",
     show_default=True,
-    help="Of the weights.",
+    help="Of the weights. auto: as they were saved; of a GGUF file float32.",
 )
 @click.option("--device", help="Such as cuda:1 or cpu.  [default: a GPU if there is one]")
+@click.option(
+    "--tokenizer",
+    metavar="MODEL",
+    help="Of a GGUF file, the model that it was made of.  [default: that beside it, or made of the file]",
+)
 @click.option("--output", metavar="DIR", type=click.Path(path_type=Path), help="Folder for the result.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def evaluate_command(target: str, as_json: bool, **options: Any) -> None:
-    """Score a model on tasks: of RECIPE its trained student, or MODEL, a folder or a name on the hub.
+    """Score a model on tasks: of RECIPE its trained student; or MODEL, a folder or a name on the hub; or FILE.gguf, as
+    transformers reads it, every weight as the file holds it.
 
     Writes DIR/results.json, results.md and problems.jsonl (every answer). Answers are kept as they come: after an
     interruption the same command goes on. DIR is OUTPUT/evaluation/TASKS of a recipe,

@@ -9,10 +9,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from bridgegarden.errors import quoted
+from bridgegarden.errors import ModelError, foreign, quoted
 from bridgegarden.export.gguf_model import Place
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ APART = (
     "llama.cpp does not put letters and the marks that follow them together: a text with accents as characters of "
     "their own (not in NFC) is read to other ids"
 )
+NORMAL, WHOLE, UNUSED = 1, (3, 4), 5
+"""Values of ``gguf.TokenType``: what a text is cut into, what is found in it before, and what never is."""
 NEVER = "<> <>"
 """A merge that no text has, since nothing merges into its left side: llama.cpp wants at least one."""
 ENDS = ("eos", "eot", "eom")
@@ -142,6 +145,62 @@ def vocabulary_of(tokenizer: "PreTrainedTokenizerBase", width: int, ends: Sequen
     notes += own.pop("notes", ())
     plain = None if template is None else _plain(template)
     return Vocabulary(**own, special=special, begins=begins, chat_template=plain, notes=notes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What a GGUF file says of its tokenizer."""
+
+    fields: Mapping[str, Any]
+    """Values by their keys, without ``tokenizer.ggml.``."""
+    chat_template: str | None
+
+    @classmethod
+    def of(cls, gguf: Path) -> "Written":
+        """Of the file `gguf`.
+
+        Raises:
+            ModelError: it cannot be read.
+        """
+        from gguf import GGUFReader
+
+        prefix = "tokenizer.ggml."
+        with foreign(lambda words: ModelError(f"{gguf}: cannot be read ({words}). Is it complete?")):
+            read = GGUFReader(gguf).fields
+            own = {key.removeprefix(prefix): field for key, field in read.items() if key.startswith(prefix)}
+            # Scores are many and not looked at: the tokens tell one SentencePiece from another.
+            fields = {name: field.contents() for name, field in own.items() if name != "scores"}
+            template = read.get("tokenizer.chat_template")
+            return cls(fields=fields, chat_template=None if template is None else template.contents())
+
+    @property
+    def ends(self) -> list[int]:
+        """Ids at which llama.cpp stops."""
+        found = (self.fields.get(f"{name}_token_id") for name in ENDS)
+        return list(dict.fromkeys(token for token in found if token is not None))
+
+    def fault_of(self, tokenizer: "PreTrainedTokenizerBase") -> str | None:
+        """Why `tokenizer` may give other ids than llama.cpp with this file; None where it gives the same."""
+        tokens = self.fields.get("tokens", [])
+        types = self.fields.get("token_type", [NORMAL] * len(tokens))
+        try:
+            own = vocabulary_of(tokenizer, len(tokens), [], ModelError)
+        except ModelError as error:
+            return str(error)
+        how, there = (own.model, own.pre), (self.fields.get("model"), self.fields.get("pre", "default"))
+        if how != there:
+            return f"it cuts texts as llama.cpp's {' '.join(how)}, and the file says {there[0]} {there[1]}"
+        for row, (token, kind, there) in enumerate(zip(own.tokens, own.types, types, strict=True)):
+            # Whatever it is called: no merge is into it, or the merges differ.
+            if there == UNUSED and (kind == UNUSED or (kind == NORMAL and own.merges is not None)):
+                continue
+            if tokens[row] != token or (kind in WHOLE) != (there in WHOLE):
+                return f"token {row} is {quoted(token)} there, and {quoted(tokens[row])} in the file"
+        merges = self.fields.get("merges")
+        if own.merges is not None and merges is not None and list(own.merges) != list(merges):
+            return "its merges are others than the file's"
+        begins = self.fields.get("add_bos_token", own.begins)
+        return None if begins == own.begins else "it begins texts otherwise than the file does"
 
 
 def _kind(tree: Mapping[str, Any]) -> str:

@@ -14,8 +14,10 @@ from bridgegarden.errors import ConfigError
 from bridgegarden.plan.memory import Machine, MemoryPlanner, Moment, Setup
 from bridgegarden.plan.work import Rows, Schedule, Work, cache_work, training_work
 from bridgegarden.preflight import ModelFacts, Pair
+from bridgegarden.preflight.memory import weight_bytes
 from bridgegarden.recipe import Recipe, build_lora_config, build_objective, build_sft_config
 from bridgegarden.recipe.training import LoraSection
+from bridgegarden.run.cut_student import CutStudent, sizes_text
 from bridgegarden.run.pair import recipe_pair
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.teachers import CachedByRow, teacher_of
@@ -65,6 +67,21 @@ class CacheSize:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cut:
+    """The student's being cut out of the teacher."""
+
+    what: str
+    """How much of the teacher it has."""
+    folder: str
+    made: bool
+    """Whether it is in that folder already."""
+    memory: int | None
+    """Bytes of the teacher that are on a device while it is cut; None where it is not there then."""
+    fits: bool
+    """Whether they find room."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a run takes."""
 
@@ -89,6 +106,8 @@ class Plan:
     """Tokens of the longest row as the teacher reads it; None where it reads the rows' own prompts."""
     translated: bool = False
     """Whether it reads them in other tokens than the student."""
+    cut: Cut | None = None
+    """None where the student is a model of its own."""
 
     @property
     def fullest(self) -> Moment:
@@ -129,6 +148,7 @@ class Plan:
             "flops": dict(self.work.flops) | {"total": self.work.total},
             "hours": self.hours(self.work.total),
             "cache": None if self.cache is None else self._cache_dict(self.cache),
+            "cut": None if self.cut is None else dataclasses.asdict(self.cut),
             "advice": [advice.to_dict() for advice in self.advice],
         }
 
@@ -203,6 +223,7 @@ def _plan(
         teacher_longest=max(int(part.lengths[-1]) for part in read) if reads_otherwise else None,
         translated=pair.tokens is not None,
         uses_cache=recipe.teacher.is_cached,
+        cut=_cut(recipe, machine, pair),
         advice=(),
     )
     if plan.fits:
@@ -210,6 +231,25 @@ def _plan(
     cacheable = asked is not None and recipe.on_policy is None and not _watches(recipe)
     found = advise(setup, planner, rows, cacheable=cacheable)
     return dataclasses.replace(plan, advice=found)
+
+
+def _cut(recipe: Recipe, machine: Machine, pair: Pair) -> Cut | None:
+    """What `bridgegarden.run.prune` does before a training."""
+    if recipe.student.from_ is None:
+        return None
+    student = CutStudent.of(recipe, weights=False)
+    made, memory = student.folder.exists(), None
+    elsewhere = recipe.teacher.device is not None or recipe.teacher.device_map is not None
+    on_cpu = bool(recipe.training.arguments.get("use_cpu"))
+    if not made and (not machine.gpu or (recipe.student.measures and not elsewhere and not on_cpu)):
+        memory = weight_bytes(student.parent)
+    return Cut(
+        what=sizes_text(pair.student.config, student.whole),
+        folder=str(student.folder),
+        made=made,
+        memory=memory,
+        fits=memory is None or memory <= machine.usable,
+    )
 
 
 def _arguments(recipe: Recipe) -> Any:

@@ -3,7 +3,7 @@
 import io
 
 from bridgegarden.plan.memory import KEPT_FREE, PARTS, gibibytes
-from bridgegarden.plan.plan import Advice, CacheSize, Plan
+from bridgegarden.plan.plan import Advice, CacheSize, Cut, Plan
 from bridgegarden.preflight import quantisation
 from bridgegarden.table import Table
 
@@ -98,6 +98,8 @@ def _closing(plan: Plan) -> list[str]:
         f"{work.tokens:,.0f} tokens, {work.padding:.0%} of them padding; {work.positions:,.0f} are learnt. {assumed} "
         "Evaluation, loading and saving come on top.",
     ]
+    if plan.cut is not None:
+        lines.append(_cut_line(plan.cut))
     if plan.teacher_longest is not None:
         what = "has another tokenizer and reads" if plan.translated else "reads another prompt (teacher.prompt),"
         lines.append(
@@ -122,6 +124,21 @@ def _closing(plan: Plan) -> list[str]:
     if plan.cache is not None:
         lines.append(_cache_line(plan, plan.cache))
     return [*lines, ""]
+
+
+def _cut_line(cut: Cut) -> str:
+    student = f"The student is cut out of the teacher: {cut.what}"
+    if cut.made:
+        return f"{student}. It is in {cut.folder}."
+    first = f"{student}. It is not made yet: the run loads the whole teacher first"
+    if cut.memory is None:
+        return f"{first}, outside this device's memory, and lets go of it."
+    if cut.fits:
+        return f"{first}, {gibibytes(cut.memory)} of this device's memory, and lets go of it."
+    return (
+        f"{first}, which is {gibibytes(cut.memory)} and does not fit. Cut it on the CPU before: bridgegarden prune "
+        "RECIPE --set training.use_cpu=true"
+    )
 
 
 def _cache_line(plan: Plan, cache: CacheSize) -> str:

@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -55,6 +55,8 @@ class ModelReference:
     """The end token that the recipe gives its tokenizer; None leaves the tokenizer's own."""
     place: str | None = None
     """Where a recipe names it, for messages; None is the section's ``model``."""
+    tokenizer: str | None = None
+    """The model whose tokenizer it has; None is its own."""
 
     @property
     def is_local(self) -> bool:
@@ -235,6 +237,9 @@ def load_tokenizer(reference: ModelReference, commit: str | None = None) -> "Pre
     """
     from transformers import AutoTokenizer
 
+    if reference.tokenizer is not None:
+        other = replace(reference, model=reference.tokenizer, tokenizer=None, gguf_file=None, revision=None)
+        return load_tokenizer(other)
     _check_location(reference)
     file = _tokenizer_file(reference, commit)
     if file is not None and (fault := fault_of_tokenizer_file(file)) is not None:

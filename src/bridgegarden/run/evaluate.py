@@ -18,17 +18,16 @@ from bridgegarden.data import (
     place,
     tokenizer_fingerprint,
 )
-from bridgegarden.errors import DataError, Stopped
+from bridgegarden.errors import ConfigError, DataError, Stopped
 from bridgegarden.evaluation.judge import JudgeResult, Pair, judge
 from bridgegarden.evaluation.lm_eval import EvaluationOptions, PreparedTasks, evaluate_model, prepare_tasks
 from bridgegarden.evaluation.results import Evaluation, KeptAnswers
 from bridgegarden.files import write_json, write_text
 from bridgegarden.preflight import ModelFacts, ModelReference, load_facts
-from bridgegarden.run.models import load_model, placed, usable_device
+from bridgegarden.run.models import gguf_facts, load_model, model_identity, placed, usable_device
 from bridgegarden.run.output import check_writable, named_model, write_or_rescue
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import git_commit, now, package_versions
-from bridgegarden.teacher.cache.spec import weights_fingerprint
 from bridgegarden.teacher.server import Server, ServerEngine
 from bridgegarden.teacher.server_connection import api_key
 
@@ -41,15 +40,18 @@ class EvaluateTarget:
     """What is evaluated, and where."""
 
     source: str
-    """A recipe's file or shipped name, whose trained student is meant; or a model's folder or name on the hub."""
+    """A recipe's file or shipped name, whose trained student is meant; or a model's folder, its name on the hub, or a
+    GGUF file."""
     overrides: tuple[str, ...] = ()
     """Changes to the recipe."""
     output: Path | None = None
     """Folder for the result; None is ``OUTPUT/evaluation/TASKS`` of a recipe, else ``runs/evaluation/NAME/TASKS``."""
     dtype: str = "auto"
-    """Type of the weights; ``auto`` is the type they were saved in."""
+    """Type of the weights; ``auto`` is the type they were saved in, and float32 of a GGUF file."""
     device: str | None = None
     """Such as ``cuda:1``; None is a GPU if there is one."""
+    tokenizer: str | None = None
+    """Of a GGUF file, the model that it was made of; None finds one (:func:`~bridgegarden.run.models.gguf_facts`)."""
 
 
 class EvaluationFiles(NamedTuple):
@@ -98,29 +100,42 @@ def evaluate_target(target: EvaluateTarget, options: EvaluationOptions) -> tuple
     device = usable_device(target.device, "--device")
     console = stderr_console()
     with quiet_libraries(interactive=sys.stderr.isatty()):
-        facts = load_facts(ModelReference(role="model", model=model_name, dtype=target.dtype))
+        facts = _facts(model_name, target)
         prepared = prepare_tasks(options)
         console.print(f"loading model {model_name}", markup=False, soft_wrap=True)
         model = placed(load_model(facts), device)
+        if facts.reference.gguf_file is not None and facts.generation_config is not None:
+            model.generation_config = facts.generation_config
         with KeptAnswers(files.answers, _deciding(facts, device, options)) as kept:
             if kept.found:
                 console.print(f"going on with {counted(kept.found, 'answer')} of an earlier run", soft_wrap=True)
-            found = _evaluated(model, facts, options, prepared, kept)
+            found = _evaluated(model_name, model, facts, options, prepared, kept)
             settings = {"commit": facts.commit, "packages": package_versions(), "git_commit": git_commit()}
+            if facts.reference.tokenizer is not None:
+                settings["tokenizer"] = facts.reference.tokenizer
             found = replace(found, settings={**found.settings, **settings, "date": now()})
             write_or_rescue(files.folder, lambda folder: _write(EvaluationFiles(folder), found))
             kept.remove()
     return found, files
 
 
+def _facts(model_name: str, target: EvaluateTarget) -> ModelFacts:
+    path = Path(model_name).expanduser()
+    if path.suffix.lower() == ".gguf":
+        return gguf_facts(path, dtype=target.dtype, tokenizer=target.tokenizer)
+    if target.tokenizer is not None:
+        raise ConfigError(f"--tokenizer: is for a GGUF file, and {model_name} is a model with a tokenizer of its own.")
+    return load_facts(ModelReference(role="model", model=model_name, dtype=target.dtype))
+
+
 def _evaluated(
+    name: str,
     model: "PreTrainedModel",
     facts: ModelFacts,
     options: EvaluationOptions,
     prepared: PreparedTasks,
     kept: KeptAnswers,
 ) -> Evaluation:
-    name = facts.reference.model
     try:
         return evaluate_model(model, facts.tokenizer, options, name=name, prepared=prepared, kept=kept)
     except KeyboardInterrupt:
@@ -130,10 +145,9 @@ def _evaluated(
 
 def _deciding(facts: ModelFacts, device: str, options: EvaluationOptions) -> dict[str, Any]:
     """What a model's answer depends on beside the question."""
-    folder = Path(facts.reference.location) if facts.reference.is_local else None
-    packages = package_versions()
+    identity, packages = model_identity(facts), package_versions()
     return {
-        "weights": facts.commit if folder is None else weights_fingerprint(folder),
+        "weights": identity["weights"] or facts.commit,
         "config": facts.config.to_json_string(use_diff=False),
         "tokenizer": tokenizer_fingerprint(facts.tokenizer),
         "dtype": str(facts.dtype),

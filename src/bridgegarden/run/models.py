@@ -5,12 +5,23 @@ Weights are safetensors, or a GGUF file, only, and no code comes from the hub.
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridgegarden.errors import ConfigError, ModelError, foreign
-from bridgegarden.preflight import ModelFacts, quantisation, quantiser_settings
+from bridgegarden.errors import ConfigError, MissingPackageError, ModelError, foreign
+from bridgegarden.export.gguf_tokenizer import Written
+from bridgegarden.preflight import (
+    ModelFacts,
+    ModelReference,
+    load_facts,
+    load_tokenizer,
+    quantisation,
+    quantiser_settings,
+)
 from bridgegarden.recipe import Recipe
+from bridgegarden.run.quiet import no_gguf_bar
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +97,11 @@ def load_model(facts: ModelFacts, *, spread: bool = False) -> "PreTrainedModel":
     def refusal(words: str) -> ModelError:
         return facts.reference.error(f"its weights cannot be loaded ({words}). Are its files complete?")
 
-    with foreign(refusal), nullcontext() if spread else whole_in_every_process():
+    with (
+        foreign(refusal),
+        nullcontext() if spread else whole_in_every_process(),
+        nullcontext() if gguf is None else no_gguf_bar(),
+    ):
         model, info = AutoModelForCausalLM.from_pretrained(
             facts.reference.location,
             revision=facts.stored_revision,
@@ -105,6 +120,70 @@ def load_model(facts: ModelFacts, *, spread: bool = False) -> "PreTrainedModel":
             f"the architecture that its config.json names ({facts.config.model_type})?"
         )
     return model
+
+
+def gguf_facts(path: Path, *, dtype: str = "auto", tokenizer: str | None = None) -> ModelFacts:
+    """A GGUF file as a model that transformers reads: each weight is what the file holds of it.
+
+    Its tokenizer is taken from `tokenizer`; else from beside the file, from the ``OUTPUT/model`` of a file in
+    ``OUTPUT/export``, or made by transformers of the file: the first that gives the ids that llama.cpp would.
+
+    Args:
+        path: the file.
+        dtype: of the weights in memory; ``auto`` is float32, since in fewer bits they would be rounded once more.
+        tokenizer: a folder, or a name on the hub.
+
+    Raises:
+        MissingPackageError: what reads it is not installed.
+        ModelError: it cannot be read, or no tokenizer is its own.
+    """
+    from transformers import GenerationConfig
+
+    if not path.is_file():
+        raise ModelError(f"model {str(path)!r}: no such file.")
+    if find_spec("gguf") is None:
+        raise MissingPackageError(
+            f"model {str(path)!r}: is read with gguf, which is not installed. Install the extra: "
+            "pip install 'bridgegarden[export]'"
+        )
+    written = Written.of(path)
+    reference = ModelReference(
+        role="model",
+        model=str(path.parent),
+        dtype="float32" if dtype == "auto" else dtype,
+        gguf_file=path.name,
+        place=f"file {path.name} in",
+        tokenizer=tokenizer,
+    )
+    if tokenizer is None:
+        reference = _with_tokenizer(reference, written)
+    elif fault := written.fault_of(load_tokenizer(reference)):
+        raise ModelError(f"--tokenizer {tokenizer!r}: is not that of {path.name}: {fault}.")
+    facts = load_facts(reference)
+    facts.tokenizer.chat_template = written.chat_template  # pyright: ignore[reportAttributeAccessIssue]
+    stops = GenerationConfig(eos_token_id=written.ends) if written.ends else None
+    return replace(facts, generation_config=stops)
+
+
+def _with_tokenizer(reference: ModelReference, written: Written) -> ModelReference:
+    """The file with the first tokenizer near it that is its own."""
+    folder = Path(reference.model)
+    trained = folder.absolute().parent / "model"
+    near = [str(trained)] if folder.absolute().name == "export" and (trained / "tokenizer.json").is_file() else []
+    why = ""
+    for tokenizer in (None, *near):
+        candidate = replace(reference, tokenizer=tokenizer)
+        try:
+            fault = written.fault_of(load_tokenizer(candidate))
+        except ModelError as error:
+            fault = str(error)
+        if fault is None:
+            return candidate
+        why = why or fault
+    raise reference.error(
+        f"the tokenizer that transformers makes of it is not llama.cpp's ({why.rstrip('.')}). Name the model that it "
+        "was made of, for its tokenizer: --tokenizer FOLDER"
+    )
 
 
 def placed(model: "PreTrainedModel", device: "torch.device | str") -> "PreTrainedModel":

@@ -200,7 +200,7 @@ def named_model(source: str, overrides: Sequence[str], purpose: str) -> tuple[st
     """The model that RECIPE|MODEL stands for: of a recipe what it trained.
 
     Args:
-        source: a recipe's file or shipped name; or a model's folder or name on the hub.
+        source: a recipe's file or shipped name; or a model's folder, its name on the hub, or a GGUF file.
         overrides: changes to the recipe.
         purpose: what is done with it, by which the folder for results is called.
 
@@ -213,10 +213,11 @@ def named_model(source: str, overrides: Sequence[str], purpose: str) -> tuple[st
     """
     path = Path(source).expanduser()
     named_as_file = path.suffix.lower() in (".yaml", ".yml")
-    if path.is_dir() or not (path.is_file() or named_as_file or source in list_recipes()):
+    is_gguf = path.suffix.lower() == ".gguf"
+    if path.is_dir() or is_gguf or not (path.is_file() or named_as_file or source in list_recipes()):
         if overrides:
             raise ConfigError(f"--set changes a recipe, and {source} is a model.")
-        name = re.sub(r"[^\w.-]+", "-", str(path.resolve().name if path.is_dir() else path)).strip("-")
+        name = re.sub(r"[^\w.-]+", "-", str(path.resolve().name if path.is_dir() or is_gguf else path)).strip("-")
         return source, Path("runs") / purpose / name
     output = OutputFolder(load_recipe(source, overrides).output)
     if not output.model.is_dir():

@@ -11,7 +11,10 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from bridgegarden.terminal import one_line
 
@@ -46,6 +49,18 @@ def quiet_libraries(*, interactive: bool) -> Iterator[None]:
     """
     with _no_bars(interactive), _plain_lines():
         yield
+
+
+@contextmanager
+def no_gguf_bar() -> Iterator[None]:
+    """Without the bar of weights in a GGUF file, which transformers' own switch does not reach."""
+    reader: Any = import_module("transformers.modeling_gguf_pytorch_utils")
+    usual = reader.tqdm
+    reader.tqdm = partial(usual, disable=True)
+    try:
+        yield
+    finally:
+        reader.tqdm = usual
 
 
 @contextmanager
