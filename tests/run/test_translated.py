@@ -215,7 +215,7 @@ def test_labels_of_the_data_alone_need_neither_a_cache_nor_tokens_that_can_be_tr
     hard = ("--set", "objective.preset=hard", "--set", "objective.hard_target=data")
     done = run("train", recipe, *hard)
     assert done.exit_code == 0, done.output
-    assert "no teacher is loaded: the hard labels of the data are all that is learnt" in done.stderr
+    assert "no teacher is asked about the rows: the hard labels of the data are all that is learnt" in done.stderr
     refused = run("cache", "build", recipe, *hard)
     assert refused.exit_code == 2
     assert "objective: learns the labels of the data alone" in refused.stderr

@@ -96,7 +96,7 @@ def train_one(
     shutil.rmtree(recipe.output, ignore_errors=True)
     clock = Clock(on_step)
     _forget_peak()
-    summary = train(recipe, console=Console(quiet=True), callbacks=[clock])
+    summary = train(recipe, console=Console(quiet=True), callbacks=[clock], asked=True)
     cost, counts = summary.cost, pair.counts
     # Rows of the data that were learnt from: those that the student did not answer.
     fixed = summary.steps * pair.rows_a_step - cost.answers

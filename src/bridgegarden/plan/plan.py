@@ -97,7 +97,8 @@ class Plan:
     work: Work
     moments: tuple[Moment, ...]
     cache: CacheSize | None
-    """None where the teacher's answers come from a server, and it is not known what they keep."""
+    """None where the teacher's answers come from a server, and it is not known what they keep; where the student
+    writes; and where nothing is learnt of the teacher."""
     uses_cache: bool
     """Whether training reads it."""
     advice: tuple[Advice, ...]
@@ -108,6 +109,8 @@ class Plan:
     """Whether it reads them in other tokens than the student."""
     cut: Cut | None = None
     """None where the student is a model of its own."""
+    asks_teacher: bool = True
+    """Whether anything is learnt of what it says; not where hard labels of the data are all that is."""
 
     @property
     def fullest(self) -> Moment:
@@ -165,18 +168,19 @@ def plan_recipe(recipe: Recipe, machine: Machine, name: str = "recipe") -> Plan:
         ModelError: a model's configuration cannot be read, or its memory or operations cannot be counted.
         DataError: a row cannot be used.
     """
-    if recipe.teacher.kind == "mixed":
+    asks = not recipe.learns_data_alone
+    if asks and recipe.teacher.kind == "mixed":
         raise ConfigError(
             "teacher.mix: several teachers in memory cannot be planned. Plan with a cache of the mixture, which needs "
             "none of them in training: --set teacher.cache=FOLDER"
         )
-    if recipe.teacher.together:
+    if asks and recipe.teacher.together:
         raise ConfigError(
             "teacher.together: several teachers in memory cannot be planned. Plan with what is asked of one after the "
             "other, which needs none of them in training: --set teacher.together=false"
         )
     with quiet_libraries(interactive=sys.stderr.isatty()):
-        pair = recipe_pair(recipe, weights=False, translates=True)
+        pair = recipe_pair(recipe, weights=False, translates=True, asked=asks)
         data = teacher_of(recipe).rows(pair)
         return _plan(recipe, machine, name, pair, data)
 
@@ -191,10 +195,10 @@ def _plan(
     teacher, student = pair.teacher, pair.student
     arguments = _arguments(recipe)
     packing = bool(arguments.packing)
-    reads_otherwise = recipe.teacher.prompt is not None or pair.tokens is not None
+    reads_otherwise = pair.asked and (recipe.teacher.prompt is not None or pair.tokens is not None)
     single = Rows.of(data.train)
     rows = single.packed(arguments.max_length) if packing else single
-    asked = teacher if recipe.teacher.reads_batches else None
+    asked = teacher if pair.asked and recipe.teacher.reads_batches else None
     setup = _setup(recipe, machine, arguments, rows, pair)
     planner = MemoryPlanner(machine)
     schedule = Schedule.of(arguments, rows.count, machine.processes)
@@ -219,11 +223,14 @@ def _plan(
         schedule=schedule,
         work=work,
         moments=moments,
-        cache=None if recipe.on_policy is not None else _cache(recipe, pair, read, _asked(recipe, pair, data, read)),
+        cache=_cache(recipe, pair, read, _asked(recipe, pair, data, read))
+        if pair.asked and recipe.on_policy is None
+        else None,
         teacher_longest=max(int(part.lengths[-1]) for part in read) if reads_otherwise else None,
         translated=pair.tokens is not None,
-        uses_cache=recipe.teacher.is_cached,
         cut=_cut(recipe, machine, pair),
+        uses_cache=pair.asked and recipe.teacher.is_cached,
+        asks_teacher=pair.asked,
         advice=(),
     )
     if plan.fits:
@@ -267,7 +274,7 @@ def _setup(
     pair: Pair,
 ) -> Setup:
     teacher, student = pair.teacher, pair.student
-    asked = teacher if recipe.teacher.reads_batches else None
+    asked = teacher if pair.asked and recipe.teacher.reads_batches else None
     on_policy = recipe.on_policy if recipe.on_policy is not None and recipe.on_policy.lmbda > 0 else None
     extra = 0 if on_policy is None else on_policy.max_new_tokens
     return Setup(

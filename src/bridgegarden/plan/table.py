@@ -100,6 +100,8 @@ def _closing(plan: Plan) -> list[str]:
     ]
     if plan.cut is not None:
         lines.append(_cut_line(plan.cut))
+    if not plan.asks_teacher:
+        lines.append("The teacher is not asked about the rows: hard labels of the data are all that is learnt.")
     if plan.teacher_longest is not None:
         what = "has another tokenizer and reads" if plan.translated else "reads another prompt (teacher.prompt),"
         lines.append(

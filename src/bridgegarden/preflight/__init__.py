@@ -66,6 +66,8 @@ class Pair:
     tokens: "TokenizerPair | None" = None
     """How the teacher reads the rows where it has another tokenizer; None where it has the student's, or nothing of it
     is learnt but the data's labels."""
+    asked: bool = True
+    """Whether what the teacher says of the rows is read; not where nothing of it is learnt but the data's labels."""
 
     @property
     def teachers(self) -> tuple[ModelFacts, ...]:
@@ -147,6 +149,8 @@ def check_pair(
     chat_template: str | None = None,
     weights: bool = True,
     translates: bool = False,
+    asked: bool = True,
+    loaded: bool = True,
 ) -> Pair:
     """Check that `teacher` can teach `student`, from configurations and tokenizers alone.
 
@@ -157,14 +161,16 @@ def check_pair(
         chat_template: a file with the chat template to use; None is the student's, or else the teacher's.
         weights: whether the files of weights have to be there.
         translates: whether the teacher may have another tokenizer, so that what it says is translated.
+        asked: whether the teacher reads the rows.
+        loaded: whether the teacher's weights are needed, besides the student's.
 
     Raises:
         ModelError: a model cannot be used, or not on rows of that length, or their tokenizers differ where they must
             not, or in a way that cannot be translated.
     """
-    of_teacher = None if teacher is None else load_facts(teacher, weights=weights)
+    of_teacher = None if teacher is None else load_facts(teacher, weights=weights and loaded)
     of_student = student if isinstance(student, ModelFacts) else load_facts(student, weights=weights)
-    for facts in (of_teacher, of_student):
+    for facts in (of_teacher if asked else None, of_student):
         check_positions(facts, max_length)
     match = compare_tokenizers(of_teacher, of_student, translates=translates)
     translated = match.relation == "translated"
@@ -172,7 +178,8 @@ def check_pair(
         teacher=of_teacher,
         student=of_student,
         match=match,
-        endings=check_endings(of_teacher, of_student, chat_template, translated=translated),
+        endings=check_endings(of_teacher, of_student, chat_template, translated=translated, asked=asked),
+        asked=asked,
     )
 
 
@@ -217,5 +224,6 @@ def preflight(
         endings=pair.endings,
         others=pair.others,
         tokens=pair.tokens,
+        asked=pair.asked,
         memory=memory,
     )

@@ -198,7 +198,12 @@ class Endings:
 
 
 def check_endings(
-    teacher: ModelFacts | None, student: ModelFacts, chat_template: str | None = None, *, translated: bool = False
+    teacher: ModelFacts | None,
+    student: ModelFacts,
+    chat_template: str | None = None,
+    *,
+    translated: bool = False,
+    asked: bool = True,
 ) -> Endings:
     """Decide on the chat template, the student's if it has one and else the teacher's, and look for contradictions.
 
@@ -207,6 +212,7 @@ def check_endings(
         student: its tokenizer gets the template, and is saved with it.
         chat_template: a file with the one to use, in place of both.
         translated: whether the teacher has another tokenizer, and so reads rows in its own chat template.
+        asked: whether the teacher reads rows, so that contradictions matter.
 
     Raises:
         ConfigError: the file cannot be read, or holds no chat template.
@@ -226,14 +232,14 @@ def check_endings(
             "student."
         )
     if teacher is not None:
-        warnings += _template_warnings(teacher, tokenizer, source)
+        warnings += _template_warnings(teacher, tokenizer, source) if asked else []
     elif source is None:
         warnings.append(
             "the student's tokenizer has no chat template, and that of a teacher on a server is not seen: rows are "
             "plain text. If the teacher answers in turns, save the student's tokenizer with its chat_template."
         )
     stops = end_of_turn_ids(tokenizer, student.generation_config)
-    if teacher is not None:
+    if teacher is not None and asked:
         warnings += _teacher_end_warnings(teacher, tokenizer, stops[0])
     warnings += _end_warnings(student, tokenizer, stops[0])
     return Endings(tokenizer=tokenizer, template_from=source, taught=stops[0], stops=stops, warnings=tuple(warnings))

@@ -250,6 +250,16 @@ class Recipe:
             )
 
     @property
+    def learns_data_alone(self) -> bool:
+        """Whether hard labels of the data are all that is learnt, so that training has nothing to ask the teacher."""
+        return build_objective(self.objective).learns_data_alone
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the teacher is loaded or asked for anything: the rows, the student's own texts, or to cut it out."""
+        return self.free_running is not None or self.student.from_ is not None or not self.learns_data_alone
+
+    @property
     def student_folder(self) -> Path:
         """Where the student is kept that is cut out of the teacher."""
         return self.output / "student" if self.student.folder is None else Path(self.student.folder).expanduser()

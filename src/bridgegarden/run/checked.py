@@ -20,6 +20,7 @@ from bridgegarden.run.rows import RunData, mix_text, rules_of, training_rows
 from bridgegarden.run.teachers import teacher_of
 from bridgegarden.run.translation import tell_decided
 from bridgegarden.teacher.cache.manifest import MANIFEST, read_spec
+from bridgegarden.training.measured import OF_TEACHER
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -94,8 +95,17 @@ class CheckedRun:
         return _asks_for_checkpoints(self.recipe)
 
 
-def check_run(recipe: Recipe, folder: OutputFolder, arguments: "SFTConfig", console: "Console") -> CheckedRun:
+def check_run(
+    recipe: Recipe, folder: OutputFolder, arguments: "SFTConfig", console: "Console", *, asked: bool = False
+) -> CheckedRun:
     """Models, then data: whatever can be found wrong without loading weights. Tells `console` what was found.
+
+    Args:
+        recipe: what to do.
+        folder: where to.
+        arguments: of the trainer.
+        console: for what was found.
+        asked: whether what the teacher says of the rows is read even where nothing of it is learnt.
 
     Raises:
         ModelError: the models cannot be used, or not with each other.
@@ -107,13 +117,13 @@ def check_run(recipe: Recipe, folder: OutputFolder, arguments: "SFTConfig", cons
     written = 0 if recipe.on_policy is None else recipe.on_policy.max_new_tokens
     positions = arguments.per_device_train_batch_size * ((arguments.max_length or DEFAULT_LENGTH) + written)
     teacher = teacher_of(recipe)
-    cached = recipe.teacher.is_cached and recipe.free_running is None
+    pair = recipe_pair(recipe, translates=True, asked=asked or not recipe.learns_data_alone)
     checked = preflight(
-        recipe_pair(recipe, translates=True),
+        pair,
         positions=positions,
         lora=lora,
         use_cpu=arguments.use_cpu,
-        teacher_cached=cached,
+        teacher_cached=recipe.free_running is None and (recipe.teacher.is_cached or not pair.asked),
         top_k=recipe.teacher.top_k,
     )
     _check_with_student(arguments, checked)
@@ -125,7 +135,7 @@ def check_run(recipe: Recipe, folder: OutputFolder, arguments: "SFTConfig", cons
         tokenizer=checked.endings.tokenizer,
         vocab_size=checked.match.vocab_size,
     )
-    report(console, checked, teacher.warnings(checked) + probes)
+    report(console, checked, (teacher.warnings(checked) if checked.asked else ()) + probes)
     _choose_loss(recipe, arguments, checked, console)
     if recipe.student.from_ is not None:
         cut = CutStudent.of(recipe).summary(checked.student)
@@ -144,6 +154,12 @@ def _check_with_student(arguments: "SFTConfig", checked: Preflight) -> None:
         token = getattr(arguments, name)
         if token is not None and token not in tokenizer.get_vocab():
             raise ConfigError(f"training.{name}: {quoted(token)} is no token of the student's; leave it out.")
+    metric = (arguments.metric_for_best_model or "").removeprefix("eval_")
+    if metric in OF_TEACHER and not checked.asked:
+        raise ConfigError(
+            f"training.metric_for_best_model: {metric!r} is about the teacher, which is not asked where hard labels of "
+            "the data are all that is learnt. Take 'loss', or leave it out."
+        )
     text = checked.student.config.get_text_config()
     if arguments.router_aux_loss_coef and not hasattr(text, "output_router_logits"):
         raise ConfigError("training.router_aux_loss_coef: the student is no mixture of experts; leave it out.")
@@ -162,7 +178,7 @@ def _choose_loss(recipe: Recipe, arguments: "SFTConfig", checked: Preflight, con
 def _whole_vocabulary(recipe: Recipe, pair: Pair) -> bool:
     """Whether the loss would see the teacher's whole distribution; what is translated, or a label, is some of it."""
     section = recipe.teacher
-    if pair.translates or not (section.is_cached or section.reads_batches):
+    if pair.translates or not pair.asked or not (section.is_cached or section.reads_batches):
         return False
     if section.is_cached:
         return any(read_spec(folder).is_dense for folder in cache_folders(recipe) if (folder / MANIFEST).exists())
@@ -232,7 +248,8 @@ def audit(recipe: Recipe) -> str:
         DataError: one of the first rows cannot be used.
         ModelError: the models do not fit together.
     """
-    teacher, pair = teacher_of(recipe), recipe_pair(recipe, translates=True)
+    teacher = teacher_of(recipe)
+    pair = recipe_pair(recipe, translates=True, asked=not recipe.learns_data_alone)
     endings = pair.endings
     max_length, rules = recipe.training.arguments["max_length"], rules_of(recipe, pair.tokens, cut=False)
     several = len(recipe.data.sources) > 1

@@ -199,7 +199,7 @@ def check_processes(recipe: Recipe, processes: int) -> None:
     Raises:
         ConfigError: it is spread over all GPUs, which the others use, too; or it is asked before training, by one.
     """
-    if processes == 1:
+    if processes == 1 or not recipe.needs_teacher:
         return
     if recipe.teacher.device_map is not None:
         raise ConfigError(

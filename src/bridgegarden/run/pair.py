@@ -27,7 +27,9 @@ def student_reference(recipe: Recipe) -> ModelReference:
     )
 
 
-def recipe_pair(recipe: Recipe, *, weights: bool = True, anew: bool = False, translates: bool = False) -> Pair:
+def recipe_pair(
+    recipe: Recipe, *, weights: bool = True, anew: bool = False, translates: bool = False, asked: bool = True
+) -> Pair:
     """Both models of a recipe, checked against each other with no weights loaded.
 
     Args:
@@ -35,6 +37,8 @@ def recipe_pair(recipe: Recipe, *, weights: bool = True, anew: bool = False, tra
         weights: whether their weights have to be there.
         anew: as in :func:`teacher_of`.
         translates: whether the teacher may have another tokenizer than the student.
+        asked: whether what the teacher says of the rows is read; if not, its weights need not be there, unless it is
+            to judge the student's own texts.
 
     Raises:
         ConfigError: as in :func:`teacher_of`; or something does not go with a teacher with another tokenizer.
@@ -49,6 +53,8 @@ def recipe_pair(recipe: Recipe, *, weights: bool = True, anew: bool = False, tra
         chat_template=recipe.data.chat_template,
         weights=weights,
         translates=translates,
+        asked=asked,
+        loaded=asked or recipe.free_running is not None,
     )
     teacher = teacher_of(recipe, anew=anew)
     pair = check(teacher.reference)

@@ -171,6 +171,7 @@ def run_record(run: CheckedRun) -> dict[str, Any]:
             **({} if run.recipe.teacher.mix is None else {"mixed": [_named(one) for one in facts.teachers]}),
             **({} if run.recipe.teacher.by is None else {"by_row": _by_name(run)}),
             **({} if run.recipe.teacher.prompt is None else {"prompt": str(run.recipe.teacher.prompt)}),
+            **({} if facts.asked else {"asked": False}),
         },
         "student": {
             "model": facts.student.reference.model,

@@ -5,7 +5,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -249,6 +249,9 @@ def card_text(
         versions=package_versions(),
         end_of_turn=str(endings.tokenizer.convert_ids_to_tokens(endings.taught)),
         has_chat_template=endings.template_from is not None,
+        asked=run.preflight.asked,
+        # Answers that the teacher wrote are hard labels of a distillation all the same.
+        **({} if run.preflight.asked or recipe.teacher.writes_rows else {"tags": ("bridgegarden", "trl")}),
         adapter=run.lora is not None,
         repo=None if hub is None else hub.repo,
         elsewhere=elsewhere(
@@ -312,22 +315,22 @@ class ModelCard:
     has_chat_template: bool
     quantised: str | None = None
     """The type of GGUF file that it was trained for."""
+    asked: bool = True
+    """Whether the teacher was asked about the rows; not where it was trained on hard labels of the data alone."""
     adapter: bool = False
     """Whether adapters were trained and merged."""
     repo: str | None = None
     """Its own name on the hub, if it is published there."""
     elsewhere: str = ""
     """How it becomes what other programs run, as Markdown."""
-    tags: tuple[str, ...] = field(default=("bridgegarden", "distillation", "knowledge-distillation", "trl"))
+    tags: tuple[str, ...] = ("bridgegarden", "distillation", "knowledge-distillation", "trl")
 
     def render(self) -> str:
         """The file, with its YAML front matter."""
         kind = "Adapters were trained and merged into the weights. " if self.adapter else ""
         sections = [
-            "# Distilled model",
-            f"A student, {self._student()}, distilled from {self._taught_by()} with {BRIDGEGARDEN}: hard "
-            f"and soft labels together. {kind}"
-            f"It ends its turn with {code(self.end_of_turn)}.",
+            "# Distilled model" if self.asked else "# Trained model",
+            f"A student, {self._student()}, {self._how()}. {kind}It ends its turn with {code(self.end_of_turn)}.",
             *self._made_for(),
             "## Run it",
             "In this folder, with transformers:" if self.repo is None else "With transformers:",
@@ -354,6 +357,11 @@ class ModelCard:
 
     def _student(self) -> str:
         return self.student.shown if self.cut is None else f"cut out of its teacher ({self.cut})"
+
+    def _how(self) -> str:
+        if self.asked:
+            return f"distilled from {self._taught_by()} with {BRIDGEGARDEN}: hard and soft labels together"
+        return f"trained with {BRIDGEGARDEN} on hard labels of the data alone, without asking {self._taught_by()}"
 
     def _made_for(self) -> list[str]:
         if self.quantised is None:

@@ -112,7 +112,7 @@ class RecipeTeacher(ABC):
             evaluation=None if held_out is None else held_out.joined(self.tokenised(held_out, pair, rules)),
             mix=mix_text(train),
         )
-        for facts in pair.teachers if pair.tokens is None else ():  # which are cut as the student's are
+        for facts in pair.teachers if pair.asked and pair.tokens is None else ():  # which are cut as the student's are
             check_positions(facts, data.longest_asked, asked=True)
         return data
 
@@ -449,7 +449,7 @@ class ScoringServer(CachedServer):
 
 
 class LabelsAlone(RecipeTeacher):
-    """A model on a server whose answers are the data, and all that is learnt of it: as hard labels."""
+    """None that is asked: hard labels of the data, such as answers of a server, are all that is learnt."""
 
     @property
     def reference(self) -> None:
@@ -458,7 +458,7 @@ class LabelsAlone(RecipeTeacher):
     def signals(self, pair: Pair, say: Say) -> "Teacher":
         from bridgegarden.teacher.protocol import DataTokens
 
-        say("no teacher is loaded: the hard labels of the data are all that is learnt")
+        say("no teacher is asked about the rows: the hard labels of the data are all that is learnt")
         return DataTokens(pair.student.width)
 
 
@@ -489,21 +489,19 @@ def teacher_of(recipe: Recipe, *, anew: bool = False) -> RecipeTeacher:
         return MODELS[kind](recipe)
     if kind == "answers":
         return ScoringServer(recipe) if _scores_rows(recipe, anew) else AnsweringServer(recipe)
-    if build_objective(recipe.objective).learns_data_alone:
+    if recipe.learns_data_alone:
         return LabelsAlone(recipe)
     raise ConfigError(NOT_FROM_A_SERVER)
 
 
 def signals_of(recipe: Recipe, pair: Pair, say: Say) -> "Teacher":
-    """What the trainer asks: the teacher of `recipe`; or the labels of the data alone, where it has another tokenizer
-    and nothing more is learnt.
+    """What the trainer asks: the teacher of `recipe`; or the labels of the data alone, where nothing more is learnt.
 
     Raises:
         ConfigError: there is no cache, or it holds something else.
         ModelError: the weights cannot be loaded, or the cache is another teacher's.
     """
-    labels_alone = pair.translates and pair.tokens is None
-    return (LabelsAlone(recipe) if labels_alone else teacher_of(recipe)).signals(pair, say)
+    return (teacher_of(recipe) if pair.asked else LabelsAlone(recipe)).signals(pair, say)
 
 
 def _scores_rows(recipe: Recipe, anew: bool) -> bool:

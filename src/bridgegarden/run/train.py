@@ -58,6 +58,7 @@ def train(
     stop_in_order: bool = False,
     console: "Console | None" = None,
     callbacks: Sequence[TrainerCallback] = (),
+    asked: bool = False,
 ) -> TrainSummary:
     """Distil the teacher of `recipe` into its student, and save it in the recipe's output folder.
 
@@ -70,6 +71,8 @@ def train(
         stop_in_order: whether SIGINT and SIGTERM let the step be finished and saved; else they are left as they are.
         console: for progress; stderr if None.
         callbacks: of the trainer, beside those that log and show progress.
+        asked: whether the teacher is asked about the rows even where hard labels of the data are all that is learnt, so
+            that the log says how far from it the student is.
 
     Raises:
         ConfigError: a setting is wrong, the output folder holds another run, or the disk is full.
@@ -92,11 +95,12 @@ def train(
         console = console or stderr_console()
         console.quiet = console.quiet or not is_main
         checkpoint = _found(recipe, folder, lock, arguments, console)
-        usable_device(recipe.teacher.device, "teacher.device")
+        if asked or recipe.needs_teacher:
+            usable_device(recipe.teacher.device, "teacher.device")
         check_processes(recipe, arguments.world_size)
         rehearse(recipe, arguments)
         hub = hub_target(recipe) if is_main else None
-        run = with_student(check_run(recipe, folder, arguments, console), console)
+        run = with_student(check_run(recipe, folder, arguments, console, asked=asked), console)
         record = continued_record(folder, run_record(run), checkpoint)
         if folder.model.exists():
             return _finished_before(run, record, hub, console)
@@ -120,7 +124,7 @@ def _ask_beforehand(run: CheckedRun, console: "Console") -> None:
     from bridgegarden.run.cache import ask_before_training
 
     source = teacher_of(run.recipe)
-    if isinstance(source, CachedByRow):
+    if run.preflight.asked and isinstance(source, CachedByRow):
         ask_before_training(source, run.preflight, run.data, console)
 
 
@@ -263,7 +267,7 @@ def held_out_terms(recipe: Recipe, student: "PreTrainedModel") -> dict[str, floa
         free_running=None,
     )
     with quiet_libraries(interactive=False):
-        run = check_run(whole, folder, training_arguments(whole, folder), console)
+        run = check_run(whole, folder, training_arguments(whole, folder), console, asked=True)
         if run.data.evaluation is None:
             return {}
         trainer = _trainer(run, console, (), student)
@@ -332,13 +336,13 @@ def _trackers_write_to(folder: Path) -> Iterator[None]:
 def _watch(
     run: CheckedRun, trainer: "HybridDistillationTrainer", section: FreeRunningSection, console: "Console"
 ) -> None:
-    """Have the student's loss on its own texts measured; a teacher that is cached is loaded for it."""
+    """Have the student's loss on its own texts measured; a teacher that is not in memory is loaded for it."""
     from rich.text import Text
 
     from bridgegarden.training.callbacks import SAMPLING, ExposureBiasCallback
 
     teacher = None
-    if run.recipe.teacher.kind == "cached":
+    if run.recipe.teacher.kind == "cached" or not run.preflight.asked:
         assert run.preflight.teacher is not None
         console.print(
             Text(f"loading teacher {run.recipe.teacher.model}, which judges the student's own texts"), soft_wrap=True

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 ROWS, POSITIONS = 16, 2_000
 """From the first, and the student's tokens in them, after which no further row is taken: of these is said how much is
 known, which takes a second or two."""
+TWO_TOKENIZERS = "teacher and student have different tokenizers"
 TOP_K = 64
 """Tokens kept of a teacher in memory whose signals are translated, unless the recipe says otherwise: the time that
 takes grows with them."""
@@ -48,11 +49,11 @@ def with_tokens(pair: Pair, recipe: Recipe) -> Pair:
                 "out."
             )
         return pair
-    objective = build_objective(recipe.objective)
-    if objective.learns_data_alone:
-        return pair
+    _check_watched(recipe)
+    if recipe.learns_data_alone:
+        return dataclasses.replace(pair, asked=False)
     _check_recipe(recipe)
-    check_translated_objective(objective)
+    check_translated_objective(build_objective(recipe.objective))
     return dataclasses.replace(pair, tokens=tokenizer_pair(pair, section or TranslationSection()))
 
 
@@ -66,7 +67,8 @@ def translating(pair: Pair, recipe: Recipe) -> Pair:
     if not pair.translates or pair.tokens is not None:
         return pair
     _check_recipe(recipe)
-    return dataclasses.replace(pair, tokens=tokenizer_pair(pair, recipe.teacher.translation or TranslationSection()))
+    tokens = tokenizer_pair(pair, recipe.teacher.translation or TranslationSection())
+    return dataclasses.replace(pair, tokens=tokens, asked=True)
 
 
 def tokenizer_pair(pair: Pair, section: TranslationSection) -> "TokenizerPair":
@@ -101,7 +103,7 @@ def tokenizers_of(teacher_facts: ModelFacts, endings: Endings, section: Translat
 
 def _check_recipe(recipe: Recipe) -> None:
     """Refuse what cannot be done yet with two tokenizers."""
-    why = "teacher and student have different tokenizers"
+    why = TWO_TOKENIZERS
     if recipe.teacher.by is not None:
         raise ConfigError(
             f"teacher.by: {why}, and teachers of single rows need the student's. Train from one teacher, or from "
@@ -112,9 +114,15 @@ def _check_recipe(recipe: Recipe) -> None:
             raise ConfigError(
                 f"training.{name}: {why}, and packed rows are in the student's tokens alone. Set it to false."
             )
+    _check_watched(recipe)
+
+
+def _check_watched(recipe: Recipe) -> None:
+    """Refuse two tokenizers where losses of one text are compared, whatever is learnt."""
     if recipe.free_running is not None:
         raise ConfigError(
-            f"free_running: {why}, so that the losses of one text are not of the same tokens. Leave free_running out."
+            f"free_running: {TWO_TOKENIZERS}, so that the losses of one text are not of the same tokens. Leave "
+            "free_running out."
         )
 
 

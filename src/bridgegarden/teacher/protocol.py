@@ -156,7 +156,7 @@ class DataTokens:
     """A :class:`~bridgegarden.teacher.protocol.Teacher` that is sure of the token in the data, at every position.
 
     With an objective that :attr:`~bridgegarden.objective.hybrid.HybridObjective.learns_data_alone` nothing that it says
-    is learnt. In the log the soft loss is then the hard one, and the teacher's entropy zero.
+    is learnt, and the trainer's log has nothing about a teacher.
     """
 
     name = "the data"

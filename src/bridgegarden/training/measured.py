@@ -33,6 +33,8 @@ _COUNTS = (
     *("acceptance_least", "acceptance", "compared"),
 )
 """What is counted behind them."""
+OF_TEACHER = ("soft_loss", "teacher_entropy", "captured_mass", "teacher_label_loss", "acceptance", "acceptance_least")
+"""Means that say nothing where no teacher is asked: they are not formed there."""
 Phase = Literal["generation", "teacher", "step"]
 COST_FILE = "cost.json"
 """In a checkpoint."""

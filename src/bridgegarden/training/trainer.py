@@ -29,7 +29,7 @@ from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.loss_route import LossKernel, loss_route, whole_vocabulary_error
 from bridgegarden.objective.soft_weight import TrainProgress
 from bridgegarden.teacher.cache.reader import SIGNAL
-from bridgegarden.teacher.protocol import Teacher
+from bridgegarden.teacher.protocol import DataTokens, Teacher
 from bridgegarden.teacher.tokenizer_pair import TokenizerPair
 from bridgegarden.teacher.translated import TranslatedSignal, TranslatedTeacher
 from bridgegarden.training.arguments import (
@@ -54,6 +54,7 @@ from bridgegarden.training.batches import (
     with_rows,
 )
 from bridgegarden.training.measured import (
+    OF_TEACHER,
     Cost,
     CostLedger,
     LogWindow,
@@ -404,9 +405,9 @@ class HybridDistillationTrainer(SFTTrainer):
         if self.accelerator.num_processes > 1:
             sums = cast(Tensor, self.accelerator.reduce(sums.float(), "sum"))
         means = term_means(sums)
-        if self.objective.position_weight is None:
-            del means["position_weight"]
-        return means
+        left_out = ("position_weight",) if self.objective.position_weight is None else ()
+        left_out += OF_TEACHER if isinstance(self.teacher, DataTokens) else ()
+        return {name: value for name, value in means.items() if name not in left_out}
 
     def _start_clock(self) -> None:
         if self._clock is None:
