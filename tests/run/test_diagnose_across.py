@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bridgegarden.cli.main import cli
 from bridgegarden.report.diagnosis_across import LEFT_OUT
 from bridgegarden.table import BITS
-from tests.tiny import save_tiny, tiny_model
+from bridgegarden.teacher.translation.byte_view import ByteView
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 from tests.tokenizer_pairs import ROWS, ones, threes
 
 SMALL = ["--samples", "1", "--max-new-tokens", "10"]
@@ -45,7 +46,8 @@ def asked(folder, *students, output="found", more=SMALL):
 
 @pytest.fixture(scope="module")
 def found(folder):
-    result = asked(folder, "student-2", "student-3", more=[*SMALL[:2], "--max-new-tokens", "60"])
+    few = ["--budget", "700", "--rounds", "2", "--top", "1"]
+    result = asked(folder, "student-2", "student-3", more=[*SMALL[:2], "--max-new-tokens", "60", *few])
     assert result.exit_code == 0, result.output
     return result, json.loads((folder / "found" / "result.json").read_text())
 
@@ -57,7 +59,7 @@ def test_losses_are_told_by_the_byte_and_by_the_token_with_what_is_known(found, 
     assert [one["name"] for one in students] == ["student-2", "student-3"]
     for one in students:
         bias = one["exposure_bias"]
-        assert one["kappa"] is one["attribution"] is one["advice"] is one["draft_model"] is None
+        assert one["attribution"] is one["advice"] is one["draft_model"] is None
         assert one["verdict"]["draft"] == "not defined"
         for name in ("teacher_loss", "student_loss"):
             by_text, by_byte = bias[name]["mean"], bias["per_byte"][name]["mean"]
@@ -75,6 +77,25 @@ def test_losses_are_told_by_the_byte_and_by_the_token_with_what_is_known(found, 
         assert why in said
     shown = f"{BITS * students[0]['exposure_bias']['per_byte']['student_loss']['mean']:.2g}"
     assert shown in page
+
+
+def test_kappa_is_told_where_both_agree_and_how_many_places_that_are(found, folder):
+    result, document = found
+    said = " ".join(result.stdout.split())
+    page = " ".join(unescape((folder / "found" / "report.html").read_text()).split())
+    view = ByteView(threes())
+    for one in document["findings"]["students"]:
+        agreement, kappa = one["agreement"], one["kappa"]
+        assert agreement["tokens"] > agreement["both_begin"] > agreement["both_have"] >= len(kappa["positions"]) > 0
+        assert kappa["candidates"] == agreement["both_have"]
+        words = f"at {agreement['both_have']:,} of these each of the likeliest tokens of the two is a token of both"
+        assert words in said
+        assert words in page
+        for place in kappa["positions"]:
+            assert place["contribution"]["mean"] is None
+            for action in place["actions"]:
+                assert ByteView(tiny_tokenizer()).tokens[action["token"]] in view.tokens
+                assert str(action["token"]) in document["findings"]["tokens"]
 
 
 def test_both_losses_on_the_answers_are_of_the_same_bytes(found, folder):

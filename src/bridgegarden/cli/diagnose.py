@@ -148,7 +148,7 @@ def print_diagnosis(diagnosis: "Diagnosis", files: "DiagnosisFiles", *, as_json:
     from rich.text import Text
 
     from bridgegarden.report.acceptance import draft_table
-    from bridgegarden.report.diagnosis_across import byte_table, known_words, left_out_lines
+    from bridgegarden.report.diagnosis_across import byte_table, kappa_words, known_words, left_out_lines
     from bridgegarden.report.diagnosis_words import (
         advice_words,
         agreement_words,
@@ -175,6 +175,7 @@ def print_diagnosis(diagnosis: "Diagnosis", files: "DiagnosisFiles", *, as_json:
         console.print(Text(f"\n{student.name}", style="bold"), soft_wrap=True)
         if diagnosis.translated:
             console.print(Text(f"It {bias_words(student)} {known_words(student)}"))
+            console.print(Text(f"Kappa: {kappa_words(student)}"))
             continue
         for line in (f"It {bias_words(student)}", agreement_words(student), f"Kappa: {kind_words(student)}."):
             if line is not None:

@@ -138,7 +138,7 @@ class Examination:
     """Real vocabulary, for the entropy rule."""
     reader: Reader
     """Ids to text."""
-    work: "_Work"
+    work: "Work"
     """Times the parts."""
     kappa: KappaResult | None = None
     shown_kappa: KappaResult | None = None
@@ -217,7 +217,7 @@ class Examination:
                 self.teacher,
                 self.student,
                 self.texts.part(numbers),
-                _kappa_settings(self.settings, self.bias, budget, "random"),
+                kappa_settings(self.settings, self.bias, budget, "random"),
                 generator=generator_of(self.settings, "shown"),
             )
         self.shown_kappa = _renumbered(found, numbers, self.texts.samples)
@@ -229,7 +229,7 @@ class Examination:
                 self.teacher,
                 self.student,
                 self.texts,
-                _kappa_settings(self.settings, self.bias, budget, self.settings.positions),
+                kappa_settings(self.settings, self.bias, budget, self.settings.positions),
                 generator=generator_of(self.settings, "kappa"),
             )
         self.advice = advise(self.kappa, vocab_size=self.vocab_size, generator=generator_of(self.settings, "advice"))
@@ -288,7 +288,7 @@ def diagnose(
         DataError: fewer than two prompts, different vocabularies, or a loss that is not finite.
         KeyboardInterrupt: interrupted before exposure bias was measured, so that there is nothing to keep.
     """
-    work = _Work(watcher or Unwatched())
+    work = Work(watcher or Unwatched())
     # Whatever is followed, the teacher reads it too: its tokens are the measure of progress.
     lead = TalliedPolicy(teacher, work.watcher.advance)
     others = {name: TalliedPolicy(student) for name, student in students.items()}
@@ -315,7 +315,7 @@ def diagnose(
     return Findings(
         students=found,
         differences=paired_differences(biases),
-        tokens={index: reader.token(index).text for index in sorted(set().union(*map(_named, found)))},
+        tokens=token_texts(found, reader),
         cost=work.cost(biases, found, [lead, *others.values()]),
         interrupted=interrupted,
     )
@@ -326,7 +326,7 @@ def _biases(
     students: Mapping[str, Policy],
     prompts: Sequence[Sequence[int]],
     settings: DiagnosisSettings,
-    work: "_Work",
+    work: "Work",
 ) -> dict[str, ExposureBias]:
     most = len(prompts) * settings.samples * settings.max_new_tokens * (1 + len(students))
     with work.phase("texts of the teacher and the students", most):
@@ -345,7 +345,7 @@ def _losses(
     students: Mapping[str, Policy],
     answers: Sequence[Answer],
     settings: DiagnosisSettings,
-    work: "_Work",
+    work: "Work",
 ) -> dict[str, LabelLosses]:
     if not answers:
         return {}
@@ -353,7 +353,7 @@ def _losses(
         return answer_losses(teacher, students, answers, longest=settings.max_new_tokens, max_rows=settings.max_rows)
 
 
-def _run(examinations: Sequence[Examination], work: "_Work") -> str | None:
+def _run(examinations: Sequence[Examination], work: "Work") -> str | None:
     """Everything, or the name of the phase that was interrupted."""
     try:
         for examination in examinations:
@@ -373,6 +373,11 @@ def token_kind(reader: Reader, token: int, vocab_size: int) -> str:
     return kind_of(reader.text([token]), special=reader.is_special(token)) if token < vocab_size else "o"
 
 
+def token_texts(students: Sequence[StudentDiagnosis], reader: Reader) -> dict[int, str]:
+    """The text of every token id that stands somewhere in the results of `students`."""
+    return {index: reader.token(index).text for index in sorted(set().union(*map(_named, students)))}
+
+
 def _named(student: StudentDiagnosis) -> set[int]:
     """Token ids that stand somewhere in the results of a student."""
     named: set[int] = set()
@@ -389,7 +394,7 @@ def _named(student: StudentDiagnosis) -> set[int]:
 
 
 @dataclass
-class _Work:
+class Work:
     """Phases, and what they take."""
 
     watcher: Watcher
@@ -398,6 +403,7 @@ class _Work:
 
     @contextmanager
     def phase(self, name: str, tokens: int) -> Iterator[None]:
+        """One of them, which takes about so many tokens."""
         self.running = name
         self.watcher.begin(name, tokens)
         began = time.perf_counter()
@@ -412,6 +418,7 @@ class _Work:
         students: Sequence[StudentDiagnosis],
         policies: Sequence[TalliedPolicy],
     ) -> Cost:
+        """What all of them took."""
         texts = [next(iter(biases.values())).teacher_texts, *(bias.student_texts for bias in biases.values())]
         return Cost(
             written=sum(int(one.lengths.sum()) for one in texts) + sum(one.generated_tokens for one in students),
@@ -439,7 +446,7 @@ def check_budget(name: str, bias: ExposureBias, settings: DiagnosisSettings) -> 
 def least_budget(bias: ExposureBias, settings: DiagnosisSettings) -> int:
     """Tokens that are enough for one position of the longest text, and for one draw of the attribution."""
     texts = bias.student_texts
-    one = _kappa_settings(settings, bias, 1, settings.positions)
+    one = kappa_settings(settings, bias, 1, settings.positions)
     position = one.continuations * (int(texts.lengths.max()) - 1)
     weights = texts.total_variation[0]
     left = (texts.lengths[:, None] - 1 - torch.arange(texts.horizon)).clamp(min=0)
@@ -454,7 +461,7 @@ def generator_of(settings: DiagnosisSettings, part: str) -> torch.Generator:
     return torch.Generator().manual_seed(10 * settings.seed + number)
 
 
-def _kappa_settings(settings: DiagnosisSettings, bias: ExposureBias, budget: int, choose: Choice) -> KappaSettings:
+def kappa_settings(settings: DiagnosisSettings, bias: ExposureBias, budget: int, choose: Choice) -> KappaSettings:
     """One threshold for all positions of a student, so that a Bridge is the same thing everywhere."""
     return KappaSettings(
         threshold=THRESHOLD_SHARE * bias.student_texts.losses[0].sum(-1).mean().item(),

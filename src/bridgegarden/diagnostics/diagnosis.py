@@ -14,6 +14,7 @@ from bridgegarden.diagnostics.attribution import Attribution
 from bridgegarden.diagnostics.exposure_bias import ExposureBias, StudentDifference
 from bridgegarden.diagnostics.fit_probe import FittedProbe
 from bridgegarden.diagnostics.kappa import Choice, KappaResult, PositionKappa
+from bridgegarden.diagnostics.kappa_across import Agreement
 from bridgegarden.diagnostics.label_losses import LabelLosses
 from bridgegarden.diagnostics.rollout import RollOuts, walk
 from bridgegarden.diagnostics.verdict import Verdict
@@ -175,7 +176,7 @@ class StudentDiagnosis:
     label_losses: LabelLosses | None
     """What it and the teacher lose on the answers of the rows; None where there are none."""
     kappa: KappaResult | None
-    """Bridges and Gardens on its own texts; None if interrupted before."""
+    """Bridges and Gardens on its own texts; None if interrupted before, or where it is defined at no place."""
     shown_kappa: KappaResult | None
     """The same for the positions of `texts` alone; None where `kappa` covers them, or if interrupted before."""
     attribution: Attribution | None
@@ -191,6 +192,8 @@ class StudentDiagnosis:
     known: Mapping[str, Mapping[str, float]] | None = None
     """On ``teacher_texts`` and ``student_texts``, how much is known of a teacher with another tokenizer
     (:data:`~bridgegarden.teacher.translated.SHARES`); None where all is."""
+    agreement: Agreement | None = None
+    """At how many of its tokens kappa is defined, of a teacher with another tokenizer; None if interrupted before."""
 
     @property
     def generated_tokens(self) -> int:

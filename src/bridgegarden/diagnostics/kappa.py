@@ -93,7 +93,7 @@ class PositionKappa:
     """Sum of kappa over the action set, nats."""
     contribution: Estimate
     """What the position adds to exposure bias, sum over all tokens of q kappa, nats: true of any text, but a share of
-    exposure bias only where the student wrote the text."""
+    exposure bias only where the student wrote the text. NaN where the teacher has another tokenizer."""
     kind: Kind
     """Bridge, Garden or undecided."""
 
@@ -243,7 +243,7 @@ def measure_kappa(
             f"rounds; about {_expected_tokens(texts, wanted[0], settings)} are needed."
         )
     return KappaResult(
-        positions=_with_floors(found, _sure(texts, found, settings), threshold),
+        positions=with_floors(found, _sure(texts, found, settings), threshold),
         candidates=len(order),
         choose=settings.choose,
         threshold=threshold,
@@ -391,8 +391,8 @@ def _sure(texts: RollOuts, places: Sequence[PositionKappa], settings: KappaSetti
     return [settings.temperature == 0 or place.position == texts.horizon - 1 for place in places]
 
 
-def _with_floors(places: Sequence[PositionKappa], sure: Sequence[bool], threshold: float) -> tuple[PositionKappa, ...]:
-    """The same places, none of which is surer than places are on average; see `_floored`."""
+def with_floors(places: Sequence[PositionKappa], sure: Sequence[bool], threshold: float) -> tuple[PositionKappa, ...]:
+    """The same places, none of which is surer than places are on average (see `_floored`), and their kinds."""
     states, contributions = (
         _floored(estimates, sure)
         for estimates in ([place.state_kappa for place in places], [place.contribution for place in places])

@@ -38,6 +38,7 @@ from bridgegarden.objective.support import ABSENT_LOG_MASS, shared_cells
 from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.teacher.tokenizer_pair import TokenizerPair
 from bridgegarden.teacher.translated import SHARES, TranslatedModel, TranslatedSignal
+from bridgegarden.teacher.translation.align import align
 
 TOP_K = 64
 """Tokens that are kept of the teacher: translating takes longer the more there are."""
@@ -83,6 +84,8 @@ class TwoTokenizers:
     """:data:`~bridgegarden.teacher.translated.SHARES` on the teacher's texts."""
     on_student: Mapping[str, float]
     """The same on the student's."""
+    student_texts: Sequence[Text]
+    """What the student wrote, as both read it."""
 
 
 class PairReader:
@@ -131,16 +134,32 @@ class PairReader:
         writer, pair = self.teacher if teachers else self.student, self.tokens
         written = [index for index in ids if index < writer.shared_size]
         other = pair.as_student_writes(written) if teachers else pair.as_teacher_writes(written)
-        theirs, ours = (written, other) if teachers else (other, written)
-        cut = len(theirs) >= most or len(ours) >= most
-        theirs, ours = theirs[:most], ours[:most]
-        room = len(pair.translation.teacher.join(theirs))
+        return self.counted(prompt, *((written, other) if teachers else (other, written)), room=(most, most))
+
+    def counted(self, prompt: Prompt, theirs: list[int], ours: list[int], *, room: tuple[int, int]) -> Text:
+        """The same text in the tokens of both, up to where either has read what there is `room` for: the teacher's
+        tokens, and the student's."""
+        pair = self.tokens
+        cut = len(theirs) >= room[0] or len(ours) >= room[1]
+        theirs, ours = theirs[: room[0]], ours[: room[1]]
+        size = len(pair.translation.teacher.join(theirs))
         begins, at = [], 0
         for index in ours:
             begins.append(at)
             at += len(pair.translation.student.tokens[index])
-        counted = sum(begin < room for begin in begins) if cut else len(ours)
+        counted = sum(begin < size for begin in begins) if cut else len(ours)
         return Text(prompt, theirs, ours[:counted], cut)
+
+    def both_begin(self, text: Text) -> list[int]:
+        """For each of the student's tokens of `text` the place of the teacher's that begins at the same byte, or -1."""
+        found: list[int] = []
+        before = 0
+        for their_ids, our_ids in self.tokens.paired(text.student, text.teacher):
+            held = align(self.tokens.translation.teacher, self.tokens.translation.student, their_ids, our_ids)
+            places = zip(held.token.tolist(), held.inside.tolist(), strict=True)
+            found += [before + at if at >= 0 and not inside else -1 for at, inside in places]
+            before += len(their_ids)
+        return found
 
     def score(self, texts: Sequence[Text], samples: int, most: int, divergence: Divergence, max_rows: int) -> Scored:
         """What both say along `texts`, `samples` of each prompt, of at most `most` tokens.
@@ -264,7 +283,9 @@ def compare_across(
             reader.score(texts, samples, most, sampling.divergence, sampling.max_rows) for texts in written
         )
         bias = ExposureBias.of(on_teacher.texts, on_student.texts, temperature=sampling.temperature)
-        found[name] = TwoTokenizers(bias=bias, on_teacher=on_teacher.shares, on_student=on_student.shares)
+        found[name] = TwoTokenizers(
+            bias=bias, on_teacher=on_teacher.shares, on_student=on_student.shares, student_texts=written[1]
+        )
     return found
 
 

@@ -5,7 +5,7 @@ from markupsafe import Markup
 from bridgegarden.diagnostics.diagnosis import Diagnosis, DiagnosisSettings, ModelUsed, StudentDiagnosis
 from bridgegarden.report.acceptance import draft_section
 from bridgegarden.report.charts import responsive
-from bridgegarden.report.diagnosis_across import byte_table, known_words, left_out
+from bridgegarden.report.diagnosis_across import byte_table, kappa_section, known_words, left_out
 from bridgegarden.report.diagnosis_figures import (
     bias_chart,
     confidence_chart,
@@ -66,11 +66,12 @@ def _parts(diagnosis: Diagnosis) -> tuple[Section, ...]:
 def _across(diagnosis: Diagnosis) -> tuple[Section, ...]:
     return (
         Section(anchor="bytes", title="By the byte and by the token", body=byte_table(diagnosis).html()),
+        Section(anchor="kappa", title="Kappa, where both agree", body=kappa_section(diagnosis)),
         Section(anchor="left", title="What is not measured", body=left_out()),
     )
 
 
-WORDS_ACROSS = ("exposure bias", "loss l(s)", "ExAccErr")
+WORDS_ACROSS = ("exposure bias", "loss l(s)", "kappa", "Bridge, Garden", "ExAccErr")
 """What the page explains where teacher and student have different tokenizers."""
 WORDS = (
     "exposure bias",
@@ -295,8 +296,7 @@ def _made(diagnosis: Diagnosis) -> Section:
             else f"{diagnosis.vocab_size:,} shared tokens and one cell for all others"
         ),
     }
-    if not diagnosis.translated:
-        facts |= _budget(settings)
+    facts |= _budget_across(settings) if diagnosis.translated else _budget(settings)
     facts |= {
         "cost": f"{thanks_to(diagnosis)}; {cost.read:,} tokens of prefixes read",
         "ran on": diagnosis.device,
@@ -322,6 +322,16 @@ def _budget(settings: DiagnosisSettings) -> dict[str, str | Markup]:
         "a quarter for kappa at the texts that are shown, the rest for kappa at " + _POSITIONS[settings.positions],
         "kappa": f"{settings.rounds} rounds; the {settings.top} likeliest tokens of each model, and in every round one "
         "more token of each that stands for all others; the same random numbers for all tokens of a round",
+    }
+
+
+def _budget_across(settings: DiagnosisSettings) -> dict[str, str | Markup]:
+    places = {"random": "drawn at random", "all": "text by text", "uncertain": "those where the teacher is least sure"}
+    return {
+        "budget": f"{settings.budget:,} generated tokens for each student, for kappa at places where both agree, "
+        f"{places[settings.positions]}",
+        "kappa": f"{settings.rounds} rounds; the {settings.top} likeliest tokens of each model, and in every round one "
+        "more of the teacher's that stands for all others; the same random numbers for all tokens of a round",
     }
 
 

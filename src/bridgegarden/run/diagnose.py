@@ -23,6 +23,7 @@ from bridgegarden.preflight import ModelFacts, ModelReference, check_endings, co
 from bridgegarden.recipe import Recipe, list_recipes, load_recipe
 from bridgegarden.recipe.teacher import TranslationSection
 from bridgegarden.report.diagnosis import diagnosis_page
+from bridgegarden.report.diagnosis_across import ANNOUNCED
 from bridgegarden.run.kappa_probe import probe_file
 from bridgegarden.run.models import load_model, placed, usable_device
 from bridgegarden.run.output import OutputFolder, check_writable, write_or_rescue
@@ -197,6 +198,7 @@ def _findings(
     """Of `policies`, the teacher's first, in sight of the user."""
     teacher, students = policies[0], dict(zip(pair.students, policies[1:], strict=True))
     total = len(prompts.ids) * settings.samples * settings.max_new_tokens * len(policies)
+    total += settings.budget * len(students)
     if pair.tokens is not None:
         from bridgegarden.diagnostics.diagnose_across import diagnose_across
         from bridgegarden.diagnostics.two_tokenizers import PairReader, Prompt
@@ -206,10 +208,11 @@ def _findings(
                 {name: PairReader(pair.tokens, teacher, student) for name, student in students.items()},
                 [Prompt(*ids) for ids in zip(prompts.teacher_ids, prompts.ids, strict=True)],
                 settings,
+                reader=reader,
                 answers=list(zip(prompts.teacher_answers, prompts.answers, strict=True)),
                 watcher=display,
             )
-    with DiagnoseDisplay(console, total + settings.budget * len(students)) as display:
+    with DiagnoseDisplay(console, total) as display:
         return diagnose(
             teacher,
             students,
@@ -297,7 +300,6 @@ def _prompts(inputs: DiagnoseInputs, pair: CheckedPair, limit: int | None, setti
 
 
 def _tell(console: "Console", inputs: DiagnoseInputs, pair: CheckedPair, prompts: Prompts) -> None:
-
     used = prompts.used
     console.print(Text(f"{counted(used.used, 'prompt')} from {used.source}, {used.tokens:,} tokens"), soft_wrap=True)
     for note in inputs.notes:
@@ -308,9 +310,7 @@ def _tell(console: "Console", inputs: DiagnoseInputs, pair: CheckedPair, prompts
             Text(f"warning: too long and left out: {first}{f', and {more} more' if more else ''}"), soft_wrap=True
         )
     if pair.tokens is not None:
-        said = "teacher and student have different tokenizers: exposure bias and losses are of what is known of the "
-        said += "teacher; kappa, attribution and draft models are not measured, so that --budget, --positions, "
-        console.print(Text(f"{said}--rounds, --top and --show change nothing"), soft_wrap=True)
+        console.print(Text(ANNOUNCED), soft_wrap=True)
     for warning in pair.warnings:
         console.print(Text.assemble(("warning: ", "yellow"), warning), soft_wrap=True)
 

@@ -139,6 +139,12 @@ class ByteView:
             ids += found
         return ids if self.join(ids) == text else None
 
+    def can_write(self, other: "ByteView") -> bool:
+        """Whether whatever tokens of `other` write can be written with this one's."""
+        if self._has_every_byte:
+            return True
+        return all(self.encode(written) is not None for written in set(other.tokens))
+
     def first_of(self, text: bytes) -> int | None:
         """The first token of `encode(text)`; of what is cut into pieces, the first piece alone is merged."""
         if not (self.cuts_first and self._has_every_byte) or text.startswith(END_BYTES):
