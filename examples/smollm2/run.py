@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from prepare import RowPlan, prepare_base, prepare_rows, prepare_student, say
+from prepare import RowPlan, prepare_base, prepare_rows, say
 from problems import TASKS
 
 from bridgegarden.errors import BridgegardenError, ModelError
@@ -72,11 +72,11 @@ SIZES = {
         new_tokens=8,
     ),
     "small": Size(
-        tasks=("chain_sum", "simple_equations"),
-        rows=(1600, 64, 100),
+        tasks=("chain_sum", "spell_backward"),
+        rows=(4000, 64, 150),
         layers=10,
-        round_steps=50,
-        rounds=30,
+        round_steps=100,
+        rounds=15,
         right=0.6,
         objectives=("hard", "soft", "sharpened", "confidence"),
         seeds=2,
@@ -113,6 +113,7 @@ class Place:
     work: Path
     threads: int | None
     dtype: str
+    bf16: bool
 
     def bridgegarden(self, *arguments: str | Path) -> None:
         """Run the command line, shown as it could be typed; its failure is ours, for it has said why."""
@@ -129,6 +130,8 @@ class Place:
         """Changes to a recipe, a double underscore between section and key; and the type of all weights."""
         named = {name.replace("__", "."): value for name, value in changes.items()}
         named |= {"teacher.dtype": self.dtype, "student.dtype": self.dtype}
+        if self.bf16:
+            named |= {"training.use_cpu": "true", "training.bf16": "true"}
         return [part for name, value in named.items() for part in ("--set", f"{name}={value}")]
 
     def right(self, model: Path, tasks: list[Path], output: Path) -> float:
@@ -196,7 +199,7 @@ def compare(place: Place, size: Size, workers: int) -> None:
         output = place.work / f"compare-{budget}"
         settings = place.settings(
             teacher__model=place.work / "teacher",
-            student__model=place.work / "student",
+            student__layers=size.layers,
             data__train=place.work / "train.jsonl",
             data__eval=place.work / "validation.jsonl",
             training__max_steps=size.steps,
@@ -227,12 +230,20 @@ def compare(place: Place, size: Size, workers: int) -> None:
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: PyTorch's choice]")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--bf16", is_flag=True, help="Train on CPUs that multiply bfloat16 fast: weights stay float32.")
 def run(
-    size_name: str, work: Path | None, base: Path | None, seed: int, workers: int, threads: int | None, dtype: str
+    size_name: str,
+    work: Path | None,
+    base: Path | None,
+    seed: int,
+    workers: int,
+    threads: int | None,
+    dtype: str,
+    bf16: bool,
 ) -> None:
     """Teach SmolLM2 to solve problems, distil it by several objectives, and compare the students."""
     size = SIZES[size_name]
-    place = Place(work=work or Path("runs/smollm2") / size_name, threads=threads, dtype=dtype)
+    place = Place(work=work or Path("runs/smollm2") / size_name, threads=threads, dtype=dtype, bf16=bf16)
     train, validation, held_out = size.rows
     plan = RowPlan(tasks=size.tasks, seed=seed, train=train, validation=validation, held_out=held_out)
     try:
@@ -245,7 +256,6 @@ def run(
         files = [place.work / "held_out" / f"{task}.jsonl" for task in size.tasks]
         right = place.right(teacher, files, place.work / "teacher-held-out")
         say(f"teacher: {right:.1%} of the held-out problems right (greedy, mean over tasks)")
-        prepare_student(place.work / "student", teacher, size.layers)
     except BridgegardenError as error:
         say(f"Error: {error}")
         sys.exit(2)
