@@ -382,3 +382,27 @@ def test_an_end_token_that_the_chat_template_does_not_write_is_refused(chatml):
         read(row, chatml, ends_with="<|endoftext|>")
     chatml.eos_token = "<|endoftext|>"
     assert read({"text": "a"}, chatml, ends_with="<|endoftext|>").input_ids[-1] == chatml.eos_token_id
+
+
+def test_texts_beside_an_unused_chat_template_are_counted_and_those_it_wrote_are_not(chatml, plain, caplog):
+    written = {
+        "prompt": chatml.apply_chat_template(TURN, tokenize=False, add_generation_prompt=True),
+        "completion": "4",
+    }
+    for rows, tokenizer, columns, count in (
+        ([*PAIRS, written], chatml, Columns(), 2),
+        ([written], chatml, Columns(), 0),
+        (PAIRS, chatml, Columns(prompt="prompt", completion="completion"), 0),
+        (PAIRS, plain, Columns(), 0),
+        ([{"text": "Two plus two is four"}], chatml, Columns(), 0),
+    ):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "bridgegarden"):
+            tokenise(Dataset.from_list(rows), tokenizer, RowRules(columns=columns), name="train")
+        said = [message for message in caplog.messages if "without the chat template" in message]
+        assert [message.partition(" The model")[0] for message in said] == [
+            f"train: texts that are taken as they stand, without the chat template that the tokenizer has: {count}."
+        ] * (count > 0)
+
+
+TURN = [{"role": "user", "content": "Two plus two is"}]

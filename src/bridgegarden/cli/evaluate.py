@@ -47,7 +47,7 @@ from bridgegarden.terminal import plain_console, plain_json, say
     type=click.Choice(["auto", "always", "never"]),
     default="auto",
     show_default=True,
-    help="Use the chat template. auto: for the offline tasks and files, if there is one.",
+    help="Use the chat template. auto: if there is one, for offline tasks and for rows of which training makes turns.",
 )
 @click.option(
     "--allow-code-execution",

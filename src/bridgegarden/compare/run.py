@@ -32,6 +32,7 @@ from bridgegarden.recipe import Recipe, build_objective, describe_objective, loa
 from bridgegarden.run.cut_student import sizes_text
 from bridgegarden.run.export import check_installed
 from bridgegarden.run.kappa_probe import check_probes, probe_hashes
+from bridgegarden.run.rows import columns_of
 from bridgegarden.study.arms import ComparedRow, compared_rows
 from bridgegarden.study.kept import StudyFolder, keep, kept
 from bridgegarden.study.run import Job, Tell, one_thread, steps_told, study
@@ -319,7 +320,7 @@ def compare(
     recipe = placed(load_recipe(source, overrides), source)
     rows = compared_rows(settings.objectives, recipe.objective)
     check_recipe(recipe, rows)
-    settings = _with_export(recipe, rows, settings)
+    settings = _asked_as_taught(recipe, _with_export(recipe, rows, settings))
     folder = CompareFolder(output or recipe.output / "compare")
     with study(folder, command, console or _console()) as begun:
         with one_thread():
@@ -337,6 +338,14 @@ def compare(
         )
         folder.save(result)
     return result, folder
+
+
+def _asked_as_taught(recipe: Recipe, settings: CompareSettings) -> CompareSettings:
+    """`settings` in which files of rows are read by the recipe's columns, as its training rows are."""
+    evaluation = settings.evaluation
+    if evaluation is None:
+        return settings
+    return dataclasses.replace(settings, evaluation=dataclasses.replace(evaluation, columns=columns_of(recipe.data)))
 
 
 def _with_export(recipe: Recipe, rows: Sequence[ComparedRow], settings: CompareSettings) -> CompareSettings:

@@ -115,7 +115,7 @@ class RowReader:
             name: what to call the data in messages: a split, a file.
         """
         self.tokenizer, self.rules, self.name = tokenizer, rules, name
-        self._told_of_everything, self._cut_off = False, 0
+        self._told_of_everything, self._cut_off, self._bare = False, 0, 0
         self._format: ChatFormat | None = None
 
     def read(self, row: Mapping[str, Any], place: str) -> TokenisedRow:
@@ -186,6 +186,13 @@ class RowReader:
                 "%s: answers that were cut off when they were written (%s: %s): %d; they are learnt without an end.",
                 *(self.name, FINISH_REASON, CUT_OFF, self._cut_off),
             )
+        if self._bare:
+            logger.warning(
+                "%s: texts that are taken as they stand, without the chat template that the tokenizer has: %d. The "
+                "model learns to continue them, and not to answer in a chat. For turns give messages, or name the "
+                "columns (data.prompt: prompt, data.completion: completion).",
+                *(self.name, self._bare),
+            )
         if self._format is None:
             return
         for opening, count in self._format.opened_otherwise.items():
@@ -215,8 +222,18 @@ class RowReader:
             )
         if chat.form in ("chat", "pair"):
             self._check_end()
+        self._bare += self._is_bare(chat)
         made = self._tokeniser.row(chat, place, room=rules.max_length if rules.keep == "start" else None)
         return replace(made, labels=list(made.input_ids)) if rules.learns_everything else made
+
+    def _is_bare(self, chat: Conversation) -> bool:
+        """Whether a prompt stands outside of the chat template that there is; some hold the template's text already."""
+        written_by = self._tokeniser.format
+        return (
+            chat.form == "text"
+            and written_by is not None
+            and (written_by.openings["user"].strip() not in chat.messages[0]["content"])
+        )
 
     def _check_end(self) -> None:
         asked, found = self.rules.ends_with, self._tokeniser.format

@@ -14,13 +14,13 @@ from lm_eval.api.group import Group
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from bridgegarden.data import end_of_turn_ids
+from bridgegarden.data import Columns, end_of_turn_ids
 from bridgegarden.errors import BridgegardenError, ConfigError, DataError, ModelError
 from bridgegarden.evaluation.progress import our_bars
 from bridgegarden.evaluation.results import KeptAnswers, Score, reported_ks
 from bridgegarden.evaluation.tasks import FOLDER, GROUPS, RUNS_CODE, is_file, is_own, task_name
 from bridgegarden.evaluation.tasks.programs import to_answer
-from bridgegarden.evaluation.tasks.questions import rows_task
+from bridgegarden.evaluation.tasks.questions import Questions, read_questions, rows_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,6 +46,8 @@ class LoadedTask:
 
     name: str
     """As it was asked for, a file without its folder."""
+    as_turns: bool
+    """Whether it is asked as chat where there is a template, unless the user says otherwise."""
     objects: tuple[Any, ...]
     """lm-eval's tasks and groups: of our own tasks the greedy and, if wanted, the sampled variant."""
 
@@ -65,13 +67,16 @@ class LoadedTask:
         return list(dict.fromkeys([*(group.name for group in self.groups), *(task.task_name for task in self.tasks)]))
 
 
-def load_tasks(names: Sequence[str], *, samples: int, temperature: float) -> list[LoadedTask]:
+def load_tasks(
+    names: Sequence[str], *, samples: int, temperature: float, columns: Columns | None = None
+) -> list[LoadedTask]:
     """Tasks with their data, all of them before any is run.
 
     Args:
         names: of tasks, or of groups of lm-eval.
         samples: answers drawn to each problem of our own tasks; 0 is no such variant.
         temperature: of these draws.
+        columns: where files of rows keep questions and answers; None looks for the usual names.
 
     Raises:
         ConfigError: a name is unknown, a package is missing, or a task would run programs unconfined.
@@ -85,7 +90,10 @@ def load_tasks(names: Sequence[str], *, samples: int, temperature: float) -> lis
     missing: dict[str, Exception] = {}
     for name in names:
         try:
-            found = LoadedTask(task_name(name), tuple(_objects(name, manager, samples, temperature)))
+            questions = read_questions(name, columns or Columns()) if is_file(name) else None
+            as_turns = name in GROUPS["offline"] if questions is None else questions.as_turns
+            objects = _objects(name, questions, manager, samples, temperature)
+            found = LoadedTask(task_name(name), as_turns, tuple(objects))
         except BridgegardenError:
             raise
         except ImportError as error:
@@ -351,9 +359,11 @@ def _unconfined(name: str) -> ConfigError:
     )
 
 
-def _objects(name: str, manager: TaskManager, samples: int, temperature: float) -> list[Any]:
-    config = _own_config(name) if is_own(name) else None
-    loaded = manager.load([config if config is not None and is_file(name) else name])
+def _objects(
+    name: str, questions: Questions | None, manager: TaskManager, samples: int, temperature: float
+) -> list[Any]:
+    config = _own_config(name, questions) if is_own(name) else None
+    loaded = manager.load([name if config is None or questions is None else config])
     groups = loaded.get("groups", {})
     inner = {child for group in groups.values() for child in group.child_names}
     objects: list[Any] = [group for group in groups.values() if group.name not in inner]
@@ -363,9 +373,9 @@ def _objects(name: str, manager: TaskManager, samples: int, temperature: float) 
     return objects
 
 
-def _own_config(name: str) -> dict[str, Any]:
-    if is_file(name):
-        return rows_task(name, load_yaml(FOLDER / "bridgegarden_arithmetic.yaml"))
+def _own_config(name: str, questions: Questions | None) -> dict[str, Any]:
+    if questions is not None:
+        return rows_task(name, questions, load_yaml(FOLDER / "bridgegarden_arithmetic.yaml"))
     return load_yaml(FOLDER / f"{name}.yaml")
 
 

@@ -1,13 +1,14 @@
 """lm-eval in this process: a model in memory, and tasks by name."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from bridgegarden.data import Columns
 from bridgegarden.errors import ConfigError, MissingPackageError, ModelError, check_temperature
 from bridgegarden.evaluation.confined import CONFINEMENT, check_confinement
 from bridgegarden.evaluation.results import Evaluation
-from bridgegarden.evaluation.tasks import RUNS_CODE, Chosen, asks, choose, task_name
+from bridgegarden.evaluation.tasks import RUNS_CODE, Chosen, choose, task_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,7 +37,10 @@ class EvaluationOptions:
     batch_size: int | Literal["auto"] = "auto"
     """Sequences at a time, >= 1; ``auto`` is the most that the GPU holds, or 16 without one."""
     chat: Literal["auto", "always", "never"] = "auto"
-    """Whether the chat template is used. ``auto``: for the offline tasks, if there is one; not for benchmarks."""
+    """Whether the chat template is used. ``auto``: if there is one, for the offline tasks and for files of rows of
+    which training makes turns; not for benchmarks, nor for texts that training takes as they stand."""
+    columns: Columns = field(default_factory=Columns)
+    """Where files of rows keep questions and answers."""
     allow_code_execution: bool = False
     """Whether programs that the model writes may be run (confined)."""
 
@@ -86,7 +90,10 @@ def prepare_tasks(options: EvaluationOptions, *, quiet: bool = False) -> Prepare
         )
     console.print(f"loading tasks {', '.join(chosen.tasks)}", markup=False, soft_wrap=True)
     with quiet_lm_eval():
-        return PreparedTasks(chosen, load_tasks(chosen.tasks, samples=options.samples, temperature=options.temperature))
+        loaded = load_tasks(
+            chosen.tasks, samples=options.samples, temperature=options.temperature, columns=options.columns
+        )
+        return PreparedTasks(chosen, loaded)
 
 
 def evaluate_model(
@@ -121,7 +128,7 @@ def evaluate_model(
     found: list[Findings] = []
     with quiet_lm_eval(), own_distribution(model, tokenizer), finite_logits(model, name):
         for chat in (True, False):
-            part = [task for task in loaded if _as_chat(task.name, tokenizer, options) == chat]
+            part = [task for task in loaded if _as_chat(task, tokenizer, options) == chat]
             if part:
                 found.append(run_tasks(model, tokenizer, part, _request(model, options, chat), kept))
     scores = [score for findings in found for score in findings.scores]
@@ -131,7 +138,7 @@ def evaluate_model(
         model=name,
         scores=tuple(scores),
         problems=tuple(problem for findings in found for problem in findings.problems),
-        settings=_settings(options, chosen, model, tokenizer),
+        settings=_settings(options, PreparedTasks(chosen, loaded), model, tokenizer),
     )
 
 
@@ -149,9 +156,9 @@ def check_installed() -> None:
         )
 
 
-def _as_chat(task: str, tokenizer: "PreTrainedTokenizerBase", options: EvaluationOptions) -> bool:
+def _as_chat(task: "LoadedTask", tokenizer: "PreTrainedTokenizerBase", options: EvaluationOptions) -> bool:
     if options.chat == "auto":
-        return asks(task) and bool(tokenizer.chat_template)
+        return task.as_turns and bool(tokenizer.chat_template)
     return options.chat == "always"
 
 
@@ -165,9 +172,12 @@ def _request(model: "PreTrainedModel", options: EvaluationOptions, chat: bool) -
 
 
 def _settings(
-    options: EvaluationOptions, chosen: Chosen, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
+    options: EvaluationOptions, prepared: PreparedTasks, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
 ) -> dict[str, Any]:
-    asked_as_chat = [task for task in chosen.tasks if _as_chat(task, tokenizer, options)]
+    chosen, loaded = prepared
+    asked_as_chat = [
+        name for name, task in zip(chosen.tasks, loaded, strict=True) if _as_chat(task, tokenizer, options)
+    ]
     code = RUNS_CODE & set(chosen.tasks)
     return {
         **asdict(options),

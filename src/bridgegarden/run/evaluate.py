@@ -25,9 +25,10 @@ from bridgegarden.evaluation.results import Evaluation, KeptAnswers
 from bridgegarden.files import write_json, write_text
 from bridgegarden.preflight import ModelFacts, ModelReference, load_facts
 from bridgegarden.run.models import gguf_facts, load_model, model_identity, placed, usable_device
-from bridgegarden.run.output import check_writable, named_model, write_or_rescue
+from bridgegarden.run.output import check_writable, named_model, named_recipe, write_or_rescue
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import git_commit, now, package_versions
+from bridgegarden.run.rows import columns_of
 from bridgegarden.teacher.server import Server, ServerEngine
 from bridgegarden.teacher.server_connection import api_key
 
@@ -95,6 +96,9 @@ def evaluate_target(target: EvaluateTarget, options: EvaluationOptions) -> tuple
     from bridgegarden.terminal import counted, stderr_console
 
     model_name, folder = named_model(target.source, target.overrides, "evaluation")
+    recipe = named_recipe(target.source, target.overrides)
+    if recipe is not None:  # what it was taught on says how files of rows are read
+        options = replace(options, columns=columns_of(recipe.data))
     files = EvaluationFiles((target.output or folder / _label(options.tasks)).expanduser())
     check_writable(files.folder, "output")
     device = usable_device(target.device, "--device")

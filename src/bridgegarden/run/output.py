@@ -211,21 +211,35 @@ def named_model(source: str, overrides: Sequence[str], purpose: str) -> tuple[st
     Raises:
         ConfigError: no such recipe, it is not trained yet, or a model is to be changed as a recipe is.
     """
-    path = Path(source).expanduser()
-    named_as_file = path.suffix.lower() in (".yaml", ".yml")
-    is_gguf = path.suffix.lower() == ".gguf"
-    if path.is_dir() or is_gguf or not (path.is_file() or named_as_file or source in list_recipes()):
-        if overrides:
-            raise ConfigError(f"--set changes a recipe, and {source} is a model.")
-        name = re.sub(r"[^\w.-]+", "-", str(path.resolve().name if path.is_dir() or is_gguf else path)).strip("-")
+    recipe = named_recipe(source, overrides)
+    if recipe is None:
+        path = Path(source).expanduser()
+        is_one = path.is_dir() or path.suffix.lower() == ".gguf"
+        name = re.sub(r"[^\w.-]+", "-", str(path.resolve().name if is_one else path)).strip("-")
         return source, Path("runs") / purpose / name
-    output = OutputFolder(load_recipe(source, overrides).output)
+    output = OutputFolder(recipe.output)
     if not output.model.is_dir():
         raise ConfigError(
             f"{source}: {output.model} does not exist, so this recipe has no trained model yet. Train it "
             f"(bridgegarden train {source}), or give a model itself."
         )
     return str(output.model), output.path / purpose
+
+
+def named_recipe(source: str, overrides: Sequence[str]) -> Recipe | None:
+    """The recipe that RECIPE|MODEL stands for; None where it is a model.
+
+    Raises:
+        ConfigError: no such recipe, or a model is to be changed as a recipe is.
+    """
+    path = Path(source).expanduser()
+    suffix = path.suffix.lower()
+    named_as_file = suffix in (".yaml", ".yml")
+    if path.is_dir() or suffix == ".gguf" or not (path.is_file() or named_as_file or source in list_recipes()):
+        if overrides:
+            raise ConfigError(f"--set changes a recipe, and {source} is a model.")
+        return None
+    return load_recipe(source, overrides)
 
 
 def _is_record(tree: Any) -> bool:

@@ -1,7 +1,10 @@
 import json
 
 import pytest
+import torch
+from datasets import Dataset
 
+from bridgegarden.data import Columns, RowRules, tokenise
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.evaluation.harness import load_tasks
 from bridgegarden.evaluation.lm_eval import EvaluationOptions, evaluate_model
@@ -103,14 +106,55 @@ def test_a_file_s_longest_worked_solution_has_room_and_little_more(tmp_path):
     assert loaded.tasks[0].config.generation_kwargs["max_gen_toks"] == 63
 
 
-def test_a_model_is_asked_a_file_s_prompts_as_chat_and_named_after_the_file(tmp_path):
+def turns(row):
+    return {
+        "messages": [
+            {"role": "user", "content": row["prompt"]},
+            {"role": "assistant", "content": row["completion"]},
+        ]
+    }
+
+
+NAMED = Columns(prompt="prompt", completion="completion")
+CHATS = [turns(row) for row in ROWS]
+PARTED = [{"prompt": row["messages"][:1], "completion": row["messages"][1:]} for row in CHATS]
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "chat"),
+    [(ROWS, Columns(), False), (ROWS, NAMED, True), (CHATS, Columns(), True), (PARTED, Columns(), True)],
+)
+@pytest.mark.parametrize("template", [True, False])
+def test_a_model_is_asked_the_very_tokens_after_which_training_learns(tmp_path, rows, columns, chat, template):
+    model, tokenizer = tiny_model("llama", hidden_size=8, layers=1), tiny_tokenizer()
+    if not template:
+        tokenizer.chat_template = None
+        rows, chat = ROWS, False
+    seen: list[list[int]] = []
+
+    def keep(module, arguments, given):
+        ids = given["input_ids"]
+        if ids.shape[1] > 1:
+            masks = given.get("attention_mask", torch.ones_like(ids)).bool()
+            seen.extend(row[mask].tolist() for row, mask in zip(ids, masks, strict=True))
+
+    model.register_forward_pre_hook(keep, with_kwargs=True)
+    options = EvaluationOptions(tasks=(rows_file(tmp_path, rows),), samples=0, columns=columns)
+    found = evaluate_model(model, tokenizer, options, name="tiny")
+    assert found.settings["asked_as_chat"] == ([str(tmp_path / "sums.jsonl")] if chat else [])
+    taught = tokenise(Dataset.from_list(rows), tokenizer, RowRules(columns=columns)).to_list()
+    prompts = [[i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100] for row in taught]
+    assert sorted(seen) == sorted(prompts)
+
+
+def test_a_task_is_named_after_its_file(tmp_path):
     (tmp_path / "more").mkdir()
-    tasks = (rows_file(tmp_path), rows_file(tmp_path / "more", ROWS[:3], "few.jsonl"))
+    tasks = (rows_file(tmp_path, CHATS), rows_file(tmp_path / "more", ROWS[:3], "few.jsonl"))
     model, tokenizer = tiny_model("llama", hidden_size=8, layers=1), tiny_tokenizer()
     found = evaluate_model(model, tokenizer, EvaluationOptions(tasks=tasks, limit=4), name="tiny")
     shown = [(score.task, score.decoding, score.problems, score.part_of) for score in found.scores]
     assert shown == [(f"{name}.jsonl", how, n, None) for name, n in (("sums", 4), ("few", 3)) for how in HOW]
-    assert found.settings["asked_as_chat"] == list(tasks)
+    assert found.settings["asked_as_chat"] == [tasks[0]]
     assert len(found.by_problem("sums.jsonl", "acc", decoding="sampled")) == 4
 
 
@@ -119,12 +163,28 @@ HOW = ("greedy", "sampled")
 
 @pytest.mark.parametrize(
     "row",
-    [{"prompt": "x"}, {"prompt": "", "completion": "7"}, {"question": "x"}, {"prompt": "x", "completion": "####"}],
+    [
+        {"prompt": "", "completion": "7"},
+        {"prompt": "x", "completion": "####"},
+        {"prompt": [{"role": "system", "content": "s"}, *PARTED[0]["prompt"]], "completion": PARTED[0]["completion"]},
+        {"prompt": CHATS[0]["messages"] + PARTED[1]["prompt"], "completion": PARTED[1]["completion"]},
+        {**PARTED[0], "tools": [{"type": "function", "function": {"name": "f"}}]},
+    ],
 )
-def test_a_row_without_prompt_or_right_answer_is_named(tmp_path, row):
-    path = rows_file(tmp_path, [ROWS[0], row])
-    with pytest.raises(DataError, match=r"sums\.jsonl, row 1: a task needs the texts 'prompt' and 'completion'"):
+def test_a_row_that_is_more_or_less_than_a_question_and_its_answer_is_named(tmp_path, row):
+    path = rows_file(tmp_path, [PARTED[0] if isinstance(row["prompt"], list) else ROWS[0], row])
+    with pytest.raises(DataError, match=r"sums\.jsonl, row 1: a task needs one question and one answer in words"):
         load_tasks([path], samples=0, temperature=1.0)
+
+
+def test_a_row_without_an_answer_and_turns_among_texts_are_named(tmp_path):
+    for row, message in (
+        ({"prompt": "x"}, "row 1: 'completion' is null"),
+        ({"text": "x 7"}, "row 1: 'prompt' is null"),
+        (CHATS[0], "row 1: is a conversation, and row 0 is not; a task is asked in one way"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load_tasks([rows_file(tmp_path, [ROWS[0], row])], samples=0, temperature=1.0)
 
 
 def test_a_file_that_is_not_there_and_two_of_one_name_are_refused(tmp_path):

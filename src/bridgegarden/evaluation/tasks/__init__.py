@@ -58,11 +58,6 @@ def is_own(name: str) -> bool:
     return name in OWN_TASKS or is_file(name)
 
 
-def asks(name: str) -> bool:
-    """Whether a task is asked as chat where the tokenizer has a template, unless the user says otherwise."""
-    return name in GROUPS["offline"] or is_file(name)
-
-
 class Chosen(NamedTuple):
     """What is to be run."""
 

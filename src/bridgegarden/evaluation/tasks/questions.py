@@ -3,11 +3,12 @@
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from bridgegarden.data import load_rows
+from bridgegarden.data import Columns, load_rows
+from bridgegarden.data.chat import conversation
 from bridgegarden.errors import DataError
 from bridgegarden.evaluation.tasks import task_name
 from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld, Operation, Problem, check_answer
@@ -51,25 +52,56 @@ def problem_of(row: Mapping[str, Any]) -> Problem:
     return Problem(modulus=row["modulus"], start=row["start"], operations=tuple(Operation(*step) for step in steps))
 
 
-def rows_task(path: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The task that asks the prompts of a file: right is what ends as the row's completion does.
+class Questions(NamedTuple):
+    """What a file of rows asks."""
 
-    Args:
-        path: JSONL or Parquet, with a text `prompt` and a text `completion` in every row.
-        config: of the arithmetic world's task, whose questions and grades are replaced.
+    rows: list[dict[str, str]]
+    """A text ``question`` and a text ``answer`` each."""
+    as_turns: bool
+    """Whether training makes turns of these rows where there is a chat template, or takes them as they stand."""
+
+
+def read_questions(path: str, columns: Columns) -> Questions:
+    """The questions of a file, each a row as training reads it: a question, and an answer that ends with the right one.
 
     Raises:
-        DataError: the file cannot be read, or a row has no such texts, or no final answer.
+        DataError: the file cannot be read, a row is more than a question and its answer, or no final answer is in it,
+            or some rows are turns and others are not.
     """
-    rows = load_rows(path).to_list()
-    for number, row in enumerate(rows):
-        texts = [row.get(key) for key in ("prompt", "completion")]
-        if not all(isinstance(text, str) and text.strip() for text in texts) or not final_answer(row["completion"]):
+    found: list[dict[str, str]] = []
+    forms: list[bool] = []
+    for number, row in enumerate(load_rows(path).to_list()):
+        place = f"{path}, row {number}"
+        chat = conversation(row, columns, place=place)
+        roles = tuple(message["role"] for message in chat.messages)
+        texts = [message["content"] for message in chat.messages]
+        plain = not chat.tools and not chat.variables and all(isinstance(text, str) and text.strip() for text in texts)
+        if roles != ("user", "assistant") or not plain or not final_answer(texts[-1]):
             raise DataError(
-                f"{path}, row {number}: a task needs the texts 'prompt' and 'completion' (whose final answer is the "
-                f"right one) in every row, got the columns {', '.join(row)}. Give rows that have both."
+                f"{place}: a task needs one question and one answer in words, whose end is what is right; got "
+                f"{'text with no prompt' if chat.form == 'document' else ', '.join(roles)}"
+                f"{'' if plain else ', with an empty text, tools or variables of the chat template'}. Give rows with "
+                "'prompt' and 'completion', or with a user's message and the assistant's."
             )
-    asked = [{"question": row["prompt"], "answer": row["completion"]} for row in rows]
+        found.append({"question": texts[0], "answer": texts[1]})
+        forms.append(chat.form != "text")
+        if forms[-1] != forms[0]:
+            raise DataError(
+                f"{place}: is {'a conversation' if forms[-1] else 'text as it stands'}, and row 0 is not; a task is "
+                "asked in one way. Give files of one kind each."
+            )
+    return Questions(found, forms[0])
+
+
+def rows_task(path: str, questions: Questions, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The task that asks the questions of a file: right is what ends as the row's answer does.
+
+    Args:
+        path: of the file.
+        questions: in it.
+        config: of the arithmetic world's task, whose questions and grades are replaced.
+    """
+    asked = questions.rows
     (keeping,) = config["filter_list"]
     # A token is a byte at least, so that every worked solution has room, whatever the tokenizer.
     longest = max(len(row["answer"].encode()) for row in asked)
