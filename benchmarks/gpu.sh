@@ -64,7 +64,7 @@ else
     measure step-0.5b 90 train_step.py --sizes qwen-0.5b --rounds 1 --steps 12
     measure profile-0.5b 40 step_profile.py --size qwen-0.5b
     measure step-1.5b 80 train_step.py --sizes qwen-1.5b --rounds 1 --steps 6
-    measure on-policy 50 on_policy_cost.py --size qwen-0.5b --answers 128 --steps 1
+    measure on-policy 75 on_policy_cost.py --size qwen-0.5b --answers 128 --steps 1
     measure plan 60 plan_accuracy.py
     # Last, since it takes longest: what is left of the time.
     measure step-3b 120 train_step.py --sizes qwen-3b --rounds 1 --steps 4

@@ -16,6 +16,9 @@ steps after the warm-up.
 * ``hybrid, live teacher``: the same on the data's answers.
 * ``hybrid, cached``: the same from the teacher's 64 likeliest tokens on disk. The cache is built once, for all the
   rows of the run, and its price is shown by itself and shared out over how often each row is then trained on.
+
+At the end, texts that end by themselves: the student writes those of four micro-batches one after the other, and
+together.
 """
 
 import argparse
@@ -37,6 +40,7 @@ from train_step import SIZES, K, Task, cache_spec
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 
+from bridgegarden.objective.alignment import IGNORE
 from bridgegarden.objective.divergences import jensen_shannon
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.soft_weight import StaticWeight
@@ -50,6 +54,8 @@ PEER, CACHED = "TRL GKD, on-policy", "hybrid, cached"
 CONTESTANTS = (PEER, "GKD, on-policy", "hybrid, on-policy", "hybrid, live teacher", CACHED)
 PHASES = ("generation", "teacher", "student", "optimiser", "rest")
 """Student: forward, head, loss and backward; in ours the teacher's head too, which is in the loss. Rest: data."""
+ACCUMULATED = 4
+"""Micro-batches of a step, where it is seen what writing them together is worth."""
 WARM_UP = 1
 """Steps before the first that counts: it makes the optimiser's state."""
 TARGET = 9.7
@@ -225,6 +231,33 @@ def measure_build(task: Task) -> float:
     return watch.spent["teacher"] / task.steps
 
 
+def measure_places(task: Task, answer: int) -> str:
+    """What it is worth that the next prompts take the places of texts that have ended, where texts do end."""
+    watch, rows = Watch(task.device), task.size.rows
+    with tempfile.TemporaryDirectory() as output:
+        writer = cast(Any, ours("hybrid, on-policy", task, answer, watch, output))._writer
+    # A random model draws any token alike: of these there is one in a third of `answer`.
+    writer._policy.end_ids = tuple(range(0, writer._policy.shared_size, max(answer // 3, 1)))
+    (prompt, *_) = cast(Iterable[dict[str, Any]], task.data())
+    length = sum(label == IGNORE for label in prompt["labels"])
+    prompts = [prompt["input_ids"][:length]] * (ACCUMULATED * rows)
+    numbers = writer._uniforms(len(prompts), torch.Generator().manual_seed(0))
+    writer._written(prompts[:rows], numbers[:rows], rows)  # what happens once
+    spent, began = [], watch.now()
+    together = writer._written(prompts, numbers, rows)
+    spent.append(watch.now() - began)
+    began = watch.now()
+    for at in range(0, len(prompts), rows):
+        writer._written(prompts[at : at + rows], numbers[at : at + rows], rows)
+    spent.append(watch.now() - began)
+    tokens = sum(len(text.tokens) for text in together)
+    return (
+        f"* {len(prompts)} texts of {tokens / len(prompts):.0f} tokens on average, {rows} at a time: "
+        f"{tokens / spent[1]:,.0f} tokens a second one micro-batch after the other, {tokens / spent[0]:,.0f} where the "
+        f"next prompts take the places of texts that have ended ({spent[1] / spent[0]:.2f} times)"
+    )
+
+
 def compare(arguments: argparse.Namespace, answer: int) -> list[str]:
     """The lines about one length of answers."""
     size = replace(SIZES[arguments.size], length=arguments.prompt + answer)
@@ -243,8 +276,9 @@ def compare(arguments: argparse.Namespace, answer: int) -> list[str]:
             found[name] = measure(name, task, answer)
             gc.collect()
             print(f"answers of {answer}, {name}: {total(found[name]):.2f} s a step", file=sys.stderr, flush=True)
+        places = measure_places(task, answer)
     head = ["", f"Answers of {answer} tokens ({size}):", ""]
-    return [*head, *table(found, built, size.rows * answer), "", *verdicts(found, built, arguments, answer)]
+    return [*head, *table(found, built, size.rows * answer), "", *verdicts(found, built, arguments, answer), places]
 
 
 def total(result: Mapping[str, Any]) -> float:

@@ -106,6 +106,27 @@ def test_rows_can_be_repeated_reordered_and_dropped_and_old_decodings_stay_usabl
     expect(first, model, PREFIXES)
 
 
+def test_texts_that_join_others_are_read_as_alone_and_nothing_is_kept_of_those_that_left(model):
+    policy = CausalLMPolicy(model, end_ids=[END])
+    before, texts = policy.start(PREFIXES), [list(prefix) for prefix in PREFIXES]
+    decoding = before
+    joining = [[[9, 8], [31, 32, 33, 34, 35, 36, 37, 38]], [[12]], [[13, 14, 15]]]
+    for step, prefixes in enumerate(joining):
+        decoding = decoding.beside(policy.start(prefixes))
+        texts += [list(prefix) for prefix in prefixes]
+        assert decoding.mask.shape[1] == max(map(len, texts))
+        for _ in range(2):
+            expect(decoding, model, texts)
+            # The longest goes, and with it what only it needed.
+            longest = max(range(len(texts)), key=lambda row: len(texts[row]))
+            rows = torch.tensor([row for row in range(len(texts)) if row != longest or len(texts) < 3])
+            tokens = torch.arange(len(rows)) + 5 + step
+            decoding = decoding.extend(rows, tokens)
+            texts = [[*texts[row], token] for row, token in zip(rows.tolist(), tokens.tolist(), strict=True)]
+        expect(decoding, model, texts)
+    expect(before, model, PREFIXES)
+
+
 def test_whole_rows_in_order_share_their_keys_and_values():
     policy = CausalLMPolicy(tiny_model("llama", VOCABULARY), end_ids=[END])
     first = policy.start(PREFIXES)

@@ -199,6 +199,45 @@ class CausalLMDecoding:
         over = over | outside | torch.isin(ids, policy._end_ids)
         return CausalLMDecoding(policy=policy, cache=cache, mask=mask, lengths=lengths + 1, hidden=hidden, over=over)
 
+    def beside(self, other: "CausalLMDecoding") -> "CausalLMDecoding":
+        """The texts of both, in progress together: these, then those of `other`, a decoding of the same policy.
+
+        What stands before the longest of them is let go, so that texts can join for as long as they come.
+        """
+        both = (self, other)
+        width = max(int(decoding.lengths.max()) for decoding in both)
+        cache = copy.copy(self.cache)
+        cache.layers = [_joined(pair, width) for pair in zip(self.cache.layers, other.cache.layers, strict=True)]
+        return CausalLMDecoding(
+            policy=self.policy,
+            cache=cache,
+            mask=torch.cat([_ending(decoding.mask, width, -1) for decoding in both]),
+            lengths=torch.cat([decoding.lengths for decoding in both]),
+            hidden=torch.cat([decoding.hidden for decoding in both]),
+            over=torch.cat([decoding.over for decoding in both]),
+        )
+
+
+def _joined(layers: tuple[Any, Any], width: int) -> Any:
+    """A layer with the rows of both, as if each had read `width` tokens, the last of which are its text's."""
+    joined = copy.copy(layers[0])
+    if joined.is_sliding:
+        joined.cumulative_length = width
+        width = min(width, joined.sliding_window - 1)
+    joined.keys = torch.cat([_ending(layer.keys, width, -2) for layer in layers])
+    joined.values = torch.cat([_ending(layer.values, width, -2) for layer in layers])
+    return joined
+
+
+def _ending(values: Tensor, size: int, dim: int) -> Tensor:
+    """The last `size` along `dim`; zeros before them where there are not as many."""
+    here = values.shape[dim]
+    if here >= size:
+        return values.narrow(dim, here - size, size)
+    shape = list(values.shape)
+    shape[dim] = size - here
+    return torch.cat([values.new_zeros(shape), values], dim)
+
 
 def _select(layer: Any, rows: Tensor) -> None:
     """Point a copied cache layer at some of its rows; layers may lie on different devices."""

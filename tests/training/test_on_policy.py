@@ -197,6 +197,65 @@ def test_greedy_answers_are_those_of_one_forward_for_every_token(make_trainer, f
             assert real == text
 
 
+def rows_read(model):
+    """How many rows each of the forwards of `model` has, from now on."""
+    found = []
+    model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: found.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    return found
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("at_once", [1, 2, 5, 8])
+def test_what_is_written_does_not_depend_on_how_many_texts_are_in_progress(make_trainer, family, at_once):
+    """Texts of all lengths, long and short prompts: places are taken over again and again."""
+    student = tiny_model(family, 264, seed=2)
+    trainer = make_trainer(student=student, on_policy=OnPolicy(lmbda=1.0, max_new_tokens=9))
+    writer = trainer._writer
+    writer._policy.end_ids = tuple(range(0, VOCABULARY, 4))  # a text ends after four tokens on average
+    prompts = [[5 + row, *range(1, 1 + row % 7)] for row in range(20)]
+    together = writer.write(prompts, torch.Generator().manual_seed(3))
+    read = rows_read(student)
+    assert writer.write(prompts, torch.Generator().manual_seed(3), at_once=at_once) == together
+    assert max(read) <= at_once
+    assert len({len(answer.tokens) for answer in together}) > 4
+
+
+def test_the_places_of_texts_that_have_ended_are_taken_by_the_next(make_trainer):
+    """A third fewer forwards here than one batch after the other, whose last texts are written in company of few."""
+    trainer = make_trainer(student=tiny_model("llama", 264, seed=2), on_policy=OnPolicy(lmbda=1.0, max_new_tokens=40))
+    writer = trainer._writer
+    writer._policy.end_ids = tuple(range(0, VOCABULARY, 12))
+    prompts = [[5 + row, 1, 2] for row in range(32)]
+    read = rows_read(trainer.model)
+    together = writer.write(prompts, torch.Generator().manual_seed(3), at_once=8)
+    begun = len(read)
+    alone = [
+        writer._written(prompts[at : at + 8], numbers, 8)
+        for at, numbers in zip(
+            range(0, 32, 8), writer._uniforms(32, torch.Generator().manual_seed(3)).split(8), strict=True
+        )
+    ]
+    assert together == [answer for part in alone for answer in part]
+    assert max(read) == 8
+    assert begun < 0.75 * (len(read) - begun)
+
+
+def test_micro_batches_that_are_written_together_hold_what_each_would_alone(make_trainer):
+    options = {"train": counting_rows(), "on_policy": ALWAYS, "per_device_train_batch_size": 2}
+    trainer = in_order(make_trainer(student=counting_student(), **options))
+    loader = iter(trainer.get_train_dataloader())
+    alone = [trainer.get_batch_samples(loader, 1, trainer.args.device)[0][0] for _ in range(4)]
+    read = rows_read(trainer.model)
+    together, _ = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 4, trainer.args.device)
+    for one, other in zip(together, alone, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert torch.equal(one[name], other[name]), name
+    assert max(read) == 2
+
+
 def test_drawn_tokens_follow_the_students_distribution_at_the_sampling_temperature(make_trainer):
     student = tiny_model("llama", 264, seed=2)
     with torch.no_grad():

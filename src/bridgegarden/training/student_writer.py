@@ -9,7 +9,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bridgegarden.causal_lm_policy import CausalLMPolicy
+from bridgegarden.causal_lm_policy import CausalLMDecoding, CausalLMPolicy
 from bridgegarden.data import end_of_turn_ids
 from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS, TEACHER_NUMBER
 from bridgegarden.diagnostics.rollout import draw, tempered
@@ -22,6 +22,9 @@ from bridgegarden.training.on_policy import OnPolicy, stream_seed
 
 WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 """Ways of running in which each process has all of the student's weights."""
+
+SHARE_REFILLED = 0.25
+"""Of the places for texts in progress, how many have to be free before the next prompts are read."""
 
 
 class Answer(NamedTuple):
@@ -37,9 +40,10 @@ class StudentWriter:
     """Rewrites batches: a row keeps its prompt, and its answer becomes one that the student samples now.
 
     Prompts are padded on the left and read once; from then on a token costs one position a row, with keys and values
-    kept, and rows that have ended leave the batch. Only generated tokens are supervised, up to and including the end
-    token. What is drawn depends on the seed, the step, the number of the batch and the process, and touches no random
-    number of training.
+    kept. All texts of an optimiser step are written together, as many at once as a micro-batch has rows: where some
+    have ended, prompts of the next micro-batches take their places. Only generated tokens are supervised, up to and
+    including the end token. What is drawn depends on the seed, the step, the number of the batch and the process, and
+    touches no random number of training.
     """
 
     def __init__(
@@ -87,49 +91,79 @@ class StudentWriter:
 
     def answer(self, batches: Sequence[Mapping[str, Any]], step: int, ledger: CostLedger) -> list[Mapping[str, Any]]:
         """The batches of optimiser step `step`, those whose turn it is rewritten and the others as they are."""
-        return [
-            self._answered(batch, stream_seed(self._seed, step, index, self._accelerator.process_index), ledger)
+        asked = {
+            index: _examples(batch)
+            for index, batch in enumerate(batches)
             if self._on_policy.answers(seed=self._seed, step=step, batch=index)
-            else batch
+        }
+        heads = {index: [prompt for prompt in prompts if prompt] for index, (_, prompts) in asked.items()}
+        process = self._accelerator.process_index
+        uniforms = [
+            self._uniforms(len(some), torch.Generator().manual_seed(stream_seed(self._seed, step, index, process)))
+            for index, some in heads.items()
+        ]
+        prompts = [prompt for some in heads.values() for prompt in some]
+        texts = iter(self._written(prompts, torch.cat(uniforms), max(map(len, heads.values()))) if prompts else ())
+        return [
+            self._answered(*asked[index], [next(texts) for _ in heads[index]], ledger) if index in asked else batch
             for index, batch in enumerate(batches)
         ]
 
-    def write(self, prompts: Sequence[Sequence[int]], generator: torch.Generator) -> list[Answer]:
+    def write(
+        self, prompts: Sequence[Sequence[int]], generator: torch.Generator, *, at_once: int | None = None
+    ) -> list[Answer]:
         """One answer for each of `prompts`.
+
+        Args:
+            prompts: token ids.
+            generator: for what is drawn.
+            at_once: most texts in progress; None is all. What is drawn does not depend on it.
 
         Raises:
             DataError: a prompt that leaves no room for a single token.
         """
-        model, longest = self._policy.model, self._on_policy.max_new_tokens
+        return self._written(prompts, self._uniforms(len(prompts), generator), at_once or len(prompts))
+
+    def _uniforms(self, count: int, generator: torch.Generator) -> Tensor:
         # Drawn for all steps at once: a text's numbers do not depend on when the others end.
-        uniforms = torch.rand(len(prompts), longest, dtype=torch.float64, generator=generator)
+        return torch.rand(count, self._on_policy.max_new_tokens, dtype=torch.float64, generator=generator)
+
+    def _written(self, prompts: Sequence[Sequence[int]], uniforms: Tensor, at_once: int) -> list[Answer]:
+        model = self._policy.model
         was_training = model.training
         # Evaluation mode: no dropout, and checkpointing layers, which would drop keys and values, are plain.
         model.eval()
         try:
             with torch.no_grad(), self._accelerator.autocast():
-                return self._write(prompts, uniforms)
+                return self._write(prompts, uniforms, at_once)
         finally:
             model.train(was_training)
 
-    def _write(self, prompts: Sequence[Sequence[int]], uniforms: Tensor) -> list[Answer]:
+    def _write(self, prompts: Sequence[Sequence[int]], uniforms: Tensor, at_once: int) -> list[Answer]:
         policy, stops = self._policy, torch.tensor(self._policy.end_ids)
         limits = torch.tensor([self._room(len(prompt)) for prompt in prompts])
         texts: list[list[int]] = [[] for _ in prompts]
-        rows, step = torch.arange(len(prompts)), 0
-        decoding = policy.start(prompts)
-        while True:
+        decoding: CausalLMDecoding | None = None
+        rows, begun = torch.arange(0), 0
+        while decoding is not None or begun < len(prompts):
+            free = at_once - len(rows)
+            # Not at every place that is free: to read prompts costs a forward, and to join them a copy.
+            if begun < len(prompts) and (decoding is None or free >= SHARE_REFILLED * at_once):
+                new = range(begun, min(begun + free, len(prompts)))
+                started, begun = policy.start([prompts[row] for row in new]), new.stop
+                decoding = started if decoding is None else decoding.beside(started)
+                rows = torch.cat([rows, torch.tensor(new)])
+            assert decoding is not None
             logp = tempered(decoding.log_probs()[:, : policy.shared_size], self._on_policy.temperature)
-            tokens = draw(logp, uniforms[rows, step]).cpu()
+            steps = torch.tensor([len(texts[row]) for row in rows])
+            tokens = draw(logp, uniforms[rows, steps]).cpu()
             del logp
             for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
                 texts[row].append(token)
-            step += 1
-            going = (~torch.isin(tokens, stops) & (limits[rows] > step)).nonzero().squeeze(1)
-            if not len(going):
-                return [Answer(text, text[-1] in policy.end_ids) for text in texts]
+            going = (~torch.isin(tokens, stops) & (limits[rows] > steps + 1)).nonzero().squeeze(1)
             rows = rows[going]
-            decoding = decoding.extend(going, tokens[going])
+            decoding = decoding.extend(going, tokens[going]) if len(going) else None
+        return [Answer(text, text[-1] in policy.end_ids) for text in texts]
 
     def _room(self, prompt: int) -> int:
         longest = self._on_policy.max_new_tokens
@@ -142,11 +176,16 @@ class StudentWriter:
             )
         return self._window - prompt
 
-    def _answered(self, batch: Mapping[str, Any], seed: int, ledger: CostLedger) -> Mapping[str, Any]:
-        examples, prompts = _examples(batch)
+    def _answered(
+        self,
+        examples: list[dict[str, Any]],
+        prompts: list[list[int]],
+        answers: Sequence[Answer],
+        ledger: CostLedger,
+    ) -> Mapping[str, Any]:
+        """A batch of `examples`, those with a prompt answered by `answers`."""
         asked = [example for example, prompt in zip(examples, prompts, strict=True) if prompt]
         heads = [prompt for prompt in prompts if prompt]
-        answers = self.write(heads, torch.Generator().manual_seed(seed)) if heads else []
         for example, prompt, answer in zip(asked, heads, answers, strict=True):
             example["input_ids"] = prompt + answer.tokens
             example["labels"] = [IGNORE] * len(prompt) + answer.tokens
