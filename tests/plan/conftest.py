@@ -45,6 +45,6 @@ _WALKS = {name: remembered(getattr(memory, name)) for name in ("student_memory",
 
 @pytest.fixture(autouse=True)
 def walks_once(monkeypatch):
-    """Plans of the tests are of the same two models: each way to train them is walked through once, not in every test."""
+    """Plans of the tests are of the same two models: each way to train them is walked through once."""
     for name, walk in _WALKS.items():
         monkeypatch.setattr(memory, name, walk)
