@@ -1,10 +1,10 @@
 """What the README shows runs as it stands."""
 
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
+
+import pytest
 
 from bridgegarden.recipe import Recipe, load_recipe
 from docs.figures.draw_badges import badges
@@ -17,11 +17,12 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
-def test_the_python_of_the_readme_runs_and_trains(tmp_path):
+@pytest.mark.filterwarnings("default")
+def test_the_python_of_the_readme_runs_and_trains(tmp_path, monkeypatch, capsys):
     (code,) = blocks("python")
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert "soft_weight" in result.stdout
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    assert "soft_weight" in capsys.readouterr().out
 
 
 def test_the_recipe_of_the_readme_loads(tmp_path):

@@ -98,6 +98,7 @@ def test_the_same_seed_gives_the_same_numbers(finished, tmp_path):
     assert numbers(run(tmp_path)) == numbers(finished[1])
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_changes_nothing(finished, tmp_path):
     assert numbers(run(tmp_path, workers=2)) == numbers(finished[1])
 
@@ -222,6 +223,7 @@ def test_progress_is_told_line_by_line_where_there_is_no_terminal(tmp_path):
     console.file.close()
 
 
+@pytest.mark.slow
 def test_a_signal_ends_every_process_and_leaves_the_mark(tmp_path):
     command = [sys.executable, "-m", "bridgegarden", "quickstart", "--workers", "2", "--output", str(tmp_path / "out")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))

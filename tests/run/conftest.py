@@ -9,12 +9,33 @@ import pytest
 import yaml
 
 from bridgegarden.recipe import Recipe, load_recipe
+from bridgegarden.run import rehearsal
+from tests.plan.conftest import walks_once  # noqa: F401
 from tests.run.killed import ended, in_child
 from tests.teacher.served_model import ServedModel, sharp_teacher
 from tests.teacher.servers import serving
 from tests.tiny import Family, save_tiny, tiny_model, tiny_tokenizer
 
 ROWS = [{"question": f"{a} + {b} =", "answer": str(a + b)} for a in range(6) for b in range(6)]
+
+
+_REHEARSED: set[str] = set()
+"""Arguments of trainings that a rehearsal had nothing against."""
+_try_out = rehearsal._try_out
+
+
+@pytest.fixture(autouse=True)
+def rehearsed_once(monkeypatch):
+    """Arguments that were rehearsed in this process are not again; ``test_rehearsal.py`` does without."""
+
+    def try_out(recipe, arguments):
+        folders = dict.fromkeys(("output_dir", "logging_dir", "run_name"))
+        told = repr((sorted({**arguments.to_dict(), **folders}.items()), recipe.data.eval is None))
+        if told not in _REHEARSED:
+            _try_out(recipe, arguments)
+            _REHEARSED.add(told)
+
+    monkeypatch.setattr(rehearsal, "_try_out", try_out)
 
 
 @pytest.fixture

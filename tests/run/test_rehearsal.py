@@ -27,9 +27,17 @@ REFUSED = {
 }
 
 
+@pytest.fixture
+def rehearsed_once():
+    """Not here."""
+
+
 def with_training(tmp_path, *changes: str) -> Recipe:
+    """Few settings beside the one that is wrong: whom to blame is found by trying without each of them."""
     settings = ["max_steps=4", "use_cpu=true", *changes]
-    return load_recipe("llama3.1-8b-1b", [f"output={tmp_path}/out", *(f"training.{change}" for change in settings)])
+    path = tmp_path / "recipe.yaml"
+    path.write_text("teacher: {model: big}\nstudent: {model: small}\ndata: {train: rows.jsonl}\noutput: out\n")
+    return load_recipe(path, [f"training.{change}" for change in settings])
 
 
 def changed(recipe: Recipe, **arguments: Any) -> Recipe:

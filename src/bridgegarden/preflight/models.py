@@ -186,6 +186,10 @@ def parameter_count(model: "PreTrainedModel") -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+_tables: dict[str, bool] = {}
+"""Whether the model of a configuration looks positions up, which takes building it."""
+
+
 def position_table(config: "PretrainedConfig") -> int | None:
     """How many positions the model of `config` looks up in a table; None where it computes them (rotary, ALiBi).
 
@@ -196,10 +200,13 @@ def position_table(config: "PretrainedConfig") -> int | None:
     stated = getattr(config.get_text_config(), "max_position_embeddings", None)
     if stated is None:
         return None
-    model = meta_model(config)
-    words = model.get_input_embeddings()
-    tables = (module for module in model.modules() if isinstance(module, nn.Embedding) and module is not words)
-    return stated if any(0 <= table.num_embeddings - stated <= FIRST_ROWS for table in tables) else None
+    told = repr((type(config), {**config.to_dict(), "_name_or_path": None}))
+    if told not in _tables:
+        model = meta_model(config)
+        words = model.get_input_embeddings()
+        tables = (module for module in model.modules() if isinstance(module, nn.Embedding) and module is not words)
+        _tables[told] = any(0 <= table.num_embeddings - stated <= FIRST_ROWS for table in tables)
+    return stated if _tables[told] else None
 
 
 def load_config(reference: ModelReference) -> "PretrainedConfig":
