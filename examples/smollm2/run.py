@@ -202,6 +202,7 @@ def compare(place: Place, size: Size, workers: int) -> None:
             student__layers=size.layers,
             data__train=place.work / "train.jsonl",
             data__eval=place.work / "validation.jsonl",
+            data__limit=size.steps * size.batch,  # the teacher is not asked about rows that no student sees
             training__max_steps=size.steps,
             training__per_device_train_batch_size=size.batch,
             output=place.work / "students",

@@ -189,7 +189,7 @@ def test_the_whole_command_runs_on_a_tiny_model_and_again_does_nothing_twice(tmp
     found = json.loads((work / "compare-steps" / "result.json").read_text(encoding="utf-8"))
     assert [run["objective"] for run in found["runs"]] == ["soft", "sharpened"]
     assert found["runs"][0]["measured"]["by_task"].keys() == {"chain_sum.jsonl", "simple_equations.jsonl"}
-    assert found["pair"]["rows"] == 24
+    assert found["pair"]["rows"] == 4
     assert "of the held-out problems right" in result.stderr
     again = run_script(arguments)
     assert again.returncode == 0, again.stderr
