@@ -226,7 +226,10 @@ def test_labels_of_the_data_alone_need_neither_a_cache_nor_tokens_that_can_be_tr
     [
         (["training.packing=true"], "training.packing: teacher and student have different tokenizers"),
         (["training.padding_free=true"], "training.padding_free: teacher and student have different tokenizers"),
-        (["free_running.prompts=2"], "free_running: teacher and student have different tokenizers"),
+        (
+            ["free_running.prompts=2", "objective.preset=hard", "objective.hard_target=data"],
+            "free_running: teacher and student have different tokenizers, and where hard labels",
+        ),
         (["objective.temperature=2"], "objective: the teacher has another tokenizer"),
         (["teacher.translation.threshold=2"], "teacher.translation.threshold must be in [0, 1], got 2"),
     ],
@@ -236,6 +239,27 @@ def test_what_does_not_go_with_two_tokenizers_is_refused_before_anything_is_load
     assert refused.exit_code == 2, refused.output
     assert message in refused.stderr
     assert "loading" not in refused.stderr
+
+
+def test_the_student_is_watched_on_its_own_texts_by_a_teacher_in_memory_and_by_one_that_is_cached(recipe, tmp_path):
+    section = {"every": "2", "prompts": "2", "max_new_tokens": "8", "select_by": "free_running_loss"}
+    asked = [part for name, value in section.items() for part in ("--set", f"free_running.{name}={value}")]
+    found = {}
+    assert run("cache", "build", recipe).exit_code == 0
+    for kind, change in (("cached", ()), ("live", ("--set", "teacher.cache=null"))):
+        done = run("train", recipe, *asked, *change, "--set", f"output={tmp_path / kind}")
+        assert done.exit_code == 0, done.output
+        assert ("which judges the student's own texts" in done.stderr) == (kind == "cached")
+        lines = map(json.loads, (tmp_path / kind / "metrics.jsonl").read_text().splitlines())
+        watched = {line["step"]: line for line in lines if "eval_free_running_loss" in line}
+        assert {2, 4} <= set(watched)
+        for line in watched.values():
+            assert 0.3 < line["eval_free_running_known"] <= 1
+            gap = line["eval_free_running_loss"] - line["eval_teacher_forced_loss"]
+            assert line["eval_exposure_bias"] == pytest.approx(gap, abs=1e-4)
+        found[kind] = watched[2]["eval_teacher_forced_loss"]
+    # Trained on nearly the same signals, and held against the same texts of the same teacher.
+    assert found["cached"] == pytest.approx(found["live"], rel=0.05)
 
 
 def test_the_student_answers_batches_itself(recipe, tmp_path):

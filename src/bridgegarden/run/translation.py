@@ -49,8 +49,12 @@ def with_tokens(pair: Pair, recipe: Recipe) -> Pair:
                 "out."
             )
         return pair
-    _check_watched(recipe)
     if recipe.learns_data_alone:
+        if recipe.free_running is not None:
+            raise ConfigError(
+                f"free_running: {TWO_TOKENIZERS}, and where hard labels of the data are all that is learnt, the "
+                "teacher reads no row. Leave free_running out, and diagnose the trained model (bridgegarden diagnose)."
+            )
         return dataclasses.replace(pair, asked=False)
     _check_recipe(recipe)
     check_translated_objective(build_objective(recipe.objective))
@@ -114,16 +118,6 @@ def _check_recipe(recipe: Recipe) -> None:
             raise ConfigError(
                 f"training.{name}: {why}, and packed rows are in the student's tokens alone. Set it to false."
             )
-    _check_watched(recipe)
-
-
-def _check_watched(recipe: Recipe) -> None:
-    """Refuse two tokenizers where losses of one text are compared, whatever is learnt."""
-    if recipe.free_running is not None:
-        raise ConfigError(
-            f"free_running: {TWO_TOKENIZERS}, so that the losses of one text are not of the same tokens. Leave "
-            "free_running out."
-        )
 
 
 def tell_decided(console: "Console", pair: Pair, rows: "Dataset") -> None:

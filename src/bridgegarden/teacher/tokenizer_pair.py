@@ -179,8 +179,10 @@ class TokenizerPair:
         return [*lead, *found]
 
     def at_threshold(self, threshold: float) -> "TokenizerPair":
-        """The same, where so much has to be known for a position to be soft."""
+        """The same, where so much has to be known for a position to be soft; itself if that is so already."""
         other, now = copy(self), self.translation
+        if now.threshold == threshold:
+            return self
         other.translation = Translation(now.teacher, now.student, threshold=threshold, tolerance=now.tolerance)
         return other
 

@@ -12,12 +12,17 @@ from datasets import Dataset
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from bridgegarden.causal_lm_policy import CausalLMPolicy
-from bridgegarden.data import end_of_turn_ids
+from bridgegarden.data import end_of_turn_ids, vocabulary_size
+from bridgegarden.data.encode import IGNORED
+from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS
 from bridgegarden.diagnostics.exposure_bias import ExposureBias, exposure_bias
 from bridgegarden.diagnostics.label_losses import LabelLosses
 from bridgegarden.diagnostics.rollout import Sampling
+from bridgegarden.diagnostics.two_tokenizers import PairReader, Prompt, compare_across
 from bridgegarden.errors import ConfigError, lookup
 from bridgegarden.teacher.live import LiveTeacher
+from bridgegarden.teacher.tokenizer_pair import TokenizerPair
+from bridgegarden.teacher.translated import TranslatedTeacher
 from bridgegarden.training.trainer import HybridDistillationTrainer
 
 SAMPLING = Sampling(samples=1, max_new_tokens=64, max_rows=16)
@@ -168,6 +173,10 @@ class ExposureBiasCallback(TrainerCallback):
     can name them; see `selection_arguments`. Every measurement uses the same random numbers and, as long as the teacher
     is the same, the same texts of the teacher: what changes is the student.
 
+    Where the teacher has another tokenizer, each reads what the other wrote in its own tokens, and losses are over what
+    is known of the teacher (:mod:`bridgegarden.diagnostics.two_tokenizers`); ``eval_free_running_known`` is its known
+    probability on the student's texts.
+
     The defaults write 16 texts of at most 64 tokens by each model, about the work of 2,000 tokens of generation twice
     over. Random numbers of training are not touched.
     """
@@ -187,7 +196,7 @@ class ExposureBiasCallback(TrainerCallback):
         Args:
             trainer: add the callback to it with ``trainer.add_callback(callback)``.
             prompts: token ids that texts are written from, two or more; if None, those of the first `limit` rows of
-                the trainer's evaluation data.
+                the trainer's evaluation data (which they are with a teacher of another tokenizer).
             limit: most prompts to take from there.
             every: also measure after every so many optimiser steps, >= 1; None measures at evaluations alone.
             teacher: the teacher's model, where the trainer has only its cache.
@@ -210,14 +219,24 @@ class ExposureBiasCallback(TrainerCallback):
                 "roll-outs need whole weights in one process. Measure saved checkpoints instead."
             )
         _check_selection(trainer.args)
-        own = trainer.teacher.model if isinstance(trainer.teacher, LiveTeacher) else teacher
+        translated = isinstance(trainer.teacher, TranslatedTeacher)
+        asked = trainer.teacher.teacher if translated else trainer.teacher
+        own = asked.model if isinstance(asked, LiveTeacher) else teacher
         if own is None:
             raise ConfigError(
                 "exposure bias while training: the trainer has the teacher's cache, which cannot judge the student's "
                 "own texts. Pass the model as `teacher`."
             )
         self.trainer, self.teacher, self.every = trainer, own, every
-        self.prompts = _prompts_of(trainer, limit) if prompts is None else tuple(tuple(prompt) for prompt in prompts)
+        self._tokens = trainer.teacher.pair.at_threshold(0.0) if translated else None
+        if translated and prompts is not None:
+            raise ConfigError(
+                "exposure bias while training: the teacher has another tokenizer, and `prompts` are in the student's "
+                "tokens alone. Leave them out: those of the evaluation rows are read by both."
+            )
+        rows = _prompts_of(trainer, limit, both=translated) if prompts is None else [(tuple(one),) for one in prompts]
+        self.prompts = tuple(row[0] for row in rows)
+        self._read_by_teacher = tuple(row[-1] for row in rows)
         self.sampling, self.seed = sampling, seed
         self._last: tuple[int, dict[str, float]] | None = None
         self._training = False
@@ -225,8 +244,8 @@ class ExposureBiasCallback(TrainerCallback):
 
     def _check_fits(self) -> None:
         """Now, rather than at the first evaluation, hours later."""
-        longest = max(map(len, self.prompts)) + self.sampling.max_new_tokens
-        for model in (self.teacher, self.trainer._student()):
+        for model, prompts in ((self.teacher, self._read_by_teacher), (self.trainer._student(), self.prompts)):
+            longest = max(map(len, prompts)) + self.sampling.max_new_tokens
             window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
             if window is not None and longest > window:
                 raise ConfigError(
@@ -269,13 +288,34 @@ class ExposureBiasCallback(TrainerCallback):
 
     def measure(self) -> ExposureBias:
         """The student as it is now."""
+        return self._measured()[0]
+
+    def _measured(self) -> tuple[ExposureBias, float | None]:
+        """Of the student as it is now, and how much is known of a teacher with another tokenizer on its texts."""
         student = self.trainer._student()
+        if self._tokens is not None:
+            return self._across(self._tokens, student)
         tokenizer = self.trainer.text_tokenizer
         end_ids = end_of_turn_ids(tokenizer, self.teacher.generation_config)
         size = self.trainer.vocab_size
         policies = [CausalLMPolicy(model, end_ids=end_ids, vocab_size=size) for model in (self.teacher, student)]
         generator = torch.Generator().manual_seed(self.seed)
-        return exposure_bias(policies[0], policies[1], self.prompts, self.sampling, generator=generator)
+        return exposure_bias(policies[0], policies[1], self.prompts, self.sampling, generator=generator), None
+
+    def _across(self, tokens: TokenizerPair, student: PreTrainedModel) -> tuple[ExposureBias, float]:
+        """The same where the two have different tokenizers."""
+        policies = [
+            CausalLMPolicy(model, end_ids=end_of_turn_ids(tokenizer, model.generation_config), vocab_size=size)
+            for model, tokenizer, size in (
+                (self.teacher, tokens.tokenizer, vocabulary_size(tokens.tokenizer)),
+                (student, self.trainer.text_tokenizer, self.trainer.vocab_size),
+            )
+        ]
+        prompts = [Prompt(*both) for both in zip(self._read_by_teacher, self.prompts, strict=True)]
+        generator = torch.Generator().manual_seed(self.seed)
+        readers = {"student": PairReader(tokens, *policies)}
+        found = compare_across(readers, prompts, self.sampling, generator=generator)["student"]
+        return found.bias, found.on_student["exact_mass"] + found.on_student["approximate_mass"]
 
     def _metrics(self, state: TrainerState) -> dict[str, float]:
         """Measured in the main process, once a step, and told to the others: all must pick the same checkpoint."""
@@ -288,10 +328,10 @@ class ExposureBiasCallback(TrainerCallback):
             was_training = model.training
             model.eval()
             try:
-                result = self.measure()
+                result, known = self._measured()
             finally:
                 model.train(was_training)
-            found = [as_metrics(result, time.perf_counter() - began)]
+            found = [as_metrics(result, time.perf_counter() - began, known)]
         if self.trainer.accelerator.num_processes > 1:
             broadcast_object_list(found)
         # Outside training the weights can change without a step (the best checkpoint is loaded, say).
@@ -312,8 +352,9 @@ class ExposureBiasCallback(TrainerCallback):
         control.should_log = pending
 
 
-def as_metrics(result: ExposureBias, seconds: float) -> dict[str, float]:
-    """What is logged of one measurement; no standard error where nothing is known of it."""
+def as_metrics(result: ExposureBias, seconds: float, known: float | None = None) -> dict[str, float]:
+    """What is logged of one measurement; no standard error where nothing is known of it. `known` is of a teacher with
+    another tokenizer."""
     metrics = {
         "eval_exposure_bias": result.exposure_bias.mean,
         "eval_exposure_bias_stderr": result.exposure_bias.stderr,
@@ -322,6 +363,7 @@ def as_metrics(result: ExposureBias, seconds: float) -> dict[str, float]:
         "eval_free_running_loss_stderr": result.student_loss.stderr,
         "eval_exposure_bias_seconds": seconds,
         "eval_exposure_bias_tokens": float(result.generated_tokens),
+        **({} if known is None else {"eval_free_running_known": known}),
     }
     return {name: value for name, value in metrics.items() if not (name.endswith("_stderr") and math.isinf(value))}
 
@@ -335,17 +377,23 @@ def _check_selection(args: TrainingArguments) -> None:
         )
 
 
-def _prompts_of(trainer: HybridDistillationTrainer, count: int) -> tuple[tuple[int, ...], ...]:
-    """What stands before the first supervised token of the first evaluation rows; rows without a prompt left out."""
+def _prompts_of(
+    trainer: HybridDistillationTrainer, count: int, *, both: bool = False
+) -> list[tuple[tuple[int, ...], ...]]:
+    """What stands before the first supervised token of the first evaluation rows, as the student reads it, and with
+    `both` as the teacher does; rows without a prompt left out."""
     data = trainer.eval_dataset
     if not isinstance(data, Dataset):
         raise ConfigError("exposure bias while training: pass `prompts`; there is no single evaluation data set.")
+    columns = [("input_ids", "labels"), *([(TEACHER_IDS, TEACHER_LABELS)] if both else [])]
     prompts = []
     for row in data.select(range(min(count, len(data)))):
-        ids, labels = cast(dict, row)["input_ids"], cast(dict, row)["labels"]
-        first = next((at for at, label in enumerate(labels) if label != -100), 0)
-        if first > 0:
-            prompts.append(tuple(ids[:first]))
+        read = []
+        for ids, labels in columns:
+            first = next((at for at, label in enumerate(cast(dict, row)[labels]) if label != IGNORED), 0)
+            read.append(tuple(cast(dict, row)[ids][:first]))
+        if all(read):
+            prompts.append(tuple(read))
     if len(prompts) < 2:
         raise ConfigError("exposure bias while training: fewer than two evaluation rows have a prompt; pass `prompts`.")
-    return tuple(prompts)
+    return prompts
