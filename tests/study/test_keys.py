@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 KEYS = """
 from pathlib import Path
 from bridgegarden.lab.map.cells import MapSettings
@@ -24,6 +26,7 @@ keys = [job.key for job in jobs]
 """
 
 
+@pytest.mark.slow
 def test_a_key_is_the_same_in_another_process():
     """One that held anything of this process (an address, a hash of a string) would make every resume start over."""
     here: dict = {}

@@ -31,6 +31,7 @@ def test_two_workers_are_other_processes_with_one_thread_each():
     assert set(told) <= {("job 3", 3), ("job 4", 4), ("job 5", 5)}
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_arrives_as_it_was_and_ends_the_others():
     began = time.monotonic()
     with pytest.raises(DataError, match="job 1: a row is wrong"):
@@ -39,6 +40,7 @@ def test_an_error_in_a_worker_arrives_as_it_was_and_ends_the_others():
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_killed_is_said_to_be():
     with pytest.raises(ConfigError, match="ended from outside; most likely memory ran out"):
         list(work(killed, [0, 1], workers=2, tell=lambda name, step: None))

@@ -59,24 +59,26 @@ def damage_json(rng, folder):
     path.write_text(json.dumps(tree))
 
 
-def in_child(use):
-    """How `use` ends in a process of its own, which damage may bring down."""
+def in_child(uses):
+    """How each of `uses` ends, one after the other in a process of their own, which damage may bring down."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        try:
-            use()
-            end = b"done"
-        except BridgegardenError:
-            end = b"one line"
-        except BaseException as error:
-            end = repr(error).encode()
-        os.write(writer, end)
+        for use in uses:
+            try:
+                use()
+                end = "done"
+            except BridgegardenError:
+                end = "one line"
+            except BaseException as error:
+                end = repr(error)
+            os.write(writer, f"{end}\n".encode(errors="replace"))
         os._exit(0)
     os.close(writer)
-    _, status = os.waitpid(child, 0)
     with os.fdopen(reader, "rb") as pipe:
-        return pipe.read().decode() or f"signal {os.WTERMSIG(status)}"
+        ends = pipe.read().decode().splitlines()
+    _, status = os.waitpid(child, 0)
+    return ends if len(ends) == len(uses) else [*ends, f"signal {os.WTERMSIG(status)}"]
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork, from Python 3.12
@@ -95,7 +97,7 @@ def test_a_damaged_cache_never_ends_in_a_traceback_or_a_crash(tmp_path, damage, 
             lambda folder=folder: check_cache(folder),
             lambda folder=folder: build(folder, cache_spec(support), model=model),
         )
-        ends = [in_child(use) for use in uses]
+        ends = in_child(uses)
         assert set(ends) <= {"done", "one line"}, (seed, ends)
         shutil.rmtree(folder)
 
