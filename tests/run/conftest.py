@@ -24,9 +24,9 @@ _REHEARSED: set[str] = set()
 _try_out = rehearsal._try_out
 
 
-@pytest.fixture(autouse=True)
-def rehearsed_once(monkeypatch):
-    """Arguments that were rehearsed in this process are not again; ``test_rehearsal.py`` does without."""
+@pytest.fixture
+def rehearse_once(monkeypatch):
+    """Arguments that were rehearsed in this process are not again."""
 
     def try_out(recipe, arguments):
         folders = dict.fromkeys(("output_dir", "logging_dir", "run_name"))
@@ -36,6 +36,11 @@ def rehearsed_once(monkeypatch):
             _REHEARSED.add(told)
 
     monkeypatch.setattr(rehearsal, "_try_out", try_out)
+
+
+@pytest.fixture(autouse=True)
+def rehearsed_once(rehearse_once):
+    """Everywhere but in ``test_rehearsal.py``."""
 
 
 @pytest.fixture

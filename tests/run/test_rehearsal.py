@@ -157,6 +157,7 @@ SETTABLE = sorted(name for name in _sft_fields() if name not in RESERVED and nam
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("rehearse_once")
 @pytest.mark.parametrize("name", SETTABLE)
 def test_what_a_rehearsal_accepts_is_trained_with_and_the_rest_is_one_line(write_recipe, tmp_path, name):
     path = write_recipe(
