@@ -199,7 +199,7 @@ class HybridObjective:
             )
         if drawn and self.ranks is not None:
             return "token importance compares whole distributions, which draws are not"
-        if self.probes and (drawn or kept == 1):
+        if (drawn or kept == 1) and any(isinstance(rule, KappaProbe) for rule in self._rules().values()):
             told = "draws do not say which they are" if drawn else "one is kept"
             return f"the rule kappa_probe looks at the teacher's two likeliest tokens, and {told}"
         return None
