@@ -145,7 +145,7 @@ def parts(body: str, api: Any, document: Document, spec: CacheSpec, journal: Jou
         (lambda: parse(body, positions), times),
         (lambda: read(reply), times),
         (lambda: layout.encode(scored_signals(read(reply), spec)), times),
-        (lambda: journal.add([entry]), times),
+        (lambda: journal.add(*entry), times),
         (lambda: json.loads(body), times),
     ):
         began = time.process_time()

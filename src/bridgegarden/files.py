@@ -59,13 +59,13 @@ class AppendedLines:
             for number, raw in enumerate(file, start=1):
                 yield number, _parse(raw, self.path, number)
 
-    def append(self, records: Sequence[Mapping[str, Any]], *, at_most_every: float = 0.0) -> None:
+    def append(self, records: Sequence[Mapping[str, Any]], *, waits: bool = True) -> None:
         """Write `records` and wait until they are on the disk.
 
         Args:
             records: a line each.
-            at_most_every: seconds since it was last waited for in which it is not waited again. The lines outlive the
-                end of this process in any case, and only then not that of the machine.
+            waits: whether to wait. The lines outlive the end of this process in any case, and without only then not
+                that of the machine, until :meth:`settle`.
 
         Raises:
             DataError: they cannot be written; nothing of them is left.
@@ -77,15 +77,29 @@ class AppendedLines:
         try:
             while rest:
                 rest = rest[os.write(self._file, rest) :]
-            if monotonic() - self._on_disk_at >= at_most_every:
+            if waits:
                 os.fsync(self._file)
-                self._on_disk_at = monotonic()
         except OSError as error:
             os.ftruncate(self._file, before)
-            full = " Free some space and run the same command again." if error.errno == errno.ENOSPC else ""
-            raise DataError(
-                f"{self.path}: cannot be written ({error.strerror}). What was there is whole.{full}"
-            ) from error
+            raise self._unwritable(error) from error
+
+    def settle(self, *, at_most_every: float = 0.0) -> None:
+        """Wait until all that was written is on the disk, if it was not waited for in the last so many seconds.
+
+        Raises:
+            DataError: it cannot be.
+        """
+        if monotonic() - self._on_disk_at < at_most_every:
+            return
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self._on_disk_at = monotonic()
+
+    def _unwritable(self, error: OSError) -> DataError:
+        full = " Free some space and run the same command again." if error.errno == errno.ENOSPC else ""
+        return DataError(f"{self.path}: cannot be written ({error.strerror}). What was there is whole.{full}")
 
     def sort(self, key: Callable[[Mapping[str, Any], Path, int], tuple[int, int]]) -> None:
         """By `key` of a record, its file and its line. Line by line: a large file does not fit in memory."""

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -344,6 +345,44 @@ def test_a_build_that_is_killed_asks_nothing_twice(score, tmp_path):
     assert len(tested) <= 1
     assert not kept & (set(asked) - tested)
     assert run("cache", "check", recipe).exit_code == 0
+
+
+def test_killed_at_any_request_it_has_kept_all_that_was_answered_before(score, tmp_path):
+    """One request at a time: when the server gets the next one, what it replied to the one before is written down."""
+    _, recipe, server = score()
+    assert run("cache", "build", recipe, "--limit", 10, "--concurrency", 1).exit_code == 0
+    first = len(server.seen) - 10  # of the rows: before them the server is tested
+    rows, whole = [content["prompt"] for content in server.seen[first:]], shards(tmp_path / "cache")
+    changes, kept = [f"teacher.cache={tmp_path / 'killed'}"], 0
+    for at in (0, first - 1, first, first + 1, first + 2, first + 3):
+        server.seen.clear()
+        child: list[int] = []
+        server.always = partial(_kill_at, server.seen, at, child)
+        child.append(
+            in_child(lambda: build_recipe_cache(load_recipe(recipe, changes), CacheOptions(limit=10, concurrency=1)))
+        )
+        assert ended(child[0]) == -signal.SIGKILL
+        asked = [content["prompt"] for content in server.seen[first:]]
+        assert asked == rows[kept : kept + len(asked)]
+        kept += max(0, len(asked) - 1)
+    assert kept == 6
+    server.always = lambda content: None
+    server.seen.clear()
+    assert run("cache", "build", recipe, "--limit", 10, "--concurrency", 1, "--set", changes[0]).exit_code == 0
+    assert [content["prompt"] for content in server.seen[first:]] == rows[kept:]
+    assert shards(tmp_path / "killed") == whole
+
+
+def shards(cache):
+    return {path.name: path.read_bytes() for path in (cache / "shards").glob("*.arrow")}
+
+
+def _kill_at(seen, number, child, content):
+    """Before it is replied to request `number`, counted from 0."""
+    if len(seen) == number + 1:
+        while not child:
+            time.sleep(0.001)
+        os.kill(child[0], signal.SIGKILL)
 
 
 def test_a_server_that_is_away_for_a_moment_is_waited_for(score):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from bridgegarden.teacher.answers import kept_position
+from bridgegarden.teacher.cache.record import RecordFormat
 from bridgegarden.teacher.cache.spec import CacheSpec, Served, Support
 from bridgegarden.teacher.foreign_values import Unfit
 from bridgegarden.teacher.scores import Row, Scores, read_sglang, read_trl, read_vllm
-from bridgegarden.teacher.scoring import scored_signals
+from bridgegarden.teacher.scoring import Journal, scored_signals
 from bridgegarden.teacher.scoring_api import Sglang, Trl, Vllm, _read
 from bridgegarden.teacher.server_connection import BadReply, Reply
 from bridgegarden.teacher.server_requests import Server
@@ -263,3 +264,18 @@ def test_what_is_of_no_concern_may_be_no_number_and_half_a_character():
     read = Vllm(Server(base_url="http://localhost/v1", model="big"), {}).reader(ids, range(4, 12), 5)
     for text in (json.dumps(tree), json.dumps(tree, ensure_ascii=False)):
         np.testing.assert_array_equal(read(Reply(text, held_key=False)).logps, expected.logps)
+
+
+def test_a_reply_that_comes_when_all_is_over_is_written_nowhere(spec, tmp_path):
+    layout = RecordFormat(spec)
+    records = layout.encode(scored_signals(scores(made_up(0, 1.0)), spec))
+    journal = Journal(tmp_path, layout)
+    journal.add(b"1", records)
+    journal.settle()
+    journal.close()
+    kept = journal.path.read_bytes()
+    with (tmp_path / "other").open("wb"):  # has the number now that the journal's file had
+        journal.add(b"2", records)
+    assert (tmp_path / "other").read_bytes() == b""
+    assert journal.path.read_bytes() == kept
+    assert list(Journal(tmp_path, layout).held) == [b"1"]

@@ -6,6 +6,7 @@ has answered is put on disk at once, so that a build that is killed at any momen
 
 import base64
 import itertools
+import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
@@ -83,7 +84,7 @@ class Unscored(NamedTuple):
 
 
 class Journal:
-    """What was answered since the last shard: lines that only grow, beside the shards."""
+    """What was answered since the last shard: lines that only grow, beside the shards. Any thread may add to it."""
 
     def __init__(self, folder: Path, layout: RecordFormat) -> None:
         """Open what a killed build has left in the cache `folder`; lines of another kind of signals are dropped.
@@ -92,6 +93,7 @@ class Journal:
             DataError: it is damaged, or cannot be written.
         """
         self._layout, self._digest = layout, layout.spec.digest
+        self._lock, self._closed = threading.Lock(), False
         self._lines = AppendedLines(folder / JOURNAL)
         self.path = folder / JOURNAL
         self.held = {
@@ -100,17 +102,18 @@ class Journal:
             if record.get("spec") == self._digest
         }
 
-    def add(self, entries: Sequence[Entry]) -> None:
-        """Write down: what becomes of this process does not matter any more when this returns, and what becomes of the
-        machine a second later."""
-        self._lines.append(
-            [
-                {"spec": self._digest, "key": key.hex(), "records": base64.b64encode(records.tobytes()).decode()}
-                for key, records in entries
-            ],
-            at_most_every=1.0,
-        )
-        self.held |= dict(entries)
+    def add(self, key: bytes, records: np.ndarray) -> None:
+        """Write down: what becomes of this process does not matter any more when this returns. Nothing once it is
+        closed: a reply may come when nobody waits for it any more."""
+        line = {"spec": self._digest, "key": key.hex(), "records": base64.b64encode(records.tobytes()).decode()}
+        with self._lock:
+            if not self._closed:
+                self._lines.append([line], waits=False)
+                self.held[key] = records
+
+    def settle(self) -> None:
+        """Nor does what becomes of the machine, of what is more than a second old."""
+        self._lines.settle(at_most_every=1.0)
 
     def clear(self) -> None:
         """All of it is in a shard now."""
@@ -121,9 +124,11 @@ class Journal:
 
     def close(self) -> None:
         """Leave nothing behind where nothing is kept."""
-        self._lines.close()
-        if not self.held:
-            self.path.unlink(missing_ok=True)
+        with self._lock:
+            self._closed = True
+            self._lines.close()
+            if not self.held:
+                self.path.unlink(missing_ok=True)
 
 
 @dataclass
@@ -189,29 +194,29 @@ class ScoringEngine:
     def _ask(
         self, documents: Sequence[Document], api: Api, requests: Requests, journal: Journal, count: "_Count"
     ) -> None:
-        """Let the server score `documents`, and put on disk what it says as it comes."""
+        """Let the server score `documents`, and write down what it says as it comes: who is answered asks for nothing
+        more before that."""
         layout = RecordFormat(self.spec)
         k, failed_in_a_row = self.spec.support.k, 0
 
-        async def score(line: Line, document: Document) -> Signals:
+        async def score(line: Line, document: Document) -> None:
             positions = (np.flatnonzero(document.labels[1:] != IGNORE) + 1).tolist()
             scores = await api.score(line, document.ids.tolist(), positions, k)
             try:
-                return scored_signals(scores, self.spec)
+                signals = scored_signals(scores, self.spec)
             except Unfit as error:
                 raise Refused(f"{error}.") from None
+            journal.add(document.key, layout.encode(signals))
 
         for batch in requests.outcomes(documents, score):
-            entries = []
             for document, outcome in batch:
-                count.add(document.positions, failed=not isinstance(outcome, Signals))
-                if isinstance(outcome, Signals):
-                    entries.append(Entry(document.key, layout.encode(outcome)))
+                count.add(document.positions, failed=outcome is not None)
+                if outcome is None:
                     failed_in_a_row = 0
                     continue
                 self.unscored.append(Unscored(document.row, document.key, str(outcome)))
                 failed_in_a_row += 1
-            journal.add(entries)
+            journal.settle()
             if failed_in_a_row >= GIVE_UP_AFTER:
                 raise ServedTeacherError(
                     f"{self.server.base_url}: {failed_in_a_row} rows were refused one after the other, the last one "
