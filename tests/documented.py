@@ -2,10 +2,14 @@
 
 A block is of one of three classes:
 
-* *runs*: marked ``<!-- runs -->`` in the line before it. Run in CI, on the packaged teacher and a tiny student.
+* *runs*: marked ``<!-- runs -->`` in the line before it. Run in CI, on the packaged teacher and a tiny student, one
+  block of a page after the other.
 * *dry run*: a whole recipe, or ``bridgegarden train RECIPE`` in a shell block. Loaded and tried as ``--dry-run`` does.
 * *checked*: everything else in Bash, Python and YAML. Commands and options exist, keys of recipes are known, names can
   be imported and take the arguments they are given, files and extras are there.
+
+What is in Bash or Python on a page of ``docs`` and not marked so says why: ``<!-- runs in tests/FILE.py -->`` where
+that test types the same with what it needs, or ``<!-- not run: REASON -->``.
 """
 
 import ast
@@ -28,7 +32,10 @@ from bridgegarden.cli.main import cli
 from bridgegarden.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"(<!-- runs -->\n+)?^( *)```(\w+)[^\n]*\n(.*?)^\2```\s*?$", flags=re.DOTALL | re.MULTILINE)
+MARK = re.compile(r"runs|runs in tests/[\w/]+\.py|not run: [^\n]+")
+BLOCK = re.compile(
+    r"(?:^ *<!-- ((?:not )?run[^\n]*) -->\n+)?^( *)```(\w+)[^\n]*\n(.*?)^\2```\s*?$", flags=re.DOTALL | re.MULTILINE
+)
 INLINE = re.compile(r"(?<!`)`(bridgegarden [a-z][^`]*)`(?!`)")
 SHELL, PYTHON, YAML = ("bash", "sh", "shell"), ("python",), ("yaml", "yml")
 SECTIONS = {field.name for field in fields(Recipe)}
@@ -45,10 +52,16 @@ class Block:
     line: int
     language: str
     text: str
-    marked: bool
+    mark: str
+    """What the line before it says of running it; nothing where there is none."""
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
+
+    @property
+    def marked(self) -> bool:
+        """Whether it is run as it stands."""
+        return self.mark == "runs"
 
     @property
     def kind(self) -> str:
@@ -92,7 +105,7 @@ def blocks_of(page: Path) -> list[Block]:
         if match[3] in (*SHELL, *PYTHON, *YAML):
             name = page.relative_to(ROOT).as_posix() if page.is_relative_to(ROOT) else page.name
             code = inspect.cleandoc(match[4]) if match[2] else match[4]
-            found.append(Block(name, line, match[3], code, match[1] is not None))
+            found.append(Block(name, line, match[3], code, match[1] or ""))
     return found
 
 
@@ -121,6 +134,15 @@ def commands(text: str) -> list[list[str]]:
                 words = []
             else:
                 words.append(word)
+    return found
+
+
+def written(text: str) -> list[tuple[list[str], str | None]]:
+    """The commands of a shell block, each with the file that its output goes to."""
+    found: list[tuple[list[str], str | None]] = []
+    for line in text.replace("\\\n", " ").splitlines():
+        target = re.search(r"(?<!\S)> (\S+)", line.split(" #")[0])
+        found += [(words, target[1] if target else None) for words in commands(line)]
     return found
 
 

@@ -1,19 +1,28 @@
 """The code that the documentation shows: run, dry-run or checked, as ``tests/documented.py`` says."""
 
 import json
+import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import click
 import pytest
+import torch
+import yaml
 from click.testing import CliRunner
 
 from bridgegarden.cli.main import cli
 from bridgegarden.errors import ConfigError
+from bridgegarden.exact.process import sample
+from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
 from bridgegarden.quickstart import TEACHER
 from tests.documented import (
+    MARK,
     PYTHON,
+    ROOT,
     SHELL,
+    WHOLE,
     YAML,
     Block,
     blocks,
@@ -21,13 +30,12 @@ from tests.documented import (
     check_python,
     check_shell,
     check_yaml,
-    commands,
     inline_commands,
     own_recipe,
+    written,
 )
 
 CLASSES = {"runs", "dry run", "checked"}
-ROWS = [{"prompt": f"start with {a}", "completion": f" then add {b}"} for a in range(4) for b in range(4)]
 
 
 def test_every_block_has_a_class_and_each_class_has_blocks():
@@ -35,6 +43,16 @@ def test_every_block_has_a_class_and_each_class_has_blocks():
     assert set(found) == CLASSES
     assert sum(found.values()) > 50
     assert all(block.kind == "runs" for block in blocks() if block.marked)
+
+
+def test_every_block_that_can_be_typed_runs_or_says_why_not():
+    typed = [one for one in blocks() if one.page.startswith("docs/") and one.language in (*SHELL, *PYTHON)]
+    unsaid = [str(block) for block in typed if not MARK.fullmatch(block.mark)]
+    assert not unsaid, f"mark these as tests/documented.py says: {', '.join(unsaid)}"
+    assert sum(block.marked for block in typed) > 15
+    for block in typed:
+        for file in re.findall(r"tests/[\w/]*\w(?:\.py)?", block.mark):
+            assert (ROOT / file).exists(), f"{block}: no {file}"
 
 
 @pytest.mark.parametrize("block", [one for one in blocks() if one.language in SHELL], ids=str)
@@ -66,52 +84,99 @@ def test_commands_in_running_text_exist():
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """The packaged teacher, a tiny student of its vocabulary, and rows: what a page's own names stand for."""
+    """What a page's own names stand for.
+
+    The packaged teacher with room for longer texts, a tiny student, rows of the teacher's world, a recipe, and
+    configurations of TRL's.
+    """
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("documented")
+    shutil.copytree(TEACHER, folder / "teacher")
+    config = json.loads((folder / "teacher" / "config.json").read_text(encoding="utf-8"))
+    (folder / "teacher" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
     tokenizer = AutoTokenizer.from_pretrained(TEACHER)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder / "student")
     tokenizer.save_pretrained(folder / "student")
-    rows = [row | {"question": row["prompt"], "answer": row["completion"]} for row in ROWS]
-    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    home = folder / "home"
+    home.mkdir()
+    world, generator = ArithmeticWorld(), torch.Generator().manual_seed(0)
+    rows = []
+    for problem in world.problems(16, 0, split="train"):
+        question, answer = world.prompt(problem, generator), sample(world.process(problem), generator)
+        answer = world.decode(answer[:-1])  # the last token ends the turn
+        rows.append({"question": question, "answer": answer, "prompt": question, "completion": answer})
+    for name in ("rows.jsonl", "held_out.jsonl"):
+        (home / name).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    recipe = {
+        "teacher": {"model": str(folder / "teacher")},
+        "student": {"model": str(folder / "student")},
+        "data": {"train": "rows.jsonl", "eval": "held_out.jsonl", "prompt": "question", "completion": "answer"},
+        "training": {"max_steps": 2, "per_device_train_batch_size": 8},
+        "output": "runs/my",
+    }
+    (home / "my.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    trl = {"model_name_or_path": "Qwen/Qwen2.5-3B", "dataset_name": "rows", "max_steps": 2}
+    (home / "sft.yaml").write_text(yaml.safe_dump(trl), encoding="utf-8")
+    trl |= {"teacher_model_name_or_path": "Qwen/Qwen2.5-7B-Instruct", "lmbda": 0.5, "beta": 0.5, "temperature": 0.9}
+    (home / "gkd.yaml").write_text(yaml.safe_dump(trl), encoding="utf-8")
     return folder
 
 
 def local(text: str, folder: Path) -> str:
     """A page's code with models that are here, and few steps of it."""
+    models = ("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-72B-Instruct")
     for theirs, here in {
-        "Qwen/Qwen2.5-7B-Instruct": str(TEACHER),
-        "Qwen/Qwen2.5-3B": str(folder / "student"),
+        **dict.fromkeys(models, str(folder / "teacher")),
+        **dict.fromkeys(("STUDENT", "Qwen/Qwen2.5-3B"), str(folder / "student")),
         "max_steps=1000": 'max_steps=2, report_to="none", bf16=False',
         "max_steps: 1000": "max_steps: 2",
         "dtype: bfloat16": "dtype: float32",
+        "layers: 10": "layers: 2",
     }.items():
-        text = text.replace(theirs, here)
+        text = re.sub(rf"(?<![\w/]){re.escape(theirs)}\b", lambda _, here=here: here, text)
     return text
 
 
+def typed(words: list[str], where: str) -> str:
+    """What a command prints, which must end well."""
+    assert words[0] == "bridgegarden", f"{where} runs {words[0]}"
+    done = CliRunner().invoke(cli, words[1:])
+    assert done.exit_code == 0, f"{where}: {' '.join(words)}: {done.output}"
+    return done.stdout
+
+
+def changed(text: str, recipe: Path) -> None:
+    """The reader writes a recipe, or puts a part of one into what there is."""
+    tree, before = yaml.safe_load(text), yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    recipe.write_text(text if set(tree) >= WHOLE else yaml.safe_dump(before | tree), encoding="utf-8")
+
+
+SLOW = TRAINED = ("docs/export.md",)
+"""Pages that begin with a student that was trained."""
 RUN = sorted({block.page for block in blocks() if block.kind == "runs"})
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator:UserWarning")
-@pytest.mark.parametrize("page", RUN)
+@pytest.mark.parametrize("page", [pytest.param(one, marks=[pytest.mark.slow] * (one in SLOW)) for one in RUN])
 def test_blocks_that_are_marked_run(page, pair, tmp_path, monkeypatch):
     """One after the other in one folder; a recipe is `my.yaml`."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "rows.jsonl").write_bytes((pair / "rows.jsonl").read_bytes())
+    here = shutil.copytree(pair / "home", tmp_path / "home")
+    monkeypatch.chdir(here)
+    if page in TRAINED:
+        typed(["bridgegarden", "train", "my.yaml"], "what was before")
     for block in [one for one in blocks() if one.page == page and one.kind == "runs"]:
         text = local(block.text, pair)
         if block.language in PYTHON:
             exec(compile(text, str(block), "exec"), {"__name__": "__main__"})
         elif block.language in YAML:
-            (tmp_path / "my.yaml").write_text(text, encoding="utf-8")
+            changed(text, here / "my.yaml")
         else:
-            for words in commands(text):
-                assert words[0] == "bridgegarden", f"{block} runs {words[0]}"
-                done = CliRunner().invoke(cli, words[1:])
-                assert done.exit_code == 0, f"{block}: {' '.join(words)}: {done.output}"
+            for words, target in written(text):
+                printed = typed(words, str(block))
+                if target is not None:
+                    (here / target).write_text(printed, encoding="utf-8")
 
 
 def trainings() -> dict[str, list[str]]:
@@ -132,17 +197,17 @@ def test_a_training_that_is_typed_can_be_tried(where, pair, tmp_path):
     tree = {
         "teacher": {"model": str(TEACHER)},
         "student": {"model": str(pair / "student")},
-        "data": {"train": str(pair / "rows.jsonl"), "prompt": "question", "completion": "answer"},
+        "data": {"train": str(pair / "home" / "rows.jsonl"), "prompt": "question", "completion": "answer"},
     }
     recipe.write_text(json.dumps(tree), encoding="utf-8")
     done = CliRunner().invoke(cli, ["train", str(recipe), "--dry-run", *trainings()[where]])
     assert done.exit_code == 0, done.output
 
 
-WHOLE = [block for block in blocks() if block.kind == "dry run" and block.language in YAML]
+RECIPES = [block for block in blocks() if block.kind == "dry run" and block.language in YAML]
 
 
-@pytest.mark.parametrize("block", WHOLE, ids=str)
+@pytest.mark.parametrize("block", RECIPES, ids=str)
 def test_a_whole_recipe_can_be_tried(block, tmp_path):
     (tmp_path / "my.yaml").write_text(block.text, encoding="utf-8")
     done = CliRunner().invoke(cli, ["train", str(tmp_path / "my.yaml"), "--dry-run"])

@@ -158,6 +158,26 @@ def test_a_page_of_results_begins_with_its_answer_and_an_interval(page):
     )
 
 
+def test_tables_that_are_long_are_folded_away_on_pages_of_results():
+    for path in sorted((DOCS / "results").glob("*.md")):
+        shown = re.sub(r"<details>.*?</details>", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        rows = [len(table.splitlines()) - 2 for table in re.findall(r"(?:^\|.*\n)+", shown, flags=re.MULTILINE)]
+        assert max(rows, default=0) <= 8, path.name
+
+
+def test_what_is_said_of_cost_is_what_was_measured():
+    """A number that the first page links to stands in a cell of the table it links to."""
+    costs = (DOCS / "index.md").read_text(encoding="utf-8").split("## What does it cost?")[1]
+    rows = [row for row in costs.splitlines() if "times](benchmarks.md#" in row]
+    assert len(rows) == 3
+    parts = (DOCS / "benchmarks.md").read_text(encoding="utf-8").split("\n## ")
+    anchored = {re.sub(r"[^\w -]", "", part.splitlines()[0].lower()).replace(" ", "-"): part for part in parts}
+    for row in rows:
+        said, anchor = re.findall(r"\[([\d.]+) times\]\(benchmarks\.md#([\w-]+)\)", row)[0]
+        part = anchored[anchor]
+        assert re.search(rf"\| (?:\*\*)?{re.escape(said)}(?:\*\*)? \|", part), f"{said} is not under {anchor}"
+
+
 @pytest.mark.parametrize("name", sorted(FIGURES))
 def test_the_figure_of_a_page_of_results_is_drawn_from_its_tables(name):
     page = (DOCS / "results" / f"{name}.md").read_text(encoding="utf-8")

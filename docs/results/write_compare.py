@@ -51,7 +51,11 @@ for each, the same one for all objectives of a seed. Quality is measured on {pro
 
 ## Quality and drift
 
+<details><summary>Every objective</summary>
+
 {quality_table(result).markdown()}
+
+</details>
 
 ± is half of a 95 % interval over {seeds} seeds and the problems. L and exposure bias in nats a text: L_dT on texts that
 the teacher wrote, L_dθ on the student's own, exposure bias their difference. *Entropy kept* is the student's over the

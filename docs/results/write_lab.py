@@ -137,7 +137,8 @@ def paying(result: LabResult) -> str:
         "of each by mean, and their difference paired by seed. The interval is widened for the number of pairs there "
         "were to choose from. L_dθ is likeness to the teacher on the student's own answers, lower is better; *right* "
         "is the probability of a right answer when sampling. On the *frontier* are objectives that no other beats at "
-        "both right answers and variety kept, by mean.\n\n" + Table(columns=heads, rows=rows).markdown()
+        "both right answers and variety kept, by mean.\n\n"
+        + _folded("Every place", Table(columns=heads, rows=rows).markdown())
     )
 
 

@@ -123,7 +123,11 @@ included) and asking the teacher.
 
 ## Quality and drift
 
+<details><summary>Every objective</summary>
+
 {markdown(quality_table(result))}
+
+</details>
 
 ## Cost
 

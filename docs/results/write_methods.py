@@ -73,7 +73,11 @@ measured on {problems} problems, drift on {pair.prompts} held-out prompts.{not_r
 
 ## Quality and drift, the best first
 
+<details><summary>Every method</summary>
+
 {_told(quality_table(result))}
+
+</details>
 
 ## Against {result.label(base)}
 

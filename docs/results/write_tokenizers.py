@@ -131,7 +131,11 @@ def part(name: str, results: Results) -> str:
 the teacher's mass {shares["exact"]:.1%} is in proved cells, {shares["approximate"]:.1%} in tried ones,
 {shares["open"]:.1%} open. Seeds {", ".join(map(str, results.seeds))}.
 
+<details><summary>Every objective</summary>
+
 {quality(results).markdown()}
+
+</details>
 
 *Entropy kept*: nats of the whole answers that a model writes at temperature 1, over the teacher's; a measure of
 variety. *Loss*: nats an answer, on {len(run["greedy"])} held-out answers of the teacher's. *CPU s*: of its training.
