@@ -278,8 +278,25 @@ def test_a_block_in_a_list_and_one_with_a_mark_are_read(tmp_path):
     from tests.documented import blocks_of
 
     page = tmp_path / "page.md"
-    page.write_text("* a\n\n  ```bash\n  ls\n  ```\n\n<!-- runs -->\n```python\nx = 1\n```\n\n```text\nno\n```\n")
+    listed = "* a\n\n  ```bash\n  ls\n  ```\n\n  <!-- not run: b -->\n  ```sh\n  ls\n  ```\n\n"
+    page.write_text(f"{listed}<!-- runs -->\n```python\nx = 1\n```\n\n```text\nno\n```\n")
     assert blocks_of(page) == [
-        Block("page.md", 3, "bash", "ls", False),
-        Block("page.md", 8, "python", "x = 1\n", True),
+        Block("page.md", 3, "bash", "ls", ""),
+        Block("page.md", 8, "sh", "ls", "not run: b"),
+        Block("page.md", 13, "python", "x = 1\n", "runs"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "mark", ["", "run", "not run", "not run:", "runs in test_x.py", "runs in tests/x", "runs twice"]
+)
+def test_a_mark_that_says_nothing_is_none(mark):
+    assert not MARK.fullmatch(mark)
+
+
+def test_where_a_command_writes_is_read_and_what_a_comment_says_is_not():
+    text = "bridgegarden env my.yaml > a.txt   # and > b\nbridgegarden env \\\n  my.yaml  # > c"
+    assert [(words[1:3], target) for words, target in written(text)] == [
+        (["env", "my.yaml"], "a.txt"),
+        (["env", "my.yaml"], None),
     ]

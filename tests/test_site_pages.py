@@ -126,7 +126,7 @@ def test_every_test_and_file_that_a_page_names_is_there(page):
 
 def test_every_footgun_has_a_test():
     sections = (DOCS / "footguns.md").read_text(encoding="utf-8").split("\n## ")[1:]
-    assert len(sections) == 8
+    assert len(sections) >= 8
     for section in sections:
         assert "`tests/" in section, section.splitlines()[0]
 
