@@ -1,15 +1,18 @@
 """Size and speed of models side by side."""
 
 import json
+from pathlib import Path
 
 import pytest
+import torch
 
-from bridgegarden.errors import ConfigError, ModelError
+from bridgegarden.errors import ConfigError, DataError, ModelError
 from bridgegarden.export import bench as benching
-from bridgegarden.export.bench import BenchOptions, bench, bench_table
+from bridgegarden.export.bench import BenchOptions, bench, bench_table, held_out, loss_table
 from bridgegarden.export.gguf_file import gguf_export
+from bridgegarden.export.runtimes import opened
 from tests.run.served import run
-from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+from tests.tiny import VOCABULARY, save_tiny, tiny_model, tiny_tokenizer
 
 SMALL = BenchOptions(prompt=8, decode=4, rounds=2)
 
@@ -22,9 +25,19 @@ def models(tmp_path):
     return [str(save_tiny(tmp_path / "tiny", model)), str(tmp_path / "tiny.gguf")]
 
 
-def test_each_is_run_by_its_own_program_in_a_process_of_its_own(models):
+ROWS = [{"prompt": f"Say {word}", "completion": f"{word} é 👩!"} for word in ("one", "three", "seventeen")]
+
+
+@pytest.fixture
+def rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def test_each_is_run_and_scored_by_its_own_program_in_a_process_of_its_own(models, rows):
     pytest.importorskip("xllamacpp")
-    done = run("bench", *models, "--prompt", 8, "--decode", 4, "--rounds", 2, "--json")
+    done = run("bench", *models, "--prompt", 8, "--decode", 4, "--rounds", 2, "--json", "--rows", rows)
     assert done.exit_code == 0, done.output
     ours, theirs = json.loads(done.stdout)
     assert [ours["runtime"], theirs["runtime"]] == ["transformers", "llama.cpp"]
@@ -34,6 +47,20 @@ def test_each_is_run_by_its_own_program_in_a_process_of_its_own(models):
     # Of a process that has PyTorch, and of one that has not.
     assert ours["memory"] > theirs["memory"] > 20e6
     assert 0.4e6 < theirs["size"] < ours["size"]
+    model, read = tiny_model("llama", hidden_size=64), held_out([Path(models[0])], BenchOptions(rows=str(rows)))
+    answers = [tiny_tokenizer().decode([row.ids[place] for place in row.places]) for row in read]
+    assert answers == [f"{row['completion']}<|im_end|>" for row in ROWS]
+    wanted = [nats(model, *row) for row in read]
+    for one in (ours, theirs):
+        assert one["nats"] == pytest.approx(wanted, abs=0.02)
+        assert one["tokens"] == [len(row.places) for row in read]
+
+
+def nats(model, ids, places) -> float:
+    """Minus the sum of log-probabilities, from the definition."""
+    with torch.no_grad():
+        logp = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    return -sum(logp[place - 1, ids[place]].item() for place in places)
 
 
 def test_what_is_not_installed_is_named_in_its_row_and_the_others_are_measured(models, monkeypatch):
@@ -69,3 +96,43 @@ def test_models_that_cannot_be_measured_are_refused_by_name(models, tmp_path):
     (tmp_path / "tiny" / "model.safetensors").write_bytes(b"")
     with pytest.raises(ModelError, match=r"tiny: cannot be run \("):
         bench(models[:1], SMALL)
+
+
+IDS = torch.randint(0, 259, (40,), generator=torch.Generator().manual_seed(0)).tolist()
+"""Halves of characters and ends of turns, too."""
+PLACES = [1, 2, *range(7, 40, 3)]
+
+
+def test_a_row_is_as_likely_as_the_model_says_whatever_runs_it(models):
+    expected = nats(tiny_model("llama", hidden_size=64), IDS, PLACES)
+    assert opened(Path(models[0]), 1, 64).score(IDS, PLACES) == pytest.approx(expected, abs=1e-4)
+    pytest.importorskip("xllamacpp")
+    # Keys and values in 16 bits.
+    assert opened(Path(models[1]), 1, 64).score(IDS, PLACES) == pytest.approx(expected, abs=1e-3 * len(PLACES))
+
+
+def test_a_difference_is_of_the_same_rows():
+    def one(*values: float) -> benching.Measured:
+        return benching.Measured(model="m", runtime="transformers", size=1, nats=values, tokens=(10, 30))
+
+    first, second = one(10, 60), one(12, 64)
+    more = second.more_than(first)
+    assert (more.mean, more.n) == (pytest.approx(6 / 40), 2)
+    assert second.loss.mean == pytest.approx(76 / 40)
+    assert second.loss.stderr > more.stderr
+    table = loss_table([first, second])
+    assert table is not None
+    assert table.rows[0][2:] == [f"1.7500 ± {first.loss.stderr:.4f}", None]
+    assert table.rows[1][3] == f"+0.1500 ± {more.stderr:.4f}"
+    assert loss_table([benching.Measured(model="m", runtime="transformers", size=1)]) is None
+
+
+def test_rows_that_cannot_be_scored_are_refused(models, rows, tmp_path):
+    wanted = BenchOptions(rows=str(rows))
+    with pytest.raises(ConfigError, match=r"--rows: are read with the tokenizer of a model's folder"):
+        bench(models[1:], wanted)
+    other = str(save_tiny(tmp_path / "other", tiny_model("llama", VOCABULARY + 1), tiny_tokenizer(chat_template=False)))
+    with pytest.raises(ModelError, match=r"other: has another tokenizer than .*tiny"):
+        bench([models[0], other], wanted)
+    with pytest.raises(DataError, match=r"has one row with an answer"):
+        bench(models[:1], BenchOptions(rows=str(rows), limit=1))

@@ -1,6 +1,7 @@
 """What is written to GGUF, as transformers reads it; and what is refused before anything is written."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.export.gguf_file import KINDS, check_kind, gguf_export
 from bridgegarden.export.gguf_tokenizer import BPE_WORDS, Written
-from bridgegarden.export.modelfile import modelfile, turn_marks
+from bridgegarden.export.modelfile import TurnMarks, modelfile, turn_marks
 from tests.architectures import tiny_architecture
 from tests.export.models import TEXTS, random_model, sentencepiece_tokenizer, trained_tokenizer
 from tests.tiny import VOCABULARY, tiny_tokenizer
@@ -248,6 +249,59 @@ def test_a_template_that_changes_messages_is_not_written_as_marks(tmp_path):
     text = modelfile(tmp_path / "x.gguf", tokenizer, [258], 128, begins=False)
     assert text.startswith("FROM ./x.gguf\n# The chat template does more")
     assert text.endswith('PARAMETER stop "<|im_end|>"\nPARAMETER num_ctx 128\n')
+
+
+def as_ollama_reads(text: str) -> list[tuple[str, str]]:
+    """Instructions and their values by Ollama's reader (its parser.ParseFile): a value ends at a line's end outside of
+    its quotes, in which nothing is escaped, and letters that are not printed are dropped."""
+    found, rest = [], text
+    while rest := rest.lstrip():
+        line = rest.partition("\n")[0]
+        if line.startswith("#"):
+            rest = rest[len(line) :]
+            continue
+        name, rest = rest.split(" ", 1)
+        if name == "PARAMETER":
+            name, rest = rest.split(" ", 1)
+        mark = '"""' if rest.startswith('"""') else '"' if rest.startswith('"') else ""
+        value, rest = re.fullmatch(rf"{mark}(.*?){mark}[ \t]*(?:\n(.*)|\Z)", rest, re.DOTALL).groups("")
+        found.append((name, "".join(letter for letter in value if letter.isprintable() or letter in "\n\t\r")))
+    return found
+
+
+@pytest.mark.parametrize("stop", ["</s>", "<｜end▁of▁sentence｜>", 'a "b" c', '"', "\t<t>\n", "a\u00a0b", '"""', " x "])
+def test_ollama_reads_the_values_of_a_modelfile_as_they_were(stop, tmp_path):
+    tokenizer: Any = tiny_tokenizer()
+    tokenizer.add_special_tokens({"eos_token": stop})
+    ids = [258, tokenizer.eos_token_id]
+    marks = turn_marks(tokenizer, begins=False)
+    text = modelfile(tmp_path / "my x.gguf", tokenizer, ids, 128, begins=False)
+    said = as_ollama_reads(text)
+    assert marks is not None
+    sayable = stop not in ("a\u00a0b", '"""')
+    stops = [("stop", value) for value in ["<|im_end|>", stop][: 1 + sayable]]
+    assert said == [("FROM", "./my x.gguf"), ("TEMPLATE", marks.go()), *stops, ("num_ctx", "128")]
+    assert (f"# no PARAMETER can name token {ids[1]}" in text) != sayable
+
+
+def test_what_ollama_s_reader_drops_is_written_by_its_number():
+    marks = {"user": ("\u00a0<u>", "{{\u200b\n"), "assistant": ("<a>", "</a>")}
+    written = TurnMarks(around=marks, answer="<a>", opening="", without_system="").go()
+    assert '{{ "\\U000000a0" }}<u>{{ .Content }}{{ "{{" }}{{ "\\U0000200b" }}\n' in written
+    assert all(letter.isprintable() or letter == "\n" for letter in written)
+
+
+def test_an_answer_ends_as_it_does_where_a_talk_ends_with_it():
+    tokenizer = tiny_tokenizer()
+    template = str(tokenizer.chat_template)
+    # As SmolLM2's: a system of its own, whose end is also an answer's.
+    tokenizer.chat_template = (
+        "{% if messages[0].role != 'system' %}<|im_start|>system\nBe good.<|im_end|>\n{% endif %}" + template
+    )
+    marks = turn_marks(tokenizer, begins=False)
+    assert marks is not None
+    assert marks.around["assistant"] == ("<|im_start|>assistant\n", "<|im_end|>\n")
+    assert marks.opening + marks.without_system == "<|im_start|>system\nBe good.<|im_end|>\n"
 
 
 def test_rows_without_a_token_are_given_names_of_their_own():

@@ -32,6 +32,15 @@ def exported(tmp_path_factory):
     return model, folder / "tiny-onnx-F32"
 
 
+def test_a_row_is_as_likely_to_onnxruntime_as_to_the_model(exported):
+    model, folder = exported
+    ids, places = list(range(60, 90)), [1, 4, 17, 29]
+    with torch.no_grad():
+        logp = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    expected = -sum(logp[place - 1, ids[place]].item() for place in places)
+    assert opened(folder, 1, 64).score(ids, places) == pytest.approx(expected, abs=1e-4)
+
+
 def greedy(model, ids, count):
     with torch.no_grad():
         for _ in range(count):
@@ -84,7 +93,7 @@ def test_the_card_in_the_folder_says_how_it_is_run(exported, monkeypatch, capsys
 
 
 def test_a_graph_can_be_measured_in_a_bench(exported):
-    prompt, decode = opened(exported[1], 1, 64)(8, 4)
+    prompt, decode = opened(exported[1], 1, 64).run(8, 4)
     assert 0 < prompt < 10
     assert 0 < decode < 10
 

@@ -4,6 +4,7 @@ Ollama knows the templates of well-known models only. Any other is put together 
 each role, as read off conversations that the tokenizer renders, and is left out where that does not render them all.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,24 @@ class TurnMarks:
 
 
 def _literal(text: str) -> str:
-    return text.replace("{{", '{{ "{{" }}')
+    """`text` in a template of Go; what Ollama's reader drops (no-break spaces, marks of no width) by its number."""
+    marks = {"{{": '{{ "{{" }}'}
+    for letter in set(text):
+        if not _is_read(letter):
+            marks[letter] = f'{{{{ "\\U{ord(letter):08x}" }}}}'
+    return re.sub("|".join(map(re.escape, marks)), lambda found: marks[found[0]], text)
+
+
+def _is_read(letter: str) -> bool:
+    return letter.isprintable() or letter in "\n\r\t"
+
+
+def _quoted(value: str) -> str | None:
+    """`value` between quotes, in which nothing can be escaped; None where Ollama would read another."""
+    if '"""' in value or not all(map(_is_read, value)):
+        return None
+    mark = '"""' if '"' in value else '"'
+    return f"{mark}{value}{mark}"
 
 
 def turn_marks(tokenizer: "PreTrainedTokenizerBase", *, begins: bool) -> TurnMarks | None:
@@ -80,9 +98,12 @@ def turn_marks(tokenizer: "PreTrainedTokenizerBase", *, begins: bool) -> TurnMar
 
     user, second, said, system = TEXTS
     asked = [_message("user", user)]
-    talk = [*asked, _message("assistant", said), _message("user", second)]
+    answered = [*asked, _message("assistant", said)]
+    talk = [*answered, _message("user", second)]
     with_system = rendered([_message("system", system), *asked])
-    marks = _read(rendered(asked), rendered(asked, answer=False), rendered(talk), with_system)
+    marks = _read(
+        rendered(asked), rendered(asked, answer=False), rendered(answered, answer=False), rendered(talk), with_system
+    )
     if marks is None:
         return None
     talks = [asked, talk, [*talk, _message("assistant", "x y"), _message("user", "z")]]
@@ -95,8 +116,11 @@ def _message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def _read(asked: str | None, closed: str | None, talk: str | None, with_system: str | None) -> TurnMarks | None:
-    """Marks out of four renderings: one question, the same with no answer to come, three turns, with a system."""
+def _read(
+    asked: str | None, closed: str | None, answered: str | None, talk: str | None, with_system: str | None
+) -> TurnMarks | None:
+    """Marks out of five renderings: one question, the same with no answer to come and with one, three turns, with a
+    system."""
     user, second, said, system = TEXTS
     if asked is None or closed is None or talk is None or not asked.startswith(closed):
         return None
@@ -109,8 +133,10 @@ def _read(asked: str | None, closed: str | None, talk: str | None, with_system: 
         return None
     before_said, rest = between[len(after_user) :], rest[: len(rest) - len(after_user + answer)]
     after_said_and_before = rest.split(second)[0]
-    # What stands before a later question is the end of what stands before the first one, behind the answer's own end.
-    before_user = next((start[at:] for at in range(len(start) + 1) if after_said_and_before.endswith(start[at:])), "")
+    # What stands before a later question is the end of what stands before the first one, behind the answer's own end:
+    # that of a talk which ends with it, if there can be one.
+    ends = after_said_and_before.removeprefix((answered or "").rpartition(said)[2])
+    before_user = next((start[at:] for at in range(len(start) + 1) if ends.endswith(start[at:])), "")
     around = {
         "user": (before_user, after_user),
         "assistant": (before_said, after_said_and_before[: len(after_said_and_before) - len(before_user)]),
@@ -148,8 +174,10 @@ def modelfile(gguf: Path, tokenizer: Any, ends: Sequence[int], context: int, *, 
         lines.append('# TEMPLATE """..."""')
     else:
         lines.append('TEMPLATE """{{ .Prompt }}"""')
-    for token in tokenizer.convert_ids_to_tokens(list(ends)):
-        lines.append(f'PARAMETER stop "{token}"')
+    for token in ends:
+        stop = _quoted(tokenizer.decode([token]))
+        # The file itself says where to stop, too.
+        lines.append(f"# no PARAMETER can name token {token}" if stop is None else f"PARAMETER stop {stop}")
     if context < CONTEXT:
         lines.append(f"PARAMETER num_ctx {context}")
     return "\n".join(lines) + "\n"

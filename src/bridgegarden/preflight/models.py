@@ -358,6 +358,11 @@ def _check_weight_files(reference: ModelReference, commit: str | None) -> None:
             "its weights are pickle files, which can run code when they are opened; expected *.safetensors. Convert it "
             "where you trust it: AutoModelForCausalLM.from_pretrained(NAME).save_pretrained(FOLDER)."
         )
+    if any(name.endswith(".onnx") for name in names):
+        raise reference.error(
+            "its weights are in an ONNX graph, which onnxruntime runs and transformers does not; take the model that "
+            "it was made of (bridgegarden bench MODEL FOLDER --rows FILE scores both, each by its own program)."
+        )
     if any(name.endswith(".gguf") for name in names):
         raise reference.error(
             "its weights are GGUF files; of a teacher name the one to read (teacher.gguf_file=NAME.gguf), or take the "
