@@ -202,6 +202,21 @@ def test_forgotten_paths_are_made_anew(monkeypatch: pytest.MonkeyPatch):
     assert torch.equal(pair(*given).signal.ids, before.signal.ids)
 
 
+def test_decisions_that_are_held_in_the_same_place_are_told_apart(monkeypatch: pytest.MonkeyPatch):
+    texts, student = drawn(view(*FEW), 3, strings(5)), view(*MANY)
+    chosen = [b"abcab", b"aabca", b"bcabc", b"cabab"]
+    given = [(texts.signal(text), [texts.ids[text]], [ids(student, text)]) for text in chosen]
+    plenty = Translation(texts.view, student, threshold=0)
+    before = [plenty(*one).signal for one in given]
+    monkeypatch.setattr("bridgegarden.teacher.translation.decisions.NEAR_BITS", 1)
+    pair = Translation(texts.view, student, threshold=0)
+    for _ in range(2):
+        for one, expected in zip(given, before, strict=True):
+            found = pair(*one).signal
+            assert torch.equal(found.ids, expected.ids)
+            assert torch.equal(found.logp, expected.logp)
+
+
 def test_where_the_tail_outweighs_every_cell_the_hard_label_is_the_texts_own():
     teacher, student = view("t h"), view("t h", "th e", "c a")
     texts = Texts(teacher, {b"the": 0.4, b"tha": 0.3, b"b": 0.2, b"ca": 0.1})

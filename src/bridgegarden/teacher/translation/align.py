@@ -65,8 +65,7 @@ def align(
             "one template changes."
         )
     lengths = [
-        np.array([len(v.tokens[i]) for i in ids], dtype=np.int64)
-        for v, ids in ((teacher, teacher_ids), (student, student_ids))
+        view.lengths[np.array(ids, dtype=np.int64)] for view, ids in ((teacher, teacher_ids), (student, student_ids))
     ]
     begins = np.cumsum(lengths[0]) - lengths[0]
     at = np.cumsum(lengths[1]) - lengths[1] + shift

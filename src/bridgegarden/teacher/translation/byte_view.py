@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from bridgegarden.errors import ModelError, quoted
@@ -82,7 +84,12 @@ class ByteView:
 
     def join(self, ids: Sequence[int]) -> bytes:
         """The bytes that `ids` write."""
-        return b"".join(self.tokens[index] for index in ids)
+        return b"".join(map(self.tokens.__getitem__, ids))
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """``(V,)`` bytes that each token writes."""
+        return np.array([len(written) for written in self.tokens], dtype=np.int64)
 
     @cached_property
     def order(self) -> list[int]:

@@ -3,6 +3,7 @@
 A decision is the same for many of the teacher's tokens and paths; each different one has a number.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,22 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 HELD = 1 << 20
 """Decisions behind paths that are held; beyond, all of these are forgotten and made anew."""
+NEAR_BITS = 19
+"""Of the number of decisions behind paths that are looked up many at a time; those that fall on the same place take
+turns."""
+SPREAD = np.uint64(0x9E3779B97F4A7C15)
+"""2**64 over the golden ratio: keys that lie close together fall on places that do not (Knuth, volume 3, 6.4)."""
 
 
 class Path:
     """Tokens of the teacher behind a place in the first of them, and what was decided behind it so far."""
 
-    __slots__ = ("behind", "inside", "longer", "number", "tokens")
+    __slots__ = ("behind", "index", "inside", "longer", "number", "tokens")
 
-    def __init__(self, tokens: tuple[int, ...], inside: int, number: int) -> None:
+    def __init__(self, tokens: tuple[int, ...], inside: int, number: int, index: int) -> None:
         self.tokens, self.inside, self.number = tokens, inside, number
+        self.index = index
+        """No other path ever has the same."""
         self.behind: dict[int, int] = {}
         """Number of the decision with one more token."""
         self.longer: dict[int, Path] = {}
@@ -35,7 +43,7 @@ class Decisions:
     def __init__(self, first: FirstTokens) -> None:
         teacher = first.teacher
         self.first = first
-        self.lengths = np.array([len(written) for written in teacher.tokens], dtype=np.int64)
+        self.lengths = teacher.lengths
         self.start = np.cumsum(self.lengths + 1) - self.lengths - 1
         """Where the entries of a token begin: one for each place inside it."""
         self.prefix = np.empty(int((self.lengths + 1).sum()), dtype=np.int64)
@@ -55,6 +63,9 @@ class Decisions:
         self._runs, self._run_count = np.zeros((0, 2), dtype=np.int64), 0
         self._paths: dict[tuple[int, int], Path] = {}
         self._held = 0
+        self._path_count = 0
+        self._near = np.full((1 << NEAR_BITS, 2), -1, dtype=np.int64)
+        """Of a path and a token behind it a key, and the number of the decision."""
 
     def at(self, entries: Ints) -> Ints:
         """Numbers of the decisions at `entries`, of any shape."""
@@ -93,7 +104,7 @@ class Decisions:
         found = self._paths.get((token, inside))
         if found is None:
             number = int(self.at(np.array([self.start[token] + inside]))[0])
-            found = self._paths[token, inside] = Path((token,), inside, number)
+            found = self._paths[token, inside] = self._path((token,), inside, number)
         return found
 
     def behind(self, path: Path, token: int) -> int:
@@ -108,8 +119,27 @@ class Decisions:
         """`path` and `token`."""
         found = path.longer.get(token)
         if found is None:
-            found = path.longer[token] = Path((*path.tokens, token), path.inside, self.behind(path, token))
+            found = path.longer[token] = self._path((*path.tokens, token), path.inside, self.behind(path, token))
         return found
+
+    def all_behind(self, paths: Sequence[Path], which: Ints, tokens: Ints) -> Ints:
+        """Numbers of the decisions where the teacher goes on from each of ``paths[which]`` with a token."""
+        index = np.array([path.index for path in paths], dtype=np.int64)
+        keys = index[which] * len(self.lengths) + tokens
+        places = ((keys.astype(np.uint64) * SPREAD) >> np.uint64(64 - NEAR_BITS)).astype(np.int64)
+        near = self._near[places]
+        found = np.where(near[:, 0] == keys, near[:, 1], -1)
+        missing = np.nonzero(found < 0)[0]
+        if len(missing):
+            lacking = zip(which[missing].tolist(), tokens[missing].tolist(), strict=True)
+            found[missing] = [self.behind(paths[at], token) for at, token in lacking]
+            taken, chosen = np.unique(places[missing], return_index=True)
+            self._near[taken] = np.stack([keys[missing[chosen]], found[missing[chosen]]], 1)
+        return found
+
+    def _path(self, tokens: tuple[int, ...], inside: int, number: int) -> Path:
+        self._path_count += 1
+        return Path(tokens, inside, number, self._path_count)
 
     def trim(self) -> None:
         """Forget paths if there are too many."""

@@ -67,10 +67,7 @@ class Walk(NamedTuple):
             left = said.unknown[at] * mass + np.where(own | chosen, 0.0, weight).sum(1)
             yield position[left > 0], number[left > 0], left[left > 0]
             which, slot = np.nonzero(chosen)
-            found = [
-                decisions.behind(paths[index], token)
-                for index, token in zip(which.tolist(), said.ids[at[which], slot].tolist(), strict=True)
-            ]
-            yield position[which], np.array(found, dtype=np.int64), weight[which, slot]
+            found = decisions.all_behind(paths, which, said.ids[at[which], slot])
+            yield position[which], found, weight[which, slot]
             longer = [decisions.longer(path, label) for path, label in zip(paths, labels[at].tolist(), strict=True)]
             walk = Walk(position, at, np.where(own, weight, 0.0).sum(1), longer)
