@@ -1,7 +1,9 @@
 """Size and speed of models side by side."""
 
 import json
+import sys
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -136,3 +138,17 @@ def test_rows_that_cannot_be_scored_are_refused(models, rows, tmp_path):
         bench([models[0], other], wanted)
     with pytest.raises(DataError, match=r"has one row with an answer"):
         bench(models[:1], BenchOptions(rows=str(rows), limit=1))
+
+
+def test_a_program_that_logs_much_is_heard_all_the_same(models, tmp_path, monkeypatch):
+    program = tmp_path / "program"
+    program.write_text(f"#!{sys.executable}\nimport sys\nsys.stderr.write('x' * 10**6)\nprint('{{}}', flush=True)\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(benching.sys, "executable", str(program))
+    worker = benching._Worker(Path(models[0]), SMALL, 0)
+    heard: list[dict[str, float]] = []
+    hearing = Thread(target=lambda: heard.append(worker.hear()), daemon=True)
+    hearing.start()
+    hearing.join(30)
+    worker.end()
+    assert heard == [{}]

@@ -10,6 +10,7 @@ import json
 import math
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -205,7 +206,9 @@ class _Worker:
         settings = json.dumps(asdict(options) | {"longest": longest})
         command = [sys.executable, "-m", "bridgegarden.export.runtimes", str(path), settings]
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        # A pipe that nobody reads would be full one day: llama.cpp logs every request.
+        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._log, text=True)
 
     def ask(self) -> None:
         """One round."""
@@ -245,17 +248,19 @@ class _Worker:
             ModelError: it has ended.
         """
         assert self._process.stdout is not None
-        assert self._process.stderr is not None
         for line in self._process.stdout:
             if line.startswith("{"):  # and not a word of a library's
                 return json.loads(line)
-        said = self._process.stderr.read().strip().splitlines() or [f"status {self._process.wait()}"]
+        status = self._process.wait()
+        self._log.seek(0)
+        said = self._log.read().strip().splitlines() or [f"status {status}"]
         raise ModelError(f"{self.path}: cannot be run ({said[-1]}).")
 
     def end(self) -> None:
         """And its process with it."""
         self._process.kill()
         self._process.communicate()
+        self._log.close()
 
 
 def bench_table(found: Sequence[Measured], options: BenchOptions) -> Table:
