@@ -36,7 +36,9 @@ def with_training(tmp_path, *changes: str) -> Recipe:
     """Few settings beside the one that is wrong: whom to blame is found by trying without each of them."""
     settings = ["max_steps=4", "use_cpu=true", *changes]
     path = tmp_path / "recipe.yaml"
-    path.write_text("teacher: {model: big}\nstudent: {model: small}\ndata: {train: rows.jsonl}\noutput: out\n")
+    path.write_text(
+        "teacher: {model: big}\nstudent: {model: small}\ndata: {train: rows.jsonl, eval: rows.jsonl}\noutput: out\n"
+    )
     return load_recipe(path, [f"training.{change}" for change in settings])
 
 
