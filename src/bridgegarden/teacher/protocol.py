@@ -190,6 +190,7 @@ class DataTokens:
             entropy=torch.zeros_like(rest),
             argmax=target,
             max_logp=sure,
+            label_logp=sure,
             vocab_size=vocab_size,
             tail_powers={exponent: exponent * rest for exponent in exponents},
         )

@@ -219,8 +219,8 @@ class ExposureBiasCallback(TrainerCallback):
                 "roll-outs need whole weights in one process. Measure saved checkpoints instead."
             )
         _check_selection(trainer.args)
-        translated = isinstance(trainer.teacher, TranslatedTeacher)
-        asked = trainer.teacher.teacher if translated else trainer.teacher
+        translated = trainer.teacher if isinstance(trainer.teacher, TranslatedTeacher) else None
+        asked = trainer.teacher if translated is None else translated.teacher
         own = asked.model if isinstance(asked, LiveTeacher) else teacher
         if own is None:
             raise ConfigError(
@@ -228,13 +228,17 @@ class ExposureBiasCallback(TrainerCallback):
                 "own texts. Pass the model as `teacher`."
             )
         self.trainer, self.teacher, self.every = trainer, own, every
-        self._tokens = trainer.teacher.pair.at_threshold(0.0) if translated else None
-        if translated and prompts is not None:
+        self._tokens = None if translated is None else translated.pair.at_threshold(0.0)
+        if translated is not None and prompts is not None:
             raise ConfigError(
                 "exposure bias while training: the teacher has another tokenizer, and `prompts` are in the student's "
                 "tokens alone. Leave them out: those of the evaluation rows are read by both."
             )
-        rows = _prompts_of(trainer, limit, both=translated) if prompts is None else [(tuple(one),) for one in prompts]
+        rows = (
+            _prompts_of(trainer, limit, both=translated is not None)
+            if prompts is None
+            else [(tuple(one),) for one in prompts]
+        )
         self.prompts = tuple(row[0] for row in rows)
         self._read_by_teacher = tuple(row[-1] for row in rows)
         self.sampling, self.seed = sampling, seed
