@@ -147,6 +147,7 @@ it was: fit it again when the student has changed much. It looks at the teacher'
 
 One file, and one line that registers it. In another package (`examples/own_method`):
 
+<!-- runs -->
 ```python
 {OWN.joinpath("own_method.py").read_text(encoding="utf-8").strip()}
 ```
@@ -157,6 +158,7 @@ One file, and one line that registers it. In another package (`examples/own_meth
 
 Once it is installed (`pip install ./examples/own_method`), its names are known wherever ours are:
 
+<!-- not run: needs the package above installed -->
 ```python
 from bridgegarden import HybridObjective
 
