@@ -9,9 +9,11 @@ from bridgegarden.preflight.memory import MemoryEstimate, estimate_memory
 from bridgegarden.preflight.models import (
     ModelFacts,
     ModelReference,
+    TokenizerFacts,
     check_positions,
     load_facts,
     load_tokenizer,
+    load_tokenizer_facts,
 )
 from bridgegarden.preflight.quantisation import (
     check_quantised,
@@ -34,6 +36,7 @@ __all__ = [
     "ModelReference",
     "Pair",
     "Preflight",
+    "TokenizerFacts",
     "TokenizerMatch",
     "check_endings",
     "check_pair",
@@ -43,6 +46,7 @@ __all__ = [
     "estimate_memory",
     "load_facts",
     "load_tokenizer",
+    "load_tokenizer_facts",
     "preflight",
     "quantisation",
     "quantiser_settings",
@@ -61,6 +65,8 @@ class Pair:
     """How the tokenizers compare."""
     endings: Endings
     """The tokenizer and chat template to train with, and where a turn ends."""
+    named: TokenizerFacts | None = None
+    """The teacher's tokenizer where the recipe names that alone; None where the teacher is known, or nothing of it."""
     others: tuple[ModelFacts, ...] = ()
     """Further teachers, which are mixed with the first; each was checked against the student."""
     tokens: "TokenizerPair | None" = None
@@ -73,6 +79,11 @@ class Pair:
     def teachers(self) -> tuple[ModelFacts, ...]:
         """All that are known."""
         return (() if self.teacher is None else (self.teacher,)) + self.others
+
+    @property
+    def teacher_tokens(self) -> TokenizerFacts | None:
+        """The teacher's tokenizer and where it ends a turn; None where neither is known."""
+        return self.teacher or self.named
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -95,7 +106,7 @@ class Pair:
         count = len(self.endings.tokenizer)
         if self.translates:
             return self._translated_summary(count)
-        relation = "the student's tokenizer" if self.teacher is None else "the same tokenizer"
+        relation = "the student's tokenizer" if self.teacher_tokens is None else "the same tokenizer"
         if self.teacher is not None and self.match.relation == "padded":
             relation += f", embeddings padded to {self.teacher.width} (teacher) and {self.student.width} (student) rows"
         source = self.endings.template_from
@@ -104,9 +115,9 @@ class Pair:
         return f"{relation}, {count} tokens; {template}, a turn ends with {end!r}"
 
     def _translated_summary(self, count: int) -> str:
-        assert self.teacher is not None
-        theirs, ours = self.teacher.tokenizer, self.endings.tokenizer
-        end = end_of_turn_ids(theirs, self.teacher.generation_config)[0]
+        assert self.teacher_tokens is not None
+        theirs, ours = self.teacher_tokens.tokenizer, self.endings.tokenizer
+        end = end_of_turn_ids(theirs, self.teacher_tokens.generation_config)[0]
         sides = []
         for role, tokenizer, size, stop in (
             ("teacher", theirs, len(theirs), end),
@@ -142,7 +153,7 @@ class Preflight(Pair):
 
 
 def check_pair(
-    teacher: ModelReference | None,
+    teacher: ModelReference | TokenizerFacts | None,
     student: ModelReference | ModelFacts,
     *,
     max_length: int | None = None,
@@ -155,7 +166,7 @@ def check_pair(
     """Check that `teacher` can teach `student`, from configurations and tokenizers alone.
 
     Args:
-        teacher: the model that is imitated; None where it is on a server, so that it is cached.
+        teacher: the model that is imitated. Where it is elsewhere, so that it is cached, its tokenizer, or None.
         student: the model that is trained; or what is known of one that has not been made yet.
         max_length: tokens of a row at most; None if rows are not cut.
         chat_template: a file with the chat template to use; None is the student's, or else the teacher's.
@@ -168,17 +179,19 @@ def check_pair(
         ModelError: a model cannot be used, or not on rows of that length, or their tokenizers differ where they must
             not, or in a way that cannot be translated.
     """
-    of_teacher = None if teacher is None else load_facts(teacher, weights=weights and loaded)
+    known = load_facts(teacher, weights=weights and loaded) if isinstance(teacher, ModelReference) else teacher
+    of_teacher = known if isinstance(known, ModelFacts) else None
     of_student = student if isinstance(student, ModelFacts) else load_facts(student, weights=weights)
     for facts in (of_teacher if asked else None, of_student):
         check_positions(facts, max_length)
-    match = compare_tokenizers(of_teacher, of_student, translates=translates)
+    match = compare_tokenizers(known, of_student, translates=translates)
     translated = match.relation == "translated"
     return Pair(
         teacher=of_teacher,
         student=of_student,
         match=match,
-        endings=check_endings(of_teacher, of_student, chat_template, translated=translated, asked=asked),
+        endings=check_endings(known, of_student, chat_template, translated=translated, asked=asked),
+        named=None if known is of_teacher else known,
         asked=asked,
     )
 
@@ -222,6 +235,7 @@ def preflight(
         student=pair.student,
         match=pair.match,
         endings=pair.endings,
+        named=pair.named,
         others=pair.others,
         tokens=pair.tokens,
         asked=pair.asked,

@@ -75,14 +75,25 @@ class ModelReference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFacts:
-    """A model without its weights."""
+class TokenizerFacts:
+    """What a model reads and where it ends a turn; all that is known of one that is elsewhere."""
 
     reference: ModelReference
-    config: "PretrainedConfig"
-    generation_config: "GenerationConfig | None"
-    """None where the model has none."""
     tokenizer: "PreTrainedTokenizerBase"
+    generation_config: "GenerationConfig | None"
+    """None where there is none."""
+
+    @property
+    def width(self) -> int | None:
+        """Rows of the embedding, padding included; None where that is not known."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts(TokenizerFacts):
+    """A model without its weights."""
+
+    config: "PretrainedConfig"
     commit: str | None
     """The commit on the hub that `reference.revision` is now; None for a folder. Weights are loaded from it too."""
 
@@ -134,6 +145,22 @@ def load_facts(reference: ModelReference, *, weights: bool = True) -> ModelFacts
         generation_config=_generation_config(reference, commit),
         tokenizer=load_tokenizer(reference, commit),
         commit=commit,
+    )
+
+
+def load_tokenizer_facts(reference: ModelReference) -> TokenizerFacts:
+    """The tokenizer of a model that is elsewhere, and its generation settings where they lie beside it.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    if reference.is_local and not (Path(reference.location) / TOKENIZER).is_file():
+        raise reference.error(f"the folder holds no {TOKENIZER}. Give a folder that does, or a name on the hub.")
+    _check_location(reference, config=False)
+    return TokenizerFacts(
+        reference=reference,
+        tokenizer=_tokenizer(reference, None),
+        generation_config=_generation_config(reference, None),
     )
 
 
@@ -242,12 +269,16 @@ def load_tokenizer(reference: ModelReference, commit: str | None = None) -> "Pre
     Raises:
         ModelError: it has none, or one that cannot be read, or it or its chat template knows no bounds.
     """
-    from transformers import AutoTokenizer
-
     if reference.tokenizer is not None:
         other = replace(reference, model=reference.tokenizer, tokenizer=None, gguf_file=None, revision=None)
         return load_tokenizer(other)
     _check_location(reference)
+    return _tokenizer(reference, commit)
+
+
+def _tokenizer(reference: ModelReference, commit: str | None) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
     file = _tokenizer_file(reference, commit)
     if file is not None and (fault := fault_of_tokenizer_file(file)) is not None:
         raise reference.error(f"its {TOKENIZER} cannot be used: {fault}. Take it anew from where the model was.")
@@ -297,7 +328,7 @@ def _generation_config(reference: ModelReference, commit: str | None) -> "Genera
             return None
 
 
-def _check_location(reference: ModelReference) -> None:
+def _check_location(reference: ModelReference, *, config: bool = True) -> None:
     path = Path(os.path.expanduser(reference.model))
     if path.is_file():
         raise reference.error("is a file; expected a folder with config.json and safetensors, or a name on the hub.")
@@ -306,7 +337,7 @@ def _check_location(reference: ModelReference) -> None:
         raise reference.error("no such folder. Give the folder of a model, or a name on the hub (owner/name).")
     if path.is_dir() and reference.gguf_file is not None:
         _check_gguf(reference, {file.name for file in path.iterdir()})
-    elif path.is_dir() and not (path / "config.json").is_file():
+    elif config and path.is_dir() and not (path / "config.json").is_file():
         raise reference.error(f"the folder {path} holds no config.json, so it is not a saved model.")
 
 

@@ -10,7 +10,7 @@ from bridgegarden.data.encode import tokenizer_fingerprint
 from bridgegarden.data.render import TemplateRefusal, render
 from bridgegarden.data.template import chat_format
 from bridgegarden.errors import ConfigError, ModelError, TokenizerError
-from bridgegarden.preflight.models import ModelFacts
+from bridgegarden.preflight.models import ModelFacts, TokenizerFacts
 from bridgegarden.preflight.trial import fault_of_template
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ class TokenizerMatch:
     warnings: tuple[str, ...] = ()
 
 
-def compare_tokenizers(teacher: ModelFacts | None, student: ModelFacts, *, translates: bool = False) -> TokenizerMatch:
+def compare_tokenizers(
+    teacher: TokenizerFacts | None, student: TokenizerFacts, *, translates: bool = False
+) -> TokenizerMatch:
     """Compare by content: names, files and classes do not count.
 
     Args:
@@ -67,17 +69,18 @@ def compare_tokenizers(teacher: ModelFacts | None, student: ModelFacts, *, trans
         warnings += _check_ids(teacher, student, *names)
         warnings += _cut_differently(teacher.tokenizer, student.tokenizer)
     _check_width(teacher, student, len(names[1]), max(names[1]))
-    same = names[0].keys() == names[1].keys() and teacher.width == student.width
+    widths = [facts.width for facts in (teacher, student) if facts.width is not None]
+    same = names[0].keys() == names[1].keys() and len(set(widths)) <= 1
     return TokenizerMatch(
         relation="same" if same else "padded",
-        vocab_size=min(max(names[1]) + 1, teacher.width, student.width),
+        vocab_size=min(max(names[1]) + 1, *widths),
         warnings=tuple(warnings),
     )
 
 
-def _check_width(facts: ModelFacts, reads: ModelFacts, count: int, last: int) -> None:
-    """Whether the model `facts` has a row for every token of the tokenizer of `reads`."""
-    if last >= facts.width:
+def _check_width(facts: TokenizerFacts, reads: TokenizerFacts, count: int, last: int) -> None:
+    """Whether the model `facts` has a row for every token of the tokenizer of `reads`, if that is known."""
+    if facts.width is not None and last >= facts.width:
         raise facts.reference.error(
             f"its embedding has {facts.width} rows, but the tokenizer of the {reads.reference.role} "
             f"({reads.reference.model!r}, {count} tokens) goes up to id {last} "
@@ -87,7 +90,7 @@ def _check_width(facts: ModelFacts, reads: ModelFacts, count: int, last: int) ->
 
 
 def _differing(
-    teacher: ModelFacts, student: ModelFacts, teacher_names: dict[int, str], student_names: dict[int, str]
+    teacher: TokenizerFacts, student: TokenizerFacts, teacher_names: dict[int, str], student_names: dict[int, str]
 ) -> list[int]:
     """Ids that mean another token to the teacher than to the student, in a way that matters."""
     differing = [i for i in sorted(teacher_names.keys() & student_names.keys()) if teacher_names[i] != student_names[i]]
@@ -95,7 +98,7 @@ def _differing(
 
 
 def _check_ids(
-    teacher: ModelFacts, student: ModelFacts, teacher_names: dict[int, str], student_names: dict[int, str]
+    teacher: TokenizerFacts, student: TokenizerFacts, teacher_names: dict[int, str], student_names: dict[int, str]
 ) -> list[str]:
     differing = [i for i in sorted(teacher_names.keys() & student_names.keys()) if teacher_names[i] != student_names[i]]
     if differing and not _only_spare_tokens(differing, teacher, student):
@@ -117,7 +120,7 @@ def _check_ids(
     return warnings
 
 
-def _only_spare_tokens(ids: list[int], teacher: ModelFacts, student: ModelFacts) -> bool:
+def _only_spare_tokens(ids: list[int], teacher: TokenizerFacts, student: TokenizerFacts) -> bool:
     """Whether all of `ids` are special tokens that no chat template, beginning or end of text uses.
 
     Llama 3 reserves special tokens, and later releases give some of them names and uses.
@@ -135,8 +138,8 @@ def _only_spare_tokens(ids: list[int], teacher: ModelFacts, student: ModelFacts)
 
 def _different(
     differing: list[int],
-    teacher: ModelFacts,
-    student: ModelFacts,
+    teacher: TokenizerFacts,
+    student: TokenizerFacts,
     teacher_names: dict[int, str],
     student_names: dict[int, str],
 ) -> str:
@@ -198,7 +201,7 @@ class Endings:
 
 
 def check_endings(
-    teacher: ModelFacts | None,
+    teacher: TokenizerFacts | None,
     student: ModelFacts,
     chat_template: str | None = None,
     *,
@@ -208,7 +211,8 @@ def check_endings(
     """Decide on the chat template, the student's if it has one and else the teacher's, and look for contradictions.
 
     Args:
-        teacher: of one on a server (None) neither template nor end is known; its answers show how it ends its turns.
+        teacher: None is one on a server whose tokenizer is not named: neither its template nor its end is known; its
+            answers show how it ends its turns.
         student: its tokenizer gets the template, and is saved with it.
         chat_template: a file with the one to use, in place of both.
         translated: whether the teacher has another tokenizer, and so reads rows in its own chat template.
@@ -286,7 +290,7 @@ def _use_template(tokenizer: "PreTrainedTokenizerBase", path: str) -> None:
         raise ConfigError(f"{where}: with it, {error}") from error
 
 
-def _template_warnings(teacher: ModelFacts, tokenizer: "PreTrainedTokenizerBase", source: str | None) -> list[str]:
+def _template_warnings(teacher: TokenizerFacts, tokenizer: "PreTrainedTokenizerBase", source: str | None) -> list[str]:
     if source is None:
         return []
     whose = "the recipe's" if source == "recipe" else "the student's"
@@ -306,7 +310,7 @@ def _template_warnings(teacher: ModelFacts, tokenizer: "PreTrainedTokenizerBase"
     return []
 
 
-def _teacher_end_warnings(teacher: ModelFacts, tokenizer: "PreTrainedTokenizerBase", taught: int) -> list[str]:
+def _teacher_end_warnings(teacher: TokenizerFacts, tokenizer: "PreTrainedTokenizerBase", taught: int) -> list[str]:
     teacher_stops = end_of_turn_ids(teacher.tokenizer, teacher.generation_config)
     if taught in teacher_stops:
         return []

@@ -132,6 +132,10 @@ class TeacherSection:
     check_against: str | None = None
     """The weights that `server` should have, by name on the hub or folder: ``cache build`` runs them here, in `dtype`,
     on the texts of its self-test, and refuses a server that says something else. Null is where they are not here."""
+    tokenizer: str | None = None
+    """Where the tokenizer is of a teacher on a `server`, or with `only_cache`: a folder with ``tokenizer.json``, or a
+    model on the hub, of which nothing else is loaded. Needed where it is not the student's: the rows are then scored in
+    its tokens and chat template, and what is said is translated (docs/tokenizers.md). Null is the student's."""
     only_cache: bool = False
     """Nothing but its `cache` is to be had of it, which was imported or pulled: no file of the model is looked for, and
     `model` is the name in the cache."""
@@ -233,6 +237,13 @@ class TeacherSection:
                 )
         self._check_only_cache()
         self._check_server()
+        if self.tokenizer is not None:
+            require_text("teacher.tokenizer", self.tokenizer)
+            if self.server is None and not self.only_cache:
+                raise ConfigError(
+                    "teacher.tokenizer: names the tokenizer of a teacher whose model is not here, and teacher.model is "
+                    "here with its own; leave it out."
+                )
 
     def _check_several(self) -> None:
         if self.mix is not None and self.by is not None:

@@ -36,7 +36,7 @@ from bridgegarden.run.teachers import (
     ScoringServer,
     teacher_of,
 )
-from bridgegarden.run.translation import tell_decided
+from bridgegarden.run.translation import filed_rows, tell_decided
 from bridgegarden.terminal import Display
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def build_recipe_cache(recipe: Recipe, options: CacheOptions) -> "BuildResult | 
         if isinstance(source, ScoringServer):
             return build_scored_cache(recipe, cache_folder(recipe), source, pair, options, stderr_console())
         if isinstance(source, CachedServer):
+            source.check_pair(pair)
             return build_served_cache(recipe, cache_folder(recipe), pair, options)
         _refuse_what_is_for_answers(options)
         if isinstance(source, CachedByRow):
@@ -101,15 +102,6 @@ def build_recipe_cache(recipe: Recipe, options: CacheOptions) -> "BuildResult | 
         data = source.rows(pair)
         tell_decided(stderr_console(), pair, data.train)
         return _fill(source, pair, list(filed_rows(data, pair).values()), spec, options, stderr_console())
-
-
-def filed_rows(data: "RunData", pair: Pair) -> "dict[str, Dataset]":
-    """The rows of a recipe as they are filed in its cache, by what they are for: where the teacher has another
-    tokenizer, as it reads them."""
-    from bridgegarden.teacher.translated import as_read
-
-    by_name = data.by_name
-    return {name: rows if pair.tokens is None else as_read(rows, name) for name, rows in by_name.items()}
 
 
 def _check_worth(pair: Pair) -> None:

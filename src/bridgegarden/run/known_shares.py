@@ -81,10 +81,10 @@ def known_shares(recipe: Recipe, student: str, console: "Console") -> KnownShare
     with quiet_libraries(interactive=sys.stderr.isatty()):
         pair = recipe_pair(recipe, weights=False, translates=True)
         section = recipe.teacher.translation or TranslationSection()
-        if pair.teacher is None:
+        if pair.teacher_tokens is None:
             raise ConfigError(
                 "cache info: --student needs the teacher's tokenizer, and nothing but a cache is to be had of "
-                f"{recipe.teacher.model}."
+                f"{recipe.teacher.model}. Name it (--set teacher.tokenizer=NAME: a folder, or a name on the hub)."
             )
         if not pair.translates:
             return KnownShares(student=student, rows=0, positions=0, shares=None, **dataclasses.asdict(section))

@@ -10,6 +10,7 @@ from bridgegarden.preflight import (
     Pair,
     check_pair,
     compare_tokenizers,
+    load_tokenizer_facts,
 )
 from bridgegarden.recipe import Recipe
 from bridgegarden.run.cut_student import CutStudent, cut_reference
@@ -57,7 +58,8 @@ def recipe_pair(
         loaded=asked or recipe.free_running is not None,
     )
     teacher = teacher_of(recipe, anew=anew)
-    pair = check(teacher.reference)
+    named = teacher.tokenizer_reference
+    pair = check(teacher.reference if named is None else load_tokenizer_facts(named))
     others = [check(reference) for reference in teacher.further_references]
     _check_one_tokenizer(pair, others)
     facts = tuple(other.teacher for other in others if other.teacher is not None)

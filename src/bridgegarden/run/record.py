@@ -168,6 +168,7 @@ def run_record(run: CheckedRun) -> dict[str, Any]:
         "teacher": {
             "model": run.recipe.teacher.name,
             "commit": None if facts.teacher is None else facts.teacher.commit,
+            **({} if run.recipe.teacher.tokenizer is None else {"tokenizer": run.recipe.teacher.tokenizer}),
             **({} if run.recipe.teacher.mix is None else {"mixed": [_named(one) for one in facts.teachers]}),
             **({} if run.recipe.teacher.by is None else {"by_row": _by_name(run)}),
             **({} if run.recipe.teacher.prompt is None else {"prompt": str(run.recipe.teacher.prompt)}),

@@ -241,8 +241,13 @@ def usable_answers(recipe: Recipe, mix: Mix, pair: Pair, max_length: int | None)
     return [part.dataset() for part in parts]
 
 
-def without_rows(dataset: "Dataset", keys: Container[str]) -> "Dataset":
+def without_rows(dataset: "Dataset", filed: "Dataset", keys: Container[str]) -> "Dataset":
     """The rows of `dataset` but those of which a document has one of `keys`, in hexadecimal; a warning says how many.
+
+    Args:
+        dataset: tokenised rows.
+        filed: the same as they are filed in a cache.
+        keys: of documents.
 
     Raises:
         DataError: none is left.
@@ -251,7 +256,7 @@ def without_rows(dataset: "Dataset", keys: Container[str]) -> "Dataset":
 
     kept = [
         number
-        for number, example in enumerate(dataset)
+        for number, example in enumerate(filed)
         if not any(document.key.hex() in keys for document in documents_in(cast("dict", example)))
     ]
     if len(kept) == len(dataset):

@@ -1,6 +1,6 @@
 """A cache of what a teacher on a server says: of what stands in its answers, or by letting it score any rows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -15,15 +15,23 @@ from bridgegarden.data import (
     vocabulary_size,
 )
 from bridgegarden.data.encode import IGNORED, RowTokeniser
-from bridgegarden.errors import ConfigError, DataError
-from bridgegarden.preflight import ModelFacts, ModelReference, Pair, check_pair, check_quantised
+from bridgegarden.errors import ConfigError, DataError, TokenizerError
+from bridgegarden.preflight import (
+    ModelFacts,
+    ModelReference,
+    Pair,
+    check_pair,
+    check_positions,
+    check_quantised,
+    compare_tokenizers,
+    load_facts,
+)
 from bridgegarden.recipe import Recipe, build_objective
 from bridgegarden.run.models import load_teacher
 from bridgegarden.run.pair import student_reference
 from bridgegarden.run.rows import (
     Answers,
     AnswerSettings,
-    RunData,
     answer_reader,
     answer_settings,
     columns_of,
@@ -32,12 +40,14 @@ from bridgegarden.run.rows import (
     training_rows,
 )
 from bridgegarden.run.teachers import RecipeTeacher
+from bridgegarden.run.translation import filed_rows, tell_decided
 from bridgegarden.teacher.server_connection import ApiName, api_key
 from bridgegarden.teacher.server_requests import Requests, Server
 from bridgegarden.terminal import Display, counted
 
 if TYPE_CHECKING:
     import numpy as np
+    from datasets import Dataset
     from rich.console import Console
 
     from bridgegarden.teacher.cache.spec import Bits, CacheSpec, Served, Support
@@ -201,14 +211,15 @@ def spec_of_lists(recipe: Recipe, pair: Pair, k: int, bits: "Bits", served: "Ser
     """What a cache means of which only the `k` likeliest tokens are known, and not who said so but by name."""
     from bridgegarden.teacher.cache.spec import CacheSpec, Support
 
-    vocab_size = min(vocabulary_size(pair.endings.tokenizer), pair.student.width)
+    tokenizer, student = pair.read_by, pair.student.width
+    vocab_size = vocabulary_size(tokenizer) if pair.tokens is not None else min(vocabulary_size(tokenizer), student)
     return CacheSpec(
         teacher=recipe.teacher.model,
         revision=None,
         weights=None,
         dtype="unknown",
-        tokenizer=tokenizer_fingerprint(pair.endings.tokenizer),
-        chat_template=chat_template_fingerprint(pair.endings.tokenizer),
+        tokenizer=tokenizer_fingerprint(tokenizer),
+        chat_template=chat_template_fingerprint(tokenizer),
         max_length=recipe.training.arguments["max_length"],
         vocab_size=vocab_size,
         teacher_width=vocab_size,
@@ -277,7 +288,9 @@ def build_scored_cache(
         timeout=options.timeout,
         patience=options.patience,
     )
-    weights = _weights_of(recipe)
+    weights = _weights_of(recipe, pair)
+    if pair.translates:
+        say(pair.summary)
     requests = Requests(root_of(server), api_key(options.api_key_env), say)
     spec = _scored_spec(recipe, folder, pair, options, requests, server)
     if options.replace:
@@ -287,6 +300,8 @@ def build_scored_cache(
         before = left_out(folder)
         (folder / LEFT_OUT).unlink(missing_ok=True)  # they are asked again
     data = source.rows(pair)
+    tell_decided(console, pair, data.train)
+    filed = filed_rows(data, pair)
     with Display(console, "positions") as display:
 
         def show(done: int, total: int, failed: int) -> None:
@@ -297,12 +312,12 @@ def build_scored_cache(
             server=server,
             spec=spec,
             folder=folder,
-            example=_example(recipe, pair, data),
+            example=_example(recipe, pair, filed),
             say=say,
             weights=weights,
             on_progress=show,
         )
-        built = build_cache(folder, engine, list(data.by_name.values()), spec, part=options.part)
+        built = build_cache(folder, engine, list(filed.values()), spec, part=options.part)
     if engine.unscored and not options.skip_unusable:
         raise DataError(
             f"{_complaint(engine.unscored)} {counted(built.documents, 'row')} were added to {folder} and are kept. The "
@@ -351,8 +366,9 @@ class _WeightsHere:
         return [one.double().log_softmax(-1).cpu().numpy() for one in logits]
 
 
-def _weights_of(recipe: Recipe) -> _WeightsHere | None:
-    """What the server is compared with, if the recipe says that it is here: fit for the student, and not yet loaded."""
+def _weights_of(recipe: Recipe, pair: Pair) -> _WeightsHere | None:
+    """What the server is compared with, if the recipe says that it is here: fit for the tokens that the teacher reads,
+    and not yet loaded."""
     name = recipe.teacher.check_against
     if name is None:
         return None
@@ -360,20 +376,38 @@ def _weights_of(recipe: Recipe) -> _WeightsHere | None:
     reference = ModelReference(
         role="teacher", model=name, dtype=teacher.dtype, gguf_file=teacher.gguf_file, place="teacher.check_against"
     )
-    facts = check_pair(reference, student_reference(recipe), chat_template=recipe.data.chat_template).teacher
-    assert facts is not None
+    try:
+        facts = _facts_of_weights(recipe, pair, reference)
+    except TokenizerError as error:
+        if pair.named is None:
+            advice = f"If the server has its tokenizer, name that, too (--set teacher.tokenizer={name})."
+        else:
+            advice = f"teacher.tokenizer is {pair.named.reference.model!r}; name weights that have it."
+        raise TokenizerError(f"teacher.check_against {name!r}: {error} {advice}") from error
     check_quantised(facts)
     return _WeightsHere(facts, "cpu" if recipe.training.arguments.get("use_cpu") else None)
 
 
-def _example(recipe: Recipe, pair: Pair, data: RunData) -> "Example":
+def _facts_of_weights(recipe: Recipe, pair: Pair, reference: ModelReference) -> ModelFacts:
+    if pair.tokens is None:
+        facts = check_pair(reference, student_reference(recipe), chat_template=recipe.data.chat_template).teacher
+        assert facts is not None
+        return facts
+    assert pair.named is not None
+    facts = load_facts(reference)
+    check_positions(facts, recipe.training.arguments["max_length"])
+    compare_tokenizers(facts, pair.named)
+    return facts
+
+
+def _example(recipe: Recipe, pair: Pair, filed: "Mapping[str, Dataset]") -> "Example":
     """The row on which the server is tested, and what the first row asks."""
     from bridgegarden.teacher.cache.shard import documents_of
     from bridgegarden.teacher.scoring_check import Example
 
-    documents = sorted(islice(documents_of(data.train), LOOKED_AT), key=lambda document: len(document.ids))
+    documents = sorted(islice(documents_of(filed["train"]), LOOKED_AT), key=lambda document: len(document.ids))
     chosen = next((document for document in documents if len(document.ids) >= SHORTEST_EXAMPLE), documents[-1])
-    tokenizer, rows = pair.endings.tokenizer, training_rows(recipe.data)
+    tokenizer, rows = pair.read_by, training_rows(recipe.data)
     columns, place = columns_of(recipe.data), "train, row 0"
     has_prompt = conversation(rows[0], columns, place=place).form != "document"
     chat = prompt(rows[0], columns, place=place) if has_prompt else None
@@ -383,6 +417,7 @@ def _example(recipe: Recipe, pair: Pair, data: RunData) -> "Example":
         tokenizer=tokenizer,
         chat=chat,
         prompt_ids=[] if chat is None else RowTokeniser.of(tokenizer).prompt(chat, place),
+        named=None if pair.tokens is None else recipe.teacher.tokenizer,
     )
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, cast
 
 from bridgegarden.data import end_of_turn_ids
 from bridgegarden.errors import ConfigError
-from bridgegarden.preflight import Endings, ModelFacts, Pair
+from bridgegarden.preflight import Endings, Pair, TokenizerFacts
 from bridgegarden.recipe import Recipe, TeacherSection, build_objective
 from bridgegarden.recipe.teacher import TranslationSection
 from bridgegarden.terminal import counted
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedTokenizerFast
 
+    from bridgegarden.run.rows import RunData
     from bridgegarden.teacher.cache.reader import TeacherCache
     from bridgegarden.teacher.live import LiveTeacher
     from bridgegarden.teacher.mixture import MixedTeacher
@@ -47,6 +48,9 @@ def with_tokens(pair: Pair, recipe: Recipe) -> Pair:
             raise ConfigError(
                 "teacher.translation: teacher and student have the same tokenizer, so nothing is translated. Leave it "
                 "out."
+                if pair.teacher_tokens is not None
+                else "teacher.translation: which tokenizer the teacher has is not known; name it (teacher.tokenizer: a "
+                "folder, or a name on the hub)."
             )
         return pair
     if recipe.learns_data_alone:
@@ -81,11 +85,11 @@ def tokenizer_pair(pair: Pair, section: TranslationSection) -> "TokenizerPair":
     Raises:
         ModelError: what one of the tokenizers writes is not known.
     """
-    assert pair.teacher is not None
-    return tokenizers_of(pair.teacher, pair.endings, section)
+    assert pair.teacher_tokens is not None
+    return tokenizers_of(pair.teacher_tokens, pair.endings, section)
 
 
-def tokenizers_of(teacher_facts: ModelFacts, endings: Endings, section: TranslationSection) -> "TokenizerPair":
+def tokenizers_of(teacher_facts: TokenizerFacts, endings: Endings, section: TranslationSection) -> "TokenizerPair":
     """The same of a teacher, and of the tokenizer and turns of its student.
 
     Raises:
@@ -133,6 +137,15 @@ def tell_decided(console: "Console", pair: Pair, rows: "Dataset") -> None:
     tokens, rows_read = counted(decided.positions, "token"), counted(head, "row")
     of = f"of the student's {tokens} in the answers of the first {rows_read}"
     console.print(f"{of}, {decided}", markup=False, soft_wrap=True)
+
+
+def filed_rows(data: "RunData", pair: Pair) -> "dict[str, Dataset]":
+    """The rows of a recipe as they are filed in its cache, by what they are for: where the teacher has another
+    tokenizer, as it reads them."""
+    from bridgegarden.teacher.translated import as_read
+
+    by_name = data.by_name
+    return {name: rows if pair.tokens is None else as_read(rows, name) for name, rows in by_name.items()}
 
 
 def kept_tokens(section: TeacherSection, pair: Pair) -> int | None:

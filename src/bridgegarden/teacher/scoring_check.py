@@ -47,14 +47,21 @@ class Example:
     """A row on which a server is tested."""
 
     ids: Sequence[int]
-    """As the student's tokenizer writes it."""
+    """As the teacher reads it: in the student's tokens, unless another tokenizer is `named`."""
     asked: int
     """Tokens of it before the first that is learnt."""
     tokenizer: "PreTrainedTokenizerBase"
     chat: Conversation | None = None
     """What is asked in it; None where there is no prompt."""
     prompt_ids: Sequence[int] = ()
-    """That, as the student's tokenizer and template write it."""
+    """That, as `tokenizer` and its template write it."""
+    named: str | None = None
+    """The tokenizer that the recipe says the teacher has; None where it has the student's."""
+
+    @property
+    def reader(self) -> str:
+        """Whose tokens they are, for messages."""
+        return "the student" if self.named is None else f"the tokenizer {self.named}"
 
 
 class Weights(Protocol):
@@ -132,7 +139,7 @@ class ScoringReport:
 def self_test(
     api: Api, requests: Requests, k: int, example: Example, say: Callable[[str], None], weights: Weights | None = None
 ) -> ScoringReport:
-    """Compare a server with itself, its words with the student's, and its numbers with those of its weights.
+    """Compare a server with itself, its words with the tokenizer's, and its numbers with those of its weights.
 
     Args:
         api: its kind.
@@ -290,21 +297,24 @@ class _Test:
         )
 
     def vocabulary(self) -> str:
-        """Whether the server spells the ids as the student does."""
-        ids = self._text
+        """Whether the server spells the ids as they are spelt here."""
+        ids, reader = self._text, self._example.reader
         said = self._spelt(ids)
         if said is None:
             return "not compared (the server does not spell ids)"
         if _bare(said) == _bare(self._ours(ids)):
-            return "ids are spelt as by the student"
+            return f"ids are spelt as by {reader}"
+        advice = "Take a student with the teacher's tokenizer, or name that tokenizer (teacher.tokenizer)."
+        if self._example.named is not None:
+            advice = "Name the tokenizer of the model that is served (teacher.tokenizer)."
         for index in dict.fromkeys(ids):
             theirs = self._spelt([index])
             if theirs is not None and _bare(theirs) != _bare(self._ours([index])):
                 raise ServedTeacherError(
-                    f"{self._place}: it has another vocabulary than the student: id {index} is {shown(theirs)} there "
-                    f"and {shown(self._ours([index]))} here. Take a student with the teacher's tokenizer."
+                    f"{self._place}: it has another vocabulary than {reader}: id {index} is {shown(theirs)} there "
+                    f"and {shown(self._ours([index]))} here. {advice}"
                 )
-        return "ids together are spelt otherwise than by the student, each alone alike"
+        return f"ids together are spelt otherwise than by {reader}, each alone alike"
 
     def template(self) -> tuple[str, bool]:
         """How the server would write what the example asks, and whether that differs."""
@@ -323,10 +333,12 @@ class _Test:
             return "the server would write the prompt in the same ids", False
         at = next((n for n, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
         at = min(len(ours), len(theirs)) if at is None else at
+        give = "give that (data.chat_template)"
+        if example.named is not None:
+            give = "save that with the tokenizer (teacher.tokenizer)"
         return (
             f"token {at} of the first row's prompt is {self._word(ours, at)} in the rows and {self._word(theirs, at)} "
-            "there. The rows' ids are what is scored; if the teacher was trained with its own template, give that "
-            "(data.chat_template)",
+            f"there. The rows' ids are what is scored; if the teacher was trained with its own template, {give}",
             True,
         )
 
