@@ -22,7 +22,7 @@ from bridgegarden.teacher.cache.shard import documents_of
 from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.teacher.translated import SHARES, TranslatedCache, TranslatedModel
 from tests.run.conftest import ROWS
-from tests.run.killed import ended, in_child
+from tests.run.killed import ended, finished, in_child
 from tests.run.served import K, run
 from tests.teacher.scoring_servers import ScoringModel, scoring
 from tests.teacher.served_model import sharp_teacher
@@ -152,6 +152,7 @@ def test_a_build_that_is_killed_asks_nothing_twice(serve, tmp_path):
     child = in_child(lambda: build_recipe_cache(load_recipe(recipe), CacheOptions(concurrency=1)))
     journal = tmp_path / "cache" / "scored.jsonl"
     while not journal.exists() or journal.read_bytes().count(b"\n") < 4:
+        assert not finished(child)
         time.sleep(0.01)
     os.kill(child, signal.SIGKILL)
     assert ended(child) == -signal.SIGKILL
