@@ -278,7 +278,10 @@ def test_the_command_refuses_what_is_no_model_or_has_another_tokenizer(tmp_path)
 @pytest.mark.slow
 def test_ctrl_c_ends_the_command_in_the_middle_of_an_answer():
     command = [sys.executable, "-m", "bridgegarden", "chat", str(TEACHER), "--device", "cpu"]
+    # As at a terminal: a shell's background jobs, and what they start, ignore the signal.
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, usual)
     assert process.stdout is not None
     address = process.stdout.readline().strip()
     port, token = address.removeprefix("http://127.0.0.1:").strip("/").split("/")
