@@ -14,7 +14,7 @@ from bridgegarden.compare.pair import PairFlops, Work, check_pair, check_recipe,
 from bridgegarden.compare.result import CompareResult, CompareSettings
 from bridgegarden.compare.run import CompareFolder, _with_export, compare, decided_by
 from bridgegarden.compare.student import run_recipe
-from bridgegarden.errors import ConfigError, ModelError, NonFiniteError
+from bridgegarden.errors import ConfigError, DataError, ModelError, NonFiniteError
 from bridgegarden.evaluation.lm_eval import EvaluationOptions
 from bridgegarden.plan import machine_of, plan_recipe
 from bridgegarden.preflight import ModelReference, load_facts
@@ -169,6 +169,15 @@ def test_the_key_of_a_training_is_of_everything_that_decides_it(source, tmp_path
     before = key(measure=asking)
     problems.write_text("another")
     assert key(measure=asking) != before
+
+
+def test_problems_are_read_by_the_recipe_s_columns_before_anything_is_trained(source, tmp_path):
+    problems = tmp_path / "problems.jsonl"
+    asking = replace(SETTINGS, evaluation=EvaluationOptions(tasks=(str(problems),)))
+    problems.write_text('{"prompt": "say 1", "completion": "it is 1"}\n')
+    with pytest.raises(DataError, match=r"problems\.jsonl, row 0: .*'q'"):
+        run(source, tmp_path / "out", asking)
+    assert not list((tmp_path / "out").glob("runs/*"))
 
 
 def test_another_content_of_a_probe_is_another_training(source, tmp_path):

@@ -45,6 +45,21 @@ def test_of_a_recipe_its_trained_student_is_evaluated_and_kept_beside_it(recipe,
     assert files.page.is_file()
 
 
+@pytest.mark.parametrize(("named", "chat"), [("", False), (", prompt: question, completion: answer", True)])
+def test_a_file_is_asked_as_the_recipe_of_the_student_was_taught(tmp_path, named, chat):
+    shutil.copytree(TEACHER, tmp_path / "run" / "model")
+    keys = ("question", "answer") if chat else ("prompt", "completion")
+    (tmp_path / "rows.jsonl").write_text(json.dumps(dict(zip(keys, ("start with 3", "then 4"), strict=True))) + "\n")
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        f"teacher: {{model: {TEACHER}}}\nstudent: {{model: {TEACHER}}}\ndata: {{train: rows.jsonl{named}}}\n"
+        f"output: {tmp_path / 'run'}\n"
+    )
+    rows = str(tmp_path / "rows.jsonl")
+    found, _ = evaluate_target(EvaluateTarget(source=str(path)), EvaluationOptions(tasks=(rows,), samples=0))
+    assert found.settings["asked_as_chat"] == ([rows] if chat else [])
+
+
 def test_of_a_model_the_result_is_named_after_it_and_its_tasks(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(TEACHER, tmp_path / "my model")

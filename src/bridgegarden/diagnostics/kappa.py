@@ -166,6 +166,29 @@ class KappaSettings:
         """Most continuations a position can need: the action set and one token of each model outside it, each round."""
         return self.rounds * (2 * self.top + 2)
 
+    def result(
+        self, positions: "Sequence[PositionKappa]", *, candidates: int, threshold: float, spent: int
+    ) -> KappaResult:
+        """What was found with these settings.
+
+        Args:
+            positions: measured ones, in the order in which they were chosen.
+            candidates: positions there were to choose from.
+            threshold: nats, between Gardens and Bridges.
+            spent: tokens that were generated.
+        """
+        return KappaResult(
+            positions=tuple(positions),
+            candidates=candidates,
+            choose=self.choose,
+            threshold=threshold,
+            top=self.top,
+            rounds=self.rounds,
+            temperature=self.temperature,
+            budget=self.budget,
+            generated_tokens=spent,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Actions:
@@ -242,17 +265,8 @@ def measure_kappa(
             f"kappa.budget: {settings.budget} generated tokens are too few for one position with {settings.rounds} "
             f"rounds; about {_expected_tokens(texts, wanted[0], settings)} are needed."
         )
-    return KappaResult(
-        positions=with_floors(found, _sure(texts, found, settings), threshold),
-        candidates=len(order),
-        choose=settings.choose,
-        threshold=threshold,
-        top=settings.top,
-        rounds=settings.rounds,
-        temperature=settings.temperature,
-        budget=settings.budget,
-        generated_tokens=spent,
-    )
+    positions = with_floors(found, _sure(texts, found, settings), threshold)
+    return settings.result(positions, candidates=len(order), threshold=threshold, spent=spent)
 
 
 def _affordable(

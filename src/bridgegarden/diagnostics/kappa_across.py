@@ -154,17 +154,8 @@ def measure_kappa_across(
             "(--budget), or take shorter texts (--max-new-tokens)."
         )
     sure = [settings.temperature == 0 or work.room(place) == 0 for place in wanted[: len(found)]]
-    result = KappaResult(
-        positions=tuple(with_floors(found, sure, threshold)),
-        candidates=len(places),
-        choose=settings.choose,
-        threshold=threshold,
-        top=settings.top,
-        rounds=settings.rounds,
-        temperature=settings.temperature,
-        budget=settings.budget,
-        generated_tokens=spent,
-    )
+    positions = with_floors(found, sure, threshold)
+    result = settings.result(positions, candidates=len(places), threshold=threshold, spent=spent)
     return KappaAcross(kappa=result, agreement=agreement)
 
 

@@ -18,6 +18,11 @@ from bridgegarden.objective.soft_weight import SOFT_WEIGHTS, SoftWeight, StaticW
 from bridgegarden.objective.support import StudentSupport, TeacherSignal
 
 
+def _check_share(share: float) -> None:
+    if not 0 < share <= 1:
+        raise ConfigError(f"objective.position_weight.share must be in (0, 1], got {share}.")
+
+
 @dataclass(frozen=True)
 class EarlyPositions:
     r"""Only the first share of each answer: :math:`w_t = 1` where :math:`t / n < \text{share}`, else 0.
@@ -34,8 +39,7 @@ class EarlyPositions:
     """In (0, 1]: 1 is all of an answer. Every answer keeps its first position."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ConfigError(f"objective.position_weight.share must be in (0, 1], got {self.share}.")
+        _check_share(self.share)
 
     def __call__(
         self,
@@ -129,8 +133,7 @@ class TokenImportance:
     """In (0, 1]: 1 is all of an answer. The paper has 0.5 and 0.2."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ConfigError(f"objective.position_weight.share must be in (0, 1], got {self.share}.")
+        _check_share(self.share)
 
     def __call__(
         self,

@@ -36,7 +36,6 @@ from bridgegarden.run.translation import tokenizers_of
 from bridgegarden.terminal import Display, counted
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from transformers import PreTrainedTokenizerBase
 
     from bridgegarden.teacher.tokenizer_pair import TokenizerPair

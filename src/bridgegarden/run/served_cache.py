@@ -280,14 +280,7 @@ def build_scored_cache(
     if options.raw_logprobs:
         raise ConfigError("cache: --raw-logprobs is about answers that a server wrote, and here it scores rows.")
     say: Callable[[str], None] = partial(console.print, markup=False, soft_wrap=True, highlight=False)
-    assert recipe.teacher.server is not None
-    server = Server(
-        base_url=recipe.teacher.server,
-        model=recipe.teacher.model,
-        concurrency=options.concurrency,
-        timeout=options.timeout,
-        patience=options.patience,
-    )
+    server = _server(recipe, options)
     weights = _weights_of(recipe, pair)
     if pair.translates:
         say(pair.summary)
@@ -325,6 +318,17 @@ def build_scored_cache(
         )
     note_left_out(folder, before | {row.key.hex(): row.reason for row in engine.unscored})
     return ScoredBuild(built=built, unscored=tuple(engine.unscored))
+
+
+def _server(recipe: Recipe, options: CacheOptions) -> Server:
+    assert recipe.teacher.server is not None
+    return Server(
+        base_url=recipe.teacher.server,
+        model=recipe.teacher.model,
+        concurrency=options.concurrency,
+        timeout=options.timeout,
+        patience=options.patience,
+    )
 
 
 def _scored_spec(

@@ -209,15 +209,7 @@ class ExposureBiasCallback(TrainerCallback):
         """
         if every is not None and every < 1:
             raise ConfigError(f"every must be >= 1 or None, got {every}.")
-        if trainer.accelerator.distributed_type not in (
-            DistributedType.NO,
-            DistributedType.MULTI_CPU,
-            DistributedType.MULTI_GPU,
-        ):
-            raise ConfigError(
-                f"exposure bias while training: the student is sharded ({trainer.accelerator.distributed_type}); "
-                "roll-outs need whole weights in one process. Measure saved checkpoints instead."
-            )
+        _check_whole(trainer)
         _check_selection(trainer.args)
         translated = trainer.teacher if isinstance(trainer.teacher, TranslatedTeacher) else None
         asked = trainer.teacher if translated is None else translated.teacher
@@ -370,6 +362,15 @@ def as_metrics(result: ExposureBias, seconds: float, known: float | None = None)
         **({} if known is None else {"eval_free_running_known": known}),
     }
     return {name: value for name, value in metrics.items() if not (name.endswith("_stderr") and math.isinf(value))}
+
+
+def _check_whole(trainer: HybridDistillationTrainer) -> None:
+    kind = trainer.accelerator.distributed_type
+    if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise ConfigError(
+            f"exposure bias while training: the student is sharded ({kind}); roll-outs need whole weights in one "
+            "process. Measure saved checkpoints instead."
+        )
 
 
 def _check_selection(args: TrainingArguments) -> None:
