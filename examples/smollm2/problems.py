@@ -187,7 +187,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
         "products": Task(solve=solve_product, settings={"max_digits": 3}),
         "gcd": Task(solve=solve_gcd, settings={"max_value": 200}),
         "simple_equations": Task(solve=solve_equation, settings={"max_value": 20}),
-        "spell_backward": Task(solve=solve_backward, settings={}),
+        "spell_backward": Task(solve=solve_backward, settings={"max_word_len": 5}),
         "count_bits": Task(solve=solve_bits, settings={"max_n": 16_383}),
         "letter_counting": Task(solve=solve_letters, settings={"max_words": 8}),
     }
