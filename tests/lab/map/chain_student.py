@@ -25,7 +25,7 @@ class ChainConfig(PretrainedConfig):
     def __init__(self, hidden_size: int = 8, vocab_size: int = len(WORLD.vocabulary), **kwargs):
         super().__init__(tie_word_embeddings=False, **kwargs)
         self.hidden_size, self.vocab_size = hidden_size, vocab_size
-        self.wide = features(WORLD, Problems.of(WORLD.problems(1, 0)), 0, Context(*torch.zeros(2, 1).long())).shape[-1]
+        self.wide = features(WORLD, Problems.of(WORLD.problems(1, 0)))(0, Context(*torch.zeros(2, 1).long())).shape[-1]
 
 
 class ChainDecoder(PreTrainedModel):
@@ -65,7 +65,7 @@ class ChainDecoder(PreTrainedModel):
         value = read(PROMPT + place - 1 - place % 2, zero, WORLD.modulus) if place > 1 else start
         last = PROMPT + place - 2 + place % 2
         wording = read(last, WORLD.first_wording, WORLD.wordings) + 1 if place else torch.zeros_like(start)
-        return features(WORLD, Problems(start, operations, operands), place, Context(value, wording))
+        return features(WORLD, Problems(start, operations, operands))(place, Context(value, wording))
 
 
 class ChainStudent(PreTrainedModel, GenerationMixin):

@@ -40,7 +40,7 @@ def row(weights, problem, state, power=1.0):
     memory, place = state.memory, state.slot
     kind = kinds(WORLD)[2 if place == 2 * WORLD.steps else place % 2]
     context = Context(torch.tensor([memory.value]), torch.tensor([memory.wording + 1]))
-    inputs = features(WORLD, Problems.of([problem]), place, context)
+    inputs = features(WORLD, Problems.of([problem]))(place, context)
     logits = logits_at(weights, kind.name, hidden_states(weights, inputs[None]))[0, 0, 0]
     first = first_token(kind.name)
     logp[first : first + kind.width] = (power * logits).log_softmax(-1)

@@ -115,9 +115,10 @@ class _Solved(NamedTuple):
 
 def _solve(worlds: Worlds, weights: Weights, problems: Problems) -> _Solved:
     world, teacher = worlds.size, teacher_table(worlds, problems)
+    seen = features(world, _spread(problems))
 
     def log_probs(place: int, context: Context) -> Tensor:
-        inputs = features(world, _spread(problems), place, context)
+        inputs = seen(place, context)
         shape = inputs.shape[:-1]
         inputs = inputs.flatten(0, -2).expand(len(weights.first), -1, -1)
         hidden = hidden_states(weights, inputs)

@@ -79,9 +79,8 @@ class Weights(NamedTuple):
 
 def new_weights(world: ChainWorld, hidden: int, seeds: Sequence[int], arms: int) -> Weights:
     """Untrained students: matrices normal with variance 1 / inputs, biases zero; the arms of a seed are alike."""
-    wide = features(world, Problems.of([Expression(0, (0,) * world.steps, (1,) * world.steps)]), 0, _nothing()).shape[
-        -1
-    ]
+    any_problem = Problems.of([Expression(0, (0,) * world.steps, (1,) * world.steps)])
+    wide = features(world, any_problem)(0, _nothing()).shape[-1]
     sizes = [(wide, hidden), (hidden, hidden), *((hidden, kind.width) for kind in kinds(world))]
     tensors = []
     for given, wanted in sizes:
@@ -290,8 +289,10 @@ class _OwnTexts:
 def student_writes(world: ChainWorld, problems: Problems, weights: Weights) -> Writer:
     """Each student of a stack on ``(S, O, B)`` problems, float64."""
 
+    seen = features(world, problems)
+
     def probabilities(place: int, context: Context) -> Tensor:
-        hidden = hidden_states(weights, features(world, problems, place, context))
+        hidden = hidden_states(weights, seen(place, context))
         return logits_at(weights, ("wording", "value")[place % 2], hidden).double().softmax(-1)
 
     return probabilities
@@ -299,8 +300,8 @@ def student_writes(world: ChainWorld, problems: Problems, weights: Weights) -> W
 
 def _inputs(world: ChainWorld, rows: Rows) -> Tensor:
     """``(..., B, positions, F)``."""
-    contexts = rows.contexts()
-    return torch.stack([features(world, rows.problems, place, context) for place, context in enumerate(contexts)], -2)
+    seen = features(world, rows.problems)
+    return torch.stack([seen(place, context) for place, context in enumerate(rows.contexts())], -2)
 
 
 def train(
