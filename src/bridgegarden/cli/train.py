@@ -43,7 +43,7 @@ def train_command(recipe: str, overrides: tuple[str, ...], dry_run: bool, audit:
 
     resolved = load_recipe(recipe, overrides)
     if dry_run:
-        from bridgegarden.run.cache_folder import cache_warnings
+        from bridgegarden.run.recipe_teacher import cache_warnings
         from bridgegarden.run.rehearsal import check_settings
 
         check_settings(resolved)

@@ -268,7 +268,7 @@ def fill_cache(jobs: Sequence[CompareJob], console: "Console") -> None:
 
 def cache_cost(pair: Pair, jobs: Sequence[CompareJob]) -> CacheCost | None:
     """What asking the teacher once about all rows took; None if no training reads its cache."""
-    from bridgegarden.run.cache_folder import cache_folder
+    from bridgegarden.run.recipe_teacher import cache_folder
     from bridgegarden.teacher.cache.manifest import BuildTime, finished_shards
 
     cached = [job for job in jobs if job.recipe.teacher.is_cached]

@@ -14,11 +14,11 @@ from bridgegarden.data import chat_template_fingerprint, tokenizer_fingerprint, 
 from bridgegarden.errors import ConfigError
 from bridgegarden.preflight import ModelFacts, Pair, check_quantised
 from bridgegarden.recipe import Recipe, build_objective, load_recipe
-from bridgegarden.run.cache_folder import cache_folder, cache_folders, cache_warnings
 from bridgegarden.run.models import quantised_warning, usable_device
 from bridgegarden.run.output import check_writable
 from bridgegarden.run.pair import recipe_pair
 from bridgegarden.run.quiet import quiet_libraries
+from bridgegarden.run.recipe_teacher import cache_folder, cache_folders, cache_warnings
 from bridgegarden.run.served_cache import (
     CacheOptions,
     ScoredBuild,
@@ -27,15 +27,8 @@ from bridgegarden.run.served_cache import (
     build_served_cache,
     useful,
 )
-from bridgegarden.run.teachers import (
-    CacheAlone,
-    CachedByRow,
-    CachedModel,
-    CachedServer,
-    LiveModel,
-    ScoringServer,
-    teacher_of,
-)
+from bridgegarden.run.teachers import CachedByRow, CachedModel, LiveModel, teacher_of
+from bridgegarden.run.teachers_elsewhere import CacheAlone, CachedServer, ScoringServer
 from bridgegarden.run.translation import filed_rows, tell_decided
 from bridgegarden.terminal import Display
 

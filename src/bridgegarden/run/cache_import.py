@@ -19,10 +19,10 @@ from bridgegarden.data.json_rows import RowsAsWritten
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.preflight import Pair
 from bridgegarden.recipe import Recipe
-from bridgegarden.run.cache_folder import cache_folder
 from bridgegarden.run.output import check_writable
 from bridgegarden.run.pair import recipe_pair
 from bridgegarden.run.quiet import quiet_libraries
+from bridgegarden.run.recipe_teacher import cache_folder
 from bridgegarden.run.rows import RunData
 from bridgegarden.run.served_cache import spec_of_lists
 from bridgegarden.run.teachers import teacher_of

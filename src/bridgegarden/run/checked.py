@@ -11,11 +11,11 @@ from bridgegarden.export.usage import gguf_fault
 from bridgegarden.objective.loss_route import LossRoute, loss_route, route_text, whole_vocabulary_error
 from bridgegarden.preflight import Pair, Preflight, preflight
 from bridgegarden.recipe import Recipe, build_lora_config, build_objective, build_sft_config, describe_objective
-from bridgegarden.run.cache_folder import cache_folders
 from bridgegarden.run.cut_student import CutStudent
 from bridgegarden.run.kappa_probe import check_probes, probe_hashes
 from bridgegarden.run.output import OutputFolder
 from bridgegarden.run.pair import recipe_pair
+from bridgegarden.run.recipe_teacher import cache_folders
 from bridgegarden.run.rows import RunData, mix_text, rules_of, training_rows
 from bridgegarden.run.teachers import teacher_of
 from bridgegarden.run.translation import tell_decided

@@ -11,9 +11,9 @@ import torch
 from bridgegarden.errors import ConfigError
 from bridgegarden.recipe import Recipe, StudentSection
 from bridgegarden.recipe.teacher import TranslationSection
-from bridgegarden.run.cache_folder import cache_folder
 from bridgegarden.run.pair import recipe_pair
 from bridgegarden.run.quiet import quiet_libraries
+from bridgegarden.run.recipe_teacher import cache_folder
 from bridgegarden.run.rows import rules_of, training_rows
 from bridgegarden.run.teachers import teacher_of
 from bridgegarden.run.translation import tokenizer_pair

@@ -1,39 +1,33 @@
 """The kinds of teacher that a recipe can have: what each reads, how its signals are opened, and who it is.
 
-A new kind is a class here, a value of :data:`~bridgegarden.recipe.teacher.TeacherKind`, and a
-:class:`~bridgegarden.teacher.protocol.Teacher`.
+A new kind is a class here, or in :mod:`~bridgegarden.run.teachers_elsewhere` where no model of it is on this machine; a
+value of :data:`~bridgegarden.recipe.teacher.TeacherKind`; and a :class:`~bridgegarden.teacher.protocol.Teacher`.
 """
 
 import dataclasses
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bridgegarden.data import Mix, RowRules, tokenizer_fingerprint, vocabulary_size
+from bridgegarden.data import vocabulary_size
 from bridgegarden.data.teacher_prompt import TEACHER_NUMBER
-from bridgegarden.errors import ConfigError, ModelError, TokenizerError
-from bridgegarden.preflight import (
-    ModelReference,
-    Pair,
-    check_positions,
-    settings_text,
-)
+from bridgegarden.errors import ConfigError, ModelError
+from bridgegarden.preflight import ModelReference, Pair, settings_text
 from bridgegarden.recipe import Recipe, build_objective
-from bridgegarden.run.cache_folder import Say, announced, cache_folder, cache_warnings, check_prompt, recipes_of
 from bridgegarden.run.models import load_mixture, load_model, load_teacher, model_identity, quantised_warning
-from bridgegarden.run.rows import (
-    RunData,
-    evaluation_rows,
-    hold_logprobs,
-    mix_text,
-    rules_of,
-    tokenised,
-    training_rows,
-    usable_answers,
-    without_rows,
+from bridgegarden.run.recipe_teacher import (
+    RecipeTeacher,
+    Say,
+    announced,
+    cache_folder,
+    cache_warnings,
+    check_prompt,
+    recipes_of,
 )
+from bridgegarden.run.rows import RunData, hold_logprobs
+from bridgegarden.run.teachers_elsewhere import AnsweringServer, LabelsAlone, RecordedTeacher, ScoringServer
 from bridgegarden.run.translation import kept_tokens, translated
 
 if TYPE_CHECKING:
@@ -44,7 +38,6 @@ if TYPE_CHECKING:
     from bridgegarden.teacher.mixture import Mixture
     from bridgegarden.teacher.protocol import Teacher
 
-"""Tells a person a line."""
 NOT_FROM_A_SERVER = (
     "teacher.server: training asks no server; it reads what one has said from a cache. Let it score the rows "
     "(bridgegarden cache build RECIPE --set teacher.cache=FOLDER), or write answers (bridgegarden generate RECIPE "
@@ -53,73 +46,6 @@ NOT_FROM_A_SERVER = (
     "as hard labels (--set data.train=ANSWERS --set objective.preset=hard --set objective.hard_target=data); or train "
     "with a teacher.model of this machine, without teacher.server."
 )
-
-
-@dataclass(frozen=True)
-class RecipeTeacher(ABC):
-    """The teacher that a recipe describes, with nothing of it loaded."""
-
-    recipe: Recipe
-
-    @property
-    @abstractmethod
-    def reference(self) -> ModelReference | None:
-        """Its model on this machine; None where nothing is known of it but what it said."""
-
-    @property
-    def further_references(self) -> tuple[ModelReference, ...]:
-        """Models that are mixed with it."""
-        return ()
-
-    @property
-    def tokenizer_reference(self) -> ModelReference | None:
-        """Its tokenizer, where the recipe names that and its model is elsewhere."""
-        return None
-
-    @abstractmethod
-    def signals(self, pair: Pair, say: Say) -> "Teacher":
-        """What the trainer asks.
-
-        Raises:
-            ConfigError: there is no cache, or it holds something else.
-            ModelError: the weights cannot be loaded, or the cache is another teacher's.
-        """
-
-    def warnings(self, pair: Pair) -> tuple[str, ...]:
-        """What the objective loses by what is kept of the teacher, with what to do.
-
-        Raises:
-            ConfigError: its cache is of another version.
-            DataError: a shard of it is missing or damaged.
-        """
-        return ()
-
-    def tokenised(self, mix: Mix, pair: Pair, rules: RowRules) -> "list[Dataset]":
-        """Token ids and labels of each part of `mix`.
-
-        Raises:
-            DataError: a row, or all those of a source, cannot be used.
-            ModelError: the tokenizer cannot write the rows.
-        """
-        return tokenised(mix, pair.endings.tokenizer, rules)
-
-    def rows(self, pair: Pair) -> RunData:
-        """All rows of the recipe, ready for the trainer.
-
-        Raises:
-            DataError: a row, or all of them, cannot be used.
-            ModelError: the tokenizer cannot write the rows.
-        """
-        rules = rules_of(self.recipe, pair.tokens)
-        train, held_out = training_rows(self.recipe.data), evaluation_rows(self.recipe.data)
-        data = RunData(
-            train=train.joined(self.tokenised(train, pair, rules)),
-            evaluation=None if held_out is None else held_out.joined(self.tokenised(held_out, pair, rules)),
-            mix=mix_text(train),
-        )
-        for facts in pair.teachers if pair.asked and pair.tokens is None else ():  # which are cut as the student's are
-            check_positions(facts, data.longest_asked, asked=True)
-        return data
 
 
 @dataclass(frozen=True)
@@ -372,149 +298,6 @@ class CachedByRow(ByRow):
             name: [part for rows in data.by_name.values() if len(part := own(rows, number))]
             for number, name in enumerate(self.members)
         }
-
-
-class CacheAlone(RecipeTeacher):
-    """A teacher of which nothing is to be had but what is on disk."""
-
-    @property
-    def reference(self) -> None:
-        return None
-
-    @property
-    def tokenizer_reference(self) -> ModelReference | None:
-        name = self.recipe.teacher.tokenizer
-        return None if name is None else ModelReference(role="teacher", model=name, place="teacher.tokenizer")
-
-    def tokenised(self, mix: Mix, pair: Pair, rules: RowRules) -> "list[Dataset]":
-        """Without the rows that a server refused to score, where they were to be left out; a warning says how many."""
-        from bridgegarden.teacher.cache.manifest import left_out
-        from bridgegarden.teacher.translated import as_read
-
-        without = left_out(cache_folder(self.recipe))
-        parts = super().tokenised(mix, pair, rules)
-        if not without:
-            return parts
-        filed = parts if pair.tokens is None else [as_read(part, "") for part in parts]
-        return [without_rows(part, own, without) for part, own in zip(parts, filed, strict=True)]
-
-    def warnings(self, pair: Pair) -> tuple[str, ...]:
-        return cache_warnings(self.recipe)
-
-    def signals(self, pair: Pair, say: Say) -> "Teacher":
-        return translated(announced(self.recipe, self.cache(pair), say), pair)
-
-    def cache(self, pair: Pair) -> "TeacherCache":
-        """The recipe's cache, if it holds what the teacher said that the recipe names.
-
-        Raises:
-            ConfigError: there is none, or it is of another version, kind or teacher.
-            ModelError: its tokens are not the student's.
-        """
-        from bridgegarden.teacher.cache.reader import TeacherCache
-
-        cache = TeacherCache(cache_folder(self.recipe))
-        self.check(cache, pair)
-        self._check_tokenizer(cache, pair)
-        name, theirs = self.recipe.teacher.model, cache.spec.teacher
-        if theirs != name:
-            raise ConfigError(
-                f"teacher.model: the cache {cache.folder} holds what {theirs!r} said, not {name!r}. Name that one "
-                f"(--set teacher.model={theirs}), or another cache (--set teacher.cache=FOLDER)."
-            )
-        return cache
-
-    @abstractmethod
-    def check(self, cache: "TeacherCache", pair: Pair) -> None:
-        """Refuse a cache that is not of this kind, or not about the student's tokens."""
-
-    def _check_tokenizer(self, cache: "TeacherCache", pair: Pair) -> None:
-        """Say which tokenizer is missing where the cache is of another one than rows are read with."""
-        from bridgegarden.teacher.cache.spec import short
-
-        there, here = cache.spec.tokenizer, tokenizer_fingerprint(pair.read_by)
-        if there == here:
-            return
-        about = f"the cache {cache.folder} is about the tokens of another tokenizer ({short(there)})"
-        named = self.recipe.teacher.tokenizer
-        if named is None:
-            raise TokenizerError(
-                f"teacher.tokenizer: {about} than the student's ({short(here)}), and without that tokenizer what it "
-                f"holds cannot be translated. Name the tokenizer of {cache.spec.teacher}, a folder or a name on the "
-                f"hub (--set teacher.tokenizer=NAME), or take a student that has it."
-            )
-        raise TokenizerError(
-            f"teacher.tokenizer: {about} than {named!r}, which rows are read with ({short(here)}). Name the tokenizer "
-            f"of {cache.spec.teacher}, with which the cache was built."
-        )
-
-
-class RecordedTeacher(CacheAlone):
-    """A model that is elsewhere, or was: pulled or imported."""
-
-    def check(self, cache: "TeacherCache", pair: Pair) -> None:
-        if pair.tokens is None and cache.spec.vocab_size > pair.student.width:
-            raise pair.student.reference.error(
-                f"has logits for {pair.student.width:,} tokens, and the cache {cache.folder} is about "
-                f"{cache.spec.vocab_size:,}. Take a student with the teacher's tokenizer, or name that tokenizer "
-                "(--set teacher.tokenizer=NAME), so that what the teacher said is translated."
-            )
-        check_prompt(self.recipe, cache)
-
-
-class CachedServer(CacheAlone):
-    """A model on a server whose log-probabilities are on disk."""
-
-    def check(self, cache: "TeacherCache", pair: Pair) -> None:
-        if cache.spec.served is None:
-            raise ConfigError(
-                f"teacher.server: the cache {cache.folder} was built by running {cache.spec.teacher}, not from what a "
-                "server says. Leave teacher.server out, or name another folder (--set teacher.cache=FOLDER)."
-            )
-
-    def check_pair(self, pair: Pair) -> None:
-        """Refuse a student with another tokenizer, where what is kept could not be translated for it."""
-
-
-class AnsweringServer(CachedServer):
-    """A model on a server whose answers, with their log-probabilities, are rows and signals."""
-
-    def check_pair(self, pair: Pair) -> None:
-        if pair.tokens is not None:
-            raise ConfigError(
-                "teacher.tokenizer: the rows are answers with log-probabilities, which name the teacher's tokens by "
-                "their texts; a student with another tokenizer needs them by their ids. Let the server score the rows "
-                "in place of that: write them without --top-logprobs, or copy the file alone, without the one named "
-                "*.settings beside it, and name the copy (--set data.train=COPY)."
-            )
-
-    def check(self, cache: "TeacherCache", pair: Pair) -> None:
-        super().check(cache, pair)
-        self.check_pair(pair)
-
-    def tokenised(self, mix: Mix, pair: Pair, rules: RowRules) -> "list[Dataset]":
-        self.check_pair(pair)
-        if pair.translates:  # the labels are all that is learnt, in the student's own tokens
-            return tokenised(mix, pair.endings.tokenizer, rules)
-        return usable_answers(self.recipe, mix, pair, rules.max_length)
-
-
-class ScoringServer(CachedServer):
-    """A model on a server that has scored rows that were there already."""
-
-
-class LabelsAlone(RecipeTeacher):
-    """None that is asked: hard labels of the data, such as answers of a server, are all that is learnt."""
-
-    @property
-    def reference(self) -> None:
-        return None
-
-    def signals(self, pair: Pair, say: Say) -> "Teacher":
-        from bridgegarden.teacher.protocol import DataTokens
-
-        say("no teacher is asked about the rows: the hard labels of the data are all that is learnt")
-        return DataTokens(pair.student.width)
 
 
 MODELS: Mapping[str, type[RecipeTeacher]] = {

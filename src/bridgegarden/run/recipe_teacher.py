@@ -1,19 +1,96 @@
-"""The cache that a recipe names: where it is, whether it was told the same, and what is lost in it."""
+"""The teacher that a recipe describes, whatever its kind; and the cache that it names: where that is, whether the
+teacher was told the same, and what is lost in it."""
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from bridgegarden.data import Mix, RowRules
 from bridgegarden.errors import ConfigError
+from bridgegarden.preflight import ModelReference, Pair, check_positions
 from bridgegarden.recipe import Recipe, build_objective
+from bridgegarden.run.rows import RunData, evaluation_rows, mix_text, rules_of, tokenised, training_rows
 from bridgegarden.terminal import counted
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from bridgegarden.teacher.cache.reader import TeacherCache
+    from bridgegarden.teacher.protocol import Teacher
 
 Say = Callable[[str], None]
+"""Tells a person a line."""
+
+
+@dataclass(frozen=True)
+class RecipeTeacher(ABC):
+    """The teacher that a recipe describes, with nothing of it loaded."""
+
+    recipe: Recipe
+
+    @property
+    @abstractmethod
+    def reference(self) -> ModelReference | None:
+        """Its model on this machine; None where nothing is known of it but what it said."""
+
+    @property
+    def further_references(self) -> tuple[ModelReference, ...]:
+        """Models that are mixed with it."""
+        return ()
+
+    @property
+    def tokenizer_reference(self) -> ModelReference | None:
+        """Its tokenizer, where the recipe names that and its model is elsewhere."""
+        return None
+
+    @abstractmethod
+    def signals(self, pair: Pair, say: Say) -> "Teacher":
+        """What the trainer asks.
+
+        Raises:
+            ConfigError: there is no cache, or it holds something else.
+            ModelError: the weights cannot be loaded, or the cache is another teacher's.
+        """
+
+    def warnings(self, pair: Pair) -> tuple[str, ...]:
+        """What the objective loses by what is kept of the teacher, with what to do.
+
+        Raises:
+            ConfigError: its cache is of another version.
+            DataError: a shard of it is missing or damaged.
+        """
+        return ()
+
+    def tokenised(self, mix: Mix, pair: Pair, rules: RowRules) -> "list[Dataset]":
+        """Token ids and labels of each part of `mix`.
+
+        Raises:
+            DataError: a row, or all those of a source, cannot be used.
+            ModelError: the tokenizer cannot write the rows.
+        """
+        return tokenised(mix, pair.endings.tokenizer, rules)
+
+    def rows(self, pair: Pair) -> RunData:
+        """All rows of the recipe, ready for the trainer.
+
+        Raises:
+            DataError: a row, or all of them, cannot be used.
+            ModelError: the tokenizer cannot write the rows.
+        """
+        rules = rules_of(self.recipe, pair.tokens)
+        train, held_out = training_rows(self.recipe.data), evaluation_rows(self.recipe.data)
+        data = RunData(
+            train=train.joined(self.tokenised(train, pair, rules)),
+            evaluation=None if held_out is None else held_out.joined(self.tokenised(held_out, pair, rules)),
+            mix=mix_text(train),
+        )
+        for facts in pair.teachers if pair.asked and pair.tokens is None else ():  # which are cut as the student's are
+            check_positions(facts, data.longest_asked, asked=True)
+        return data
 
 
 def cache_folder(recipe: Recipe) -> Path:
