@@ -90,6 +90,14 @@ def test_the_same_setting_gives_the_same_students_whichever_way_chose_it(made):
     assert pairs
 
 
+def test_numbers_do_not_depend_on_how_many_seeds_are_trained_at_once(made, monkeypatch):
+    output, result, _ = made
+    monkeypatch.setattr("bridgegarden.lab.map.run.BLOCK", 2)
+    job = CellJob(cell=SETTINGS.cells[0], settings=SETTINGS, folder=MapFolder(output))
+    again = job.run(lambda done: None)
+    assert replace(again, cpu_seconds=0) == replace(result.runs[0], cpu_seconds=0)
+
+
 def test_settings_are_chosen_on_seeds_and_problems_that_are_not_measured(monkeypatch, tmp_path):
     """Told by what is asked of the functions that train and look."""
     from bridgegarden.lab.map import run as module
