@@ -381,7 +381,7 @@ def test_a_row_with_nothing_to_learn_has_no_prompt_and_is_left_as_it_is(make_tra
     trainer = make_trainer(on_policy=ALWAYS)
     batch = dict(trainer.data_collator([trainer.train_dataset[i] for i in range(3)]))
     batch["labels"][0] = -100
-    (answered,) = trainer._writer.answer([batch], 0, trainer._costs)
+    (answered,) = trainer._writer.answer([batch], 0, trainer._log.costs)
     assert trainer.cost.answers == 2
     assert (answered["labels"] != -100).sum() == trainer.cost.generated_tokens
     assert (answered["labels"][0] == -100).all()

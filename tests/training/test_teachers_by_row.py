@@ -109,7 +109,7 @@ def test_what_the_student_writes_of_a_row_is_judged_by_the_rows_own_teacher(make
         per_device_train_batch_size=5,
     )
     batches = [trainer.data_collator([trainer.train_dataset[i] for i in part]) for part in (range(5), range(5, 10))]
-    written = trainer._writer.answer(batches, 0, trainer._costs)
+    written = trainer._writer.answer(batches, 0, trainer._log.costs)
     for batch, before in zip(written, batches, strict=True):
         assert not torch.equal(batch["labels"], before["labels"])
         lengths = batch["attention_mask"].sum(1).tolist()

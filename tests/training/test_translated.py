@@ -160,7 +160,7 @@ def test_where_too_little_is_known_the_token_of_the_text_is_learnt_alone(make_tr
     for name, objective in (("soft", SOFT), ("hard", HybridObjective.preset("hard", hard_target="data"))):
         trainer = make_trainer(objective, student=student(), teacher=given, train=rows, max_length=256)
         losses[name] = loss_and_gradient(trainer)
-        terms = trainer._means("train")
+        terms = trainer._log.means("train")
         assert terms["hard_only_share"] == 1.0
         assert terms["soft_weight"] == 0.0
     torch.testing.assert_close(losses["soft"], losses["hard"])
@@ -250,7 +250,7 @@ def test_what_cannot_be_done_with_two_tokenizers_is_refused(make_trainer, tmp_pa
 def own_texts(trainer):
     """A batch that the student has answered, and each of its texts as :func:`texts` gives them."""
     rows = [trainer.train_dataset[i] for i in range(len(trainer.train_dataset))]
-    (batch,) = trainer._writer.answer([trainer.data_collator(rows)], 0, trainer._costs)
+    (batch,) = trainer._writer.answer([trainer.data_collator(rows)], 0, trainer._log.costs)
     found = []
     for index in range(len(rows)):
         parts = []

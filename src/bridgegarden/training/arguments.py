@@ -36,13 +36,27 @@ OF_PREPARATION = (
 """Fields of ``SFTConfig`` that say how rows are prepared; rows may be as long as they are where they are prepared."""
 
 
-def as_sft_config(args: TrainingArguments | None) -> SFTConfig | None:
-    """`args` with the fields that :class:`~trl.SFTConfig` adds, at their defaults, where it is not one already."""
-    if args is None or isinstance(args, SFTConfig):
-        return args
-    # The token is hidden in what is written down.
-    given: dict[str, Any] = args.to_dict() | {"hub_token": args.hub_token}
-    return SFTConfig(**given)
+def checked_arguments(
+    args: TrainingArguments | None, kwargs: Mapping[str, Any], columns: Columns | None
+) -> SFTConfig | None:
+    """`args` with the fields that :class:`~trl.SFTConfig` adds, at their defaults, where it is not one already.
+
+    Args:
+        args: of the trainer.
+        kwargs: the further arguments that are handed to :class:`~trl.SFTTrainer`.
+        columns: which columns are read.
+
+    Raises:
+        ConfigError: something would be ignored, or would replace the objective; says what to do.
+    """
+    if args is not None and not isinstance(args, SFTConfig):
+        # The token is hidden in what is written down.
+        given: dict[str, Any] = args.to_dict() | {"hub_token": args.hub_token}
+        args = SFTConfig(**given)
+    check_arguments(args, kwargs)
+    if args is not None:
+        _check_data_arguments(args, kwargs, columns)
+    return args
 
 
 def check_arguments(args: SFTConfig | None, kwargs: Mapping[str, Any]) -> None:
@@ -108,17 +122,8 @@ def _is_set(environment: Mapping[str, str], name: str) -> bool:
     return environment.get(name, "").lower() in ("true", "1")
 
 
-def check_data_arguments(args: SFTConfig, kwargs: Mapping[str, Any], columns: Columns | None) -> None:
-    """Refuse what `args` say of data and would be ignored, and tell what makes no difference.
-
-    Args:
-        args: of the trainer.
-        kwargs: the further arguments that are handed to :class:`~trl.SFTTrainer`.
-        columns: which columns are read.
-
-    Raises:
-        ConfigError: says which, and what to do.
-    """
+def _check_data_arguments(args: SFTConfig, kwargs: Mapping[str, Any], columns: Columns | None) -> None:
+    """Refuse what `args` say of data and would be ignored, and tell what makes no difference."""
     if args.dataset_num_proc is not None:
         logger.warning("training.dataset_num_proc: makes no difference; rows are prepared by one process.")
     if kwargs.get("data_collator") is not None:

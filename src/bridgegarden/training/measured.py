@@ -36,6 +36,7 @@ _COUNTS = (
 OF_TEACHER = ("soft_loss", "teacher_entropy", "captured_mass", "teacher_label_loss", "acceptance", "acceptance_least")
 """Means that say nothing where no teacher is asked: they are not formed there."""
 Phase = Literal["generation", "teacher", "step"]
+Mode = Literal["train", "eval"]
 COST_FILE = "cost.json"
 """In a checkpoint."""
 LOGGED = ("teacher_tokens", "student_tokens", "generated_tokens")
@@ -333,6 +334,75 @@ class LogWindow:
 
 def _path(checkpoint: Path, process: int) -> Path:
     return checkpoint / f"log_window_{process}.json"
+
+
+class TrainingLog:
+    """What one process has measured since it logged, and what has been spent: the terms, the costs, and the clock."""
+
+    def __init__(self, accelerator: Accelerator, *, weighs_positions: bool, asks_teacher: bool) -> None:
+        """
+        Args:
+            accelerator: of the processes whose means and costs are logged.
+            weighs_positions: whether a rule gives positions a weight.
+            asks_teacher: whether one is asked; without one nothing is said of it.
+        """
+        self._accelerator = accelerator
+        self.terms = {mode: TermSums(weighs_positions=weighs_positions) for mode in ("train", "eval")}
+        """By what the student is doing."""
+        self.costs = CostLedger(accelerator)
+        self._clock: float | None = None
+        self._left_out = () if weighs_positions else ("position_weight",)
+        self._left_out += () if asks_teacher else OF_TEACHER
+
+    def start_clock(self) -> None:
+        """Start the clock that ``tokens_per_second`` is read from, unless it runs."""
+        if self._clock is None:
+            self._clock = time.perf_counter()
+
+    def means(self, mode: Mode) -> dict[str, float]:
+        """Means since the last time, over all processes, by name; none where nothing was measured."""
+        sums = self.terms[mode].reset()
+        if sums is None:
+            return {}
+        # float32 carries the sums over processes (not every backend and device has float64).
+        if self._accelerator.num_processes > 1:
+            sums = cast(Tensor, self._accelerator.reduce(sums.float(), "sum"))
+        return {name: value for name, value in term_means(sums).items() if name not in self._left_out}
+
+    def of_training(self, *, writes: bool) -> dict[str, float]:
+        """What a training logs of the steps since the last time, the loss left out, which the trainer has itself.
+
+        Args:
+            writes: whether the student writes in this training.
+        """
+        means = self.means("train")
+        means.pop("loss", None)
+        tokens = means.pop("tokens", None)
+        clock, self._clock = self._clock, None
+        if tokens is None:
+            return means
+        if clock is not None:
+            means["tokens_per_second"] = tokens / (time.perf_counter() - clock)
+        means |= self.costs.log(writes=writes)
+        return {**means, "num_tokens": means["student_tokens"]}
+
+    def window(self, *, loss_sum: float, loss_sum_logged: float, last_logged_step: int) -> LogWindow:
+        """What a checkpoint keeps of it, beside the sums that the trainer has itself."""
+        return LogWindow(
+            loss_sum=loss_sum,
+            loss_sum_logged=loss_sum_logged,
+            last_logged_step=last_logged_step,
+            terms=self.terms["train"].tolist(),
+            cost_logged=self.costs.logged,
+            seconds=None if self._clock is None else time.perf_counter() - self._clock,
+        )
+
+    def take_up(self, window: LogWindow) -> bool:
+        """Go on from what a checkpoint kept; False, and from no terms, where it kept others than these."""
+        self.costs.logged = window.cost_logged
+        if window.seconds is not None:
+            self._clock = time.perf_counter() - window.seconds
+        return self.terms["train"].restore(window.terms, self._accelerator.device)
 
 
 def non_finite_loss(step: str, fused: FusedLoss, positions: SupervisedPositions, rows: Tensor | None) -> NonFiniteError:

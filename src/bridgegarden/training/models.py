@@ -125,13 +125,17 @@ def learn_rounded(student: PreTrainedModel, kind: str | None, accelerator: Accel
     train_rounded(student, kind, [student.get_input_embeddings(), head])
 
 
-def check_loaded(student: nn.Module, environment: Mapping[str, str] = os.environ) -> None:
+def check_loaded(student: nn.Module | str, environment: Mapping[str, str] = os.environ) -> None:
     """Make sure that the first process of a machine has the weights of the student; under FSDP it may hand them on.
+
+    One that is named by a string is still to be loaded.
 
     Raises:
         ModelError: it has not, so that there is nothing to probe, and nothing to train.
     """
-    if int(environment.get("LOCAL_RANK") or 0) == 0 and any(parameter.is_meta for parameter in student.parameters()):
+    if isinstance(student, str) or int(environment.get("LOCAL_RANK") or 0) != 0:
+        return
+    if any(parameter.is_meta for parameter in student.parameters()):
         raise ModelError(
             f"student {architecture(language_model_in(student))}: on the meta device, where weights have no numbers. "
             "Load it (from_pretrained) where no such device is set, and whole (no offloading by device_map)."

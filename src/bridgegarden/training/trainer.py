@@ -1,12 +1,11 @@
 """TRL's supervised fine-tuning trainer with the hybrid objective in place of its loss."""
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet
 
 import torch
@@ -33,11 +32,9 @@ from bridgegarden.teacher.protocol import DataTokens, Teacher
 from bridgegarden.teacher.tokenizer_pair import TokenizerPair
 from bridgegarden.teacher.translated import TranslatedSignal, TranslatedTeacher
 from bridgegarden.training.arguments import (
-    as_sft_config,
-    check_arguments,
-    check_data_arguments,
     check_launch,
     check_prepared,
+    checked_arguments,
     leave_out_router_loss,
     row_rules,
     withheld,
@@ -54,16 +51,14 @@ from bridgegarden.training.batches import (
     with_rows,
 )
 from bridgegarden.training.measured import (
-    OF_TEACHER,
     Cost,
-    CostLedger,
     LogWindow,
-    TermSums,
+    Mode,
+    TrainingLog,
     check_finite_weights,
     non_finite_gradient,
     non_finite_loss,
     row_losses,
-    term_means,
 )
 from bridgegarden.training.models import (
     as_teacher,
@@ -152,20 +147,15 @@ class HybridDistillationTrainer(SFTTrainer):
                 built with another tokenizer.
             DataError: a row that the cache does not hold.
         """
-        args = as_sft_config(args)
-        check_arguments(args, kwargs)
-        if args is not None:
-            check_data_arguments(args, kwargs, columns)
-        if isinstance(model, nn.Module):
-            check_loaded(model)
+        args = checked_arguments(args, kwargs, columns)
+        check_loaded(model)
         self.objective = objective if objective is not None else HybridObjective()
         self.teacher = as_teacher(teacher, model, adapters=kwargs.get("peft_config") is not None)
-        cache = self.teacher if isinstance(self.teacher, CacheOfRows) else None
         if isinstance(self.teacher, CacheOfRows | TranslatedTeacher):
             self.teacher.check_objective(self.objective)
         check_on_policy(
             on_policy,
-            cached=cache is not None,
+            cached=isinstance(self.teacher, CacheOfRows),
             data_labels=self.objective.learns_data_tokens,
             packed=args is not None and (args.packing or args.padding_free),
         )
@@ -174,18 +164,14 @@ class HybridDistillationTrainer(SFTTrainer):
         self._columns = columns
         self._asked = copy(args)
         self._prepared: WeakSet[Dataset | IterableDataset] = WeakSet()
-        weighs = self.objective.position_weight is not None
-        self._terms = {mode: TermSums(weighs_positions=weighs) for mode in ("train", "eval")}
-        self._clock: float | None = None
-        self._window_rows: list[Tensor] = []
-        self._first_losses: list[RowLoss] = []
         with withheld(args):
             super().__init__(model=model, args=args, **kwargs)
         self._asked = None
-        self._join(cache, on_policy)
+        self._join(on_policy)
 
-    def _join(self, cache: CacheOfRows | None, on_policy: OnPolicy | None) -> None:
+    def _join(self, on_policy: OnPolicy | None) -> None:
         """Put teacher, student and data together, once TRL's trainer has its model and its data."""
+        cache = self.teacher if isinstance(self.teacher, CacheOfRows) else None
         leave_out_router_loss(self)
         check_launch(self.accelerator, fsdp=bool(self.args.fsdp))
         copy_ahead(self.accelerator, pinned=self.args.dataloader_pin_memory)
@@ -204,7 +190,13 @@ class HybridDistillationTrainer(SFTTrainer):
         writes = on_policy is not None and on_policy.lmbda > 0
         own_prompts = writes and self._pair is None
         check_teacher_rows(self.teacher, data, self.data_collator, on_policy=own_prompts)
-        self._costs = CostLedger(self.accelerator)
+        self._log = TrainingLog(
+            self.accelerator,
+            weighs_positions=self.objective.position_weight is not None,
+            asks_teacher=not isinstance(self.teacher, DataTokens),
+        )
+        self._window_rows: list[Tensor] = []
+        self._first_losses: list[RowLoss] = []
         self._writer = None if on_policy is None else self._student_writer(on_policy)
         if cache is not None:
             check_cached_teacher(
@@ -266,7 +258,7 @@ class HybridDistillationTrainer(SFTTrainer):
         forward_inputs = {name: value for name, value in inputs.items() if name not in BESIDE_THE_MODEL}
         # With a prompt of its own: the i-th supervised position of what it reads is the i-th of the student's.
         asked = inputs.get(TEACHER, inputs)
-        with self._costs.phase("teacher", counted=mode == "train"):
+        with self._log.costs.phase("teacher", counted=mode == "train"):
             teacher = self.teacher.at(
                 positions if asked is inputs else SupervisedPositions.from_labels(asked["labels"]),
                 asked,
@@ -300,10 +292,10 @@ class HybridDistillationTrainer(SFTTrainer):
         if mode == "train":
             readers = 0 if SIGNAL in inputs else readers_of(self.teacher)
             of_teacher = tokens if asked is inputs else _token_count(asked)
-            self._costs.add(student_tokens=tokens, teacher_tokens=readers * of_teacher)
+            self._log.costs.add(student_tokens=tokens, teacher_tokens=readers * of_teacher)
             if ROW in inputs:
                 self._window_rows.append(inputs[ROW])
-        self._terms[mode].add(results[0], tokens, teacher.sums if isinstance(teacher, TranslatedSignal) else None)
+        self._log.terms[mode].add(results[0], tokens, teacher.sums if isinstance(teacher, TranslatedSignal) else None)
         if mode == "train" and self.state.global_step == 0 and self._writer is None:
             self._first_losses += row_losses(results[0], positions, inputs.get(ROW))
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -339,9 +331,9 @@ class HybridDistillationTrainer(SFTTrainer):
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Evaluate; every metric, the loss included, is a mean over positions and not over batches."""
-        self._terms["eval"].reset()
+        self._log.terms["eval"].reset()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        means = self._means("eval")
+        means = self._log.means("eval")
         if means.pop("tokens", None) is not None:
             means["num_tokens"] = self.cost.student_tokens
         cast(dict, output.metrics).update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
@@ -355,21 +347,21 @@ class HybridDistillationTrainer(SFTTrainer):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._writer is None or not batches:
             return batches, num_items
-        self._start_clock()
-        with self._costs.phase("generation"):
-            batches = self._writer.answer(batches, self.state.global_step, self._costs)
+        self._log.start_clock()
+        with self._log.costs.phase("generation"):
+            batches = self._writer.answer(batches, self.state.global_step, self._log.costs)
         return batches, self._get_num_items_in_batch(batches, device)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One micro-batch, on the clock that ``tokens_per_second`` is read from."""
-        self._start_clock()
-        with self._costs.phase("step"):
+        self._log.start_clock()
+        with self._log.costs.phase("step"):
             return super().training_step(*args, **kwargs)
 
     @property
     def cost(self) -> Cost:
         """What training has cost so far, over all processes: in a distributed run every one of them has to ask."""
-        return self._costs.total()
+        return self._log.costs.total()
 
     def label_losses_at_start(self) -> LabelLosses | None:
         """What teacher and student lost on the rows of the first step, before the student had learnt anything.
@@ -382,36 +374,11 @@ class HybridDistillationTrainer(SFTTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the terms of the objective since the last time."""
         if self._mode == "train":
-            means = self._means("train")
-            means.pop("loss", None)
-            tokens = means.pop("tokens", None)
-            if tokens is not None and self._clock is not None:
-                means["tokens_per_second"] = tokens / (time.perf_counter() - self._clock)
-            self._clock = None
-            logs.update(means)
-            if tokens is not None:
-                logs.update(self._costs.log(writes=self._writer is not None))
-                logs["num_tokens"] = logs["student_tokens"]
+            logs.update(self._log.of_training(writes=self._writer is not None))
         if "train_loss" in logs:
             # Of all steps, those before a resumption included.
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, start_time)
-
-    def _means(self, mode: str) -> dict[str, float]:
-        sums = self._terms[mode].reset()
-        if sums is None:
-            return {}
-        # float32 carries the sums over processes (not every backend and device has float64).
-        if self.accelerator.num_processes > 1:
-            sums = cast(Tensor, self.accelerator.reduce(sums.float(), "sum"))
-        means = term_means(sums)
-        left_out = ("position_weight",) if self.objective.position_weight is None else ()
-        left_out += OF_TEACHER if isinstance(self.teacher, DataTokens) else ()
-        return {name: value for name, value in means.items() if name not in left_out}
-
-    def _start_clock(self) -> None:
-        if self._clock is None:
-            self._clock = time.perf_counter()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the student, for a checkpoint or for good, if all of its weights are numbers."""
@@ -420,14 +387,14 @@ class HybridDistillationTrainer(SFTTrainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        self._costs.save(output_dir)
+        self._log.costs.save(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        self._costs.begin(checkpoint)
+        self._log.costs.begin(checkpoint)
 
     @property
-    def _mode(self) -> Literal["train", "eval"]:
+    def _mode(self) -> Mode:
         return "train" if cast(PreTrainedModel, self.model).training else "eval"
 
     def _logs_this_step(self) -> bool:
@@ -485,13 +452,10 @@ class HybridDistillationTrainer(SFTTrainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        window = LogWindow(
+        window = self._log.window(
             loss_sum=self._tr_loss.item(),
             loss_sum_logged=self._total_loss_scalar,
             last_logged_step=self._globalstep_last_logged,
-            terms=self._terms["train"].tolist(),
-            cost_logged=self._costs.logged,
-            seconds=None if self._clock is None else time.perf_counter() - self._clock,
         )
         window.save(Path(output_dir), self.args.process_index)
 
@@ -503,15 +467,12 @@ class HybridDistillationTrainer(SFTTrainer):
         self._tr_loss = torch.tensor(window.loss_sum, device=self.args.device)
         self._total_loss_scalar = window.loss_sum_logged
         self._globalstep_last_logged = window.last_logged_step
-        if not self._terms["train"].restore(window.terms, self.args.device):
+        if not self._log.take_up(window):
             logger.warning(
                 "%s: written by another version, which logged other terms; the first line that is logged now has those "
                 "of the steps from here on. Training goes on as it would have.",
                 checkpoint,
             )
-        self._costs.logged = window.cost_logged
-        if window.seconds is not None:
-            self._clock = time.perf_counter() - window.seconds
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # The trainer would train one step more when it is resumed from a last step that does not end an epoch, or was
