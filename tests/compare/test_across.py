@@ -9,8 +9,7 @@ import yaml
 from rich.console import Console
 
 from bridgegarden.compare.across import LEFT_OUT, PER_BYTE, PER_TOKEN
-from bridgegarden.compare.drafts import DRAFTS
-from bridgegarden.compare.findings import sentences
+from bridgegarden.compare.findings import DRAFTS, sentences
 from bridgegarden.compare.report import tables_markdown, terminal_tables
 from bridgegarden.compare.result import CompareSettings
 from bridgegarden.compare.run import compare

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bridgegarden.compare.drafts import DRAFTED, DRAFTS, draft_table, drafts_by_prompt
-from bridgegarden.compare.findings import summary
+from bridgegarden.compare.findings import DRAFTED, DRAFTS, draft_table, drafts_by_prompt, summary
 from bridgegarden.compare.report import objectives_csv, report_page, tables_markdown, terminal_tables
 from bridgegarden.diagnostics.acceptance import DraftModel
 from bridgegarden.diagnostics.exposure_bias import exposure_bias

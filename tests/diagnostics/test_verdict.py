@@ -11,7 +11,7 @@ from bridgegarden.diagnostics.label_losses import Answer, LabelLosses, RowLoss, 
 from bridgegarden.diagnostics.rollout import Sampling
 from bridgegarden.diagnostics.verdict import Verdict
 from bridgegarden.report.diagnosis import diagnosis_page
-from bridgegarden.report.verdict import verdict_lines
+from bridgegarden.report.diagnosis_words import verdict_lines
 from bridgegarden.statistics import Estimate
 from tests.diagnostics.small import small_diagnosis, small_findings
 from tests.diagnostics.worlds import HORIZON, VOCABULARY, Enumeration, make_world

@@ -22,10 +22,9 @@ from bridgegarden.exact.process import (
     sample,
     trace,
 )
-from bridgegarden.exact.script import LOST
 from bridgegarden.exact.tasks import WORLDS
 from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld
-from bridgegarden.exact.world import END
+from bridgegarden.exact.world import END, LOST
 from bridgegarden.policy import Decoding, Policy
 from tests.exact.walk import reachable_states
 

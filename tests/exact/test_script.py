@@ -7,20 +7,23 @@ import torch
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.exact.process import Process, Role, role, sample, trace
-from bridgegarden.exact.script import (
+from bridgegarden.exact.world import (
     COMPLETE,
+    END,
     LOST,
+    PAD,
+    UNKNOWN,
     Choices,
     ScriptProcess,
     Slot,
     State,
+    World,
     fixed,
     phrase_tree,
     slipping,
     weighted,
     wording,
 )
-from bridgegarden.exact.world import END, PAD, UNKNOWN, World
 from tests.exact.walk import reachable_states, texts
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from bridgegarden.errors import ConfigError, ModelError
 from bridgegarden.export.gguf_file import KINDS, check_kind, gguf_export
 from bridgegarden.export.gguf_tokenizer import BPE_WORDS, Written
-from bridgegarden.export.modelfile import TurnMarks, modelfile, turn_marks
+from bridgegarden.export.usage import TurnMarks, modelfile, turn_marks
 from tests.architectures import tiny_architecture
 from tests.export.models import TEXTS, random_model, sentencepiece_tokenizer, trained_tokenizer
 from tests.tiny import VOCABULARY, tiny_tokenizer

@@ -1,7 +1,6 @@
 """Presets for tests that take long: one of everything that an objective can do. Divergences have tests of their own."""
 
-from bridgegarden.objective.methods import PRESETS
-from bridgegarden.objective.mixed_divergence import MixedDivergence
+from bridgegarden.objective.methods import PRESETS, MixedDivergence
 
 
 def _is_a_divergence_alone(fields) -> bool:

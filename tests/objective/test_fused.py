@@ -15,8 +15,7 @@ from bridgegarden.objective.divergences import DIVERGENCES, alpha_beta, entropy,
 from bridgegarden.objective.fused import ProjectedTeacher, fused_hybrid_loss
 from bridgegarden.objective.head import LanguageModelHead, selected_logits
 from bridgegarden.objective.hybrid import RANKED_BY, HybridObjective, hybrid_loss_from_logits
-from bridgegarden.objective.methods import PRESETS
-from bridgegarden.objective.mixed_divergence import MixedDivergence
+from bridgegarden.objective.methods import PRESETS, MixedDivergence
 from bridgegarden.objective.position_weight import TokenImportance
 from bridgegarden.objective.soft_weight import (
     ConfidenceWeight,

@@ -11,7 +11,7 @@ from bridgegarden.errors import ConfigError
 from bridgegarden.objective.alignment import Position
 from bridgegarden.objective.head import select_support
 from bridgegarden.objective.hybrid import HybridObjective, dense_student_support, hybrid_loss_from_logits
-from bridgegarden.objective.mixed_divergence import MixedDivergence
+from bridgegarden.objective.methods import MixedDivergence
 from bridgegarden.objective.soft_weight import (
     SOFT_WEIGHTS,
     ConfidenceWeight,

@@ -9,9 +9,8 @@ from click.testing import CliRunner
 
 from bridgegarden.cli.main import cli
 from bridgegarden.errors import BridgegardenError, ModelError
-from bridgegarden.preflight import ModelReference, estimate_memory, load_facts, trial
+from bridgegarden.preflight import ModelReference, check_quantised, estimate_memory, load_facts, trial
 from bridgegarden.preflight.models import load_tokenizer, meta_model
-from bridgegarden.preflight.quantisation import check_quantised
 from bridgegarden.recipe import LoraSection, build_lora_config
 from bridgegarden.run.models import load_model
 from bridgegarden.terminal import one_line

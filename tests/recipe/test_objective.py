@@ -6,8 +6,7 @@ import torch
 from bridgegarden.errors import ConfigError
 from bridgegarden.objective.divergences import DIVERGENCES, forward_kl, jensen_shannon, reverse_kl, skewed_forward_kl
 from bridgegarden.objective.hybrid import HybridObjective
-from bridgegarden.objective.methods import PRESETS
-from bridgegarden.objective.mixed_divergence import MixedDivergence
+from bridgegarden.objective.methods import PRESETS, MixedDivergence
 from bridgegarden.objective.position_weight import EarlyPositions, TargetProbability
 from bridgegarden.objective.soft_weight import ConfidenceWeight, CurriculumWeight, EntropyWeight, StaticWeight
 from bridgegarden.recipe import ObjectiveSection, build_objective, describe_objective

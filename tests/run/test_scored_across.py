@@ -14,9 +14,8 @@ from bridgegarden.data.teacher_prompt import TEACHER_IDS, TEACHER_LABELS
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.recipe import load_recipe
 from bridgegarden.run.cache import CacheOptions, build_recipe_cache
-from bridgegarden.run.pair import recipe_pair
+from bridgegarden.run.pair import filed_rows, recipe_pair
 from bridgegarden.run.teachers import teacher_of
-from bridgegarden.run.translation import filed_rows
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.shard import documents_of
 from bridgegarden.teacher.live import LiveTeacher

@@ -159,8 +159,8 @@ def print_diagnosis(diagnosis: "Diagnosis", files: "DiagnosisFiles", *, as_json:
         kind_words,
         probe_words,
         thanks_to,
+        verdict_lines,
     )
-    from bridgegarden.report.verdict import verdict_lines
 
     if as_json:
         # Escaped beyond ASCII: a model's text may hold what a terminal obeys.

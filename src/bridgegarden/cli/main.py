@@ -1,4 +1,4 @@
-"""The ``bridgegarden`` command and how it ends.
+"""The ``bridgegarden`` command and how it ends; and ``bridgegarden env``, for when that was badly.
 
 0 when done, 2 for what the user can mend, 130 after Ctrl-C, 143 after SIGTERM where the command stops in order, 1 after
 a bug of ours.
@@ -6,6 +6,7 @@ a bug of ours.
 
 import errno
 import io
+import json
 import logging
 import os
 import sys
@@ -17,7 +18,7 @@ import click
 
 from bridgegarden.cli.options import Group, example
 from bridgegarden.errors import BridgegardenError, Stopped, in_words
-from bridgegarden.terminal import PlainLines, one_line
+from bridgegarden.terminal import PlainLines, one_line, plain_json, say
 
 COMMANDS = {
     "quickstart": "bridgegarden.cli.study:quickstart_command",
@@ -27,15 +28,15 @@ COMMANDS = {
     "plan": "bridgegarden.cli.train:plan_command",
     "generate": "bridgegarden.cli.teacher:generate_command",
     "diagnose": "bridgegarden.cli.diagnose:diagnose_command",
-    "evaluate": "bridgegarden.cli.evaluate:evaluate_command",
-    "export": "bridgegarden.cli.export:export_command",
-    "bench": "bridgegarden.cli.bench:bench_command",
-    "chat": "bridgegarden.cli.chat:chat_command",
-    "judge": "bridgegarden.cli.evaluate:judge_command",
+    "evaluate": "bridgegarden.cli.student:evaluate_command",
+    "export": "bridgegarden.cli.student:export_command",
+    "bench": "bridgegarden.cli.student:bench_command",
+    "chat": "bridgegarden.cli.student:chat_command",
+    "judge": "bridgegarden.cli.student:judge_command",
     "compare": "bridgegarden.cli.study:compare_command",
     "lab": "bridgegarden.cli.study:lab_group",
     "recipes": "bridgegarden.cli.train:recipes_group",
-    "env": "bridgegarden.cli.env:env_command",
+    "env": "bridgegarden.cli.main:env_command",
 }
 """Every command and where it lives, in the order ``--help`` shows them."""
 
@@ -182,3 +183,25 @@ def main() -> None:
         traceback.print_exc()
         print(BUG, file=sys.stderr)
         sys.exit(1)
+
+
+@click.command(
+    "env",
+    short_help="Print what a report of a fault needs: versions, devices, RECIPE without secrets.",
+    epilog=example("bridgegarden env my.yaml > report.txt"),
+)
+@click.argument("recipe", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def env_command(recipe: str | None, as_json: bool) -> None:
+    """Print versions, devices and threads for a report, and with RECIPE what it says without its secrets.
+
+    Removed from RECIPE are values of keys called after tokens, keys and passwords, access tokens, what an address
+    holds beside the host and path, and the name of the home folder. Look before you publish it all the same.
+    """
+    from bridgegarden.run.environment import environment, environment_text, recipe_without_secrets
+
+    if as_json:
+        shown = {"recipe": recipe_without_secrets(recipe)} if recipe is not None else {}
+        click.echo(plain_json(json.dumps(environment() | shown, indent=2)))
+    else:
+        say(environment_text(recipe))

@@ -16,10 +16,9 @@ from bridgegarden.errors import ConfigError
 from bridgegarden.preflight import Endings, ModelFacts
 from bridgegarden.preflight.flops import ForwardFlops, StepFlops, forward_flops
 from bridgegarden.recipe import Recipe, build_lora_config, build_objective
-from bridgegarden.run.pair import recipe_pair, student_reference
+from bridgegarden.run.pair import recipe_pair, student_reference, translating
 from bridgegarden.run.prune import made_student
 from bridgegarden.run.teachers import teacher_of
-from bridgegarden.run.translation import translating
 from bridgegarden.study.arms import FOR_FILE, ComparedRow
 from bridgegarden.teacher.cache.shard import Document, documents_of
 from bridgegarden.teacher.cache.spec import weights_fingerprint

@@ -7,13 +7,14 @@ from typing import Any, Literal
 from markupsafe import Markup
 
 from bridgegarden.compare.across import PER_BYTE, PER_TOKEN, across_table
-from bridgegarden.compare.drafts import DRAFTS, draft_table
 from bridgegarden.compare.findings import (
+    DRAFTS,
     LOSSES,
     QUALITIES,
     called,
     claims,
     difference,
+    draft_table,
     entropy_kept,
     label_loss,
     percent,

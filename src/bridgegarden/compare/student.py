@@ -16,7 +16,7 @@ from rich.console import Console
 
 from bridgegarden.causal_lm_policy import CausalLMPolicy
 from bridgegarden.compare.across import drift_across, losses_by_prompt
-from bridgegarden.compare.drafts import drafts_by_prompt
+from bridgegarden.compare.findings import drafts_by_prompt
 from bridgegarden.compare.pair import Pair, PairFlops, Work, seeded
 from bridgegarden.compare.result import CompareSettings, Measured, Spent
 from bridgegarden.data import end_of_turn_ids

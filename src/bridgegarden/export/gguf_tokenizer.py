@@ -7,19 +7,20 @@ cut otherwise than all of llama.cpp's is refused, since it would be given other 
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from bridgegarden.errors import ModelError, foreign, quoted
-from bridgegarden.export.gguf_model import Place
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
     from transformers import PreTrainedTokenizerBase
 
+Place = Callable[[str], ModelError]
+"""Makes an error of a message, which begins with the model's name."""
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 """What stands for a space in the words of SentencePiece."""
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")

@@ -20,8 +20,7 @@ from torch import Tensor
 from bridgegarden.errors import ConfigError, check_temperature, lookup
 from bridgegarden.objective.alignment import IGNORE, Places, Position, next_token_labels
 from bridgegarden.objective.divergences import Divergence, entropy, forward_kl, reverse_kl, without_gradient_unless
-from bridgegarden.objective.methods import METHODS
-from bridgegarden.objective.mixed_divergence import MixedDivergence
+from bridgegarden.objective.methods import METHODS, MixedDivergence
 from bridgegarden.objective.position_weight import WITHOUT_TEACHER, TokenImportance
 from bridgegarden.objective.soft_weight import (
     EntropyWeight,
@@ -109,7 +108,7 @@ class HybridObjective:
 
     divergence: Divergence | MixedDivergence = forward_kl
     """Soft loss; see :mod:`bridgegarden.objective.divergences`. Bind options with ``functools.partial``. Two of them,
-    mixed at each position by a rule: :class:`~bridgegarden.objective.mixed_divergence.MixedDivergence`."""
+    mixed at each position by a rule: :class:`~bridgegarden.objective.methods.MixedDivergence`."""
     soft_weight: SoftWeight = field(default_factory=StaticWeight)
     """Rule for the soft weight; see :mod:`bridgegarden.objective.soft_weight`."""
     hard_target: str = "teacher_argmax"

@@ -1,16 +1,24 @@
-"""Methods of distillation by the names that recipes and comparisons give them, each with its paper.
+"""Methods of distillation by the names that recipes and comparisons give them, each with its paper; and two divergences
+mixed by a rule, which several of them are.
 
 A method is an objective: fields in which it differs from the default one. Installed packages add theirs through the
 entry point group ``bridgegarden.methods``; docs/methods.md shows how.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bridgegarden.errors import ConfigError
 from bridgegarden.objective.divergences import (
+    Divergence,
+    LogProbs,
     adaptive_kl,
     alpha_beta,
     forward_kl,
@@ -22,8 +30,8 @@ from bridgegarden.objective.divergences import (
     skewed_reverse_kl,
     token_wise_kl,
     total_variation,
+    without_gradient_unless,
 )
-from bridgegarden.objective.mixed_divergence import MixedDivergence
 from bridgegarden.objective.position_weight import EarlyPositions, LatePositions, TargetProbability, TokenImportance
 from bridgegarden.objective.registry import Registry
 from bridgegarden.objective.soft_weight import (
@@ -32,11 +40,48 @@ from bridgegarden.objective.soft_weight import (
     EntropyWeight,
     HighEntropy,
     LabelCorrection,
+    SoftWeight,
     StaticWeight,
 )
 
 PAPER = "2605.26246"
 """The paper of the hybrids."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedDivergence:
+    r"""A rule's weight :math:`g_t` in [0, 1] decides between two divergences :math:`D_1` and :math:`D_2`.
+
+    .. math:: D = (1 - g_t) \, D_1 + g_t \, D_2 \quad (\text{how} = \text{mix}), \qquad
+              D = D_1 + g_t \, D_2 \quad (\text{how} = \text{add})
+
+    No gradient flows through the rule. Where a divergence has no weight it does not enter, be it infinite.
+    """
+
+    first: Divergence = reverse_kl
+    """:math:`D_1`."""
+    second: Divergence = forward_kl
+    """:math:`D_2`."""
+    rule: SoftWeight = field(default_factory=StaticWeight)
+    """The rule for :math:`g_t`; see :mod:`bridgegarden.objective.soft_weight`."""
+    how: Literal["mix", "add"] = "mix"
+    """Whether the second divergence takes the first one's place or is added to it."""
+
+    def __post_init__(self) -> None:
+        if self.how not in ("mix", "add"):
+            raise ConfigError(f"objective.divergence.how must be 'mix' or 'add', got {self.how!r}.")
+
+    def mixed(
+        self, teacher_logp: LogProbs, student_logp: LogProbs, weight: Float[Tensor, "*batch"]
+    ) -> Float[Tensor, "*batch"]:
+        """The divergence of cells, ``(*batch, C)`` nats each, given the rule's `weight`, ``(*batch,)``."""
+        # A weight that is no number takes part, to be seen.
+        has_second = ~(weight <= 0)
+        has_first = ~(weight >= 1) if self.how == "mix" else torch.ones_like(has_second)
+        one = self.first(teacher_logp, without_gradient_unless(has_first, student_logp))
+        other = self.second(teacher_logp, without_gradient_unless(has_second, student_logp))
+        share = 1 - weight if self.how == "mix" else torch.ones_like(weight)
+        return torch.where(has_first, share * one, 0.0) + torch.where(has_second, weight * other, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ A rule is called with the teacher's signal, the student's view of the same suppo
 training, and gives one weight per position. Hard labels suit Bridges (the next token must be exact), soft labels
 Gardens (it may vary); the adaptive rules read from the teacher's distribution which is which. Equations:
 arXiv:2605.26246, section 5. The same rules can weigh a position (:mod:`bridgegarden.objective.position_weight`) or
-mix two divergences (:mod:`bridgegarden.objective.mixed_divergence`); :func:`ask` calls one for any of them.
+mix two divergences (:mod:`bridgegarden.objective.methods`); :func:`ask` calls one for any of them.
 """
 
 import inspect

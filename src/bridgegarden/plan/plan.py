@@ -20,8 +20,8 @@ from bridgegarden.recipe.training import LoraSection
 from bridgegarden.run.cut_student import CutStudent, sizes_text
 from bridgegarden.run.pair import recipe_pair
 from bridgegarden.run.quiet import quiet_libraries
+from bridgegarden.run.recipe_teacher import kept_tokens
 from bridgegarden.run.teachers import CachedByRow, teacher_of
-from bridgegarden.run.translation import kept_tokens
 
 if TYPE_CHECKING:
     import torch

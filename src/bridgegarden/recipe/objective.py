@@ -13,7 +13,7 @@ from bridgegarden.recipe.values import coerce, section_from
 if TYPE_CHECKING:
     from bridgegarden.objective.divergences import Divergence
     from bridgegarden.objective.hybrid import HybridObjective
-    from bridgegarden.objective.mixed_divergence import MixedDivergence
+    from bridgegarden.objective.methods import MixedDivergence
     from bridgegarden.objective.soft_weight import SoftWeight
 
 OPTION_RANGES: Mapping[tuple[str, str], tuple[float, float]] = MappingProxyType(
@@ -109,7 +109,7 @@ def describe_objective(objective: "HybridObjective") -> str:
 
 def _named(divergence: Any) -> str:
     """A divergence as a reader of a recipe calls it."""
-    from bridgegarden.objective.mixed_divergence import MixedDivergence
+    from bridgegarden.objective.methods import MixedDivergence
 
     if isinstance(divergence, MixedDivergence):
         first, second = _named(divergence.first), _named(divergence.second)
@@ -121,7 +121,7 @@ def _named(divergence: Any) -> str:
 
 
 def _mixed_divergence(written: Mapping[str, Any]) -> "MixedDivergence":
-    from bridgegarden.objective.mixed_divergence import MixedDivergence
+    from bridgegarden.objective.methods import MixedDivergence
     from bridgegarden.objective.soft_weight import SOFT_WEIGHTS
 
     place = "objective.divergence"

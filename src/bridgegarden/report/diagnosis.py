@@ -26,10 +26,10 @@ from bridgegarden.report.diagnosis_words import (
     kind_words,
     probe_words,
     thanks_to,
+    verdict_lines,
 )
 from bridgegarden.report.page import Page, Section, details, figure, findings, made_section, words_section
 from bridgegarden.report.tokens import visible
-from bridgegarden.report.verdict import verdict_lines
 from bridgegarden.table import Cell, Table, number
 from bridgegarden.terminal import counted, duration
 

@@ -16,7 +16,7 @@ from bridgegarden.preflight import ModelFacts, Pair, check_quantised
 from bridgegarden.recipe import Recipe, build_objective, load_recipe
 from bridgegarden.run.models import quantised_warning, usable_device
 from bridgegarden.run.output import check_writable
-from bridgegarden.run.pair import recipe_pair
+from bridgegarden.run.pair import filed_rows, recipe_pair, tell_decided
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.recipe_teacher import cache_folder, cache_folders, cache_warnings
 from bridgegarden.run.served_cache import (
@@ -29,7 +29,6 @@ from bridgegarden.run.served_cache import (
 )
 from bridgegarden.run.teachers import CachedByRow, CachedModel, LiveModel, teacher_of
 from bridgegarden.run.teachers_elsewhere import CacheAlone, CachedServer, ScoringServer
-from bridgegarden.run.translation import filed_rows, tell_decided
 from bridgegarden.terminal import Display
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedModel
 
-    from bridgegarden.run.known_shares import KnownShares
+    from bridgegarden.run.cache_report import KnownShares
     from bridgegarden.run.rows import RunData
     from bridgegarden.teacher.cache.exchange import ExportResult
     from bridgegarden.teacher.cache.info import CheckResult
@@ -280,9 +279,9 @@ def shares_for(source: str, overrides: Sequence[str], student: str) -> "KnownSha
     """How much the model `student` could be taught from the cache of the recipe `source`.
 
     Raises:
-        ConfigError: `source` is a folder; and as :func:`~bridgegarden.run.known_shares.known_shares`.
+        ConfigError: `source` is a folder; and as :func:`~bridgegarden.run.cache_report.known_shares`.
     """
-    from bridgegarden.run.known_shares import known_shares
+    from bridgegarden.run.cache_report import known_shares
     from bridgegarden.terminal import stderr_console
 
     if not _is_recipe(source):

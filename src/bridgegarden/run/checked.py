@@ -14,11 +14,10 @@ from bridgegarden.recipe import Recipe, build_lora_config, build_objective, buil
 from bridgegarden.run.cut_student import CutStudent
 from bridgegarden.run.kappa_probe import check_probes, probe_hashes
 from bridgegarden.run.output import OutputFolder
-from bridgegarden.run.pair import recipe_pair
+from bridgegarden.run.pair import recipe_pair, tell_decided
 from bridgegarden.run.recipe_teacher import cache_folders
 from bridgegarden.run.rows import RunData, mix_text, rules_of, training_rows
 from bridgegarden.run.teachers import teacher_of
-from bridgegarden.run.translation import tell_decided
 from bridgegarden.teacher.cache.manifest import MANIFEST, read_spec
 from bridgegarden.training.measured import OF_TEACHER
 

@@ -27,12 +27,12 @@ from bridgegarden.report.diagnosis_across import ANNOUNCED
 from bridgegarden.run.kappa_probe import probe_file
 from bridgegarden.run.models import load_model, placed, usable_device
 from bridgegarden.run.output import OutputFolder, check_writable, write_or_rescue
+from bridgegarden.run.pair import tokenizers_of
 from bridgegarden.run.prompts import Prompts, PromptSource, read_prompts
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.record import now, package_versions
 from bridgegarden.run.rows import columns_of
 from bridgegarden.run.teachers import LiveModel
-from bridgegarden.run.translation import tokenizers_of
 from bridgegarden.terminal import Display, counted
 
 if TYPE_CHECKING:

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from bridgegarden.errors import ConfigError, MissingPackageError, ModelError, OutputError
-from bridgegarden.export.gguf_file import KINDS, check_kind, gguf_export
-from bridgegarden.export.gguf_model import context_length
-from bridgegarden.export.modelfile import modelfile
+from bridgegarden.export.gguf_file import KINDS, check_kind, context_length, gguf_export
 from bridgegarden.export.onnx_model import check_onnx_kind, write_onnx
-from bridgegarden.export.usage import Made, folder_card, gguf_card, with_onnxruntime, with_transformers
+from bridgegarden.export.usage import Made, folder_card, gguf_card, modelfile, with_onnxruntime, with_transformers
 from bridgegarden.files import partial, sync_folder, write_text
 from bridgegarden.preflight import ModelFacts, ModelReference, load_facts, quantisation
 from bridgegarden.run.models import load_model

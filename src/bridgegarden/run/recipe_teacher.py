@@ -12,7 +12,7 @@ from urllib.parse import quote
 from bridgegarden.data import Mix, RowRules
 from bridgegarden.errors import ConfigError
 from bridgegarden.preflight import ModelReference, Pair, check_positions
-from bridgegarden.recipe import Recipe, build_objective
+from bridgegarden.recipe import Recipe, TeacherSection, build_objective
 from bridgegarden.run.rows import RunData, evaluation_rows, mix_text, rules_of, tokenised, training_rows
 from bridgegarden.terminal import counted
 
@@ -20,10 +20,15 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from bridgegarden.teacher.cache.reader import TeacherCache
+    from bridgegarden.teacher.live import LiveTeacher
+    from bridgegarden.teacher.mixture import MixedTeacher
     from bridgegarden.teacher.protocol import Teacher
 
 Say = Callable[[str], None]
 """Tells a person a line."""
+TOP_K = 64
+"""Tokens kept of a teacher in memory whose signals are translated, unless the recipe says otherwise: the time that
+takes grows with them."""
 
 
 @dataclass(frozen=True)
@@ -175,3 +180,20 @@ def announced(recipe: Recipe, cache: "TeacherCache", say: Say) -> "TeacherCache"
     own = "" if loss is None else f"; its own loss on them is {loss}"
     say(f"reading teacher {recipe.teacher.name} from {cache.folder} ({counted(len(cache), 'row')}){own}")
     return cache
+
+
+def kept_tokens(section: TeacherSection, pair: Pair) -> int | None:
+    """How many tokens are kept of a teacher in memory."""
+    return TOP_K if section.top_k is None and pair.tokens is not None else section.top_k
+
+
+def translated(teacher: "TeacherCache | LiveTeacher | MixedTeacher", pair: Pair) -> "Teacher":
+    """`teacher`, in the vocabulary of the student of `pair`."""
+    from bridgegarden.teacher.cache.reader import TeacherCache
+    from bridgegarden.teacher.translated import TranslatedCache, TranslatedModel
+
+    if pair.tokens is None:
+        return teacher
+    if isinstance(teacher, TeacherCache):
+        return TranslatedCache(teacher, pair.tokens)
+    return TranslatedModel(teacher, pair.tokens)

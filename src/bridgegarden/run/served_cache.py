@@ -28,7 +28,7 @@ from bridgegarden.preflight import (
 )
 from bridgegarden.recipe import Recipe, build_objective
 from bridgegarden.run.models import load_teacher
-from bridgegarden.run.pair import student_reference
+from bridgegarden.run.pair import filed_rows, student_reference, tell_decided
 from bridgegarden.run.recipe_teacher import RecipeTeacher
 from bridgegarden.run.rows import (
     Answers,
@@ -40,7 +40,6 @@ from bridgegarden.run.rows import (
     read_answers,
     training_rows,
 )
-from bridgegarden.run.translation import filed_rows, tell_decided
 from bridgegarden.teacher.server_connection import ApiName, api_key
 from bridgegarden.teacher.server_requests import Requests, Server
 from bridgegarden.terminal import Display, counted

@@ -24,11 +24,12 @@ from bridgegarden.run.recipe_teacher import (
     cache_folder,
     cache_warnings,
     check_prompt,
+    kept_tokens,
     recipes_of,
+    translated,
 )
 from bridgegarden.run.rows import RunData, hold_logprobs
 from bridgegarden.run.teachers_elsewhere import AnsweringServer, LabelsAlone, RecordedTeacher, ScoringServer
-from bridgegarden.run.translation import kept_tokens, translated
 
 if TYPE_CHECKING:
     from datasets import Dataset

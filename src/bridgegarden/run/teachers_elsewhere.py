@@ -6,9 +6,16 @@ from typing import TYPE_CHECKING
 from bridgegarden.data import Mix, RowRules, tokenizer_fingerprint
 from bridgegarden.errors import ConfigError, TokenizerError
 from bridgegarden.preflight import ModelReference, Pair
-from bridgegarden.run.recipe_teacher import RecipeTeacher, Say, announced, cache_folder, cache_warnings, check_prompt
+from bridgegarden.run.recipe_teacher import (
+    RecipeTeacher,
+    Say,
+    announced,
+    cache_folder,
+    cache_warnings,
+    check_prompt,
+    translated,
+)
 from bridgegarden.run.rows import tokenised, usable_answers, without_rows
-from bridgegarden.run.translation import translated
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -10,11 +10,16 @@ positions that come in clusters, is resampled by whole clusters (:class:`Bootstr
 from bridgegarden.statistics.intervals import (
     CONFIDENCE,
     ROUNDING,
+    Decision,
     Effect,
     Estimate,
     Interval,
     corrected,
+    decide,
     exact_share,
+    holm,
+    holm_adjusted,
+    pooled,
     to_plain,
 )
 from bridgegarden.statistics.paired import (
@@ -26,7 +31,6 @@ from bridgegarden.statistics.paired import (
     unvaried_p,
 )
 from bridgegarden.statistics.ranks import Bootstrapped, auc, resampled, spearman, weighted_mean
-from bridgegarden.statistics.verdicts import Decision, decide, holm, holm_adjusted, pooled
 
 __all__ = [
     "CONFIDENCE",

@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 
 from bridgegarden.errors import ConfigError
 from bridgegarden.exact.process import Process, Role, role, sample, trace
-from bridgegarden.exact.script import LOST
 from bridgegarden.exact.tasks import arithmetic as words
 from bridgegarden.exact.tasks.arithmetic import ArithmeticWorld, Operation, Problem, check_answer
-from bridgegarden.exact.world import END, split_of
+from bridgegarden.exact.world import END, LOST, split_of
 from tests.exact.walk import reachable_states, success_rate
 
 WORLD = ArithmeticWorld()

@@ -16,8 +16,9 @@ from bridgegarden.exact.tasks.program import (
     Condition,
     ProgramWorld,
     Specification,
+    parse,
+    run,
 )
-from bridgegarden.exact.tasks.program_language import parse, run
 from bridgegarden.exact.world import END, UNKNOWN
 from tests.exact.walk import success_rate, texts
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridgegarden.errors import DataError
-from bridgegarden.exact.tasks.program_language import Assignment, Branch, Program, parse, run, same_results
+from bridgegarden.exact.tasks.program import Assignment, Branch, Program, parse, run, same_results
 from bridgegarden.exact.world import split_words
 
 TEXT = "t1 = sub ( a , b ) ; if t1 > 2 : return a ; return t1"

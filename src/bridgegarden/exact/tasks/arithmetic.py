@@ -21,11 +21,15 @@ from typing import ClassVar, NamedTuple
 import torch
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.exact.script import Choices, ScriptProcess, Slot, slipping, wording
 from bridgegarden.exact.world import (
+    Choices,
     Phrases,
+    ScriptProcess,
+    Slot,
     World,
     first_phrases,
+    slipping,
+    wording,
 )
 
 OPERATORS = ("plus", "minus", "times")

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from bridgegarden.errors import ConfigError, lookup
-from bridgegarden.exact.script import Choices, ScriptProcess, Slot
-from bridgegarden.exact.world import World
+from bridgegarden.exact.world import Choices, ScriptProcess, Slot, World
 
 OPERATIONS: Mapping[str, Callable[[int, int], int]] = MappingProxyType(
     {"plus": lambda a, b: a + b, "minus": lambda a, b: a - b, "times": lambda a, b: a * b}

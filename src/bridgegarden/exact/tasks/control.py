@@ -14,8 +14,7 @@ from typing import ClassVar
 import torch
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.exact.script import ScriptProcess, Slot, fixed, wording
-from bridgegarden.exact.world import Phrases, World, first_phrases
+from bridgegarden.exact.world import Phrases, ScriptProcess, Slot, World, first_phrases, fixed, wording
 
 PEOPLE = ("Ida", "Jan", "Klara", "Leo", "Mina", "Nils", "Olga", "Paul")
 

@@ -15,8 +15,17 @@ from typing import ClassVar, NamedTuple
 import torch
 
 from bridgegarden.errors import ConfigError
-from bridgegarden.exact.script import Choices, ScriptProcess, Slot, fixed, slipping, wording
-from bridgegarden.exact.world import Phrases, World, first_phrases
+from bridgegarden.exact.world import (
+    Choices,
+    Phrases,
+    ScriptProcess,
+    Slot,
+    World,
+    first_phrases,
+    fixed,
+    slipping,
+    wording,
+)
 
 PEOPLE = ("Anna", "Ben", "Clara", "David", "Emma", "Felix", "Greta", "Hugo")
 

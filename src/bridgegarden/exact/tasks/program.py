@@ -1,38 +1,45 @@
 """Programs: operators, operands, tests and returns must be exact; names, comments and commuted operands may vary.
 
-A problem says in words what to compute and what to return when. An answer is a program in the language of
-`program_language`, which can be run to see whether it does what was asked. Each operator, each order of operands that
-matters, comparator, constant and returned name is written wrong with probability `slip_rate`. The same two tokens are
-a Bridge after ``sub (`` and a Garden after ``add (``.
+A problem says in words what to compute and what to return when. An answer is a program in a tiny language: assignments,
+then tests that return early, then a return. It can be run to see whether it does what was asked.
+
+    t1 = sub ( a , b ) ; if t1 > 2 : return a ; return t1
+
+Statements are separated by ``;``. Words from ``#`` up to the next ``;`` are a comment. Each operator, each order of
+operands that matters, comparator, constant and returned name is written wrong with probability `slip_rate`. The same
+two tokens are a Bridge after ``sub (`` and a Garden after ``add (``.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, product
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
 import torch
 
 from bridgegarden.errors import ConfigError, DataError
-from bridgegarden.exact.script import Choices, ScriptProcess, Slot, fixed, slipping, weighted, wording
-from bridgegarden.exact.tasks.program_language import (
-    COMMUTATIVE,
-    COMPARATORS,
-    OPERATORS,
-    Assignment,
-    Branch,
-    Program,
-    parse,
-    same_results,
-)
 from bridgegarden.exact.world import (
     END,
+    Choices,
     Phrases,
+    ScriptProcess,
+    Slot,
     World,
     first_phrases,
+    fixed,
+    slipping,
+    weighted,
+    wording,
 )
+
+OPERATORS = ("add", "mul", "sub")
+
+COMMUTATIVE = frozenset({"add", "mul"})
+"""Operators whose operands may change places."""
+
+COMPARATORS = (">", "<")
 
 VARIABLES = ("a", "b", "c", "d", "e", "f")
 
@@ -67,6 +74,110 @@ FORMS = tuple(
     (operator, swap) for operator in OPERATORS for swap in (False, True) if not (swap and operator in COMMUTATIVE)
 )
 """Every operator with every order of its operands that makes a difference."""
+
+
+class Assignment(NamedTuple):
+    """``target = operator ( first , second )``."""
+
+    target: str
+    operator: str
+    first: str
+    second: str
+
+
+class Branch(NamedTuple):
+    """``if name comparator constant : return value``."""
+
+    name: str
+    comparator: str
+    constant: int
+    value: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A program that every run ends with a number."""
+
+    assignments: tuple[Assignment, ...]
+    """Done in order."""
+
+    branches: tuple[Branch, ...]
+    """The first that holds decides."""
+
+    otherwise: str
+    """The name whose value is returned when none holds."""
+
+
+def parse(words: Sequence[str], arguments: Sequence[str]) -> Program:
+    """The program that `words` spell, over the names `arguments`.
+
+    Raises:
+        DataError: `words` are not a program, or use a name that has no value.
+    """
+    known = set(arguments)
+    assignments: list[Assignment] = []
+    branches: list[Branch] = []
+    statements = _statements(words)
+    for place, statement in enumerate(statements):
+        last = place == len(statements) - 1
+        match statement:
+            case [target, "=", operator, "(", first, ",", second, ")"] if not (branches or last):
+                _check(operator in OPERATORS, statement, f"an operator, one of {', '.join(OPERATORS)}")
+                _check({first, second} <= known, statement, f"names with a value, of {', '.join(sorted(known))}")
+                known.add(target)
+                assignments.append(Assignment(target, operator, first, second))
+            case ["if", name, comparator, constant, ":", "return", value] if not last:
+                _check(comparator in COMPARATORS, statement, f"a comparator, one of {', '.join(COMPARATORS)}")
+                _check(constant.isdecimal(), statement, "a whole number to compare with")
+                _check({name, value} <= known, statement, f"names with a value, of {', '.join(sorted(known))}")
+                branches.append(Branch(name, comparator, int(constant), value))
+            case ["return", value] if last:
+                _check(value in known, statement, f"a name with a value, of {', '.join(sorted(known))}")
+                return Program(assignments=tuple(assignments), branches=tuple(branches), otherwise=value)
+            case _:
+                _check(False, statement, "assignments, then tests, then one return at the end")
+    raise DataError("program: got no statement. End it with a return.")
+
+
+def run(program: Program, arguments: Mapping[str, int]) -> int:
+    """What `program` returns."""
+    values = dict(arguments)
+    for target, operator, first, second in program.assignments:
+        left, right = values[first], values[second]
+        values[target] = {"add": left + right, "mul": left * right, "sub": left - right}[operator]
+    for name, comparator, constant, value in program.branches:
+        if values[name] > constant if comparator == ">" else values[name] < constant:
+            return values[value]
+    return values[program.otherwise]
+
+
+def same_results(program: Program, other: Program, arguments: Sequence[str], inputs: range) -> bool:
+    """Whether both return the same for all `inputs` of the `arguments`, tried one by one."""
+    tried = (MappingProxyType(dict(zip(arguments, values, strict=True))) for values in _inputs(arguments, inputs))
+    return all(run(program, given) == run(other, given) for given in tried)
+
+
+def _inputs(arguments: Sequence[str], inputs: range) -> product:
+    return product(inputs, repeat=len(arguments))
+
+
+def _statements(words: Sequence[str]) -> list[list[str]]:
+    statements: list[list[str]] = [[]]
+    comment = False
+    for word in words:
+        if word == ";":
+            statements.append([])
+            comment = False
+        elif word == "#" or comment:
+            comment = True
+        else:
+            statements[-1].append(word)
+    return statements
+
+
+def _check(holds: bool, statement: Sequence[str], expected: str) -> None:
+    if not holds:
+        raise DataError(f"program: '{' '.join(statement)}': expected {expected}. Mend the statement.")
 
 
 class Computation(NamedTuple):
