@@ -1,8 +1,11 @@
+import math
 import random
 from dataclasses import replace
 from functools import cache, partial
+from statistics import stdev
 
 import pytest
+from scipy.stats import t as student_t
 
 from bridgegarden.compare.findings import (
     all_differences,
@@ -169,6 +172,15 @@ def test_all_objectives_together_tell_what_three_seeds_of_two_cannot(monkeypatch
 def test_an_objective_whose_seeds_vary_more_than_the_others_is_seldom_called():
     pages = [trained_apart(seed, wilder=3.0) for seed in range(40)]
     assert sum(calls(page) > 0 for page in pages) <= 4
+
+
+def test_an_objective_whose_seeds_vary_more_than_the_others_keeps_its_own_spread():
+    page = trained_apart(0, wilder=20.0)
+    found = difference(page, SIX[0], "soft", "student_loss")
+    first, second = (summary(page, name, "student_loss").by_seed for name in (SIX[0], "soft"))
+    own = stdev(a - b for a, b in zip(first, second, strict=True))
+    width = 2 * student_t.ppf(0.975, (len(SIX) - 1) * (3 - 1)) * own / math.sqrt(3)
+    assert found.interval.high - found.interval.low == pytest.approx(width, rel=0.15)
 
 
 def test_a_real_effect_is_called_for_all_that_the_page_claims():

@@ -44,6 +44,15 @@ def test_a_good_tokenizer_is_found_good():
     assert fault_of_template(tiny_tokenizer()) is None
 
 
+def test_the_same_file_with_another_template_is_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(trial, "_harmless", set())
+    file = tmp_path / "tokenizer.json"
+    file.write_text(tiny_tokenizer().backend_tokenizer.to_str())
+    assert fault_of_tokenizer(tiny_tokenizer(), file) is None
+    fault = "its chat template takes more than 1 GiB of memory for a few words."
+    assert fault_of_tokenizer(with_template("{{ 'x' * 10**11 }}"), file) == fault
+
+
 def test_a_tokenizer_that_multiplies_text_is_refused_in_one_line(tmp_path, capfd):
     folder = save_tiny(tmp_path / "model", tiny_model("llama", 264))
     capfd.readouterr()

@@ -147,6 +147,23 @@ def test_check_compares_the_counts_beside_a_shard_with_what_is_in_it(cache):
         check_cache(cache)
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"\xff\xfe", b'{"format": 2'])
+def test_a_manifest_that_is_no_json_is_named_with_what_to_do(cache, content):
+    path = cache / "cache.json"
+    path.write_bytes(content)
+    for use in (read, cache_info, check_cache):
+        with pytest.raises(DataError, match=rf"^{path}: cannot be read \("):
+            use(cache)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"\xff\xfe"])
+def test_a_count_beside_a_shard_that_is_no_json_is_named(cache, content):
+    path = next(iter(finished_shards(cache))).with_suffix(".json")
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=path.name):
+        check_cache(cache)
+
+
 def test_any_change_to_the_manifest_is_found(cache):
     path = cache / "cache.json"
     path.write_text(path.read_text().replace('"teacher": "tiny"', '"teacher": "tinz"'))
