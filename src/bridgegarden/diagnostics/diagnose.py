@@ -35,7 +35,7 @@ from bridgegarden.diagnostics.kappa import (
     measure_kappa,
 )
 from bridgegarden.diagnostics.label_losses import Answer, LabelLosses, answer_losses
-from bridgegarden.diagnostics.rollout import RollOuts, Sampling
+from bridgegarden.diagnostics.rollout import RollOuts
 from bridgegarden.errors import ConfigError
 from bridgegarden.policy import Decoding, Policy
 
@@ -330,14 +330,9 @@ def _biases(
 ) -> dict[str, ExposureBias]:
     most = len(prompts) * settings.samples * settings.max_new_tokens * (1 + len(students))
     with work.phase("texts of the teacher and the students", most):
-        sampling = Sampling(
-            samples=settings.samples,
-            temperature=settings.temperature,
-            max_new_tokens=settings.max_new_tokens,
-            divergence=settings.loss,
-            max_rows=settings.max_rows,
+        return compare_students(
+            teacher, students, prompts, settings.sampling, generator=generator_of(settings, "texts")
         )
-        return compare_students(teacher, students, prompts, sampling, generator=generator_of(settings, "texts"))
 
 
 def _losses(

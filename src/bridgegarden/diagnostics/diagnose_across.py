@@ -13,7 +13,6 @@ from bridgegarden.diagnostics.diagnosis import Cost, DiagnosisSettings, Findings
 from bridgegarden.diagnostics.exposure_bias import paired_differences
 from bridgegarden.diagnostics.kappa_across import KappaAcross, measure_kappa_across
 from bridgegarden.diagnostics.label_losses import Answer, LabelLosses, losses_across
-from bridgegarden.diagnostics.rollout import Sampling
 from bridgegarden.diagnostics.two_tokenizers import PairReader, Prompt, TwoTokenizers, compare_across
 
 
@@ -75,16 +74,9 @@ def diagnose_across(
 def _biases(
     readers: Mapping[str, PairReader], prompts: Sequence[Prompt], settings: DiagnosisSettings, work: Work
 ) -> dict[str, TwoTokenizers]:
-    sampling = Sampling(
-        samples=settings.samples,
-        temperature=settings.temperature,
-        max_new_tokens=settings.max_new_tokens,
-        divergence=settings.loss,
-        max_rows=settings.max_rows,
-    )
     most = len(prompts) * settings.samples * settings.max_new_tokens * (1 + len(readers))
     with work.phase("texts of the teacher and the students", most):
-        return compare_across(readers, prompts, sampling, generator=generator_of(settings, "texts"))
+        return compare_across(readers, prompts, settings.sampling, generator=generator_of(settings, "texts"))
 
 
 def _losses(

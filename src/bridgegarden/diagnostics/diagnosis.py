@@ -16,7 +16,7 @@ from bridgegarden.diagnostics.fit_probe import FittedProbe
 from bridgegarden.diagnostics.kappa import Choice, KappaResult, PositionKappa
 from bridgegarden.diagnostics.kappa_across import Agreement
 from bridgegarden.diagnostics.label_losses import LabelLosses
-from bridgegarden.diagnostics.rollout import RollOuts, walk
+from bridgegarden.diagnostics.rollout import RollOuts, Sampling, walk
 from bridgegarden.diagnostics.verdict import Verdict
 from bridgegarden.errors import ConfigError, lookup
 from bridgegarden.objective.divergences import DIVERGENCES, Divergence
@@ -156,6 +156,17 @@ class DiagnosisSettings:
         lookup(DIVERGENCES, self.divergence, field="diagnosis.divergence")
         if self.divergence == "alpha_beta":
             raise ConfigError("diagnosis.divergence: alpha_beta needs two exponents; take one that needs none.")
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the texts of all models are written."""
+        return Sampling(
+            samples=self.samples,
+            temperature=self.temperature,
+            max_new_tokens=self.max_new_tokens,
+            divergence=self.loss,
+            max_rows=self.max_rows,
+        )
 
     @property
     def loss(self) -> Divergence:

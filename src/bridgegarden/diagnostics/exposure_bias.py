@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bridgegarden.diagnostics.rollout import RollOuts, Sampling, roll_out
-from bridgegarden.errors import ConfigError, DataError
+from bridgegarden.errors import DataError
 from bridgegarden.policy import Policy
 from bridgegarden.statistics import Estimate, to_plain
 
@@ -205,13 +205,7 @@ def compare_students(
         ConfigError: a setting out of range, or no students.
         DataError: fewer than two prompts, different vocabularies, or a loss that is not finite.
     """
-    samples, horizon = sampling.samples, sampling.max_new_tokens
-    if not students or samples < 1 or horizon < 1:
-        raise ConfigError(
-            f"exposure bias: needs a student, samples >= 1 and max_new_tokens >= 1; got {len(students)} students, "
-            f"samples={samples}, max_new_tokens={horizon}."
-        )
-    uniforms = torch.rand(len(prompts), samples, horizon, generator=generator, dtype=torch.float64)
+    uniforms = sampling.uniforms(len(prompts), len(students), generator)
 
     def texts(writer: Policy, readers: Sequence[Policy]) -> RollOuts:
         return roll_out(

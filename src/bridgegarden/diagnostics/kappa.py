@@ -20,6 +20,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -328,11 +329,7 @@ def _measure(
     )
     found = []
     for i, (text, position) in enumerate(places):
-        kept, rest, q_values = sets[i], rests[i], losses[i]
-        baseline = q_values[:, :-2] @ p[i, kept] + rest.mass[0] * q_values[:, -2]
-        advantage = q_values - baseline[:, None]
-        contribution = advantage[:, :-2] @ q[i, kept] + rest.mass[1] * advantage[:, -1]
-        state = Estimate.cautious(advantage[:, :-2].sum(1), size=q_values.abs().max().item())
+        actions, state, contribution = _kappas(losses[i], p[i], q[i], sets[i], rests[i])
         found.append(
             PositionKappa(
                 text=text,
@@ -345,21 +342,30 @@ def _measure(
                 likeliest=likeliest[i],
                 agreement=agreement[i],
                 loss=texts.losses[0, text, position].item(),
-                actions=tuple(
-                    ActionKappa(
-                        token=token,
-                        teacher_prob=p[i, token].item(),
-                        student_prob=q[i, token].item(),
-                        kappa=Estimate.cautious(advantage[:, column], size=q_values.abs().max().item()),
-                    )
-                    for column, token in enumerate(kept.tolist())
-                ),
+                actions=actions,
                 state_kappa=state,
-                contribution=Estimate.cautious(contribution, size=q_values.abs().max().item()),
+                contribution=contribution,
                 kind=_kind(state, threshold),
             )
         )
     return found, spent
+
+
+def _kappas(
+    q_values: Tensor, p: Tensor, q: Tensor, kept: Tensor, rest: "_Outside"
+) -> tuple[tuple[ActionKappa, ...], Estimate, Estimate]:
+    """Of each action `kept`, of the state, and the contribution; `q_values`: ``(rounds, actions + 2)``, drawn last."""
+    baseline = q_values[:, :-2] @ p[kept] + rest.mass[0] * q_values[:, -2]
+    advantage = q_values - baseline[:, None]
+    estimate = partial(Estimate.cautious, size=q_values.abs().max().item())
+    actions = tuple(
+        ActionKappa(token=token, teacher_prob=teacher, student_prob=student, kappa=estimate(column))
+        for token, teacher, student, column in zip(
+            kept.tolist(), p[kept].tolist(), q[kept].tolist(), advantage.T[:-2], strict=True
+        )
+    )
+    contribution = advantage[:, :-2] @ q[kept] + rest.mass[1] * advantage[:, -1]
+    return actions, estimate(advantage[:, :-2].sum(1)), estimate(contribution)
 
 
 def _first_choice(teacher_logp: Tensor, student_logp: Tensor) -> tuple[list[int], list[float], list[float]]:

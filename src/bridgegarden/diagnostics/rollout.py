@@ -48,6 +48,19 @@ class Sampling:
     max_rows: int = DEFAULT_MAX_ROWS
     """Texts in progress at a time: what memory is bounded by."""
 
+    def uniforms(self, prompts: int, students: int, generator: torch.Generator) -> Tensor:
+        """``(prompts, samples, max_new_tokens)`` in [0, 1): what decides every token, the same for all who write.
+
+        Raises:
+            ConfigError: a setting out of range, or no students.
+        """
+        if not students or self.samples < 1 or self.max_new_tokens < 1:
+            raise ConfigError(
+                f"exposure bias: needs a student, samples >= 1 and max_new_tokens >= 1; got {students} students, "
+                f"samples={self.samples}, max_new_tokens={self.max_new_tokens}."
+            )
+        return torch.rand(prompts, self.samples, self.max_new_tokens, generator=generator, dtype=torch.float64)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RollOuts:

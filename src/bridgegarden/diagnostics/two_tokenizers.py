@@ -30,7 +30,7 @@ from bridgegarden.data.encode import IGNORED
 from bridgegarden.data.teacher_prompt import TEACHER_LABELS
 from bridgegarden.diagnostics.exposure_bias import ExposureBias
 from bridgegarden.diagnostics.rollout import RollOuts, Sampling, roll_out
-from bridgegarden.errors import ConfigError, DataError
+from bridgegarden.errors import DataError
 from bridgegarden.objective.alignment import SupervisedPositions
 from bridgegarden.objective.divergences import Divergence, total_variation
 from bridgegarden.objective.head import chunks, default_chunk_tokens, select_support
@@ -267,20 +267,15 @@ def compare_across(
         ConfigError: a setting out of range, or no students.
         DataError: fewer than two prompts, or a loss that is not finite.
     """
-    samples, most = sampling.samples, sampling.max_new_tokens
-    if not readers or samples < 1 or most < 1:
-        raise ConfigError(
-            f"exposure bias: needs a student, samples >= 1 and max_new_tokens >= 1; got {len(readers)} students, "
-            f"samples={samples}, max_new_tokens={most}."
-        )
-    uniforms = torch.rand(len(prompts), samples, most, generator=generator, dtype=torch.float64)
+    uniforms = sampling.uniforms(len(prompts), len(readers), generator)
     lead = next(iter(readers.values()))
     teachers = lead.write(prompts, sampling, uniforms, teachers=True)
     found = {}
     for name, reader in readers.items():
         written = (teachers, reader.write(prompts, sampling, uniforms, teachers=False))
         on_teacher, on_student = (
-            reader.score(texts, samples, most, sampling.divergence, sampling.max_rows) for texts in written
+            reader.score(texts, sampling.samples, sampling.max_new_tokens, sampling.divergence, sampling.max_rows)
+            for texts in written
         )
         bias = ExposureBias.of(on_teacher.texts, on_student.texts, temperature=sampling.temperature)
         found[name] = TwoTokenizers(

@@ -2,8 +2,13 @@
 
 The objective is local to a position (the risk term looks one ahead), so a chunk's loss *and* gradient can be finished
 while its logits exist. Three large products a step, as in plain fine-tuning; neither model's [N, V] logits exist.
+
+Against the two-pass route (:func:`~bridgegarden.objective.head.selected_logits`, whose backward projects again) it
+takes 0.69 times the processor time: 3.5 s and 5.1 s for 512 positions, 151,936 tokens, hidden size 512, on one CPU
+thread (``python benchmarks/head_and_loss.py``; docs/benchmarks.md). So this is what the trainer uses.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, runtime_checkable
 
@@ -87,6 +92,23 @@ class FusedLoss:
     """Between what the share of the student's tokens lies that the teacher would accept, ``(N,)`` each, NaN where the
     signal does not say; None unless asked for."""
 
+    @classmethod
+    def of(cls, loss: Tensor, records: Sequence[Tensor], *, measured: bool) -> "FusedLoss":
+        """From what a walk records per position, in the order of :func:`_chunk`."""
+        terms, others = records[: len(fields(HybridLoss))], records[len(fields(HybridLoss)) :]
+        entropy, hit, *bounds = others[4:] if measured else (None, None)
+        return cls(
+            loss,
+            HybridLoss(*terms),
+            teacher_entropy=others[0],
+            student_entropy=entropy,
+            captured_mass=others[1],
+            teacher_label_logp=others[2],
+            student_label_logp=others[3],
+            student_hit=hit,
+            acceptance=Bounds(*bounds) if measured else None,
+        )
+
 
 def fused_hybrid_loss(
     hidden: Float[Tensor, "N D"],
@@ -103,10 +125,6 @@ def fused_hybrid_loss(
     kernels: bool = False,
 ) -> FusedLoss:
     """The objective at N supervised positions, in order, differentiable in `hidden` and the head.
-
-    Against the two-pass route (:func:`selected_logits`, whose backward projects again) it takes 0.69 times the
-    processor time: 3.5 s and 5.1 s for 512 positions, 151,936 tokens, hidden size 512, on one CPU thread
-    (``python benchmarks/head_and_loss.py``; docs/benchmarks.md). So this is what the trainer uses.
 
     Args:
         hidden: ``(N, D)`` the student's final hidden states at supervised positions, row by row, in order.
@@ -159,19 +177,7 @@ def fused_hybrid_loss(
         dtype=compute_dtype(hidden, head.weight),
     )
     loss, *records = _FusedHybridLoss.apply(hidden, head.weight, head.bias, walk)
-    terms, measured = records[: len(fields(HybridLoss))], records[len(fields(HybridLoss)) :]
-    entropy, hit, *bounds = measured[4:] if measure_student else (None, None)
-    return FusedLoss(
-        loss,
-        HybridLoss(*terms),
-        teacher_entropy=measured[0],
-        student_entropy=entropy,
-        captured_mass=measured[1],
-        teacher_label_logp=measured[2],
-        student_label_logp=measured[3],
-        student_hit=hit,
-        acceptance=Bounds(*bounds) if measure_student else None,
-    )
+    return FusedLoss.of(loss, records, measured=measure_student)
 
 
 def _count(number: Tensor | int, device: torch.device) -> Tensor:

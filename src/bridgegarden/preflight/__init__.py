@@ -1,7 +1,7 @@
 """Everything that can be found wrong with a pair of models before any weights are loaded."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from bridgegarden.data import end_of_turn_ids
@@ -225,17 +225,7 @@ def preflight(
         top_k=top_k,
         others=pair.others,
     )
-    return Preflight(
-        teacher=pair.teacher,
-        student=pair.student,
-        match=pair.match,
-        endings=pair.endings,
-        named=pair.named,
-        others=pair.others,
-        tokens=pair.tokens,
-        asked=pair.asked,
-        memory=memory,
-    )
+    return Preflight(**{field.name: getattr(pair, field.name) for field in fields(Pair)}, memory=memory)
 
 
 def quantisation(facts: ModelFacts) -> str | None:

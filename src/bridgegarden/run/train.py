@@ -39,6 +39,7 @@ from bridgegarden.run.save import (
 )
 from bridgegarden.run.step_callbacks import EpochEndBeforeSave, SealCheckpoints, StopWhenAsked
 from bridgegarden.run.teachers import CachedByRow, signals_of, teacher_of
+from bridgegarden.terminal import stderr_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -81,8 +82,6 @@ def train(
         NonFiniteError: the loss is not finite.
         Stopped: SIGINT or SIGTERM came, with `stop_in_order`.
     """
-    from bridgegarden.terminal import stderr_console
-
     began = time.perf_counter()
     folder = OutputFolder(recipe.output)
     signals = StopSignals()
@@ -95,10 +94,7 @@ def train(
         console = console or stderr_console()
         console.quiet = console.quiet or not is_main
         checkpoint = _found(recipe, folder, lock, arguments, console)
-        if asked or recipe.needs_teacher:
-            usable_device(recipe.teacher.device, "teacher.device")
-        check_processes(recipe, arguments.world_size)
-        rehearse(recipe, arguments)
+        _check_settings(recipe, arguments, asks=asked or recipe.needs_teacher)
         hub = hub_target(recipe) if is_main else None
         run = with_student(check_run(recipe, folder, arguments, console, asked=asked), console)
         record = continued_record(folder, run_record(run), checkpoint)
@@ -117,6 +113,14 @@ def train(
             remove_checkpoints(folder)
         _push(folder, hub, console)
         return summary
+
+
+def _check_settings(recipe: Recipe, arguments: "SFTConfig", *, asks: bool) -> None:
+    """Find out whether this machine can do what `recipe` sets, before a model is looked at."""
+    if asks:
+        usable_device(recipe.teacher.device, "teacher.device")
+    check_processes(recipe, arguments.world_size)
+    rehearse(recipe, arguments)
 
 
 def _ask_beforehand(run: CheckedRun, console: "Console") -> None:
