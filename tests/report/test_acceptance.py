@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from bridgegarden.report.acceptance import draft_table, lengths_table
 from bridgegarden.report.diagnosis import diagnosis_page
+from bridgegarden.report.diagnosis_words import draft_table, lengths_table
 from tests.diagnostics.small import small_diagnosis, small_findings
 
 

@@ -147,7 +147,6 @@ def print_diagnosis(diagnosis: "Diagnosis", files: "DiagnosisFiles", *, as_json:
     """All of it as JSON; or a table, what it means, and where the page is."""
     from rich.text import Text
 
-    from bridgegarden.report.acceptance import draft_table
     from bridgegarden.report.diagnosis_across import byte_table, kappa_words, known_words, left_out_lines
     from bridgegarden.report.diagnosis_words import (
         advice_words,
@@ -155,6 +154,7 @@ def print_diagnosis(diagnosis: "Diagnosis", files: "DiagnosisFiles", *, as_json:
         bias_table,
         bias_words,
         difference_table,
+        draft_table,
         guide_words,
         kind_words,
         probe_words,

@@ -3,7 +3,6 @@
 from markupsafe import Markup
 
 from bridgegarden.diagnostics.diagnosis import Diagnosis, DiagnosisSettings, ModelUsed, StudentDiagnosis
-from bridgegarden.report.acceptance import draft_section
 from bridgegarden.report.charts import responsive
 from bridgegarden.report.diagnosis_across import byte_table, kappa_section, known_words, left_out
 from bridgegarden.report.diagnosis_figures import (
@@ -22,6 +21,7 @@ from bridgegarden.report.diagnosis_words import (
     bias_words,
     bootstrapped,
     difference_table,
+    draft_section,
     guide_words,
     kind_words,
     probe_words,
