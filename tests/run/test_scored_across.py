@@ -5,7 +5,11 @@ import os
 import shutil
 import signal
 import time
+from copy import deepcopy
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -80,6 +84,20 @@ def serve(tmp_path, monkeypatch):
 
 def changed(*changes):
     return [part for one in changes for part in ("--set", one)]
+
+
+def prepared(document, cache):
+    """A row as Axolotl prepares them: a list a token, those before the answer of no use."""
+    said = cache.signals(document.key)
+    ids, logps = np.zeros((len(document.ids), K), int), np.full((len(document.ids), K), -1e9)
+    ids[:] = np.arange(K)
+    supervised = np.flatnonzero(document.labels[1:] != -100)
+    ids[supervised], logps[supervised] = said.ids, said.logp
+    return {
+        "input_ids": document.ids.tolist(),
+        "target_token_ids": ids.tolist(),
+        "target_logprobs": logps.tolist(),
+    }
 
 
 def as_masses(parts, size):
@@ -246,18 +264,99 @@ def test_what_is_another_tokenizer_than_is_named_is_refused(serve, tmp_path):
         assert "is about the tokens of another tokenizer" in missing.stderr
         assert "(--set teacher.tokenizer=NAME), or take a student that has it" in missing.stderr
     ones().save_pretrained(tmp_path / "ones")
-    another = run("train", recipe, *changed(f"teacher.tokenizer={tmp_path}/ones"))
+    ones_named = changed(f"teacher.tokenizer={tmp_path}/ones")
+    another = run("train", recipe, *ones_named)
     assert another.exit_code == 2
     assert "with which the cache was built" in another.stderr
+    save_tiny(tmp_path / "of-ones", tiny_model("qwen2", len(ones()), seed=3), ones())
+    for student in ("student", "of-ones"):  # of which the second has the tokenizer that is named
+        shown = run("cache", "info", recipe, "--student", tmp_path / student, *ones_named)
+        assert shown.exit_code == 2
+        assert "built with tokenizer" in shown.stderr
+        assert "belong together" in shown.stderr
     shares = run("cache", "info", recipe, "--student", tmp_path / "student", *unnamed)
     assert "Name it (--set teacher.tokenizer=NAME: a folder, or a name on the hub)" in shares.stderr
+
+
+def test_a_cache_of_rows_in_another_chat_template_is_refused_before_weights_are_loaded(serve, tmp_path):
+    _, recipe, _ = serve(rows=ROWS[:4])
+    assert run("cache", "build", recipe).exit_code == 0
+    bare = deepcopy(threes())
+    bare.chat_template = None
+    bare.save_pretrained(tmp_path / "bare")
+    refused = run("train", recipe, *changed(f"teacher.tokenizer={tmp_path}/bare"))
+    assert refused.exit_code == 2
+    assert "built with chat template" in refused.stderr
+    assert f"but rows are read with that of teacher.tokenizer '{tmp_path}/bare'" in refused.stderr
+    assert "loading student" not in refused.stderr
+
+
+def test_the_student_s_own_tokenizer_named_for_another_server_is_refused_by_that_name(serve, tmp_path):
+    _, recipe, _ = serve(rows=ROWS[:4])
+    refused = run("cache", "build", recipe, *changed(f"teacher.tokenizer={tmp_path}/student"))
+    assert refused.exit_code == 2
+    assert f"it has another vocabulary than the tokenizer {tmp_path}/student: id" in refused.stderr
+    assert "Name the tokenizer of the model that is served (teacher.tokenizer)" in refused.stderr
+
+
+@pytest.mark.parametrize("named", ["bytes", None])
+def test_a_server_that_spells_no_ids_and_expects_those_that_nobody_has_is_refused(serve, tmp_path, named):
+    model, recipe, _ = serve("trl", rows=ROWS[:4])  # the student has 259 tokens, and the server 379
+    tiny_tokenizer().save_pretrained(tmp_path / "bytes")
+    name = "null" if named is None else f"{tmp_path}/{named}"
+    model.change = lambda logits: torch.cat([logits[:, :259], logits[:, 259:] + 8], 1)
+    refused = run("cache", "build", recipe, *changed(f"teacher.tokenizer={name}"))
+    assert refused.exit_code == 2
+    whose = "the student" if named is None else f"the tokenizer {tmp_path}/bytes"
+    assert f"of the probability that it gives is on ids that {whose} does not have, such as" in refused.stderr
+    assert "the last one here is 258" in refused.stderr
+    assert ("Take a student with" if named is None else "Name the tokenizer of the model") in refused.stderr
+    assert list((tmp_path / "cache" / "shards").iterdir()) == []
+    right = run("cache", "build", recipe, "--replace")
+    assert right.exit_code == 0, right.output
+
+
+@pytest.mark.parametrize("kind", ["export", "axolotl"])
+def test_what_somebody_else_kept_in_the_teacher_s_tokens_is_imported_and_translated(serve, tmp_path, kind):
+    _, recipe, _ = serve(rows=ROWS[:12])
+    assert run("cache", "build", recipe, "--bits", "16").exit_code == 0
+    assert run("cache", "export", recipe, tmp_path / "said.parquet").exit_code == 0
+    built, loaded = TeacherCache(tmp_path / "cache"), load_recipe(recipe)
+    pair = recipe_pair(loaded, translates=True)
+    filed = list(documents_of(filed_rows(teacher_of(loaded).rows(pair), pair)["train"]))
+    file = tmp_path / "said.parquet"
+    if kind == "axolotl":
+        file = tmp_path / "prepared.parquet"
+        pq.write_table(pa.Table.from_pylist([prepared(document, built) for document in filed]), file)
+    alone = changed("teacher.server=null", "teacher.only_cache=true", f"teacher.cache={tmp_path}/brought")
+    brought = run("cache", "import", recipe, file, "--bits", "16", *alone)
+    assert brought.exit_code == 0, brought.output
+    assert f"{tmp_path}/brought: 12 rows added" in brought.stdout
+    theirs = TeacherCache(tmp_path / "brought")
+    assert theirs.spec.vocab_size == len(threes())
+    for document in filed:
+        ours, again = built.signals(document.key), theirs.signals(document.key)
+        np.testing.assert_array_equal(ours.ids, again.ids)
+        np.testing.assert_allclose(ours.logp, again.logp, atol=2e-4)
+    assert run("cache", "check", recipe, *alone).exit_code == 0
+    trained = [run("train", recipe, *where, *changed(f"output={tmp_path}/{n}")) for n, where in enumerate(((), alone))]
+    assert [done.exit_code for done in trained] == [0, 0], trained[1].output
+    records = [json.loads((tmp_path / str(n) / "run.json").read_text())["training"] for n in range(2)]
+    for name in ("soft_loss", *SHARES):
+        assert records[0][name] == pytest.approx(records[1][name], abs=2e-3), name
+    unnamed = run("cache", "import", recipe, file, "--replace", *alone, *changed("teacher.tokenizer=null"))
+    assert unnamed.exit_code == 2
+    assert "name it (--set teacher.tokenizer=NAME)" in unnamed.stderr
+    ones().save_pretrained(tmp_path / "ones")
+    other = run("cache", "import", recipe, file, "--replace", *alone, *changed(f"teacher.tokenizer={tmp_path}/ones"))
+    assert f"They were read with another tokenizer than '{tmp_path}/ones'" in other.stderr
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (("teacher.server=null",), "teacher.tokenizer: names the tokenizer of a teacher whose model is not here"),
-        (("teacher.tokenizer={}/train.jsonl",), "teacher.tokenizer"),
+        (("teacher.tokenizer={}/train.jsonl",), "is a file; expected a folder with tokenizer.json, or a name on"),
         (("teacher.tokenizer={}",), "holds no tokenizer.json"),
         (("teacher.tokenizer={}/nothing",), "no such folder"),
         (("teacher.tokenizer=null", "teacher.translation.threshold=0.1"), "which tokenizer the teacher has is not"),

@@ -178,7 +178,7 @@ def test_of_tokens_that_write_nobody_knows_what_the_labels_of_the_data_alone_can
     change = ("--set", f"teacher.model={tmp_path / 'pieces'}", "--set", "teacher.cache=null")
     refused = run("train", recipe, *change)
     assert refused.exit_code == 2
-    assert "the teacher's tokenizer: its vocabulary is WordPiece, of which it is not known what" in refused.stderr
+    assert f"teacher.model '{tmp_path}/pieces': its vocabulary is WordPiece, of which it is not known" in refused.stderr
     hard = ("--set", "objective.preset=hard", "--set", "objective.hard_target=data")
     done = run("train", recipe, *change, *hard)
     assert done.exit_code == 0, done.output
@@ -303,6 +303,9 @@ def test_a_mixture_of_one_family_is_translated_and_one_of_two_is_refused(recipe,
     refused = run("train", recipe, *other)
     assert refused.exit_code == 2
     assert "have different tokenizers; several teachers need one" in refused.stderr
+    save_tiny(tmp_path / "third", tiny_model("llama", 300, hidden_size=48, seed=5), tiny_tokenizer())
+    third = run("train", recipe, "--set", f"teacher.of.b.model={tmp_path / 'third'}", *other[2:])
+    assert f"'{tmp_path}/teacher' and '{tmp_path}/third' have different tokenizers; several" in third.stderr
 
 
 def test_teachers_of_single_rows_need_the_students_tokenizer(recipe, tmp_path):
@@ -310,10 +313,21 @@ def test_teachers_of_single_rows_need_the_students_tokenizer(recipe, tmp_path):
     of = {"a": {"model": str(tmp_path / "teacher")}, "b": {"model": str(tmp_path / "teacher")}}
     tree["teacher"] = {"by": "domain", "of": of}
     recipe.write_text(yaml.safe_dump(tree))
-    refused = run("train", recipe)
+    for command in (("train",), ("cache", "build"), ("plan",), ("train", "--set", "teacher.together=true")):
+        refused = run(*command, recipe)
+        assert refused.exit_code == 2
+        assert (
+            "teacher.by: teacher and student have different tokenizers, and teachers of single rows" in refused.stderr
+        )
+        assert "Train from one teacher, or from teachers of the student's family" in refused.stderr
+        assert "loading" not in refused.stderr
+
+
+def test_draws_are_not_asked_for_where_they_could_not_be_translated(recipe):
+    refused = run("cache", "build", recipe, "--samples", "4")
     assert refused.exit_code == 2
-    assert "teacher.by: teacher and student have different tokenizers, and teachers of single rows" in refused.stderr
-    assert "Train from one teacher, or from teachers of the student's family" in refused.stderr
+    assert "cache: 4 draws a position cannot be translated for a student with another tokenizer" in refused.stderr
+    assert "loading" not in refused.stderr
 
 
 def test_a_run_that_learns_hard_labels_alone_at_most_positions_says_so_once(recipe):

@@ -87,7 +87,7 @@ def least(logps):
 
 def test_a_likeliest_token_that_the_student_does_not_have_is_refused(spec):
     row = Row([55, 1, 2, 3, 4], [-0.1, -3.0, -4.0, -5.0, -6.0], -3.0)
-    with pytest.raises(Unfit, match="has the id 55, and the rows' vocabulary ends at 50"):
+    with pytest.raises(Unfit, match="has the id 55, and the last of the rows' vocabulary is 49"):
         scored_signals(scores([Row([1, 2, 3, 4, 5], GOOD, -0.5), row]), spec)
 
 

@@ -96,6 +96,11 @@ class Pair:
         return self.endings.tokenizer if self.tokens is None else self.tokens.tokenizer
 
     @property
+    def whose(self) -> str:
+        """That tokenizer, for messages."""
+        return "the student's" if self.tokens is None else self.tokens.whose
+
+    @property
     def summary(self) -> str:
         """One line on tokenizer, chat template and end of turn."""
         count = len(self.endings.tokenizer)

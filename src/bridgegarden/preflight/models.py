@@ -68,10 +68,15 @@ class ModelReference:
         """What ``from_pretrained`` takes."""
         return str(Path(os.path.expanduser(self.model))) if self.is_local else self.model
 
+    @property
+    def named(self) -> str:
+        """It, by where it was named, for messages."""
+        place = self.place or ("model" if self.role == "model" else f"{self.role}.model")
+        return f"{place} {self.model!r}"
+
     def error(self, message: str) -> ModelError:
         """An error that begins with where the model was named."""
-        place = self.place or ("model" if self.role == "model" else f"{self.role}.model")
-        return ModelError(f"{place} {self.model!r}: {message}")
+        return ModelError(f"{self.named}: {message}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,10 +336,12 @@ def _generation_config(reference: ModelReference, commit: str | None) -> "Genera
 def _check_location(reference: ModelReference, *, config: bool = True) -> None:
     path = Path(os.path.expanduser(reference.model))
     if path.is_file():
-        raise reference.error("is a file; expected a folder with config.json and safetensors, or a name on the hub.")
+        holds = "config.json and safetensors" if config else TOKENIZER
+        raise reference.error(f"is a file; expected a folder with {holds}, or a name on the hub.")
     looks_like_a_path = path.is_absolute() or reference.model.startswith(("./", "../", "~")) or len(path.parts) > 2
     if looks_like_a_path and not path.is_dir():
-        raise reference.error("no such folder. Give the folder of a model, or a name on the hub (owner/name).")
+        of = "a model" if config else f"a tokenizer ({TOKENIZER})"
+        raise reference.error(f"no such folder. Give the folder of {of}, or a name on the hub (owner/name).")
     if path.is_dir() and reference.gguf_file is not None:
         _check_gguf(reference, {file.name for file in path.iterdir()})
     elif config and path.is_dir() and not (path / "config.json").is_file():

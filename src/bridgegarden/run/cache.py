@@ -16,7 +16,7 @@ from bridgegarden.preflight import ModelFacts, Pair, check_quantised
 from bridgegarden.recipe import Recipe, build_objective, load_recipe
 from bridgegarden.run.models import quantised_warning, usable_device
 from bridgegarden.run.output import check_writable
-from bridgegarden.run.pair import filed_rows, recipe_pair, tell_decided
+from bridgegarden.run.pair import check_kept, filed_rows, recipe_pair, tell_decided
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.recipe_teacher import cache_folder, cache_folders, cache_warnings
 from bridgegarden.run.served_cache import (
@@ -73,7 +73,7 @@ def build_recipe_cache(recipe: Recipe, options: CacheOptions) -> "BuildResult | 
     with quiet_libraries(interactive=sys.stderr.isatty()):
         source = teacher_of(recipe, anew=options.replace)
         pair = recipe_pair(recipe, anew=options.replace, translates=True)
-        _check_worth(pair)
+        check_kept(pair)
         if options.limit is not None:
             recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, limit=options.limit))
             source = teacher_of(recipe, anew=options.replace)
@@ -94,14 +94,6 @@ def build_recipe_cache(recipe: Recipe, options: CacheOptions) -> "BuildResult | 
         data = source.rows(pair)
         tell_decided(stderr_console(), pair, data.train)
         return _fill(source, pair, list(filed_rows(data, pair).values()), spec, options, stderr_console())
-
-
-def _check_worth(pair: Pair) -> None:
-    if pair.translates and pair.tokens is None:
-        raise ConfigError(
-            "objective: learns the labels of the data alone, so that nothing of a teacher is kept. Choose another one "
-            "(objective.preset: static), or train without a cache."
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,10 +244,9 @@ def check_recipe_cache(source: str, overrides: Sequence[str] = ()) -> "CheckResu
     result = check_cache(cache_folder(recipe))
     with quiet_libraries(interactive=sys.stderr.isatty()):
         teacher, pair = teacher_of(recipe), recipe_pair(recipe, translates=True)
-        _check_worth(pair)
+        check_kept(pair)
         assert isinstance(teacher, CachedModel | CacheAlone)  # the recipe names a cache
         cache = teacher.cache(pair)
-        cache.check_tokenizer(pair.read_by, _max_length(recipe))
         cache.check_objective(build_objective(recipe.objective))
         for name, rows in filed_rows(teacher.rows(pair), pair).items():
             cache.check_rows(rows, name)
@@ -311,9 +302,9 @@ def export_recipe_cache(source: str, path: Path, overrides: Sequence[str] = ()) 
     folder = cache_folder(recipe)
     with quiet_libraries(interactive=sys.stderr.isatty()):
         teacher, pair = teacher_of(recipe), recipe_pair(recipe, translates=True)
-        _check_worth(pair)
+        check_kept(pair)
         assert isinstance(teacher, CachedModel | CacheAlone)  # the recipe names a cache
-        teacher.cache(pair).check_tokenizer(pair.read_by, _max_length(recipe))
+        teacher.cache(pair)
         return export_cache(folder, path, list(filed_rows(teacher.rows(pair), pair).values()))
 
 
@@ -352,7 +343,7 @@ def _spec(
         max_length=_max_length(recipe),
         vocab_size=min(vocabulary_size(tokenizer), width),
         teacher_width=width,
-        support=useful(recipe, _support(recipe, options, there)),
+        support=_translatable(useful(recipe, _support(recipe, options, there)), pair),
         exponents=exponents,
         bits=options.bits or (DEFAULT_BITS if there is None else there.bits),
         prompt=recipe.teacher.prompt,
@@ -372,6 +363,15 @@ def _support(recipe: Recipe, options: CacheOptions, there: "CacheSpec | None") -
     if k is None and there is not None:
         return there.support
     return Support(kind="topk", k=k or DEFAULT_TOP_K)
+
+
+def _translatable(support: "Support", pair: Pair) -> "Support":
+    if support.kind == "sampled" and pair.tokens is not None:
+        raise ConfigError(
+            f"cache: {support} a position cannot be translated for a student with another tokenizer. Keep the "
+            "likeliest tokens (--top-k), or name a student with the teacher's (--set student.model=NAME)."
+        )
+    return support
 
 
 def check_engine(recipe: Recipe, options: CacheOptions) -> None:

@@ -13,18 +13,17 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from bridgegarden.data import chat_template_fingerprint, load_rows, tokenizer_fingerprint, vocabulary_size
+from bridgegarden.data import chat_template_fingerprint, end_of_turn_ids, load_rows, tokenizer_fingerprint
 from bridgegarden.data.encode import IGNORED
 from bridgegarden.data.json_rows import RowsAsWritten
 from bridgegarden.errors import ConfigError, DataError
 from bridgegarden.preflight import Pair
 from bridgegarden.recipe import Recipe
 from bridgegarden.run.output import check_writable
-from bridgegarden.run.pair import recipe_pair
+from bridgegarden.run.pair import check_kept, filed_rows, recipe_pair
 from bridgegarden.run.quiet import quiet_libraries
 from bridgegarden.run.recipe_teacher import cache_folder
-from bridgegarden.run.rows import RunData
-from bridgegarden.run.served_cache import spec_of_lists
+from bridgegarden.run.served_cache import shared_vocabulary, spec_of_lists
 from bridgegarden.run.teachers import teacher_of
 from bridgegarden.terminal import counted
 
@@ -145,8 +144,9 @@ def import_recipe_cache(recipe: Recipe, path: Path, options: ImportOptions) -> I
         raise ConfigError(f"{path}: is not there; give the file, or the folder, to import.")
     check_writable(folder, "teacher.cache")
     with quiet_libraries(interactive=sys.stderr.isatty()):
-        pair = recipe_pair(recipe, weights=False)
-        rows = _RecipeRows.of(teacher_of(recipe).rows(pair))
+        pair = recipe_pair(recipe, weights=False, translates=True)
+        check_kept(pair)
+        rows = _RecipeRows.of(filed_rows(teacher_of(recipe).rows(pair), pair))
         of_ours = options.kind == "export" or (options.kind == "auto" and is_export(path))
         read = _from_export if of_ours else _from_capture
         spec, engine, found, result = read(recipe, pair, rows, path, options)
@@ -171,7 +171,7 @@ class _Read(NamedTuple):
 
 
 class _RecipeRows(NamedTuple):
-    """The documents of a recipe, to be found."""
+    """The documents of a recipe, as its teacher reads them, to be found."""
 
     documents: "dict[bytes, Document]"
     """By key."""
@@ -180,11 +180,11 @@ class _RecipeRows(NamedTuple):
     """Training rows, by their number in the data."""
 
     @classmethod
-    def of(cls, data: RunData) -> "_RecipeRows":
+    def of(cls, by_name: "Mapping[str, Dataset]") -> "_RecipeRows":
         from bridgegarden.teacher.cache.shard import documents_of
 
         rows = cls({}, {}, {})
-        for name, dataset in data.by_name.items():
+        for name, dataset in by_name.items():
             for document in documents_of(dataset):
                 if name == "train":
                     rows.by_number[document.row] = document
@@ -234,7 +234,7 @@ def _from_export(recipe: Recipe, pair: Pair, rows: _RecipeRows, path: Path, opti
     if options.shift or options.column or options.top_k is not None:
         raise ConfigError("cache import: --shift, --column and --top-k are for files of other programs.")
     reader = ExportReader(path)
-    tokenizer = pair.endings.tokenizer
+    tokenizer = pair.read_by
     here = {
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "chat_template": chat_template_fingerprint(tokenizer),
@@ -245,7 +245,7 @@ def _from_export(recipe: Recipe, pair: Pair, rows: _RecipeRows, path: Path, opti
             raise ConfigError(
                 f"{path}: exported of rows with another {name.replace('_', ' ')} "
                 f"({str(getattr(reader.spec, name))[:12]}) than the recipe's ({str(value)[:12]}). Token ids would not "
-                "mean the same."
+                f"mean the same. {_read_otherwise(recipe)}"
             )
     if reader.spec.teacher != recipe.teacher.model:
         raise ConfigError(
@@ -296,18 +296,17 @@ def _from_capture(recipe: Recipe, pair: Pair, rows: _RecipeRows, path: Path, opt
         table=RowsAsWritten(table),
         is_data=_is_training_data(recipe, path),
         max_length=recipe.training.arguments["max_length"],
+        advice=_read_otherwise(recipe),
     )
     result = ImportResult(path=path, kind=reader.kind)
-    vocab_size = min(vocabulary_size(pair.endings.tokenizer), pair.student.width)
+    vocab_size = shared_vocabulary(pair)
     alignment, most = source.looked_through(vocab_size, options.shift, result)
     result.means = alignment.means
     _check_alignment(path, alignment, options.shift)
     k = min(options.top_k or most, most, vocab_size - 1)
     spec = spec_of_lists(recipe, pair, k, options.bits, Served(temperature=1.0, source="imported"))
     engine, found = AnswersEngine(spec), {}
-    at = _PositionMaker(
-        vocab_size=vocab_size, k=spec.support.k, stops=pair.endings.stops, reader=reader, shift=options.shift
-    )
+    at = _PositionMaker(vocab_size=vocab_size, k=spec.support.k, stops=_stops(pair), reader=reader, shift=options.shift)
     for place, document, lists in source.matched():
         if document.key in found:
             continue
@@ -322,6 +321,24 @@ def _from_capture(recipe: Recipe, pair: Pair, rows: _RecipeRows, path: Path, opt
         )
         found[document.key] = document
     return _Read(spec, engine, list(found.values()), result)
+
+
+def _read_otherwise(recipe: Recipe) -> str:
+    """What to do about rows that the teacher has read in other tokens."""
+    section = recipe.teacher
+    if section.tokenizer is not None:
+        return f"They were read with another tokenizer than {section.tokenizer!r}: name that one (teacher.tokenizer)."
+    if section.only_cache:
+        return "If the teacher has another tokenizer than the student, name it (--set teacher.tokenizer=NAME)."
+    return f"They were not read by {section.model!r} in the recipe's chat template; take the recipe of that file."
+
+
+def _stops(pair: Pair) -> tuple[int, ...]:
+    """Ids at which the teacher ends a turn, in the tokens that it reads rows in."""
+    if pair.tokens is None:
+        return pair.endings.stops
+    assert pair.teacher_tokens is not None
+    return end_of_turn_ids(pair.read_by, pair.teacher_tokens.generation_config)
 
 
 def _is_training_data(recipe: Recipe, path: Path) -> bool:
@@ -352,6 +369,8 @@ class _Capture:
     is_data: bool
     """Whether the file is the recipe's training data, so that a row's number tells which it is."""
     max_length: int | None
+    advice: str
+    """What to do about token ids that are not the recipe's."""
 
     def matched(self, result: ImportResult | None = None) -> "Iterator[tuple[str, Document, Lists]]":
         """Every row of the file with the documents that it is about; others are counted in `result`.
@@ -378,7 +397,11 @@ class _Capture:
                 result.unknown += 1
             yield from ((place, document, lists) for document in documents)
         if not found:
-            why = "" if first is None else f": {self.rows.nearest(first)}. Is it another tokenizer or chat template?"
+            why = (
+                ""
+                if first is None
+                else f": {self.rows.nearest(first)}. Is it another tokenizer or chat template? {self.advice}"
+            )
             raise DataError(f"{self.path}: none of its rows is a row of the recipe{why}")
 
     def looked_through(self, vocab_size: int, shift: int, result: ImportResult) -> "tuple[Alignment, int]":

@@ -294,6 +294,7 @@ def known_shares(recipe: Recipe, student: str, console: "Console") -> KnownShare
                 f"{recipe.teacher.model}. Name it (--set teacher.tokenizer=NAME: a folder, or a name on the hub)."
             )
         if not pair.translates:
+            TeacherCache(folder).check_tokenizer(pair.read_by, recipe.training.arguments["max_length"], pair.whose)
             return KnownShares(student=student, rows=0, positions=0, shares=None, **dataclasses.asdict(section))
         pair = dataclasses.replace(pair, tokens=pair.tokens or tokenizer_pair(pair, section))
         assert pair.tokens is not None

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from bridgegarden.data import end_of_turn_ids
-from bridgegarden.errors import ConfigError
+from bridgegarden.errors import ConfigError, TokenizerError
 from bridgegarden.preflight import (
     Endings,
     ModelReference,
@@ -90,14 +90,18 @@ def _check_one_tokenizer(pair: Pair, others: Sequence[Pair]) -> None:
     for other in others:
         assert pair.teacher is not None
         assert other.teacher is not None
+        first, second = (one.teacher.reference.model for one in (pair, other) if one.teacher is not None)
+        refusal = ConfigError(
+            f"teacher.of: {first!r} and {second!r} have different tokenizers; several teachers need one. Leave one of "
+            "them out."
+        )
         if other.translates != pair.translates:
-            first, second = (one.teacher.reference.model for one in (pair, other) if one.teacher is not None)
-            raise ConfigError(
-                f"teacher.of: {first!r} and {second!r} have different tokenizers; several teachers need one. Leave one "
-                "of them out."
-            )
+            raise refusal
         if pair.translates:
-            compare_tokenizers(other.teacher, pair.teacher)
+            try:
+                compare_tokenizers(other.teacher, pair.teacher)
+            except TokenizerError as error:
+                raise refusal from error
 
 
 def with_tokens(pair: Pair, recipe: Recipe) -> Pair:
@@ -169,10 +173,11 @@ def tokenizers_of(teacher_facts: TokenizerFacts, endings: Endings, section: Tran
     from bridgegarden.teacher.translation.translate import Translation
 
     theirs, ours = teacher_facts.tokenizer, endings.tokenizer
+    names = teacher_facts.reference.named, "the student's tokenizer"
     their_end = end_of_turn_ids(theirs, teacher_facts.generation_config)[0]
     teacher, student = (
-        ByteView(cast("PreTrainedTokenizerFast", tokenizer), end, name=f"the {role}'s tokenizer")
-        for role, tokenizer, end in (("teacher", theirs, their_end), ("student", ours, endings.taught))
+        ByteView(cast("PreTrainedTokenizerFast", tokenizer), end, name=name)
+        for name, tokenizer, end in zip(names, (theirs, ours), (their_end, endings.taught), strict=True)
     )
     translation = Translation(teacher, student, threshold=section.threshold, tolerance=section.tolerance)
     return TokenizerPair(theirs, ours, translation)
@@ -191,6 +196,19 @@ def _check_recipe(recipe: Recipe) -> None:
             raise ConfigError(
                 f"training.{name}: {why}, and packed rows are in the student's tokens alone. Set it to false."
             )
+
+
+def check_kept(pair: Pair) -> None:
+    """Make sure that what the teacher says is of use, so that a cache of it can be made, read or brought.
+
+    Raises:
+        ConfigError: with another tokenizer, and nothing but the data's labels is learnt.
+    """
+    if pair.translates and pair.tokens is None:
+        raise ConfigError(
+            "objective: learns the labels of the data alone, so that nothing of a teacher is kept. Choose another one "
+            "(objective.preset: static), or train without a cache."
+        )
 
 
 def tell_decided(console: "Console", pair: Pair, rows: "Dataset") -> None:

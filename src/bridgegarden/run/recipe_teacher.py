@@ -172,6 +172,16 @@ def check_prompt(recipe: Recipe, cache: "TeacherCache") -> None:
         )
 
 
+def check_read(recipe: Recipe, cache: "TeacherCache", pair: Pair) -> None:
+    """Refuse a cache of rows that were written otherwise, before any weights are loaded.
+
+    Raises:
+        ConfigError: they were cut to another length.
+        ModelError: the tokenizer or its chat template was another.
+    """
+    cache.check_tokenizer(pair.read_by, recipe.training.arguments["max_length"], pair.whose)
+
+
 def announced(recipe: Recipe, cache: "TeacherCache", say: Say) -> "TeacherCache":
     """`cache`, once `say` has said which it is."""
     from bridgegarden.teacher.cache.info import teacher_loss
@@ -197,3 +207,18 @@ def translated(teacher: "TeacherCache | LiveTeacher | MixedTeacher", pair: Pair)
     if isinstance(teacher, TeacherCache):
         return TranslatedCache(teacher, pair.tokens)
     return TranslatedModel(teacher, pair.tokens)
+
+
+def from_disk(recipe: Recipe, cache: "TeacherCache", pair: Pair, say: Say) -> "Teacher":
+    """What the trainer asks where it is read from `cache`, of which the objective can be computed.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    from bridgegarden.teacher.cache.reader import TeacherCache
+    from bridgegarden.teacher.translated import TranslatedCache
+
+    teacher = translated(announced(recipe, cache, say), pair)
+    assert isinstance(teacher, TeacherCache | TranslatedCache)
+    teacher.check_objective(build_objective(recipe.objective))
+    return teacher

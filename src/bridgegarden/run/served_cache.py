@@ -210,8 +210,7 @@ def spec_of_lists(recipe: Recipe, pair: Pair, k: int, bits: "Bits", served: "Ser
     """What a cache means of which only the `k` likeliest tokens are known, and not who said so but by name."""
     from bridgegarden.teacher.cache.spec import CacheSpec, Support
 
-    tokenizer, student = pair.read_by, pair.student.width
-    vocab_size = vocabulary_size(tokenizer) if pair.tokens is not None else min(vocabulary_size(tokenizer), student)
+    tokenizer, vocab_size = pair.read_by, shared_vocabulary(pair)
     return CacheSpec(
         teacher=recipe.teacher.model,
         revision=None,
@@ -227,6 +226,12 @@ def spec_of_lists(recipe: Recipe, pair: Pair, k: int, bits: "Bits", served: "Ser
         bits=bits,
         served=served,
     )
+
+
+def shared_vocabulary(pair: Pair) -> int:
+    """Tokens that what is said by a teacher which is not here can be about: all of its own where that is translated."""
+    own = vocabulary_size(pair.read_by)
+    return own if pair.tokens is not None else min(own, pair.student.width)
 
 
 def _there(folder: Path, options: CacheOptions) -> "CacheSpec | None":
@@ -420,7 +425,8 @@ def _example(recipe: Recipe, pair: Pair, filed: "Mapping[str, Dataset]") -> "Exa
         tokenizer=tokenizer,
         chat=chat,
         prompt_ids=[] if chat is None else RowTokeniser.of(tokenizer).prompt(chat, place),
-        named=None if pair.tokens is None else recipe.teacher.tokenizer,
+        named=recipe.teacher.tokenizer,
+        own_template=pair.tokens is not None,
     )
 
 

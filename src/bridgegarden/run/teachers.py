@@ -24,6 +24,8 @@ from bridgegarden.run.recipe_teacher import (
     cache_folder,
     cache_warnings,
     check_prompt,
+    check_read,
+    from_disk,
     kept_tokens,
     recipes_of,
     translated,
@@ -117,7 +119,7 @@ class CachedModel(LiveModel):
     """A model that has read the rows before: what it said is on disk."""
 
     def signals(self, pair: Pair, say: Say) -> "Teacher":
-        return translated(announced(self.recipe, self.cache(pair), say), pair)
+        return from_disk(self.recipe, self.cache(pair), pair, say)
 
     def warnings(self, pair: Pair) -> tuple[str, ...]:
         assert pair.teacher is not None
@@ -146,6 +148,7 @@ class CachedModel(LiveModel):
                 f"teacher.top_k is {top_k}, but the cache {cache.folder} keeps {cache.spec.support}. Leave "
                 f"teacher.top_k out, or build anew. {replace_command(cache.folder)}"
             )
+        check_read(self.recipe, cache, pair)
         return cache
 
 

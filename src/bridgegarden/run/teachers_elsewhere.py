@@ -9,11 +9,11 @@ from bridgegarden.preflight import ModelReference, Pair
 from bridgegarden.run.recipe_teacher import (
     RecipeTeacher,
     Say,
-    announced,
     cache_folder,
     cache_warnings,
     check_prompt,
-    translated,
+    check_read,
+    from_disk,
 )
 from bridgegarden.run.rows import tokenised, usable_answers, without_rows
 
@@ -52,7 +52,7 @@ class CacheAlone(RecipeTeacher):
         return cache_warnings(self.recipe)
 
     def signals(self, pair: Pair, say: Say) -> "Teacher":
-        return translated(announced(self.recipe, self.cache(pair), say), pair)
+        return from_disk(self.recipe, self.cache(pair), pair, say)
 
     def cache(self, pair: Pair) -> "TeacherCache":
         """The recipe's cache, if it holds what the teacher said that the recipe names.
@@ -72,6 +72,7 @@ class CacheAlone(RecipeTeacher):
                 f"teacher.model: the cache {cache.folder} holds what {theirs!r} said, not {name!r}. Name that one "
                 f"(--set teacher.model={theirs}), or another cache (--set teacher.cache=FOLDER)."
             )
+        check_read(self.recipe, cache, pair)
         return cache
 
     @abstractmethod

@@ -48,7 +48,9 @@ def scored_signals(scores: Scores, spec: CacheSpec) -> Signals:
     named = ids < spec.vocab_size
     if not named[:, 0].all():
         outside = int(ids[~named[:, 0], 0][0])
-        raise Unfit(f"the likeliest token has the id {outside}, and the rows' vocabulary ends at {spec.vocab_size}")
+        raise Unfit(
+            f"the likeliest token has the id {outside}, and the last of the rows' vocabulary is {spec.vocab_size - 1}"
+        )
     masses = np.exp(logps)
     rest = 1 - np.where(named, masses, 0.0).sum(1)
     tail = np.maximum(rest, SMALLEST_TAIL)

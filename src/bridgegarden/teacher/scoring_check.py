@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from bridgegarden.data import Conversation
+from bridgegarden.data import Conversation, vocabulary_size
 from bridgegarden.errors import ServedTeacherError
 from bridgegarden.teacher.foreign_values import shown
 from bridgegarden.teacher.scores import Scores, TooFew
@@ -34,6 +34,9 @@ MEAN_TOLERANCE, LARGEST_TOLERANCE = 0.1, 0.6
 """Nats by which two log-probabilities of the same token may differ, on average over positions and at one of them. A
 server in bfloat16 rounds logits of 16 to 32 to eighths, and rounds another way in another batch."""
 LIKELY = math.log(1e-3)
+UNNAMED = 0.1
+"""Largest share of the probability, on average, on ids that the tokenizer lacks. A model of its family may have a few
+tokens more, which come at few positions."""
 OTHER_WEIGHTS = (
     "The server has another model, or its weights in another precision or quantisation. Name here what is served there "
     "(and teacher.dtype), serve what is here, or leave teacher.check_against out to take the server's word"
@@ -56,7 +59,9 @@ class Example:
     prompt_ids: Sequence[int] = ()
     """That, as `tokenizer` and its template write it."""
     named: str | None = None
-    """The tokenizer that the recipe says the teacher has; None where it has the student's."""
+    """The tokenizer that the recipe says the teacher has; None is the student's."""
+    own_template: bool = False
+    """Whether rows are written with that tokenizer's chat template, and not with the student's."""
 
     @property
     def reader(self) -> str:
@@ -163,6 +168,7 @@ def self_test(
     if weights is not None:
         say(f"loading {weights.name}, to compare the server with it")
         agreements.append(test.against(weights))
+    test.check_listed()
     template, differs = test.template()
     report = ScoringReport(
         api=api.name, says=api.says, agreements=tuple(agreements), template=template, vocabulary=vocabulary
@@ -304,17 +310,38 @@ class _Test:
             return "not compared (the server does not spell ids)"
         if _bare(said) == _bare(self._ours(ids)):
             return f"ids are spelt as by {reader}"
-        advice = "Take a student with the teacher's tokenizer, or name that tokenizer (teacher.tokenizer)."
-        if self._example.named is not None:
-            advice = "Name the tokenizer of the model that is served (teacher.tokenizer)."
         for index in dict.fromkeys(ids):
             theirs = self._spelt([index])
             if theirs is not None and _bare(theirs) != _bare(self._ours([index])):
                 raise ServedTeacherError(
                     f"{self._place}: it has another vocabulary than {reader}: id {index} is {shown(theirs)} there "
-                    f"and {shown(self._ours([index]))} here. {advice}"
+                    f"and {shown(self._ours([index]))} here. {self._other_tokenizer}"
                 )
         return f"ids together are spelt otherwise than by {reader}, each alone alike"
+
+    def check_listed(self) -> None:
+        """Whether what it expects are tokens that there are: also of a server that does not spell ids.
+
+        Raises:
+            ModelError: much of the probability is on ids that the tokenizer does not have.
+        """
+        size = vocabulary_size(self._example.tokenizer)
+        ids, logps = (np.concatenate([getattr(one.scores, name) for one in self._scored]) for name in ("ids", "logps"))
+        outside = ids >= size
+        share = float(np.where(outside, np.exp(logps), 0.0).sum(1).mean())
+        if share > UNNAMED:
+            raise ServedTeacherError(
+                f"{self._place}: {share:.0%} of the probability that it gives is on ids that {self._example.reader} "
+                f"does not have, such as {int(ids[outside][0])}; the last one here is {size - 1}, and no more than "
+                f"{UNNAMED:.0%} was expected beyond it. {self._other_tokenizer}"
+            )
+
+    @property
+    def _other_tokenizer(self) -> str:
+        """What to do about ids that mean something else there."""
+        if self._example.named is None:
+            return "Take a student with the teacher's tokenizer, or name that tokenizer (teacher.tokenizer)."
+        return "Name the tokenizer of the model that is served (teacher.tokenizer)."
 
     def template(self) -> tuple[str, bool]:
         """How the server would write what the example asks, and whether that differs."""
@@ -334,7 +361,7 @@ class _Test:
         at = next((n for n, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
         at = min(len(ours), len(theirs)) if at is None else at
         give = "give that (data.chat_template)"
-        if example.named is not None:
+        if example.own_template:
             give = "save that with the tokenizer (teacher.tokenizer)"
         return (
             f"token {at} of the first row's prompt is {self._word(ours, at)} in the rows and {self._word(theirs, at)} "

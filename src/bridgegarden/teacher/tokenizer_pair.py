@@ -61,6 +61,11 @@ class TokenizerPair:
         return ", ".join(f"{name} {value:g}" for name, value in self.settings.items())
 
     @property
+    def whose(self) -> str:
+        """The tokenizer in which the teacher reads rows, for messages."""
+        return f"that of {self.translation.teacher.name}"
+
+    @property
     def pad_id(self) -> int:
         """An id of the teacher's that fills its batches up."""
         found = self.tokenizer.pad_token_id

@@ -191,7 +191,7 @@ class TranslatedCache(TranslatedTeacher):
             ModelError: the teacher's tokenizer or its chat template is another; the student lacks tokens.
             ConfigError: rows are cut to another length.
         """
-        self.teacher.check_tokenizer(self.pair.tokenizer, max_length)
+        self.teacher.check_tokenizer(self.pair.tokenizer, max_length, self.pair.whose)
         if vocab_size < self.width:
             raise ModelError(
                 f"student: its tokenizer has {self.width} tokens, of which the model knows only {vocab_size}."

@@ -102,7 +102,7 @@ def test_another_tokenizer_template_or_length_is_refused_with_both_values(cache)
         reader.check_tokenizer(other, 64)
     other = tiny_tokenizer()
     other.chat_template = "{{ messages }}"
-    with pytest.raises(ModelError, match=rf"chat template {spec.chat_template[:12]}, but the student is trained with"):
+    with pytest.raises(ModelError, match=rf"chat template {spec.chat_template[:12]}, but rows are read with the s"):
         reader.check_tokenizer(other, 64)
     with pytest.raises(ConfigError, match=r"training\.max_length 64, but it is now 32"):
         reader.check_tokenizer(tiny_tokenizer(), 32)

@@ -185,8 +185,15 @@ class TeacherCache:
             return as_tensors(self._layout.decode(records.numpy().view(self._layout.dtype).reshape(-1)))
         return self._decoder.decode(records)
 
-    def check_tokenizer(self, tokenizer: "PreTrainedTokenizerBase", max_length: int | None) -> None:
+    def check_tokenizer(
+        self, tokenizer: "PreTrainedTokenizerBase", max_length: int | None, whose: str = "the student's"
+    ) -> None:
         """Make sure that rows become the same token ids as when the cache was built.
+
+        Args:
+            tokenizer: with which the teacher reads them now.
+            max_length: to which they are cut.
+            whose: it is, for messages.
 
         Raises:
             ModelError: the tokenizer or its chat template is another.
@@ -198,8 +205,9 @@ class TeacherCache:
         ):
             if here != there:
                 raise TokenizerError(
-                    f"teacher cache {self.folder}: built with {what} {short(there)}, but the student is trained with "
-                    f"{short(here)}. Token ids would not mean the same. {replace_command(self.folder, self.spec)}"
+                    f"teacher cache {self.folder}: built with {what} {short(there)}, but rows are read with {whose}, "
+                    f"{short(here)}: their token ids would be others. Take {what} and cache that belong together, or "
+                    f"build anew. {replace_command(self.folder, self.spec)}"
                 )
         if max_length != self.spec.max_length:
             raise CacheError(

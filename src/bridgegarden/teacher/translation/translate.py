@@ -266,13 +266,17 @@ class _Work:
             return empty, empty.astype(np.int64), np.ones(len(self.token)), np.zeros(len(self.token))
         at = np.maximum(self.token, 0)
         ids, prob = self.said.ids[at], self.said.prob[at]
-        inside = self.inside[:, None]
-        begins = decisions.start[np.maximum(ids, 0)]
-        fits = (ids >= 0) & ((inside == 0) | (decisions.lengths[np.maximum(ids, 0)] > inside))
-        entry = np.where(fits, begins + inside, 0)
-        written = decisions.prefix[decisions.start[self.labels[at]] + self.inside]
-        fits &= decisions.prefix[entry] == written[:, None]
-        prob = np.where(fits & ~nowhere[:, None], prob, 0.0)
+        fits = ids >= 0
+        named = np.where(fits, ids, 0)
+        entry = decisions.start[named]
+        within = np.nonzero(self.inside > 0)[0]
+        inside = self.inside[within]
+        begins, long = entry[within], decisions.lengths[named[within]] > inside[:, None]
+        entry[within] = np.where(long, begins + inside[:, None], begins)
+        written = decisions.prefix[decisions.start[self.labels[at[within]]] + inside]
+        fits[within] &= long & (decisions.prefix[entry[within]] == written[:, None])
+        fits[nowhere] = False
+        prob = np.where(fits, prob, 0.0)
         sure, maybe = self._cut_alike(prob > 0, entry)
         undecided = np.where(maybe, prob, 0.0).sum(1)
         prob = np.where(sure, prob, 0.0)
@@ -330,9 +334,11 @@ class _Work:
         """Mass of each student token of each position, and the open mass that may belong to it, too."""
         stride = self.decisions.stride
         keys = slots.position * stride + self.pair._ranks[self.decisions.cell(slots.number)]
-        order = np.argsort(keys)
+        order = np.argsort(keys, kind="stable")  # which is fast where much is in order already
         ordered = keys[order]
-        first = np.nonzero(np.diff(ordered, prepend=-1))[0]
+        begins = np.ones(len(ordered), dtype=bool)
+        np.not_equal(ordered[1:], ordered[:-1], out=begins[1:])
+        first = np.nonzero(begins)[0]
         found = ordered[first]
         mass = np.add.reduceat(slots.mass[order], first) if len(first) else np.zeros(0)
         proved = self.decisions.proved(slots.number[order])
@@ -361,7 +367,7 @@ class _Work:
         tokens = np.concatenate([tokens, self.targets[hard]])
         mass = np.concatenate([mass, np.ones(len(hard))])
         # Heaviest first, in one sort: a mass is at most 1, and so at most half of a step from position to position.
-        order = np.argsort(positions - 0.5 * mass)
+        order = np.argsort(positions - 0.5 * mass, kind="stable")
         positions, tokens, mass = positions[order], tokens[order], mass[order]
         sizes = np.bincount(positions, minlength=count)
         slot = np.arange(len(positions)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
