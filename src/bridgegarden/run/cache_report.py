@@ -33,7 +33,6 @@ from bridgegarden.teacher.cache.info import (
     cache_info,
 )
 from bridgegarden.teacher.cache.spec import short
-from bridgegarden.teacher.translated import SHARES, TranslatedCache
 from bridgegarden.terminal import Display, counted
 
 if TYPE_CHECKING:
@@ -282,6 +281,7 @@ def known_shares(recipe: Recipe, student: str, console: "Console") -> KnownShare
         DataError: a row cannot be used, or is not in the cache.
     """
     from bridgegarden.teacher.cache.reader import TeacherCache
+    from bridgegarden.teacher.translated import SHARES, TranslatedCache
 
     folder = cache_folder(recipe)
     recipe = dataclasses.replace(recipe, student=StudentSection(model=student, dtype=recipe.student.dtype))
