@@ -38,6 +38,8 @@ class Size:
     """Of the student."""
     round_steps: int
     """Optimiser steps of the teacher between two looks at how often it is right."""
+    round_batch: int
+    """Rows a step, of the teacher."""
     rounds: int
     """At most."""
     right: float
@@ -47,7 +49,7 @@ class Size:
     steps: int
     """Optimiser steps of a student."""
     batch: int
-    """Rows a step."""
+    """Rows a step, of a student."""
     prompts: int
     """Behind exposure bias."""
     new_tokens: int
@@ -62,6 +64,7 @@ SIZES = {
         rows=(12, 4, 4),
         layers=1,
         round_steps=2,
+        round_batch=2,
         rounds=1,
         right=0.0,
         objectives=("soft", "sharpened"),
@@ -76,12 +79,13 @@ SIZES = {
         rows=(4000, 64, 150),
         layers=10,
         round_steps=100,
+        round_batch=16,
         rounds=15,
         right=0.6,
         objectives=("hard", "soft", "sharpened", "confidence"),
         seeds=2,
-        steps=200,
-        batch=16,
+        steps=1000,
+        batch=8,
         prompts=48,
         new_tokens=96,
     ),
@@ -90,6 +94,7 @@ SIZES = {
         rows=(6000, 64, 250),
         layers=15,
         round_steps=200,
+        round_batch=32,
         rounds=15,
         right=0.6,
         objectives=(
@@ -166,7 +171,7 @@ def teach(place: Place, size: Size) -> Path:
                 student__model=model,
                 data__train=place.work / "train.jsonl",
                 training__max_steps=size.round_steps,
-                training__per_device_train_batch_size=size.batch,
+                training__per_device_train_batch_size=size.round_batch,
                 training__seed=number,
                 output=folder,
             )
