@@ -294,7 +294,7 @@ def test_what_a_tree_held_can_change_without_changing_the_recipe():
         ),
         (
             {"teacher": BY_ROW, "data": {"train": "x", "eval": "y"}, "free_running": {}},
-            r"^free_running: .*teacher.by: each of several teachers is asked about rows of its own",
+            r"^free_running: .*teacher.by: each of several teachers judges rows of its own",
         ),
         ({"teacher": BY_ROW, "on_policy": {"lmbda": 1}}, r"^on_policy: .* Set teacher.together to true"),
         ({"teacher": {**MIXED, "of": {"a": {"modle": "x"}}}}, r"^teacher.of.a: unknown key 'modle'"),

@@ -218,6 +218,10 @@ def test_its_weights_are_held_against_it_in_its_own_tokens(serve, tmp_path):
     assert f"the weights that are here, {tmp_path}/weights: " in built.stderr
     refused = run("cache", "build", recipe, *changed(f"teacher.check_against={tmp_path}/student"), "--replace")
     assert refused.exit_code == 2
+    assert (
+        f"teacher.check_against '{tmp_path}/student': '{tmp_path}/student' and '{tmp_path}/tokens' have"
+        in refused.stderr
+    )
     assert f"teacher.tokenizer is '{tmp_path}/tokens'; name weights that have it" in refused.stderr
     unnamed = run("cache", "build", recipe, *changed("teacher.tokenizer=null"), "--replace")
     assert unnamed.exit_code == 2
@@ -314,6 +318,16 @@ def test_a_server_that_spells_no_ids_and_expects_those_that_nobody_has_is_refuse
     assert list((tmp_path / "cache" / "shards").iterdir()) == []
     right = run("cache", "build", recipe, "--replace")
     assert right.exit_code == 0, right.output
+
+
+def test_a_teacher_that_finds_the_rows_less_likely_than_chance_is_doubted(serve):
+    model, recipe, _ = serve("trl", rows=ROWS[:4])
+    doubted = run("cache", "build", recipe)
+    assert "warning: that is more than the 5.9 nats of all 379 tokens being equally likely" in doubted.stdout
+    model.change = torch.zeros_like
+    chance = run("cache", "build", recipe, "--replace")
+    assert chance.exit_code == 0, chance.output
+    assert "warning" not in chance.stdout
 
 
 @pytest.mark.parametrize("kind", ["export", "axolotl"])

@@ -9,7 +9,11 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from bridgegarden.cli.main import cli
+from bridgegarden.recipe import load_recipe
+from bridgegarden.run.pair import recipe_pair
+from bridgegarden.run.teachers import signals_of
 from bridgegarden.teacher.cache.reader import TeacherCache
+from bridgegarden.teacher.live import LiveTeacher
 from bridgegarden.teacher.translated import SHARES
 from tests.run.conftest import ROWS
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -280,6 +284,12 @@ def test_with_the_same_tokenizer_there_is_nothing_to_translate(recipe, tmp_path)
     done = run("train", recipe, "--set", "teacher.cache=null")
     assert done.exit_code == 0, done.output
     assert "aligned_share" not in done.stdout
+    loaded = load_recipe(recipe, ["teacher.cache=null"])  # the step is the one of a teacher that never was translated
+    pair = recipe_pair(loaded, translates=True)
+    assert pair.tokens is None
+    assert type(signals_of(loaded, pair, print)) is LiveTeacher
+    assert run("cache", "build", recipe, "--replace").exit_code == 0
+    assert type(signals_of(load_recipe(recipe), pair, print)) is TeacherCache
 
 
 def test_the_audit_shows_what_each_of_them_reads(recipe):

@@ -129,7 +129,8 @@ def check_recipe(recipe: Recipe, rows: Sequence[ComparedRow]) -> None:
     if not recipe.teacher.judges_any_text:
         raise ConfigError(
             f"{recipe.teacher.is_silent} at what students write, which on-policy objectives and exposure bias need. "
-            "Compare with a teacher.model of this machine."
+            "Compare with a teacher.model of this machine, or train by each objective "
+            "(bridgegarden train RECIPE --set objective.preset=NAME --set output=FOLDER) and evaluate the students."
         )
     if recipe.teacher.prompt is not None:
         raise ConfigError(

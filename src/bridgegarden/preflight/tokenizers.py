@@ -144,18 +144,32 @@ def _different(
     student_names: dict[int, str],
 ) -> str:
     shared = len(set(teacher_names.values()) & set(student_names.values()))
+    of_two = student.reference.role != "teacher"  # else both are a teacher's
+    first, second = teacher.reference.model, student.reference.model
+    readers = ("the teacher", "the student") if of_two else (repr(first), repr(second))
+    what = (
+        f"{f'teacher {first!r} and student {second!r}' if of_two else ' and '.join(readers)} have different "
+        f"tokenizers: {_pairs(differing, teacher_names, student_names, readers)}; {len(differing)} ids differ "
+        f"(vocabularies of {len(teacher_names)} and {len(student_names)} tokens, {shared} of them in common)."
+    )
+    if not of_two:
+        return what
     return (
-        f"teacher {teacher.reference.model!r} and student {student.reference.model!r} have different tokenizers: "
-        f"{_pairs(differing, teacher_names, student_names)}; {len(differing)} ids differ "
-        f"(vocabularies of {len(teacher_names)} and {len(student_names)} tokens, {shared} of them in common). "
-        "`cache build`, `train`, `compare` and `diagnose` translate what such a teacher says (docs/tokenizers.md); "
-        "this takes two models of one family (`bridgegarden recipes list` shows pairs), or the teacher's answers as "
-        "data."
+        f"{what} `cache build`, `train`, `compare` and `diagnose` translate what such a teacher says "
+        "(docs/tokenizers.md); this takes two models of one family (`bridgegarden recipes list` shows pairs), or the "
+        "teacher's answers as data."
     )
 
 
-def _pairs(ids: list[int], teacher_names: dict[int, str], student_names: dict[int, str]) -> str:
-    shown = [f"id {i} is {teacher_names[i]!r} to the teacher, {student_names[i]!r} to the student" for i in ids[:SHOWN]]
+def _pairs(
+    ids: list[int],
+    teacher_names: dict[int, str],
+    student_names: dict[int, str],
+    readers: tuple[str, str] = ("the teacher", "the student"),
+) -> str:
+    shown = [
+        f"id {i} is {teacher_names[i]!r} to {readers[0]}, {student_names[i]!r} to {readers[1]}" for i in ids[:SHOWN]
+    ]
     return "; ".join(shown) + ("; ..." if len(ids) > SHOWN else "")
 
 

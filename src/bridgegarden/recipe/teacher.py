@@ -189,7 +189,7 @@ class TeacherSection:
         if self.kind == "recorded":
             return "teacher.only_cache: a cache holds what a teacher said about its rows, not its distribution"
         if self.by is not None:
-            return "teacher.by: each of several teachers is asked about rows of its own alone"
+            return "teacher.by: each of several teachers judges rows of its own, and none gives its distribution"
         if self.mix is not None:
             return "teacher.mix: a mixture is asked about the rows' answers alone, and does not give its distribution"
         return "teacher.server: a server does not give its distribution"

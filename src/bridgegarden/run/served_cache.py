@@ -1,5 +1,6 @@
 """A cache of what a teacher on a server says: of what stands in its answers, or by letting it score any rows."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -62,6 +63,8 @@ SHORTEST_EXAMPLE = 16
 LOOKED_AT = 100
 """Rows of which that is chosen."""
 ROWS_NAMED = 5
+ROUNDING = 0.1
+"""Nats of a mean loss that are taken for a server's rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,10 +263,19 @@ class ScoredBuild:
     built: "BuildResult"
     unscored: "tuple[Unscored, ...]"
     """Rows that the server refused, and that are left out."""
+    vocab_size: int
+    """Tokens that what it says is about."""
 
     def __str__(self) -> str:
         """For a person."""
         lines = [str(self.built).replace("in the teacher", "waiting for the server")]
+        loss, of_chance = self.built.loss, math.log(self.vocab_size)
+        if loss is not None and loss.mean - (loss.half or 0.0) > of_chance + ROUNDING:
+            lines.append(
+                f"warning: that is more than the {of_chance:.1f} nats of all {self.vocab_size:,} tokens being equally "
+                "likely. Are these rows in the tokens of the model that is served (teacher.tokenizer), and in its "
+                "language?"
+            )
         return "\n".join(lines + ([f"left out: {_complaint(self.unscored)}"] if self.unscored else []))
 
 
@@ -321,7 +333,7 @@ def build_scored_cache(
             "same command tries the others again; to train without them, add --skip-unusable."
         )
     note_left_out(folder, before | {row.key.hex(): row.reason for row in engine.unscored})
-    return ScoredBuild(built=built, unscored=tuple(engine.unscored))
+    return ScoredBuild(built=built, unscored=tuple(engine.unscored), vocab_size=spec.vocab_size)
 
 
 def _server(recipe: Recipe, options: CacheOptions) -> Server:
