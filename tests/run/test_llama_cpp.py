@@ -16,6 +16,7 @@ from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.shard import documents_of
 from tests.run.served import run
 from tests.tiny import save_tiny, tiny_model
+from tests.tokenizer_pairs import ones
 
 ROWS = [
     {"prompt": "What is the capital of France?", "completion": "The capital of France is Paris."},
@@ -98,3 +99,31 @@ def test_rows_scored_by_llama_cpp_agree_with_the_same_weights_in_float32(address
     assert "scored by      llama.cpp" in shown.stdout
     assert f"the weights that are here, {GGUF.parent}: " in shown.stdout
     assert run("train", recipe).exit_code == 0
+
+
+def test_rows_scored_by_llama_cpp_teach_a_student_of_another_family(address, tmp_path, monkeypatch):
+    from transformers import AutoTokenizer
+
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert GGUF is not None
+    AutoTokenizer.from_pretrained(str(GGUF.parent), gguf_file=GGUF.name).save_pretrained(tmp_path / "tokens")
+    save_tiny(tmp_path / "student", tiny_model("llama", len(ones())), ones())
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS[1]) + "\n")
+    recipe = tmp_path / "recipe.yaml"
+    tree = {
+        "teacher": {"server": address[1], "model": "smollm2", "cache": str(tmp_path / "cache")}
+        | {"tokenizer": str(tmp_path / "tokens")},
+        "student": {"model": str(tmp_path / "student")},
+        "data": {"train": str(tmp_path / "rows.jsonl"), "prompt": "prompt", "completion": "completion"},
+        "output": str(tmp_path / "out"),
+    }
+    recipe.write_text(yaml.safe_dump(tree))
+    built = run("cache", "build", recipe)
+    assert built.exit_code == 0, built.output
+    assert f"ids are spelt as by the tokenizer {tmp_path}/tokens" in run("cache", "info", recipe).stdout
+    shown = run("cache", "info", recipe, "--student", tmp_path / "student", "--json")
+    assert shown.exit_code == 0, shown.output
+    shares = json.loads(shown.stdout)["student"]["shares"]
+    assert shares["exact_mass"] + shares["approximate_mass"] > 0.5
+    assert shares["hard_only_share"] < 0.5
