@@ -313,7 +313,7 @@ def test_a_mixture_of_one_family_is_translated_and_one_of_two_is_refused(recipe,
     refused = run("train", recipe, *other)
     assert refused.exit_code == 2
     assert "have different tokenizers; several teachers need one" in refused.stderr
-    save_tiny(tmp_path / "third", tiny_model("llama", 300, hidden_size=48, seed=5), tiny_tokenizer())
+    save_tiny(tmp_path / "third", tiny_model("llama", len(ones()), hidden_size=48, seed=5), ones())
     third = run("train", recipe, "--set", f"teacher.of.b.model={tmp_path / 'third'}", *other[2:])
     assert f"'{tmp_path}/teacher' and '{tmp_path}/third' have different tokenizers; several" in third.stderr
 
