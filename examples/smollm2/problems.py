@@ -182,8 +182,8 @@ def solve_letters(question: str) -> list[str]:
 
 TASKS: Mapping[str, Task] = MappingProxyType(
     {
-        "chain_sum": Task(solve=solve_sum, settings={"max_terms": 4, "max_digits": 2}),
-        "basic_arithmetic": Task(solve=solve_arithmetic, settings={"max_terms": 4, "max_digits": 2}),
+        "chain_sum": Task(solve=solve_sum, settings={"max_terms": 5, "max_digits": 1}),
+        "basic_arithmetic": Task(solve=solve_arithmetic, settings={"max_terms": 4, "max_digits": 1}),
         "products": Task(solve=solve_product, settings={"max_digits": 3}),
         "gcd": Task(solve=solve_gcd, settings={"max_value": 200}),
         "simple_equations": Task(solve=solve_equation, settings={"max_value": 20}),

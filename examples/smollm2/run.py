@@ -75,7 +75,7 @@ SIZES = {
         new_tokens=8,
     ),
     "small": Size(
-        tasks=("chain_sum", "spell_backward"),
+        tasks=("chain_sum", "basic_arithmetic"),
         rows=(4000, 64, 150),
         layers=10,
         round_steps=100,
