@@ -1,4 +1,4 @@
-"""Problems of the package reasoning-gym with worked solutions: eight tasks, and what each problem is solved by.
+"""Problems of the package reasoning-gym with worked solutions: its tasks, and what each problem is solved by.
 
 A solution is made from the words of the problem alone and ends, as GSM8K's do, with ``#### ANSWER``. Numbers are worked
 out digit by digit where a small model could not see the result, and letters stand apart, for tokens hide them.
@@ -30,6 +30,8 @@ OPERATORS: Mapping[type, tuple[str, Callable[[int, int], int]]] = {
 class Task:
     """One kind of problem."""
 
+    generator: str
+    """Of reasoning-gym, by its name there."""
     solve: Callable[[str], list[str]]
     """From the words of a problem to the lines of its solution, the answer alone on the last; none if it has none."""
     settings: Mapping[str, Any]
@@ -182,17 +184,23 @@ def solve_letters(question: str) -> list[str]:
 
 TASKS: Mapping[str, Task] = MappingProxyType(
     {
-        "chain_sum": Task(solve=solve_sum, settings={"max_terms": 5, "max_digits": 1}),
-        "basic_arithmetic": Task(solve=solve_arithmetic, settings={"max_terms": 4, "max_digits": 1}),
-        "products": Task(solve=solve_product, settings={"max_digits": 3}),
-        "gcd": Task(solve=solve_gcd, settings={"max_value": 200}),
-        "simple_equations": Task(solve=solve_equation, settings={"max_value": 20}),
-        "spell_backward": Task(solve=solve_backward, settings={"max_word_len": 5}),
-        "count_bits": Task(solve=solve_bits, settings={"max_n": 16_383}),
-        "letter_counting": Task(solve=solve_letters, settings={"max_words": 8}),
+        "chain_sum": Task(generator="chain_sum", solve=solve_sum, settings={"max_terms": 4, "max_digits": 2}),
+        "basic_arithmetic": Task(
+            generator="basic_arithmetic", solve=solve_arithmetic, settings={"max_terms": 4, "max_digits": 2}
+        ),
+        "products": Task(generator="products", solve=solve_product, settings={"max_digits": 3}),
+        "gcd": Task(generator="gcd", solve=solve_gcd, settings={"max_value": 200}),
+        "simple_equations": Task(generator="simple_equations", solve=solve_equation, settings={"max_value": 20}),
+        "spell_backward": Task(generator="spell_backward", solve=solve_backward, settings={}),
+        "count_bits": Task(generator="count_bits", solve=solve_bits, settings={"max_n": 16_383}),
+        "letter_counting": Task(generator="letter_counting", solve=solve_letters, settings={"max_words": 8}),
+        "short_sum": Task(generator="chain_sum", solve=solve_sum, settings={"max_terms": 5, "max_digits": 1}),
+        "short_arithmetic": Task(
+            generator="basic_arithmetic", solve=solve_arithmetic, settings={"max_terms": 4, "max_digits": 1}
+        ),
     }
 )
-"""By reasoning-gym's names."""
+"""By reasoning-gym's names; and sums and arithmetic of one digit, which ten layers learn from some thousand rows."""
 
 
 def distinct_rows(name: str, *, seed: int) -> Iterator[Row]:
@@ -209,7 +217,7 @@ def distinct_rows(name: str, *, seed: int) -> Iterator[Row]:
         raise ConfigError(f"{INSTALL} ({error})") from error
 
     task, seen = TASKS[name], set()
-    problems = reasoning_gym.create_dataset(name, seed=seed, size=SIZE, **task.settings)
+    problems = reasoning_gym.create_dataset(task.generator, seed=seed, size=SIZE, **task.settings)
     for problem in problems:
         question = problem["question"]
         solution = None if question in seen else task.solution(question)

@@ -75,7 +75,7 @@ SIZES = {
         new_tokens=8,
     ),
     "small": Size(
-        tasks=("chain_sum", "basic_arithmetic"),
+        tasks=("short_sum", "short_arithmetic"),
         rows=(4000, 64, 150),
         layers=10,
         round_steps=100,
@@ -90,7 +90,7 @@ SIZES = {
         new_tokens=96,
     ),
     "full": Size(
-        tasks=tuple(TASKS),
+        tasks=tuple(name for name, task in TASKS.items() if name == task.generator),
         rows=(6000, 64, 250),
         layers=15,
         round_steps=200,

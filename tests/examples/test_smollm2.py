@@ -43,6 +43,8 @@ WORKED = [
         "4 - 1 = 3\n3 - 7 = -4",
         -4,
     ),
+    ("short_sum", "State the final answer to the following arithmetic problem: 1 + 5 =", "1 + 5 = 6", 6),
+    ("short_arithmetic", "Calculate 5 - 3.", "5 - 3 = 2", 2),
     ("basic_arithmetic", "Calculate -( 5 - 3 * 4 ) + -6.", "3 * 4 = 12\n5 - 12 = -7\n-(-7) = 7\n7 + -6 = 1", 1),
     ("basic_arithmetic", "Calculate -7 / 2 / 1.", "-7 / 2 = -4\n-4 / 1 = -4", -4),
     ("products", "Solve the following multiplication: 58 * 206. Give only", "58 * 6 = 348\n58 * 200 = 11600", 11948),
@@ -88,8 +90,8 @@ def test_thousands_of_solutions_come_to_the_answer_that_the_generator_accepts(ta
     import reasoning_gym
 
     kind = problems.TASKS[task]
-    found = reasoning_gym.create_dataset(task, seed=3, size=1500, **kind.settings)
-    harder = reasoning_gym.create_dataset(task, seed=4, size=500)
+    found = reasoning_gym.create_dataset(kind.generator, seed=3, size=1500, **kind.settings)
+    harder = reasoning_gym.create_dataset(kind.generator, seed=4, size=500)
     solved = 0
     for made in (found, harder):
         for problem in made:
