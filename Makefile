@@ -11,7 +11,7 @@ test:
 	pytest -n logical --dist loadfile
 
 slow:
-	pytest -n logical -m slow
+	pytest -n logical --dist loadfile -m slow
 
 # Small faults put into the code one by one, of which the tests should notice every one; tests/mutants.py has options.
 mutants:

@@ -143,6 +143,7 @@ def events() -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_callbacks_answer_to_events_that_there_are():
     assert len(events()) > 5
     unknown = [

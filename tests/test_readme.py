@@ -17,6 +17,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_the_python_of_the_readme_runs_and_trains(tmp_path, monkeypatch, capsys):
     (code,) = blocks("python")

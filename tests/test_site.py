@@ -70,6 +70,7 @@ def pages(site):
     return {page: Fetched(page) for page in site.rglob("*.html")}
 
 
+@pytest.mark.slow
 def test_no_page_has_anything_fetched_from_another_host(site, pages):
     assert len(pages) > 20
     for page, found in pages.items():
@@ -152,6 +153,7 @@ def test_links_between_files_become_links_between_pages(page, written, expected)
     assert _linked(written, page) == expected
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_browser_asks_nobody_else_and_nothing_is_wider_than_a_phone(site):
     with ThreadingHTTPServer(("127.0.0.1", 0), Quiet.of(site)) as server:

@@ -50,6 +50,7 @@ def finished(source, tmp_path_factory):
     return compare(str(source), SETTINGS, command="typed", output=output, console=Console(quiet=True))
 
 
+@pytest.mark.slow
 def test_every_objective_is_measured_by_the_byte_and_by_the_token(finished):
     result, _ = finished
     assert not result.failures

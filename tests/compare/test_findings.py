@@ -162,6 +162,7 @@ def calls_of_the_first(**how) -> int:
     return sum(called(page, SIX[0], name, "student_loss") != 0 for page in pages for name in SIX[1:])
 
 
+@pytest.mark.slow
 def test_all_objectives_together_tell_what_three_seeds_of_two_cannot(monkeypatch):
     """Four standard deviations of a seed."""
     assert calls_of_the_first(better=4.0) >= 0.4 * 200
@@ -169,6 +170,7 @@ def test_all_objectives_together_tell_what_three_seeds_of_two_cannot(monkeypatch
     assert calls_of_the_first(better=4.0) <= 0.25 * 200
 
 
+@pytest.mark.slow
 def test_an_objective_whose_seeds_vary_more_than_the_others_is_seldom_called():
     pages = [trained_apart(seed, wilder=3.0) for seed in range(40)]
     assert sum(calls(page) > 0 for page in pages) <= 4
@@ -192,6 +194,7 @@ def test_a_real_effect_is_called_for_all_that_the_page_claims():
     assert "for all 13 comparisons of this page together" in " ".join(sentences(RESULT))
 
 
+@pytest.mark.slow
 def test_what_only_its_own_interval_would_call_is_said_to_be_open():
     told = [" ".join(sentences(equal(seed))) for seed in range(40)]
     open_ones = [text for text in told if "would be called on their own and are open; more seeds than 3 tell" in text]

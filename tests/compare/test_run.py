@@ -212,6 +212,7 @@ def test_an_interrupt_keeps_what_was_finished(source, trainings, tmp_path):
     assert len(result.runs) == 2
 
 
+@pytest.mark.slow
 def test_an_interrupted_measurement_does_not_cost_the_training_again(source, trainings, tmp_path, monkeypatch):
     settings = replace(SETTINGS, objectives=("soft",), baseline="soft", seeds=(0,), keep_models=False)
 
@@ -230,6 +231,7 @@ def test_an_interrupted_measurement_does_not_cost_the_training_again(source, tra
     assert not (tmp_path / "runs" / "soft-seed0" / "model").exists()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_fails_its_training_and_no_other(source, trainings, tmp_path):
     trainings[1]["gkd-seed1"] = NonFiniteError("step 2: the loss is nan")
     result, folder = run(source, tmp_path)
@@ -246,6 +248,7 @@ def test_a_students_name_may_hold_the_seed(source):
         run(source, source.parent / "out", replace(SETTINGS, seeds=(0, 7)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [[], ["student.lora={r: 4}"], ["training.gradient_checkpointing=true"]])
 def test_a_training_costs_in_a_comparison_what_it_costs_in_its_plan(source, overrides):
     recipe = placed(load_recipe(source, overrides), str(source))
@@ -316,6 +319,7 @@ def test_the_baseline_is_one_of_the_objectives_the_dearest_unless_named():
         replace(SETTINGS, baseline="static")
 
 
+@pytest.mark.slow
 def test_students_are_measured_as_the_file_that_is_exported_of_them(source, tmp_path, monkeypatch):
     pytest.importorskip("gguf")
     read = []

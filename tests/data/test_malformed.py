@@ -34,6 +34,7 @@ def outcome(path, tokenizer) -> str:
     return "read"
 
 
+@pytest.mark.slow
 def test_of_a_thousand_malformed_rows_none_ends_in_a_traceback(tmp_path, tokenizers, caplog, capsys):
     counts: collections.Counter[str] = collections.Counter()
     caplog.set_level(logging.WARNING)

@@ -23,6 +23,7 @@ def found(teacher):
     return evaluate_model(*teacher, options, name="teacher")
 
 
+@pytest.mark.slow
 def test_the_packaged_teacher_scores_what_it_is_known_for(found):
     scores = {(score.decoding, score.metric): score for score in found.scores}
     known = json.loads((TEACHER / "training_record.json").read_text())["held_out"]
@@ -59,6 +60,7 @@ def test_results_and_page_hold_what_decided_the_scores(found):
     assert "| bridgegarden_arithmetic | greedy | acc | 100.00 (≥ 97.0) | 120 |" in found.to_markdown()
 
 
+@pytest.mark.slow
 def test_the_same_seed_draws_the_same_answers_and_another_does_not(teacher):
     def drawn(seed):
         options = EvaluationOptions(tasks=("bridgegarden_arithmetic",), limit=8, samples=1, seed=seed)
@@ -83,6 +85,7 @@ def test_a_model_s_own_generation_settings_do_not_touch_its_scores_and_come_back
         model.generation_config = usual
 
 
+@pytest.mark.slow
 def test_programs_of_a_random_model_are_run_and_fail():
     options = EvaluationOptions(tasks=("offline",), limit=1, allow_code_execution=True)
     found = evaluate_model(tiny_model("llama"), tiny_tokenizer(chat_template=False), options, name="random")

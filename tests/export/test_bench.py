@@ -16,6 +16,8 @@ from bridgegarden.export.runtimes import opened
 from tests.run.served import run
 from tests.tiny import VOCABULARY, save_tiny, tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 SMALL = BenchOptions(prompt=8, decode=4, rounds=2)
 
 

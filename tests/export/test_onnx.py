@@ -48,6 +48,7 @@ def greedy(model, ids, count):
     return ids
 
 
+@pytest.mark.slow
 def test_onnxruntime_gives_the_logits_of_torch_token_by_token(exported):
     model, folder = exported
     session, kept = session_of(folder / "model.onnx"), None

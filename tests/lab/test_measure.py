@@ -65,6 +65,7 @@ def agrees(samples, exact):
     assert abs(estimate.mean - exact) < 4 * estimate.stderr + 1e-9, (estimate, exact)
 
 
+@pytest.mark.slow
 def test_what_is_solved_agrees_with_sampling_the_student():
     data, model, solved = study()
     sampled = roll_out(model, data, data.test[0], "student")

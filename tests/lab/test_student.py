@@ -51,6 +51,7 @@ def own_loss(model, name, step, total):
     return torch.cat(losses).mean().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hard_data", "soft", "confidence", "risk_guided", "curriculum"])
 def test_the_student_kept_has_the_lowest_validation_loss_of_its_own_objective(name):
     trained = train(name)

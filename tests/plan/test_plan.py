@@ -134,6 +134,7 @@ def test_own_texts_need_keys_values_and_longer_rows(recipe_file):
     assert plan.cache is None
 
 
+@pytest.mark.slow
 def test_sharding_divides_the_student_and_not_the_teacher(recipe_file):
     one = moment(planned(recipe_file), "update").parts
     for sharding in ("fsdp", "zero3"):
@@ -145,6 +146,7 @@ def test_sharding_divides_the_student_and_not_the_teacher(recipe_file):
     assert replicated == {**one, "DDP buckets": one["gradients"]}
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_what_would_and_by_how_much(recipe_file):
     plan = planned(recipe_file, machine=dataclasses.replace(TINY, processes=2))
     assert not plan.fits

@@ -61,6 +61,7 @@ def counted(student, teacher, lora, tmp_path, checkpointing):
     return counter.get_total_flops()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("adapters", [None, 4, 16])
 def test_a_step_takes_what_it_is_counted_to_take(adapters, checkpointing, pair, tmp_path):

@@ -55,6 +55,7 @@ def test_shapes_alone_give_the_peak_of_a_real_step(family):
     assert max(found.backward_start, found.backward_end) == pytest.approx(whole, rel=0.12)
 
 
+@pytest.mark.slow
 def test_few_layers_tell_of_many(monkeypatch):
     config = config_of(layers=6)
     few = [student_memory(config, torch.float32, BATCH, gradient_checkpointing=g) for g in (False, True)]

@@ -138,6 +138,7 @@ def peak_of_the_loss(kind: str, positions: int, *, half: bool) -> int:
         return tracker.mark() - before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LOSS_BUFFERS)
 @pytest.mark.parametrize("half", [False, True])
 def test_the_loss_takes_what_its_formula_says_however_many_tokens_there_are(kind, half, monkeypatch):

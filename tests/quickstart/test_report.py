@@ -73,6 +73,7 @@ def test_an_answer_without_a_token_makes_a_page(tmp_path):
     assert "One answer" in text_of(made_up_result(words=[]), tmp_path)
 
 
+@pytest.mark.slow
 def test_the_frontier_is_drawn_from_a_stored_result(tmp_path):
     stored, drawn = tmp_path / "result.json", tmp_path / "frontier.svg"
     stored.write_text(json.dumps(THREE.to_dict()), encoding="utf-8")

@@ -131,6 +131,7 @@ def test_an_interrupted_full_run_goes_on_where_it_stopped(finished, trained, tmp
     assert not QuickstartFolder(tmp_path).marker.exists()
 
 
+@pytest.mark.slow
 def test_the_teacher_is_asked_once_a_seed_whatever_the_objectives_and_interruptions(trained, monkeypatch, tmp_path):
     asked = []
 

@@ -242,6 +242,7 @@ def test_students_and_texts_are_chosen_one_at_a_time(browser, whole, tmp_path):
     assert browser.run(visible) == ["1 1"]
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_five_thousand_tokens_switch_colours_and_open_cards_without_a_wait(browser, whole, tmp_path):
     path = page(with_long_text(whole, 5000), tmp_path)

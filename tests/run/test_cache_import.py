@@ -21,6 +21,8 @@ from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.shard import documents_of
 from tests.tiny import VOCABULARY, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 PROBABILITIES = np.array([0.6, 0.2, 0.1, 0.05, 0.02])
 """Of the label and four others: 0.03 are left for the tail."""
 ALONE = ("--set", "teacher.only_cache=true", "--set", "teacher.model=big")

@@ -17,6 +17,8 @@ from bridgegarden.teacher.cache.reader import TeacherCache
 from tests.run.conftest import ROWS
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 
 def run(*arguments):
     return CliRunner().invoke(cli, [str(argument) for argument in arguments])

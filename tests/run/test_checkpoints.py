@@ -123,6 +123,7 @@ def interrupted(recipe, whole, tmp_path):
     return ["train", str(tmp_path / "recipe.yaml")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "harm", "reason"),
     [
@@ -146,6 +147,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_gone_on_from(
     assert metrics(recipe.output) == metrics(whole.output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"])
 def test_a_newest_checkpoint_that_lost_a_file_with_the_power_is_not_gone_on_from(interrupted, recipe, name):
     checkpoints = recipe.output / "checkpoints"

@@ -69,6 +69,7 @@ def test_several_students_are_compared_and_json_is_the_file(pair, tmp_path):
     assert all(place["kind"] in ("bridge", "garden", "undecided") for place in itself["kappa"]["positions"])
 
 
+@pytest.mark.slow
 def test_rows_with_answers_decide_whether_the_teacher_knows_them_better(pair, tmp_path):
     rows = [{"question": f"{n} + 1 =", "answer": f"{n + 1}"} for n in range(8)]
     rows += [{"question": "9 + 9 ="}]

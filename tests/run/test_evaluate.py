@@ -193,6 +193,7 @@ def greedy(found):
     return [line for line in found.problems if line["decoding"] == "greedy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("CUDA error: an illegal memory access")])
 def test_an_evaluation_that_ended_midway_asks_only_for_the_answers_that_are_missing(
     error, uninterrupted, tmp_path, monkeypatch, capsys

@@ -82,6 +82,7 @@ def test_a_run_that_dies_leaves_no_file_of_the_final_name(folder, tmp_path, monk
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork, from Python 3.12
 @pytest.mark.parametrize("to", ["gguf", "hf"])
 def test_a_disk_that_is_full_is_named_and_leaves_nothing(folder, tmp_path, to):

@@ -9,6 +9,8 @@ from bridgegarden.cli.main import cli
 from bridgegarden.recipe import load_recipe
 from bridgegarden.run.train import train
 
+pytestmark = pytest.mark.slow
+
 SECTION = {"prompts": 4, "max_new_tokens": 6}
 DIVERGES = {
     "max_steps": 5,

@@ -12,6 +12,8 @@ from bridgegarden.cli.main import cli
 from bridgegarden.run.checkpoints import checkpoints_in, fault_of
 from tests.run.killed import ended, in_child, metrics, weights
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def command(recipe, tmp_path):

@@ -15,6 +15,8 @@ from tests.run.test_diagnose import SMALL
 from tests.run.test_train import interrupt_at
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 
 def bridgegarden(*arguments):
     return CliRunner().invoke(cli, [str(argument) for argument in arguments])

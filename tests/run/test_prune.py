@@ -28,6 +28,8 @@ from bridgegarden.run.train import train
 from tests.architectures import tiny_architecture
 from tests.tiny import save_tiny, tiny_model
 
+pytestmark = pytest.mark.slow
+
 QUIET = Console(quiet=True)
 
 

@@ -47,6 +47,7 @@ def changed(recipe: Recipe, **arguments: Any) -> Recipe:
     return replace(recipe, training=training)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_setting_that_a_library_would_refuse_later_is_named_before_anything_is_loaded(tmp_path, name):
     with pytest.raises(ConfigError, match=rf"^training\.{name}: ") as refused:
@@ -55,6 +56,7 @@ def test_a_setting_that_a_library_would_refuse_later_is_named_before_anything_is
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiler_that_is_not_installed_is_missed_before_anything_is_loaded(tmp_path, monkeypatch):
     import torch._inductor.config
@@ -80,6 +82,7 @@ def test_settings_that_only_together_cannot_be_trained_with_are_both_named(tmp_p
         check_settings(recipe)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tracker", ["wandb", "trackio"])
 def test_a_tracker_that_is_not_installed_is_said_in_its_own_words(tmp_path, tracker):
     with pytest.raises(ConfigError, match=rf"training\.report_to: '{tracker}' .*pip install"):

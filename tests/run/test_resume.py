@@ -100,6 +100,7 @@ def train_and_kill(recipe: Recipe, whole: Recipe, *, kills: int, seed: int, leas
     return runs, resumed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "method", "call", "after"),
     [

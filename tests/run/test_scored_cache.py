@@ -26,6 +26,8 @@ from tests.teacher.served_model import sharp_teacher
 from tests.teacher.servers import status
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("vllm", "sglang", "llama.cpp", "trl")
 
 

@@ -11,6 +11,8 @@ from bridgegarden.teacher.cache.shard import documents_of
 from tests.run.served import K, as_live, ask, plain_rows, run
 from tests.teacher.servers import changed
 
+pytestmark = pytest.mark.slow
+
 
 def rewrite(tmp_path, rows):
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

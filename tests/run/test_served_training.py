@@ -13,6 +13,8 @@ from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.shard import documents_of
 from tests.run.served import K, ask, plain_rows, run
 
+pytestmark = pytest.mark.slow
+
 
 def losses(tmp_path, name):
     lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]

@@ -33,6 +33,7 @@ def signalled(monkeypatch):
     return at
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_the_step_and_the_same_command_goes_on_to_the_same_bits(
     recipe, whole, signalled, monkeypatch, tmp_path, number, status

@@ -15,6 +15,8 @@ from bridgegarden.teacher.cache.ray_engine import _asked, _table
 from bridgegarden.teacher.cache.reader import TeacherCache
 from bridgegarden.teacher.cache.shard import documents_of
 
+pytestmark = pytest.mark.slow
+
 PROMPT = {"system": "You know.", "suffix": " (it is {answer})"}
 
 

@@ -277,6 +277,7 @@ def test_an_interrupted_run_leaves_no_model_and_refuses_another_recipe(write_rec
     assert (output / "checkpoints" / "checkpoint-4").is_dir()
 
 
+@pytest.mark.slow
 def test_a_student_that_answers_itself_is_recorded_and_resumed_with_its_costs(write_recipe, tmp_path, monkeypatch):
     recipe = write_recipe(
         objective={"preset": "confidence", "hard_target": "teacher_argmax"},
@@ -395,6 +396,7 @@ def test_a_finished_run_is_not_run_again(write_recipe, tmp_path):
     assert (tmp_path / "out" / "model" / "model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.slow
 def test_the_command_in_a_process_of_its_own_prints_plain_lines_and_a_summary(write_recipe, tmp_path):
     recipe = write_recipe(data={"eval": str(tmp_path / "eval.jsonl")})
     done = subprocess.run(

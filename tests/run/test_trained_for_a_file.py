@@ -21,6 +21,8 @@ from tests.run.killed import weights
 from tests.run.served import run
 from tests.tiny import tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def path(write_recipe, tmp_path):

@@ -19,6 +19,8 @@ from tests.run.conftest import ROWS
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 from tests.tokenizer_pairs import ones, threes
 
+pytestmark = pytest.mark.slow
+
 
 def run(*arguments):
     return CliRunner().invoke(cli, [str(argument) for argument in arguments])

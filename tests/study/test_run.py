@@ -23,6 +23,7 @@ def test_one_worker_is_this_process_and_uses_one_thread():
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.slow
 def test_two_workers_are_other_processes_with_one_thread_each():
     told = []
     results = dict(work(threads, [3, 4, 5], workers=2, tell=lambda name, step: told.append((name, step))))

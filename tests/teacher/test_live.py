@@ -134,6 +134,7 @@ def split(request, tmp_path):
     return load
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", MAPS)
 def test_a_teacher_whose_layers_are_kept_elsewhere_says_what_it_says_whole(split, where, tmp_path):
     whole, parts = split(where)
@@ -147,6 +148,7 @@ def test_a_teacher_whose_layers_are_kept_elsewhere_says_what_it_says_whole(split
     torch.testing.assert_close(written[0].log_probs(), written[1].log_probs())
 
 
+@pytest.mark.slow
 def test_the_cache_of_a_teacher_whose_layers_are_kept_elsewhere_is_that_of_the_whole_one(tmp_path, split):
     whole, parts = split("every second part on disk")
     folders = [

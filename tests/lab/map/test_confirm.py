@@ -41,6 +41,7 @@ def made(tmp_path_factory):
         yield output, result, text.getvalue()
 
 
+@pytest.mark.slow
 def test_every_arm_has_a_student_of_every_seed_in_every_cell(made):
     output, result, _ = made
     assert [run.cell for run in result.runs] == list(CONFIRMED)

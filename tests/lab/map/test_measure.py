@@ -110,6 +110,7 @@ def test_variety_is_the_entropy_at_the_teachers_wordings(stack):
     assert found.variety[1, 0].item() == pytest.approx(student / teacher, rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seed", "arm"), [(0, 0), (1, 1)])
 def test_the_temperature_of_equal_variety_gives_that_variety_and_the_right_answers_of_it(stack, seed, arm):
     """By a search of its own, over the solver's nodes."""
