@@ -10,10 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from trl.trainer.sft_config import SFTConfig
 
 from bridgegarden.objective.hybrid import HybridObjective
-from bridgegarden.plan.work import Rows
+from bridgegarden.plan.work import Rows, Schedule, training_work
 from bridgegarden.preflight import ModelReference, load_facts
 from bridgegarden.preflight.flops import StepFlops, forward_flops
-from bridgegarden.recipe import build_lora_config
+from bridgegarden.recipe import build_lora_config, build_objective
+from bridgegarden.recipe.objective import ObjectiveSection
 from bridgegarden.recipe.training import LoraSection
 from bridgegarden.training.trainer import HybridDistillationTrainer
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -32,14 +33,14 @@ def pair(tmp_path):
     return facts
 
 
-def counted(student, teacher, lora, tmp_path, checkpointing):
+def counted(student, teacher, lora, tmp_path, checkpointing, objective=None):
     """Operations of a step, as PyTorch counts them, of a trainer on eager attention, which hides nothing from it."""
     ids = torch.randint(0, 250, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0)).tolist()
     rows = [{"input_ids": row, "labels": [-100] * (TOKENS - LEARNT) + row[-LEARNT:]} for row in ids]
     trainer = HybridDistillationTrainer(
         model=student,
         teacher=teacher,
-        objective=HybridObjective(),
+        objective=objective or HybridObjective(),
         train_dataset=Dataset.from_list(rows),
         processing_class=tiny_tokenizer(),
         peft_config=lora,
@@ -79,6 +80,32 @@ def test_a_step_takes_what_it_is_counted_to_take(adapters, checkpointing, pair, 
     got = counted(student, teacher, lora, tmp_path, checkpointing)
     # Checkpointing leaves out each layer's last product; the first layer's input gets no gradient under adapters.
     assert got == pytest.approx(expected, rel=0.04 if checkpointing else 0.02)
+
+
+def test_ranking_positions_first_takes_both_heads_once_more(pair, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    models = [
+        AutoModelForCausalLM.from_pretrained(facts.reference.model, attn_implementation="eager") for facts in pair[::-1]
+    ]
+    plain, ranked = (
+        counted(*models, None, tmp_path / name, False, build_objective(ObjectiveSection(preset=name)))
+        for name in ("reverse_kl", "token_importance")
+    )
+    heads = sum(forward_flops(facts.config).head for facts in pair)
+    # Entropies and what of a draw would be accepted are products too.
+    assert ranked - plain == pytest.approx(ROWS * LEARNT * heads, rel=0.03)
+    rows, schedule = (
+        Rows(lengths=np.full(ROWS, TOKENS), supervised=np.full(ROWS, LEARNT)),
+        Schedule(batch=ROWS, accumulation=1, processes=1, steps=1, rows_read=ROWS),
+    )
+    plans = [
+        training_work(
+            pair[1], pair[0], rows, schedule, gradient_checkpointing=False, lora=None, on_policy=None, ranks=ranks
+        )
+        for ranks in (False, True)
+    ]
+    assert plans[1].total - plans[0].total == ROWS * LEARNT * heads
 
 
 LENGTHS = np.array([3, 4, 4, 7, 9, 12])

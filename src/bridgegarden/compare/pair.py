@@ -251,6 +251,8 @@ class Work:
     """Written by the student."""
     prompt_tokens: float = 0.0
     """Read by the student before it wrote them."""
+    ranked: bool = False
+    """Whether positions are ranked before they are learnt from: both heads once more, without gradients."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,7 +295,9 @@ class PairFlops:
         learning = self.learning
         learnt = learning.layers(self.context) * work.student_tokens + learning.head * work.student_positions
         written = student * (work.prompt_tokens + work.generated_tokens) + self.student.head * work.generated_tokens
-        return learnt + written + self._asked(work.teacher_tokens, work.teacher_positions)
+        ranked = self.student.head * work.student_positions + self.teacher.head * work.teacher_positions
+        asked = self._asked(work.teacher_tokens, work.teacher_positions)
+        return learnt + written + asked + (ranked if work.ranked else 0.0)
 
     def cache(self, pair: Pair) -> float:
         """Operations of asking the teacher once about every row."""
@@ -314,6 +318,7 @@ def expected_work(pair: Pair, row: ComparedRow, steps: int) -> Work:
         teacher_positions=rows * counts.teacher_positions * asked,
         generated_tokens=rows * counts.positions * row.lmbda,
         prompt_tokens=rows * counts.prompt * row.lmbda,
+        ranked=build_objective(row.objective).ranks is not None,
     )
 
 

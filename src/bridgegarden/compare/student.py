@@ -26,7 +26,7 @@ from bridgegarden.evaluation.lm_eval import evaluate_model, prepare_tasks
 from bridgegarden.evaluation.results import SHARES, Evaluation
 from bridgegarden.export.gguf_file import gguf_export
 from bridgegarden.preflight import ModelFacts, ModelReference, load_facts
-from bridgegarden.recipe import Recipe
+from bridgegarden.recipe import Recipe, build_objective
 from bridgegarden.recipe.training import QuantisedSection
 from bridgegarden.run.models import load_model, placed
 from bridgegarden.run.prompts import Prompts, PromptSource, read_prompts
@@ -108,6 +108,7 @@ def train_one(
         teacher_positions=positions * counts.teacher_positions / counts.positions if cost.teacher_tokens else 0,
         generated_tokens=cost.generated_tokens,
         prompt_tokens=cost.prompt_tokens,
+        ranked=build_objective(recipe.objective).ranks is not None,
     )
     spent = Spent(
         steps=summary.steps,

@@ -211,6 +211,7 @@ def _plan(
         gradient_checkpointing=setup.gradient_checkpointing,
         lora=setup.lora,
         on_policy=recipe.on_policy,
+        ranks=build_objective(recipe.objective).ranks is not None,
         read=Rows.of(data.train, teacher=True) if reads_otherwise else None,
     )
     read = [Rows.of(part, teacher=True) for part in data.by_name.values()]

@@ -169,6 +169,7 @@ def training_work(
     gradient_checkpointing: bool,
     lora: "LoraConfig | None",
     on_policy: "OnPolicy | None",
+    ranks: bool = False,
     read: Rows | None = None,
 ) -> Work:
     """What training takes; what a cache or an evaluation takes is not in it.
@@ -181,6 +182,7 @@ def training_work(
         gradient_checkpointing: whether the layers are computed again in the backward.
         lora: adapters that are trained in place of all weights.
         on_policy: which batches the student answers itself.
+        ranks: whether the objective ranks the positions of a batch first, by a walk over both heads without gradients.
         read: what the teacher reads of the rows, behind another prompt; None where it reads them as they are.
 
     Raises:
@@ -190,10 +192,13 @@ def training_work(
     tokens, positions = schedule.rows_read * once, schedule.rows_read * rows.positions / rows.count
     ours = StepFlops.of(student, lora=lora, gradient_checkpointing=gradient_checkpointing)
     flops: dict[str, float] = {}
-    if teacher is not None:
-        flops["teacher"] = _read(forward_flops(teacher.config), read or rows, schedule, positions)
+    asked = None if teacher is None else forward_flops(teacher.config)
+    if asked is not None:
+        flops["teacher"] = _read(asked, read or rows, schedule, positions)
     row = rows.padded_mean(schedule.batch, lambda length: length * ours.layers((length + 1) / 2))
     flops["student"] = schedule.rows_read * row + ours.head * positions
+    if ranks:
+        flops["ranking of positions"] = (ours.forward.head + (0.0 if asked is None else asked.head)) * positions
     if on_policy is not None and on_policy.lmbda > 0:
         flops["student's own texts"] = on_policy.lmbda * _written(
             ours.forward, rows, schedule, on_policy.max_new_tokens
