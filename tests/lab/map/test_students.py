@@ -11,7 +11,7 @@ from trl.trainer.sft_config import SFTConfig
 from bridgegarden.errors import ConfigError, NonFiniteError
 from bridgegarden.lab.map.measure import measure, teacher_table, visits
 from bridgegarden.lab.map.rows import Problems, Rows, draw_order, draw_rows, draw_uniform, kinds, write
-from bridgegarden.lab.map.students import Arm, aims, new_weights, train
+from bridgegarden.lab.map.students import Arm, aims, new_weights, student_writes, train
 from bridgegarden.objective.alignment import IGNORE
 from bridgegarden.objective.hybrid import HybridObjective
 from bridgegarden.objective.methods import PRESETS
@@ -140,6 +140,28 @@ def test_arms_that_ask_for_other_things_are_never_taken_for_alike(own_texts):
         for ours, theirs in zip(alone, together, strict=True):
             torch.testing.assert_close(ours[:, 0], theirs[:, place], rtol=1e-9, atol=1e-9)
     assert not torch.allclose(together.value[:, 0], together.value[:, 1], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["soft", "hard_data", "risk_data", "power", "short_curriculum"])
+def test_what_is_asked_for_in_own_texts_is_what_is_asked_for_in_the_same_texts_given(name):
+    rows, order = draw_rows(WORLDS, SEEDS, COUNT), draw_order(SEEDS, COUNT, 3, BATCH)
+    arm = Arm(objective=OBJECTIVES[name], learning_rate=0.05, weight_decay=0.1, smoothing=0.2)
+    uniform = draw_uniform(SEEDS, 3, 3, BATCH, 2 * WORLD.steps)
+    weights = new_weights(WORLD, 8, SEEDS, 1).map(torch.Tensor.double)
+    own = train(WORLDS, rows, [arm], weights, order, uniform=uniform, keep=[1, 2])
+    texts = []
+    for step, student in enumerate((weights, own[1], own[2])):
+        problems = rows.at(order[:, step]).problems
+        of_one_arm = Problems(*(part.unsqueeze(1) for part in problems))
+        writer = student_writes(WORLD, of_one_arm, student)
+        written = write(WORLD, of_one_arm, uniform[:, step].unsqueeze(1), writer)
+        texts.append((*problems, written.wordings[:, 0], written.values[:, 0]))
+    start, operations, operands, wordings, values = (torch.cat(part, 1) for part in zip(*texts, strict=True))
+    given = Rows(Problems(start, operations, operands), wordings, values)
+    in_order = torch.arange(3 * BATCH).reshape(1, 3, BATCH).expand(len(SEEDS), -1, -1)
+    for ours, theirs in zip(train(WORLDS, given, [arm], weights, in_order)[3], own[3], strict=True):
+        # AdamW makes much of the rounding of a gradient that is nearly zero.
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
 def test_a_smoothed_label_is_the_argmax_with_a_share_spread_over_what_can_stand_there():
