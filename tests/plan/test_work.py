@@ -99,12 +99,8 @@ def test_ranking_positions_first_takes_both_heads_once_more(pair, tmp_path):
         Rows(lengths=np.full(ROWS, TOKENS), supervised=np.full(ROWS, LEARNT)),
         Schedule(batch=ROWS, accumulation=1, processes=1, steps=1, rows_read=ROWS),
     )
-    plans = [
-        training_work(
-            pair[1], pair[0], rows, schedule, gradient_checkpointing=False, lora=None, on_policy=None, ranks=ranks
-        )
-        for ranks in (False, True)
-    ]
+    step = StepFlops.of(pair[1], lora=None, gradient_checkpointing=False)
+    plans = [training_work(step, pair[0], rows, schedule, on_policy=None, ranks=ranks) for ranks in (False, True)]
     assert plans[1].total - plans[0].total == ROWS * LEARNT * heads
 
 

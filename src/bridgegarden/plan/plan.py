@@ -14,6 +14,7 @@ from bridgegarden.errors import ConfigError
 from bridgegarden.plan.memory import Machine, MemoryPlanner, Moment, Setup
 from bridgegarden.plan.work import Rows, Schedule, Work, cache_work, training_work
 from bridgegarden.preflight import ModelFacts, Pair
+from bridgegarden.preflight.flops import StepFlops
 from bridgegarden.preflight.memory import weight_bytes
 from bridgegarden.recipe import Recipe, build_lora_config, build_objective, build_sft_config
 from bridgegarden.recipe.training import LoraSection
@@ -204,12 +205,10 @@ def _plan(
     schedule = Schedule.of(arguments, rows.count, machine.processes)
     moments = planner.moments(setup)
     work = training_work(
-        student,
+        StepFlops.of(student, lora=setup.lora, gradient_checkpointing=setup.gradient_checkpointing),
         asked,
         rows,
         schedule,
-        gradient_checkpointing=setup.gradient_checkpointing,
-        lora=setup.lora,
         on_policy=recipe.on_policy,
         ranks=build_objective(recipe.objective).ranks is not None,
         read=Rows.of(data.train, teacher=True) if reads_otherwise else None,

@@ -14,7 +14,6 @@ from bridgegarden.teacher.cache.shard import documents_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from peft import LoraConfig
 
     from bridgegarden.preflight import ModelFacts
     from bridgegarden.training.on_policy import OnPolicy
@@ -161,13 +160,11 @@ class Work:
 
 
 def training_work(
-    student: "ModelFacts",
+    student: StepFlops,
     teacher: "ModelFacts | None",
     rows: Rows,
     schedule: Schedule,
     *,
-    gradient_checkpointing: bool,
-    lora: "LoraConfig | None",
     on_policy: "OnPolicy | None",
     ranks: bool = False,
     read: Rows | None = None,
@@ -175,33 +172,30 @@ def training_work(
     """What training takes; what a cache or an evaluation takes is not in it.
 
     Args:
-        student: the model that is trained.
+        student: what a step of it costs.
         teacher: the model that is asked at every step; None where what it said is on disk.
         rows: of the data, packed if they are.
         schedule: how often they are read.
-        gradient_checkpointing: whether the layers are computed again in the backward.
-        lora: adapters that are trained in place of all weights.
         on_policy: which batches the student answers itself.
         ranks: whether the objective ranks the positions of a batch first, by a walk over both heads without gradients.
         read: what the teacher reads of the rows, behind another prompt; None where it reads them as they are.
 
     Raises:
-        ModelError: a model has layers whose operations cannot be counted.
+        ModelError: the teacher has layers whose operations cannot be counted.
     """
     once = rows.padded_mean(schedule.batch, lambda length: length)
     tokens, positions = schedule.rows_read * once, schedule.rows_read * rows.positions / rows.count
-    ours = StepFlops.of(student, lora=lora, gradient_checkpointing=gradient_checkpointing)
     flops: dict[str, float] = {}
     asked = None if teacher is None else forward_flops(teacher.config)
     if asked is not None:
         flops["teacher"] = _read(asked, read or rows, schedule, positions)
-    row = rows.padded_mean(schedule.batch, lambda length: length * ours.layers((length + 1) / 2))
-    flops["student"] = schedule.rows_read * row + ours.head * positions
+    row = rows.padded_mean(schedule.batch, lambda length: length * student.layers((length + 1) / 2))
+    flops["student"] = schedule.rows_read * row + student.head * positions
     if ranks:
-        flops["ranking of positions"] = (ours.forward.head + (0.0 if asked is None else asked.head)) * positions
+        flops["ranking of positions"] = (student.forward.head + (0.0 if asked is None else asked.head)) * positions
     if on_policy is not None and on_policy.lmbda > 0:
         flops["student's own texts"] = on_policy.lmbda * _written(
-            ours.forward, rows, schedule, on_policy.max_new_tokens
+            student.forward, rows, schedule, on_policy.max_new_tokens
         )
     return Work(
         tokens=tokens,
