@@ -14,7 +14,6 @@ script.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -156,7 +155,7 @@ def aims(arm: Arm, world: ChainWorld, kind: Kind, prob: Tensor, data: Tensor, pr
 
 
 class _Asked(NamedTuple):
-    """What the arms ask for at the positions of one kind; ``(S, O, B, positions, ...)`` where they are in a batch."""
+    """What the arms ask for at the positions of one kind; ``(S, O, B, positions, ...)``."""
 
     target: Tensor
     """``(..., width)``: what the cross-entropy is against."""
@@ -167,15 +166,19 @@ class _Asked(NamedTuple):
 
 
 def _ask(arms: Sequence[Arm], worlds: Worlds, rows: Rows, progress: TrainProgress, dtype: torch.dtype) -> list[_Asked]:
-    """Of every arm at the wordings and values of `rows`, ``(S, B)``, which all arms share."""
+    """Of every arm at the wordings and values of `rows`: ``(S, B)``, shared by all arms, or ``(S, O, B)``."""
     contexts, world = rows.contexts(), worlds.size
+    own_texts = rows.values.ndim == 4
     asked = []
     for kind, written in zip(kinds(world), (rows.wordings, rows.values), strict=False):
         writer, places = worlds.teacher(rows.problems), range(kind.first, 2 * world.steps, 2)
         prob = torch.stack([writer(place, contexts[place]) for place in places], -2)
         columns: dict[int, _Asked] = {}
         for alike in _asking_alike(arms):
-            columns |= dict.fromkeys(alike, _asked(arms[alike[0]], world, kind, prob, written, progress))
+            here = (prob[:, alike], written[:, alike]) if own_texts else (prob, written)
+            found = _asked(arms[alike[0]], world, kind, *here, progress)
+            for number, arm in enumerate(alike):
+                columns[arm] = _Asked(*(part[:, number] for part in found)) if own_texts else found
         in_order = [columns[arm] for arm in range(len(arms))]
         asked.append(_Asked(*(torch.stack(part, 1).to(dtype) for part in zip(*in_order, strict=True))))
     return asked
@@ -270,7 +273,6 @@ class _OwnTexts:
     arms: Sequence[Arm]
     order: Tensor
     uniform: Tensor
-    dtype: torch.dtype
 
     def batch(self, step: int, weights: Weights) -> _Batch:
         arms = len(self.arms)
@@ -279,43 +281,9 @@ class _OwnTexts:
         uniform = self.uniform[:, step].unsqueeze(1).expand(-1, arms, -1, -1)
         with torch.no_grad():
             written = write(self.worlds.size, problems, uniform, student_writes(self.worlds.size, problems, weights))
-        return _Batch(_inputs(self.worlds.size, written).flatten(2, 3), self._asked_of(written, step))
-
-    def _asked_of(self, written: Rows, step: int) -> list[_Asked]:
-        """What the arms ask for, looked up: one row of a teacher stands at many places of many texts."""
-        groups = _asking_alike(self.arms)
-        group = torch.tensor([place for arm in range(len(self.arms)) for place, g in enumerate(groups) if arm in g])
-        seed = torch.arange(len(self.worlds)).reshape(-1, 1, 1, 1)
-        wordings, values = self._changing(step) if self._changes else self._tables
-        contexts = written.contexts()[:-1]
-        before = torch.stack([context.value for context in contexts], -1)
-        worded = torch.stack([context.wording for context in contexts], -1)
-        begin = seed, group.reshape(1, -1, 1, 1), written.problems.operations, written.problems.operands
-        at_wordings = *begin, before[..., ::2], worded[..., ::2], written.wordings
-        at_values = *begin, before[..., 1::2], written.values
-        return [
-            _Asked(*(part[index] for part in table)) for table, index in ((wordings, at_wordings), (values, at_values))
-        ]
-
-    @cached_property
-    def _changes(self) -> bool:
-        return any(isinstance(arm.objective.soft_weight, CurriculumWeight) for arm in self.arms)
-
-    @cached_property
-    def _tables(self) -> list[_Asked]:
-        return self._changing(0)
-
-    def _changing(self, step: int) -> list[_Asked]:
-        """Of every kind of arms, for every row of the teachers and every token that may be written behind it."""
-        world, progress, tables = self.worlds.size, TrainProgress(step, self.order.shape[1]), []
-        for kind, prob in zip(kinds(world), (self.worlds.wording_probs, self.worlds.value_probs), strict=False):
-            rows = prob.unsqueeze(-2).expand(*prob.shape, kind.width)
-            written = torch.arange(kind.width).expand(prob.shape)
-            asked = [
-                _asked(self.arms[alike[0]], world, kind, rows, written, progress) for alike in _asking_alike(self.arms)
-            ]
-            tables.append(_Asked(*(torch.stack(part, 1).to(self.dtype) for part in zip(*asked, strict=True))))
-        return tables
+        progress = TrainProgress(step, self.order.shape[1])
+        asked = _ask(self.arms, self.worlds, written, progress, weights.first.dtype)
+        return _Batch(_inputs(self.worlds.size, written).flatten(2, 3), asked)
 
 
 def student_writes(world: ChainWorld, problems: Problems, weights: Weights) -> Writer:
@@ -367,7 +335,7 @@ def train(
     data = (
         _FixedData.of(worlds, rows, arms, order, weights.first.dtype)
         if uniform is None
-        else _OwnTexts(worlds=worlds, rows=rows, arms=arms, order=order, uniform=uniform, dtype=weights.first.dtype)
+        else _OwnTexts(worlds=worlds, rows=rows, arms=arms, order=order, uniform=uniform)
     )
     learner = _Learner(weights, arms, total)
     found = {}
