@@ -173,12 +173,12 @@ def _variety(by_teacher: Steps, teacher: Steps, logq: Steps, inverse_temperature
 def _inverse_temperature(by_teacher: Steps, teacher: Steps, logq: Steps) -> Tensor:
     """``(S, O, 1, 1, 1, 1)``: one over the temperature at which each student has `VARIETY`, found by halving."""
     # Every fourth problem tells the temperature as well as all of them, within what matters.
-    some = [steps.map(lambda part: part[:, :, ::4]) for steps in (by_teacher, teacher, logq)]
+    at, theirs, ours = (steps.map(lambda part: part[:, :, ::4]) for steps in (by_teacher, teacher, logq))
     shape = *logq.wordings[0].shape[:2], 1, 1, 1, 1
     low, high = (torch.full(shape, end, dtype=torch.float64) for end in (1 / HOTTEST, HOTTEST))
     for _ in range(HALVINGS):
         middle = (low * high).sqrt()
-        varied = _variety(*some, middle).reshape(shape)
+        varied = _variety(at, theirs, ours, middle).reshape(shape)
         low, high = torch.where(varied > VARIETY, middle, low), torch.where(varied > VARIETY, high, middle)
     return (low * high).sqrt()
 
