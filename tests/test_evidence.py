@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from bridgegarden.compare.findings import called, difference, summary
 from bridgegarden.report.charts import MARGIN, standalone
 from bridgegarden.report.marks import width
 from docs.figures.draw_evidence import FIGURED, READ, figures
 from docs.results import write_evidence
 from docs.results.evidence_numbers import CONFIRMED, FREE, Evidence
+from docs.results.evidence_pair import HYBRID, PAIR, Pair
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -119,3 +121,26 @@ def test_transformers_are_held_against_the_map_in_cells_that_both_have(evidence)
         for verdict in set(verdicts):
             told = f"{verdict} in {verdicts.count(verdict)} of 2"
             assert told in said.split(words, 1)[1][:30], claim
+
+
+def test_of_a_real_pair_it_is_said_what_its_claims_came_to():
+    """None is called that the comparison itself leaves open, and the words of the answer are those of the verdicts."""
+    pair = Pair()
+    for claim, verdict in pair.verdicts.items():
+        found = difference(pair.result, HYBRID, claim.other, claim.quantity)
+        low, high = sorted(claim.sign * end for end in found.interval)
+        assert (verdict == "does not hold") == (high < claim.smallest)
+        assert verdict != "holds" or (
+            low > 0 and called(pair.result, HYBRID, claim.other, claim.quantity) == claim.sign
+        )
+    said = (RESULTS / "evidence_smollm2.md").read_text(encoding="utf-8").split("![")[0]
+    right = [verdict for claim, verdict in pair.verdicts.items() if claim.quantity in ("greedy", "sampled")]
+    assert ("not decided" in said) == (set(right) == {"undecided"})
+    (own_texts,) = (verdict for claim, verdict in pair.verdicts.items() if claim.quantity == "student_loss")
+    assert ("does not fit the teacher better" in said) == (own_texts == "does not hold")
+    means = [summary(pair.result, name, "greedy").value for name in pair.result.objectives]
+    assert ("more than any two kinds of labels" in said) == (pair.apart("greedy") > max(means) - min(means))
+
+
+def test_what_is_kept_of_a_real_pair_names_no_folder_of_a_machine():
+    assert not re.search(r"(?<![\w.])/(?:home|work|tmp|root|usr)/", (PAIR / "result.json").read_text(encoding="utf-8"))

@@ -10,6 +10,7 @@ from bridgegarden.study.arms import HYBRIDS
 from docs.figures.draw_results import SIZE, Figure
 from docs.results.evidence_numbers import CONFIRMED, WAY, Evidence, Place, between, counted, points
 from docs.results.evidence_numbers import Row as Numbers
+from docs.results.evidence_pair import Pair
 
 FIGURED = {
     "won": Place("slips", "too small", "many", "long"),
@@ -57,6 +58,7 @@ def figures(evidence: Evidence) -> dict[str, Figure]:
         "results-evidence_bridges": told_by_the_teacher(evidence),
         "results-evidence_baselines": baselines(evidence),
         "results-evidence_transformers": with_transformers(evidence),
+        "results-evidence_smollm2": Pair().figure,
     }
 
 

@@ -4,6 +4,7 @@
     bridgegarden lab confirm
     python docs/results/write_evidence.py --take runs/map     # keeps its numbers in evidence/, then writes
     python docs/results/write_evidence.py --take-confirmed runs/confirm     # in evidence/transformers/
+    python docs/results/write_evidence.py --take-pair runs/smollm2/small    # in evidence/smollm2/
     python docs/results/write_evidence.py                     # writes from what is kept
 
 Each page is a template in ``evidence/`` of the same name. Every number in it is read from there; the sentences around
@@ -49,6 +50,7 @@ from docs.results.evidence_numbers import (
     unit_of,
     untrained,
 )
+from docs.results.evidence_pair import HYBRID, Pair, take_pair
 
 HERE = Path(__file__).parent
 DRAWN = HERE.parent / "figures"
@@ -341,6 +343,10 @@ def pages(evidence: Evidence) -> dict[str, str]:
     environment.globals |= bound | {
         "made": evidence.made,
         "confirmed": Evidence(CONFIRMED),
+        "pair": Pair(),
+        "loses": sum(
+            evidence.mean(one, HYBRID, "L_dθ") > evidence.mean(one, "soft", "L_dθ") for one in evidence.places
+        ),
         "arms": evidence.arms,
         "cells": len(evidence.places),
         "figured": FIGURED,
@@ -361,11 +367,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--take", metavar="DIR", type=Path, help="a finished map whose numbers are kept first")
     parser.add_argument("--take-confirmed", metavar="DIR", type=Path, help="its cells with transformers, likewise")
+    parser.add_argument("--take-pair", metavar="DIR", type=Path, help="what a real pair's students did, likewise")
     arguments = parser.parse_args()
     if arguments.take is not None:
         take(arguments.take)
     if arguments.take_confirmed is not None:
         take_confirmed(arguments.take_confirmed)
+    if arguments.take_pair is not None:
+        take_pair(arguments.take_pair)
     evidence = Evidence()
     for name, text in pages(evidence).items():
         HERE.joinpath(f"{name}.md").write_text(text, encoding="utf-8")

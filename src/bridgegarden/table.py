@@ -40,13 +40,14 @@ def plus_minus(mean: float, half: float) -> tuple[str, str]:
 def share_parts(mean: float, interval: tuple[float, float]) -> tuple[str, str]:
     """A share and what it may be, in per cent without the sign: ``61.2``, ``± 4.1``.
 
-    At 0 and 1 it can be wrong on one side only: ``100.0``, ``≥ 73.5``.
+    At 0 and 1 it can be wrong on one side only: ``100.0``, ``≥ 73.5``. An interval that ends there has no middle, and
+    both its ends are said: ``34``, ``[0, 81]``.
     """
     low, high = interval
     if mean in (0.0, 1.0) and low < high:
         return f"{100 * mean:.1f}", f"≤ {100 * high:.2g}" if mean == 0 else f"≥ {100 * low:.3g}"
     shown, half = plus_minus(100 * mean, 50 * (high - low))
-    return shown, f"± {half}"
+    return shown, f"± {half}" if low > 0 and high < 1 else f"[{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def probability(share: float) -> str:

@@ -54,6 +54,17 @@ def test_a_mean_is_over_seeds_of_the_means_over_problems():
     assert found.interval.low < found.value < found.interval.high
 
 
+@pytest.mark.parametrize(
+    ("quantity", "ends"), [("sampled", (0.0, 1.0)), ("accepted", (0.0, 1.0)), ("student_loss", None)]
+)
+def test_a_share_is_said_to_lie_between_0_and_1_however_far_apart_two_seeds_are(quantity, ends):
+    """Student's t of one degree of freedom is 13 standard errors wide; a loss may be below zero by it."""
+    result = with_runs(lambda run: rescored(run, quantity, {str(i): float(i < 5 + 10 * run.seed) for i in range(20)}))
+    result = replace(result, runs=tuple(run for run in result.runs if run.seed < 2))
+    interval = summary(result, "soft", quantity).interval
+    assert interval == ends if ends else interval.low < 0 and interval.high > 1
+
+
 def test_every_task_counts_the_same_however_many_problems_it_has():
     scores = {**{f"many/many/{i}": 1.0 for i in range(90)}, **{f"few/few/{i}": 0.0 for i in range(10)}}
     result = with_runs(lambda run: rescored(run, "sampled", scores))

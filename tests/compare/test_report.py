@@ -147,6 +147,8 @@ def test_every_printed_half_is_half_of_an_interval(quantity):
 
 def test_a_share_stands_with_half_of_its_interval():
     assert percent(0.5, 0.4, 0.6) == "50 ± 10 %"
+    assert percent(0.5, 0.0, 0.9) == "50 [0, 90] %"
+    assert percent(0.9, 0.7, 1.0) == "90 [70, 100] %"
 
 
 def test_the_file_for_readers_says_command_findings_and_differences():

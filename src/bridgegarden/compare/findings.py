@@ -109,7 +109,11 @@ def summary(result: CompareResult, objective: str, quantity: Quantity) -> Mean:
         return Mean(value=alike, interval=exact_share(round(alike * problems), problems), by_seed=means)
     zeros: list[Scores] = [dict.fromkeys(seed, 0.0) for seed in scores.values()]
     found = paired_difference(list(scores.values()), zeros)
-    return Mean(value=found.mean, interval=found.interval, by_seed=means, p=found.p)
+    interval = found.interval
+    if quantity in QUALITIES or quantity in ACCEPTED:
+        # Student's t of two seeds does not know that a share lies between 0 and 1.
+        interval = Interval(max(interval.low, 0.0), min(interval.high, 1.0))
+    return Mean(value=found.mean, interval=interval, by_seed=means, p=found.p)
 
 
 @_remembered
@@ -286,9 +290,9 @@ def sentences(result: CompareResult) -> list[str]:
 
 
 def percent(value: float, low: float, high: float) -> str:
-    """A share with half its interval; or with what it may be where all were right or wrong."""
+    """A share with half its interval; or with what it may be, where that ends at 0 or 1."""
     mean, rest = share_parts(value, (low, high))
-    return f"{mean} {rest} %" if rest.startswith("±") else f"{mean} % ({rest} %)"
+    return f"{mean} {rest} %" if rest.startswith(("±", "[")) else f"{mean} % ({rest} %)"
 
 
 def times(ratio: float) -> str:
