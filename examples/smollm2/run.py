@@ -1,7 +1,7 @@
 """The whole SmolLM2 example: problems, a teacher that can solve most of them, and students by many objectives.
 
     python examples/smollm2/run.py --size rehearsal   # shows that everything runs; teaches nothing
-    python examples/smollm2/run.py                    # two tasks, four objectives, two seeds: a night on two cores
+    python examples/smollm2/run.py                    # two tasks, four objectives, two seeds: two hours of two cores
     python examples/smollm2/run.py --size full        # eight tasks, eleven objectives, three seeds: for a GPU
 
 Interrupted, the same command goes on where it stopped.
