@@ -144,6 +144,7 @@ def test_no_limit_can_be_lifted():
     assert "allowed" not in found
 
 
+@pytest.mark.slow
 def test_an_infinite_loop_ends_in_time():
     began = time.monotonic()
     verdict = attempt("while True:\n    pass")
@@ -156,6 +157,7 @@ def test_sleep_is_limited_by_the_clock():
     assert verdict == (False, "it took too long")
 
 
+@pytest.mark.slow
 def test_nothing_outlives_a_killed_run_whatever_it_does_to_its_signals(tmp_path):
     """The candidate holds a pipe of this test's open for as long as it lives."""
     reader, writer = os.pipe()

@@ -16,6 +16,8 @@ from tests.export.models import random_model
 from tests.run.served import run
 from tests.tiny import VOCABULARY, save_tiny, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 
 

@@ -314,6 +314,7 @@ for dtype in ("*bf16", "*fp32"):
 """
 
 
+@pytest.mark.slow
 def test_every_kernel_compiles_for_a_gpu_where_there_is_none(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)

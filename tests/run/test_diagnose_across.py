@@ -15,6 +15,8 @@ from bridgegarden.teacher.translation.byte_view import ByteView
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 from tests.tokenizer_pairs import ROWS, ones, threes
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--samples", "1", "--max-new-tokens", "10"]
 
 

@@ -33,6 +33,8 @@ from tests.tiny import CHAT_TEMPLATE, save_tiny, tiny_model, tiny_tokenizer
 from tests.tokenizer_pairs import HEADERS, ones, thinks, threes
 from tests.tokenizer_pairs import ROWS as WORDS
 
+pytestmark = pytest.mark.slow
+
 STUDENTS = {"bytes": tiny_tokenizer, "ones": ones, "thinks": thinks}
 
 

@@ -272,6 +272,7 @@ generate(Questions(rows=rows), Slow(batch=4, cut={{5}}), Path(sys.argv[1]), Deco
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_resumed_it_writes_the_same_bytes(tmp_path):
     program = [sys.executable, "-c", SLOW.format(root=str(Path(__file__).parents[2]))]
     output, random_moment = tmp_path / "killed.jsonl", random.Random(0)

@@ -19,6 +19,8 @@ from bridgegarden.lab.map.confirm import (
     terminal_tables,
 )
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = ConfirmSettings(
     arms=("hard", "soft", "confidence"),
     seeds=2,
