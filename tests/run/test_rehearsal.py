@@ -56,15 +56,15 @@ def test_a_setting_that_a_library_would_refuse_later_is_named_before_anything_is
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiler_that_is_not_installed_is_missed_before_anything_is_loaded(tmp_path, monkeypatch):
     import torch._inductor.config
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     torch._dynamo.reset()
-    with pytest.raises(ConfigError, match=r"^training\.torch_compile: True ") as refused:
+    # monkeypatch would take the setting away when it is done, for all tests that come after.
+    compiler = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with compiler, pytest.raises(ConfigError, match=r"^training\.torch_compile: True ") as refused:
         check_settings(changed(with_training(tmp_path), torch_compile=True))
     assert "\n" not in str(refused.value)
 
