@@ -1,7 +1,9 @@
 """The code that the documentation shows: run, dry-run or checked, as ``tests/documented.py`` says."""
 
+import ast
 import json
 import re
+import shlex
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -300,3 +302,37 @@ def test_where_a_command_writes_is_read_and_what_a_comment_says_is_not():
         (["env", "my.yaml"], "a.txt"),
         (["env", "my.yaml"], None),
     ]
+
+
+def named_tests(place: Path) -> list[tuple[str, bool]]:
+    """The tests of a file or folder by name, and whether they are slow ones, which pytest leaves out unless asked."""
+    found = []
+    for path in sorted(place.rglob("test_*.py")) if place.is_dir() else [place]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        named = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name.startswith("test_")]
+        whole = [n for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "pytestmark"]
+        all_slow = any("mark.slow" in ast.unparse(n) for n in whole)
+        found += [(n.name, all_slow or any("mark.slow" in ast.unparse(d) for d in n.decorator_list)) for n in named]
+    return found
+
+
+COMMANDS = [
+    pytest.param(" ".join(typed.split()), id=f"{page.name}: {' '.join(typed.split())}")
+    for page in sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/*.md"), ROOT / "README.md"])
+    for typed in re.findall(r"`(pytest\s[^`]*tests/[^`]*)`", page.read_text(encoding="utf-8"))
+]
+
+
+@pytest.mark.parametrize("typed", COMMANDS)
+def test_a_pytest_command_runs_what_it_names_and_asks_for_slow_tests_where_they_are_meant(typed):
+    words = shlex.split(typed)
+    places = [ROOT / word for word in words if word.startswith("tests/")]
+    asked, chosen = (words[words.index(option) + 1] if option in words else "" for option in ("-m", "-k"))
+    tests = [one for place in places for one in named_tests(place)]
+    # What is chosen may be a parameter, too: of words that are in no name nothing is known.
+    meant = [one for one in tests if all(word in one[0] for word in chosen.split(" and "))] or tests
+    assert meant, "there are none"
+    if asked == "slow":
+        assert any(slow for _, slow in meant), "none of them is slow"
+    elif not asked:
+        assert sum(slow for _, slow in meant) < len(meant) / 2, "most are slow and would be skipped: add -m slow"

@@ -122,6 +122,7 @@ def _solve(worlds: Worlds, weights: Weights, problems: Problems) -> _Solved:
         shape = inputs.shape[:-1]
         inputs = inputs.flatten(0, -2).expand(len(weights.first), -1, -1)
         hidden = hidden_states(weights, inputs)
+        # To the last bit as torch has it: an oracle ranks places by kappa, and rounding would order equal ones anew.
         return logits_at(weights, ("wording", "value")[place % 2], hidden).double().log_softmax(-1).unflatten(2, shape)
 
     logq = _table(world, problems, log_probs)
